@@ -1,0 +1,1 @@
+"""pyllama2: run Llama-2-family models on one machine."""

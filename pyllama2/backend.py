@@ -1,0 +1,168 @@
+"""The contract between a model and the device it runs on, and the choice of a device.
+
+    weights (immutable)  Backend      one per loaded model
+    keys and values      KVCache      mutable, any number per backend
+    work                 Batch        n tokens of any sequences at any positions
+
+One call of forward() serves prefill, decode, batched decode, mixtures of them, and the
+verification of guessed tokens. Positions belong to the caller, so rewinding a sequence costs
+nothing. The result for a token depends only on its own sequence: to the bit, neither on what
+else is in the batch nor on the number of threads.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import ModelConfig
+from .errors import BackendUnavailableError
+from .modelfile import ModelFile
+
+# Adding a backend adds one line: device -> "module:class". "auto" takes the first usable one.
+_REGISTRY = {
+    "cuda": "pyllama2._gpu:CudaBackend",
+    "cpu": "pyllama2._cpu:CpuBackend",
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """n tokens, m of which want logits. All arrays are int32 and one-dimensional.
+
+    tokens     (n,) token ids
+    rows       (n,) the row of the KV cache (the sequence) each token belongs to
+    positions  (n,) its position in that sequence; a row's positions ascend within one batch
+    outputs    (m,) indices into tokens of those whose logits are wanted
+    """
+
+    tokens: NDArray[np.int32]
+    rows: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    outputs: NDArray[np.int32]
+
+    @classmethod
+    def of_sequence(cls, tokens: list[int], row: int = 0, start: int = 0, outputs: str = "last") -> Batch:
+        """Consecutive tokens of one sequence; outputs is "last", "all" or "none"."""
+        n = len(tokens)
+        wanted = {"last": np.arange(n - 1, n), "all": np.arange(n), "none": np.arange(0)}[outputs]
+        return cls(
+            np.asarray(tokens, np.int32),
+            np.full(n, row, np.int32),
+            np.arange(start, start + n, dtype=np.int32),
+            wanted.astype(np.int32),
+        )
+
+    def check(self, config: ModelConfig, cache: KVCache) -> None:
+        """Raise ValueError or TypeError unless every index is in bounds: what compiled code relies on."""
+        n = len(self.tokens)
+        for name in ("tokens", "rows", "positions", "outputs"):
+            array = getattr(self, name)
+            if not isinstance(array, np.ndarray) or array.dtype != np.int32 or array.ndim != 1:
+                raise TypeError(f"{name} must be a one-dimensional int32 array")
+        if len(self.rows) != n or len(self.positions) != n:
+            raise ValueError("tokens, rows and positions must have the same length")
+        _check_range("tokens", self.tokens, config.vocab_size)
+        _check_range("rows", self.rows, cache.n_rows)
+        _check_range("positions", self.positions, cache.max_seq_len)
+        _check_range("outputs", self.outputs, n)
+        if n > 1:
+            # A token sees the cache up to its own position, so a row's earlier tokens must come first.
+            order = np.argsort(self.rows, kind="stable")
+            same_row = np.diff(self.rows[order]) == 0
+            if np.any(same_row & (np.diff(self.positions[order]) <= 0)):
+                raise ValueError("positions of one row must ascend within a batch")
+
+
+def _check_range(name: str, array: NDArray[np.int32], stop: int) -> None:
+    if array.size and (array.min() < 0 or array.max() >= stop):
+        raise ValueError(f"{name} must lie in 0 .. {stop - 1}")
+
+
+class KVCache(ABC):
+    """Keys and values of n_rows sequences of up to max_seq_len tokens each."""
+
+    n_rows: int
+    max_seq_len: int
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes reserved for keys and values."""
+
+    @abstractmethod
+    def copy_prefix(self, src_row: int, dst_row: int, length: int) -> None:
+        """Make the first length positions of dst_row those of src_row."""
+
+    @abstractmethod
+    def save_row(self, row: int, length: int) -> dict[str, NDArray]:
+        """Copies of the first length positions: "keys" and "values", (n_layers, n_kv_heads, length, head_dim)."""
+
+    @abstractmethod
+    def load_row(self, row: int, arrays: dict[str, NDArray]) -> None:
+        """Put back what save_row() gave."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the memory back. The cache cannot be used afterwards."""
+
+
+class Backend(ABC):
+    """The weights of one model, resident on one device."""
+
+    config: ModelConfig
+
+    @classmethod
+    @abstractmethod
+    def unavailable_reason(cls) -> str | None:
+        """None when this backend can run here, else one sentence that says what to install."""
+
+    @abstractmethod
+    def __init__(self, model: ModelFile, *, n_threads: int | None = None, kv_dtype: str | None = None) -> None: ...
+
+    @abstractmethod
+    def new_cache(self, n_rows: int, max_seq_len: int) -> KVCache:
+        """An empty cache."""
+
+    @abstractmethod
+    def forward(
+        self, batch: Batch, cache: KVCache, poll: Callable[[], None] | None = None
+    ) -> NDArray[np.float32]:
+        """Logits (m, vocab_size) of batch.outputs; appends keys and values of all tokens to the cache.
+
+        poll() is called now and then; an exception it raises ends the computation (the cache then
+        holds some of the batch's keys and values, at the batch's own positions only). Ctrl-C does so too.
+        Raises ValueError for indices out of bounds.
+        """
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Facts for people: device, threads or SM count, instruction set, bytes resident."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the weights and of all scratch memory."""
+
+
+def select(device: str = "auto") -> tuple[type[Backend], str]:
+    """The backend class for "auto", "cpu" or "cuda", and a sentence that says why this one.
+
+    Raises ValueError for an unknown device and BackendUnavailableError for one that cannot run here.
+    """
+    if device != "auto" and device not in _REGISTRY:
+        raise ValueError(f"device must be auto, {' or '.join(sorted(_REGISTRY))}, not {device!r}")
+    reasons = []
+    for name in _REGISTRY if device == "auto" else [device]:
+        module, _, class_name = _REGISTRY[name].partition(":")
+        backend: type[Backend] = getattr(importlib.import_module(module), class_name)
+        reason = backend.unavailable_reason()
+        if reason is None:
+            return backend, f"using {name}" + (f" ({'; '.join(reasons)})" if reasons else "")
+        reasons.append(f"no {name}: {reason}")
+    raise BackendUnavailableError(f"device {device!r} cannot be used: {'; '.join(reasons)}")

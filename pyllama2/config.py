@@ -1,0 +1,200 @@
+"""ModelConfig: the dimensions of a Llama, validated once. Nothing else holds dimensions.
+
+Used by every other module; imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
+
+# Bounds far above any Llama, low enough that products of two of them fit in 63 bits.
+_MAX_WIDTH = 1 << 20
+_MAX_VOCAB = 1 << 24
+_MAX_LAYERS = 4096
+_MAX_CONTEXT = 1 << 26
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotation frequencies are stretched for contexts longer than the trained one.
+
+    kind "linear" divides every frequency by factor. kind "llama3" divides the low
+    frequencies by factor, keeps the high ones, and blends in between; the bounds are
+    wavelengths original_max_seq_len / low_freq_factor and / high_freq_factor
+    (source: Llama 3.1's reference code).
+    """
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_seq_len: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "llama3"):
+            raise ValueError(f"rope scaling {self.kind!r} is not supported (linear and llama3 are)")
+        _check_float("rope scaling factor", self.factor, 1e-3, 1e6)
+        _check_float("low_freq_factor", self.low_freq_factor, 1e-6, 1e6)
+        _check_float("high_freq_factor", self.high_freq_factor, 1e-6, 1e6)
+        _check_int("original_max_seq_len", self.original_max_seq_len, 1, _MAX_CONTEXT)
+        if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError("high_freq_factor must be greater than low_freq_factor")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The dimensions and constants of one Llama.
+
+    dim            width of the residual stream
+    hidden_dim     width inside the feed-forward network
+    n_heads        query heads; n_kv_heads of keys and values, shared by n_heads / n_kv_heads queries
+    head_dim       width of one head (dim / n_heads in every Llama-2)
+    max_seq_len    longest sequence, in tokens, that the model was made for
+    norm_eps       added to the mean square in RMSNorm
+    rope_theta     base of the rotation frequencies
+    tied_embeddings  the output matrix is the embedding matrix
+
+    Raises ValueError when a value is out of range or two of them disagree.
+    """
+
+    dim: int
+    hidden_dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_seq_len: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    tied_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        _check_int("dim", self.dim, 1, _MAX_WIDTH)
+        _check_int("hidden_dim", self.hidden_dim, 1, _MAX_WIDTH)
+        _check_int("n_layers", self.n_layers, 1, _MAX_LAYERS)
+        _check_int("n_heads", self.n_heads, 1, _MAX_WIDTH)
+        _check_int("n_kv_heads", self.n_kv_heads, 1, _MAX_WIDTH)
+        _check_int("head_dim", self.head_dim, 2, 1024)
+        _check_int("vocab_size", self.vocab_size, 1, _MAX_VOCAB)
+        _check_int("max_seq_len", self.max_seq_len, 1, _MAX_CONTEXT)
+        _check_float("norm_eps", self.norm_eps, 0.0, 1.0)
+        _check_float("rope_theta", self.rope_theta, 1.0, 1e12)
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"n_heads ({self.n_heads}) is not a multiple of n_kv_heads ({self.n_kv_heads})"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim ({self.head_dim}) is odd; rotations need pairs")
+        if self.q_dim > _MAX_WIDTH:
+            raise ValueError(f"n_heads x head_dim ({self.q_dim}) is too large")
+        if not isinstance(self.tied_embeddings, bool):
+            raise ValueError("tied_embeddings must be true or false")
+
+    @property
+    def q_dim(self) -> int:
+        """Width of all query heads together."""
+        return self.n_heads * self.head_dim
+
+    @property
+    def kv_dim(self) -> int:
+        """Width of all key (or value) heads together."""
+        return self.n_kv_heads * self.head_dim
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of the model by its name, with its shape, in file order.
+
+        Matrices are (output rows, input columns); norms are (dim,). A tied model has no
+        output.weight.
+        """
+        dim, hidden = self.dim, self.hidden_dim
+        shapes: dict[str, tuple[int, ...]] = {"tok_embeddings.weight": (self.vocab_size, dim)}
+        for i in range(self.n_layers):
+            layer = f"layers.{i}."
+            shapes[layer + "attention_norm.weight"] = (dim,)
+            shapes[layer + "attention.wq.weight"] = (self.q_dim, dim)
+            shapes[layer + "attention.wk.weight"] = (self.kv_dim, dim)
+            shapes[layer + "attention.wv.weight"] = (self.kv_dim, dim)
+            shapes[layer + "attention.wo.weight"] = (dim, self.q_dim)
+            shapes[layer + "ffn_norm.weight"] = (dim,)
+            shapes[layer + "feed_forward.w1.weight"] = (hidden, dim)
+            shapes[layer + "feed_forward.w2.weight"] = (dim, hidden)
+            shapes[layer + "feed_forward.w3.weight"] = (hidden, dim)
+        shapes["norm.weight"] = (dim,)
+        if not self.tied_embeddings:
+            shapes["output.weight"] = (self.vocab_size, dim)
+        return shapes
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights."""
+        return sum(math.prod(shape) for shape in self.tensor_shapes().values())
+
+    def rope_frequencies(self) -> list[float]:
+        """Radians per position of each rotation pair, head_dim / 2 of them.
+
+        Pair i turns by theta^(-2i / head_dim) (RoFormer, arXiv:2104.09864), stretched as
+        rope_scaling says.
+        """
+        frequencies = [self.rope_theta ** (-2 * i / self.head_dim) for i in range(self.head_dim // 2)]
+        scaling = self.rope_scaling
+        if scaling is None:
+            return frequencies
+        if scaling.kind == "linear":
+            return [f / scaling.factor for f in frequencies]
+        return [_llama3_frequency(f, scaling) for f in frequencies]
+
+    def to_json(self) -> str:
+        """The config as a JSON object, as it stands in our file."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """The config of to_json(). Raises ValueError on unknown, missing or wrong fields."""
+        values = _known_fields(cls, json.loads(text))
+        if values.get("rope_scaling") is not None:
+            values["rope_scaling"] = RopeScaling(**_known_fields(RopeScaling, values["rope_scaling"]))
+        return cls(**values)
+
+
+def _known_fields(cls: type, values: Any) -> dict[str, Any]:
+    """values, checked to be an object with the fields of the dataclass cls: no other, none missing."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{cls.__name__} must be a JSON object")
+    for name in values:
+        if name not in {f.name for f in fields(cls)}:
+            raise ValueError(f"{cls.__name__} has no field {name[:40]!r}")
+    for field in fields(cls):
+        if field.default is MISSING and field.name not in values:
+            raise ValueError(f"{cls.__name__} lacks {field.name}")
+    return values
+
+
+def _llama3_frequency(frequency: float, scaling: RopeScaling) -> float:
+    wavelength = 2 * math.pi / frequency
+    # How many turns a pair makes over the original context: many = fine position, few = coarse.
+    turns = scaling.original_max_seq_len / wavelength
+    if turns < scaling.low_freq_factor:
+        return frequency / scaling.factor
+    if turns > scaling.high_freq_factor:
+        return frequency
+    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    return (1 - blend) * frequency / scaling.factor + blend * frequency
+
+
+def _check_int(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} must be an integer, not {str(value)[:40]!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be between {low} and {high}, not {str(value)[:40]}")
+
+
+def _check_float(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} must be a number, not {str(value)[:40]!r}")
+    if not low <= value <= high:  # also false for NaN
+        raise ValueError(f"{name} must be between {low} and {high}, not {str(value)[:40]}")

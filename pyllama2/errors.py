@@ -1,0 +1,25 @@
+"""The errors that pyllama2 raises on purpose.
+
+Wrong arguments are plain ValueError or TypeError; everything that depends on a
+file, a machine or a model is one of these. Each message is one sentence.
+"""
+
+
+class Pyllama2Error(Exception):
+    """Base class of every error below."""
+
+
+class CheckpointError(Pyllama2Error):
+    """A model or tokenizer file is missing, damaged, hostile or of a kind that is not supported."""
+
+
+class ContextLengthError(Pyllama2Error):
+    """More tokens than the context holds; the message has both numbers."""
+
+
+class BackendUnavailableError(Pyllama2Error):
+    """The device asked for cannot be used here; the message says what to install."""
+
+
+class NumericalError(Pyllama2Error):
+    """The model computed NaN or infinite logits; the message has the position."""
