@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,13 +130,11 @@ class Backend(ABC):
         """An empty cache."""
 
     @abstractmethod
-    def forward(
-        self, batch: Batch, cache: KVCache, poll: Callable[[], None] | None = None
-    ) -> NDArray[np.float32]:
+    def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
         """Logits (m, vocab_size) of batch.outputs; appends keys and values of all tokens to the cache.
 
-        poll() is called now and then; an exception it raises ends the computation (the cache then
-        holds some of the batch's keys and values, at the batch's own positions only). Ctrl-C does so too.
+        Any number of tokens: they are taken in chunks inside. Ctrl-C raises KeyboardInterrupt between two steps; the
+        cache then holds some of the batch's keys and values, at the batch's own positions only.
         Raises ValueError for indices out of bounds.
         """
 

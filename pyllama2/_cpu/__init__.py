@@ -1,0 +1,25 @@
+"""The CPU backend: Cython and OpenMP. backend.py is its face; kernels/ holds the inner loops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backend import CpuBackend
+from .quantizer import quantize_matrix as _quantize_matrix
+from .threads import default_threads
+
+__all__ = ["CpuBackend", "default_threads", "quantize_matrix"]
+
+
+def quantize_matrix(
+    matrix: NDArray[Any], type: str, group_size: int, n_threads: int | None = None
+) -> tuple[NDArray[Any], NDArray[np.float16]]:
+    """Codes and scales, laid out as weights.py says, of a float32 or float16 matrix (rows, columns).
+
+    Raises ValueError for another type than "q8" and "q4", another group size than 32, 64 and 128,
+    and numbers that are not finite.
+    """
+    return _quantize_matrix(matrix, type, group_size, n_threads or default_threads())

@@ -1,0 +1,81 @@
+"""CpuBackend: the Backend contract over the compiled forward pass."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backend import Backend, Batch, KVCache
+from ..modelfile import ModelFile
+from .cache import CpuKVCache
+from .forward import Forward
+from .threads import default_threads
+
+KV_DTYPES = ("float32", "float16")
+_MAX_THREADS = 1024
+
+
+class CpuBackend(Backend):
+    """A model on the CPU. Weights are used where they lie, in a mapped file or in memory.
+
+    n_threads  threads of the OpenMP team; None: default_threads()
+    kv_dtype   "float32" or "float16"; None: float32 for float32 models, else float16
+    """
+
+    @classmethod
+    def unavailable_reason(cls) -> str | None:
+        """None: every machine that could install this package has a CPU."""
+        return None
+
+    def __init__(self, model: ModelFile, *, n_threads: int | None = None, kv_dtype: str | None = None) -> None:
+        n_threads = default_threads() if n_threads is None else n_threads
+        if not 1 <= n_threads <= _MAX_THREADS:
+            raise ValueError(f"n_threads must be between 1 and {_MAX_THREADS}, not {n_threads}")
+        if kv_dtype is None:
+            kv_dtype = "float32" if model.quantization.type == "float32" else "float16"
+        if kv_dtype not in KV_DTYPES:
+            raise ValueError(f"kv_dtype must be {' or '.join(KV_DTYPES)} on the CPU, not {kv_dtype!r}")
+        self.config = model.config
+        self.kv_dtype = kv_dtype
+        self.n_threads = n_threads
+        self._weight_bytes = model.nbytes
+        self._forward: Forward | None = Forward(model, n_threads, os.environ.get("PYLLAMA2_CPU_ISA", ""))
+        self._lock = threading.Lock()  # one chunk at a time: scratch memory is shared
+
+    def new_cache(self, n_rows: int, max_seq_len: int) -> CpuKVCache:
+        """An empty cache."""
+        return CpuKVCache(self.config, n_rows, max_seq_len, self.kv_dtype)
+
+    def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
+        """Logits (m, vocab_size) of batch.outputs; appends all tokens to the cache."""
+        if not isinstance(cache, CpuKVCache):
+            raise TypeError("the cache belongs to another backend")
+        batch.check(self.config, cache)
+        with self._lock:
+            if self._forward is None:
+                raise ValueError("this backend is closed")
+            return self._forward.run(
+                batch.tokens, batch.rows, batch.positions, batch.outputs, cache.keys, cache.values
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Device, threads, instruction set and bytes in use."""
+        if self._forward is None:
+            raise ValueError("this backend is closed")
+        return {
+            "device": "cpu",
+            "n_threads": self.n_threads,
+            "isa": self._forward.isa,
+            "kv_dtype": self.kv_dtype,
+            "weight_bytes": self._weight_bytes,
+            "scratch_bytes": self._forward.scratch_bytes,
+        }
+
+    def close(self) -> None:
+        """Let go of the weights and of scratch memory."""
+        with self._lock:
+            self._forward = None

@@ -1,0 +1,22 @@
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..modelfile import ModelFile
+
+class Forward:
+    def __init__(self, model: ModelFile, n_threads: int, isa: str) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def scratch_bytes(self) -> int: ...
+    def run(
+        self,
+        tokens: NDArray[np.int32],
+        rows: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        outputs: NDArray[np.int32],
+        keys: NDArray[Any],
+        values: NDArray[Any],
+    ) -> NDArray[np.float32]: ...

@@ -1,0 +1,100 @@
+"""Quantizers: a float matrix to the codes and scales of weights.py, in parallel over blocks of 8 rows.
+
+Called by convert.py for every matrix of a model.
+"""
+
+from cython.parallel cimport parallel, prange
+from libc.math cimport isnan
+from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t
+from libc.string cimport memcpy, memset
+
+import numpy as np
+
+from ..weights import GROUP_SIZES, packed_shapes
+from .kernels cimport MAX_GROUP, QUAD, ROW_BLOCK, Kernels, float_to_half, kernels_find
+
+
+cdef struct Source:
+    const void *data      # (rows, columns)
+    bint half             # float16, else float32
+    int64_t rows
+    int64_t columns
+
+
+def quantize_matrix(matrix, str type, int group_size, int n_threads, str isa=""):
+    """Codes and scales of a float32 or float16 matrix (rows, columns).
+
+    type is "q8" or "q4". Returns (codes, scales) of weights.packed_shapes(). Raises ValueError when
+    a number is not finite or too large for a float16 scale.
+    """
+    if type not in ("q8", "q4") or group_size not in GROUP_SIZES:
+        raise ValueError(f"cannot quantize to {type!r} with groups of {group_size}")
+    if matrix.ndim != 2 or matrix.dtype not in (np.float32, np.float16):
+        raise ValueError("only a float32 or float16 matrix can be quantized")
+    matrix = np.ascontiguousarray(matrix)
+    cdef bytes name = isa.encode()
+    cdef const Kernels *kernels = kernels_find(name)
+    if kernels is NULL:
+        raise ValueError(f"this CPU has no instruction set {isa!r}")
+    codes_shape, scales_shape = packed_shapes(type, matrix.shape, group_size)
+    codes = np.empty(codes_shape, np.int8 if type == "q8" else np.uint8)
+    scales = np.empty(scales_shape, np.float16)
+    cdef Source source
+    cdef size_t address = matrix.ctypes.data
+    cdef uint8_t[::1] codes_view = codes.reshape(-1).view(np.uint8)
+    cdef uint16_t[:, ::1] scales_view = scales.view(np.uint16).reshape(scales_shape[0], -1)
+    cdef int64_t block, n_blocks = scales_shape[0], block_bytes = codes.nbytes // max(n_blocks, 1)
+    cdef bint q4 = type == "q4"
+    cdef int bad = 0
+    source.data, source.half = <const void *> address, matrix.dtype == np.float16
+    source.rows, source.columns = matrix.shape
+    if codes.size == 0:
+        return codes, scales
+    for block in prange(n_blocks, nogil=True, num_threads=n_threads, schedule="static"):
+        bad += quantize_block(kernels, &source, q4, group_size, block, &codes_view[block * block_bytes],
+                              &scales_view[block, 0])
+    if bad:
+        raise ValueError(f"{bad} groups of numbers are not finite or too large for {type}")
+    return codes, scales
+
+
+cdef int quantize_block(const Kernels *kernels, const Source *source, bint q4, int group_size, int64_t block,
+                        uint8_t *codes, uint16_t *scales) noexcept nogil:
+    """One block of 8 rows, group after group. Returns the number of groups that could not be quantized."""
+    cdef float[MAX_GROUP] values
+    cdef uint8_t[MAX_GROUP] row_codes
+    cdef int64_t g, groups = (source.columns + group_size - 1) // group_size
+    cdef int64_t group_bytes = group_size * ROW_BLOCK // (2 if q4 else 1)
+    cdef int r, i, j, half = group_size // 2, bad = 0
+    cdef float scale
+    cdef uint8_t *target
+    for g in range(groups):
+        target = codes + g * group_bytes
+        for r in range(ROW_BLOCK):
+            load_group(kernels, source, block * ROW_BLOCK + r, g * group_size, group_size, values)
+            if q4:
+                scale = kernels.quantize_group_q4(values, group_size, row_codes)
+                for i in range(half):
+                    target[i // QUAD * QUAD * ROW_BLOCK + r * QUAD + i % QUAD] = (
+                        row_codes[i] | row_codes[half + i] << 4)
+            else:
+                scale = kernels.quantize_group_q8(values, group_size, <int8_t *> row_codes)
+                for j in range(group_size // QUAD):
+                    memcpy(target + j * QUAD * ROW_BLOCK + r * QUAD, row_codes + j * QUAD, QUAD)
+            if isnan(scale):
+                bad += 1
+            scales[g * ROW_BLOCK + r] = float_to_half(scale)
+    return bad
+
+
+cdef inline void load_group(const Kernels *kernels, const Source *source, int64_t row, int64_t column, int group_size,
+                            float *values) noexcept nogil:
+    """values (group_size,) of one row as float32, zeros beyond the matrix."""
+    cdef int64_t count = 0
+    if row < source.rows:
+        count = min(<int64_t> group_size, source.columns - column)
+        if source.half:
+            kernels.widen_f16(<const uint16_t *> source.data + row * source.columns + column, values, count)
+        else:
+            memcpy(values, <const float *> source.data + row * source.columns + column, count * sizeof(float))
+    memset(values + count, 0, (group_size - count) * sizeof(float))

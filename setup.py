@@ -1,0 +1,45 @@
+"""Builds the Cython extensions of pyllama2._cpu; all else stands in pyproject.toml.
+
+No -march: the kernels choose their instruction set at run time, so that one wheel serves every CPU.
+"""
+
+import os
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+# -ffp-contract=off: results must not depend on what the compiler chooses to fuse.
+# -Wno-psabi: vectors are passed to inlined functions only.
+COMPILE = ["-O3", "-std=gnu11", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi", "-Wno-unused-function"]
+LINK = ["-fopenmp"]
+
+if sanitize := os.environ.get("PYLLAMA2_SANITIZE"):  # e.g. "address,undefined"; see CONTRIBUTING.md
+    COMPILE += ["-O1", "-g", f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+    LINK += [f"-fsanitize={sanitize}"]
+
+MODULES = ("matrix", "attention", "forward", "quantizer")
+HEADERS = ["kernels.h", "portable.h", "scalar.h", "avx2.h"]
+
+setup(
+    ext_modules=cythonize(
+        [
+            Extension(
+                f"pyllama2._cpu.{module}",
+                [f"pyllama2/_cpu/{module}.pyx"],
+                depends=[f"pyllama2/_cpu/kernels/{header}" for header in HEADERS],
+                include_dirs=["pyllama2/_cpu"],
+                define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+                extra_compile_args=COMPILE,
+                extra_link_args=LINK,
+            )
+            for module in MODULES
+        ],
+        compiler_directives={
+            "language_level": "3",
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+            "initializedcheck": False,
+        },
+    )
+)
