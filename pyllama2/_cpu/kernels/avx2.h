@@ -14,7 +14,11 @@
 /* Keeps the accumulator in its register here: GCC otherwise moves the additions below all the products and spills. */
 #define KEEP(x) __asm__("" : "+x"(x))
 
-PORTABLE_KERNELS(avx2, AVX2)
+#define NAME(f) f##_avx2
+#define TARGET AVX2
+#define MIN8(a, b) ((v8f)_mm256_min_ps((__m256)(a), (__m256)(b)))
+#define MAX8(a, b) ((v8f)_mm256_max_ps((__m256)(a), (__m256)(b)))
+#include "portable.h"
 
 AVX2 static void widen_f16_avx2(const uint16_t *x, float *y, int64_t n) {
   int64_t i = 0;

@@ -1,6 +1,7 @@
 /* The inner loops of the CPU backend: one table of functions per instruction set.
  *
- * portable.h   steps written once with vector types, compiled again for every instruction set
+ * vector.h     vector types, and float16 by hand
+ * portable.h   steps written once with vector types, included by every table
  * scalar.h     the table for any machine, and the definition of what each function computes
  * avx2.h       the table for x86-64 with AVX2, FMA and F16C
  *
@@ -70,7 +71,8 @@ typedef struct {
   float (*quantize_group_q4)(const float *x, int group_size, uint8_t *codes);
 } Kernels;
 
-#include "portable.h"
+#include "vector.h"
+
 #include "scalar.h"
 #if defined(__x86_64__)
 #include "avx2.h"

@@ -1,73 +1,14 @@
-/* Steps written once with GCC's and Clang's vector types; each table compiles them for its own instruction set.
+/* Steps written once with GCC's and Clang's vector types. Each table includes this file with
+ *
+ *   NAME(f)           f with the table's suffix
+ *   TARGET            the attribute that selects its instruction set
+ *   MIN8(a, b), MAX8  of two v8f, since compilers make no single instruction of a comparison and a choice
  *
  * Sums run in eight lanes that are added at the end in one fixed order, so that the bits depend neither on the
  * instruction set nor on how the compiler unrolls.
  */
-#ifndef PYLLAMA2_PORTABLE_H
-#define PYLLAMA2_PORTABLE_H
 
-#define INLINE static inline __attribute__((always_inline))
-
-typedef float v8f __attribute__((vector_size(32)));
-typedef int32_t v8i __attribute__((vector_size(32)));
-
-/* Macros rather than functions where a vector would be passed by value: its calling convention changes with the
- * instruction set. */
-#define V8F(x) ((v8f){(x), (x), (x), (x), (x), (x), (x), (x)})
-#define LOAD8(p) (*(const v8f_unaligned *)(p))
-#define STORE8(p, v) (*(v8f_unaligned *)(p) = (v))
-#define SUM8(v) ((((v)[0] + (v)[4]) + ((v)[2] + (v)[6])) + (((v)[1] + (v)[5]) + ((v)[3] + (v)[7])))
-/* mask ? a : b, where mask is the result of a comparison */
-#define SELECT8(mask, a, b) ((v8f)(((v8i)(mask) & (v8i)(a)) | (~(v8i)(mask) & (v8i)(b))))
-
-typedef v8f v8f_unaligned __attribute__((aligned(4), may_alias));
-
-/* Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even, for |x| < 2^22. */
-#define ROUNDER 12582912.0f
-
-INLINE float half_to_float(uint16_t h) {
-  uint32_t sign = (uint32_t)(h & 0x8000) << 16, magnitude = h & 0x7fff, bits;
-  if (magnitude >= 0x7c00) {
-    bits = sign | 0x7f800000 | (magnitude & 0x3ff) << 13;
-  } else {
-    float f;
-    bits = magnitude << 13;
-    memcpy(&f, &bits, 4);
-    f *= 0x1p112f; /* moves the exponent's bias from 15 to 127, subnormals included */
-    memcpy(&bits, &f, 4);
-    bits |= sign;
-  }
-  float result;
-  memcpy(&result, &bits, 4);
-  return result;
-}
-
-INLINE uint16_t float_to_half(float f) { /* nearest, ties to even; too large becomes infinity */
-  uint32_t bits;
-  memcpy(&bits, &f, 4);
-  uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
-  bits &= 0x7fffffff;
-  if (bits > 0x7f800000) return sign | 0x7e00;
-  if (bits >= 0x477ff000) return sign | 0x7c00;
-  if (bits < 0x38800000) { /* a subnormal half: adding 0.5 leaves it in the lowest bits, rounded */
-    float magnitude;
-    memcpy(&magnitude, &bits, 4);
-    magnitude += 0.5f;
-    memcpy(&bits, &magnitude, 4);
-    return sign | (uint16_t)(bits - 0x3f000000);
-  }
-  return sign | (uint16_t)((bits + 0xfff + (bits >> 13 & 1) - 0x38000000) >> 13);
-}
-
-INLINE void widen_f16_body(const uint16_t *x, float *y, int64_t n) {
-  for (int64_t i = 0; i < n; i++) y[i] = half_to_float(x[i]);
-}
-
-INLINE void narrow_f16_body(const float *x, uint16_t *y, int64_t n) {
-  for (int64_t i = 0; i < n; i++) y[i] = float_to_half(x[i]);
-}
-
-INLINE void rms_norm_body(const float *x, const float *w, float eps, int64_t n, float *y) {
+TARGET static void NAME(rms_norm)(const float *x, const float *w, float eps, int64_t n, float *y) {
   v8f lanes = V8F(0.0f);
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) lanes += LOAD8(x + i) * LOAD8(x + i);
@@ -79,7 +20,7 @@ INLINE void rms_norm_body(const float *x, const float *w, float eps, int64_t n, 
 
 /* e^x within 2 units in the last place; 0 below -87.3, infinity above 88.7, NaN for NaN.
  * e^x = 2^k e^r with |r| <= ln(2)/2 and a polynomial for e^r. */
-INLINE void exp8(const v8f *in, v8f *out) {
+TARGET INLINE void NAME(exp8)(const v8f *in, v8f *out) {
   v8f x = *in;
   v8f clamped = SELECT8(x > V8F(88.0f), V8F(88.0f), x);
   clamped = SELECT8(clamped < V8F(-87.0f), V8F(-87.0f), clamped);
@@ -102,27 +43,27 @@ INLINE void exp8(const v8f *in, v8f *out) {
   *out = SELECT8(x == x, p, x);
 }
 
-INLINE void silu_product_body(float *gate, const float *x, int64_t n) {
+TARGET static void NAME(silu_product)(float *gate, const float *x, int64_t n) {
   for (int64_t i = 0; i < n; i += 8) {
     float g[8] = {0}, u[8] = {0};
     int64_t m = n - i < 8 ? n - i : 8;
     memcpy(g, gate + i, (size_t)m * 4);
     memcpy(u, x + i, (size_t)m * 4);
     v8f z = LOAD8(g), e = -z;
-    exp8(&e, &e);
+    NAME(exp8)(&e, &e);
     STORE8(g, z / (V8F(1.0f) + e) * LOAD8(u));
     memcpy(gate + i, g, (size_t)m * 4);
   }
 }
 
-INLINE float exp_sum_body(float *scores, float maximum, int64_t n) {
+TARGET static float NAME(exp_sum)(float *scores, float maximum, int64_t n) {
   v8f lanes = V8F(0.0f);
   for (int64_t i = 0; i < n; i += 8) {
     float s[8] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY};
     int64_t m = n - i < 8 ? n - i : 8;
     memcpy(s, scores + i, (size_t)m * 4);
     v8f e = LOAD8(s) - V8F(maximum);
-    exp8(&e, &e);
+    NAME(exp8)(&e, &e);
     lanes += e;
     STORE8(s, e);
     memcpy(scores + i, s, (size_t)m * 4);
@@ -130,7 +71,7 @@ INLINE float exp_sum_body(float *scores, float maximum, int64_t n) {
   return SUM8(lanes);
 }
 
-INLINE void weighted_sum_body(float *out, float keep, const float *p, const float *values, int64_t n, int64_t dim) {
+TARGET static void NAME(weighted_sum)(float *out, float keep, const float *p, const float *values, int64_t n, int64_t dim) {
   int64_t d = 0;
   for (; d + 32 <= dim; d += 32) {
     v8f a = LOAD8(out + d) * V8F(keep), b = LOAD8(out + d + 8) * V8F(keep);
@@ -156,7 +97,7 @@ INLINE void weighted_sum_body(float *out, float keep, const float *p, const floa
 }
 
 /* Largest magnitude of n numbers, n a multiple of 8. NaN counts as infinite. */
-INLINE float largest_magnitude(const float *x, int64_t n) {
+TARGET INLINE float NAME(largest_magnitude)(const float *x, int64_t n) {
   v8i largest = {0};
   for (int64_t i = 0; i < n; i += 8) {
     v8i magnitude = (v8i)LOAD8(x + i) & 0x7fffffff; /* ordered like the floats */
@@ -169,86 +110,75 @@ INLINE float largest_magnitude(const float *x, int64_t n) {
   return most > 0x7f800000 ? INFINITY : result;
 }
 
-/* Nearest integers of x * factor, within +-limit. */
-INLINE void round8(const float *x, float factor, float limit, v8f *rounded) {
-  v8f v = LOAD8(x) * V8F(factor);
-  v = SELECT8(v > V8F(limit), V8F(limit), v);
-  v = SELECT8(v < V8F(-limit), V8F(-limit), v);
-  *rounded = v + V8F(ROUNDER) - V8F(ROUNDER);
+/* Nearest integers of x * factor, within low .. high, for n numbers, a multiple of 8. */
+TARGET INLINE void NAME(round_all)(const float *x, float factor, float low, float high, int n, float *rounded) {
+  for (int i = 0; i < n; i += 8) {
+    v8f v = LOAD8(x + i) * V8F(factor);
+    v = MAX8(MIN8(v, V8F(high)), V8F(low));
+    STORE8(rounded + i, v + V8F(ROUNDER) - V8F(ROUNDER));
+  }
 }
 
-INLINE void quantize_activations_body(const float *x, int64_t n, int64_t code_stride, int8_t *codes, float *scales,
+TARGET static void NAME(quantize_activations)(const float *x, int64_t n, int64_t code_stride, int8_t *codes, float *scales,
                                       int32_t *sums) {
   for (int64_t g = 0; g * ACT_GROUP < code_stride; g++) {
     float group[ACT_GROUP] = {0};
     int64_t left = n - g * ACT_GROUP;
     if (left > 0) memcpy(group, x + g * ACT_GROUP, (size_t)(left < ACT_GROUP ? left : ACT_GROUP) * 4);
-    float most = largest_magnitude(group, ACT_GROUP);
+    float most = NAME(largest_magnitude)(group, ACT_GROUP);
     float factor = most > 0.0f ? 127.0f / most : 0.0f;
     /* An infinite or NaN input makes the scale NaN, and with it every result: errors must stay visible. */
     scales[g] = most < INFINITY ? most / 127.0f : NAN;
     if (!(factor < INFINITY)) factor = 0.0f; /* magnitudes too small to divide by */
     int32_t sum = 0;
-    for (int i = 0; i < ACT_GROUP; i += 8) {
-      v8f rounded;
-      round8(group + i, factor, 127.0f, &rounded);
-      for (int k = 0; k < 8; k++) {
-        int32_t code = (int32_t)rounded[k];
-        codes[g * ACT_GROUP + i + k] = (int8_t)code;
-        sum += code;
-      }
+    NAME(round_all)(group, factor, -127.0f, 127.0f, ACT_GROUP, group);
+    for (int i = 0; i < ACT_GROUP; i++) {
+      int32_t code = (int32_t)group[i];
+      codes[g * ACT_GROUP + i] = (int8_t)code;
+      sum += code;
     }
     sums[g] = sum;
   }
 }
 
-INLINE float quantize_group_q8_body(const float *x, int group_size, int8_t *codes) {
-  float most = largest_magnitude(x, group_size);
+TARGET INLINE float NAME(quantize_group_constant_q8)(const float *x, const int group_size, int8_t *codes) {
+  float most = NAME(largest_magnitude)(x, group_size);
   float scale = half_to_float(float_to_half(most / 127.0f));
   if (!(scale < INFINITY)) return NAN;
-  float factor = scale > 0.0f ? 1.0f / scale : 0.0f;
-  for (int i = 0; i < group_size; i += 8) {
-    v8f rounded;
-    round8(x + i, factor, 127.0f, &rounded);
-    for (int k = 0; k < 8; k++) codes[i + k] = (int8_t)rounded[k];
-  }
+  float rounded[MAX_GROUP];
+  NAME(round_all)(x, scale > 0.0f ? 1.0f / scale : 0.0f, -127.0f, 127.0f, group_size, rounded);
+  for (int i = 0; i < group_size; i++) codes[i] = (int8_t)rounded[i];
   return scale;
-}
-
-/* Codes of x under scale 1 / factor, -8 .. 7. */
-INLINE void round_q4(const float *x, float factor, v8f *rounded) {
-  v8f v = LOAD8(x) * V8F(factor);
-  v = SELECT8(v > V8F(7.0f), V8F(7.0f), v);
-  v = SELECT8(v < V8F(-8.0f), V8F(-8.0f), v);
-  *rounded = v + V8F(ROUNDER) - V8F(ROUNDER);
 }
 
 /* The number of largest magnitude lands on code -8, whatever its sign, since -8 has no positive
  * counterpart. From scales around that one, each with its codes c, least squares finds the best scale
  * for those codes, sum(w x c) / sum(w c c), where the weights w = x^2 favour the numbers that matter;
  * the candidate that explains most, (sum w x c)^2 / sum(w c c), is kept. */
-INLINE float quantize_group_q4_body(const float *x, int group_size, uint8_t *codes) {
+TARGET INLINE float NAME(quantize_group_constant_q4)(const float *x, const int group_size, uint8_t *codes) {
   enum { CANDIDATES = 19 };
-  float most = largest_magnitude(x, group_size);
+  float most = NAME(largest_magnitude)(x, group_size);
   if (!(most < INFINITY)) return NAN;
-  float scale = 0.0f;
+  float rounded[MAX_GROUP], scale = 0.0f;
   if (most > 0.0f) {
-    float unit[MAX_GROUP]; /* x within +-1, so that squares neither overflow nor vanish */
+    float unit[MAX_GROUP], square[MAX_GROUP], cube[MAX_GROUP]; /* within +-1: no overflow */
     float sign = 1.0f;
     for (int i = 0; i < group_size; i++) {
       unit[i] = x[i] / most;
-      if (fabsf(unit[i]) == 1.0f) sign = unit[i];
+      square[i] = unit[i] * unit[i];
+      cube[i] = square[i] * unit[i];
     }
+    for (int i = 0; i < group_size; i++)
+      if (square[i] == 1.0f) sign = unit[i];
     float explained = 0.0f;
     for (int candidate = 0; candidate < CANDIDATES; candidate++) {
       float factor = -sign * (8.0f + 0.1f * (float)(candidate - CANDIDATES / 2));
+      NAME(round_all)(unit, factor, -8.0f, 7.0f, group_size, rounded);
       v8f xc = V8F(0.0f), cc = V8F(0.0f);
       for (int i = 0; i < group_size; i += 8) {
-        v8f code, v = LOAD8(unit + i);
-        round_q4(unit + i, factor, &code);
-        v8f weighted = v * v * code;
-        xc += weighted * v;
-        cc += weighted * code;
+        v8f code = LOAD8(rounded + i);
+        xc += LOAD8(cube + i) * code;
+        cc += LOAD8(square + i) * code * code;
       }
       float sum_xc = SUM8(xc), sum_cc = SUM8(cc);
       if (sum_xc * sum_xc > explained * sum_cc) {
@@ -259,38 +189,25 @@ INLINE float quantize_group_q4_body(const float *x, int group_size, uint8_t *cod
   }
   scale = half_to_float(float_to_half(scale));
   if (!(fabsf(scale) < INFINITY)) return NAN;
-  float factor = scale != 0.0f ? 1.0f / scale : 0.0f;
-  for (int i = 0; i < group_size; i += 8) {
-    v8f code;
-    round_q4(x + i, factor, &code);
-    for (int k = 0; k < 8; k++) codes[i + k] = (uint8_t)(int)(code[k] + 8.0f);
-  }
+  NAME(round_all)(x, scale != 0.0f ? 1.0f / scale : 0.0f, -8.0f, 7.0f, group_size, rounded);
+  for (int i = 0; i < group_size; i++) codes[i] = (uint8_t)(int)(rounded[i] + 8.0f);
   return scale;
 }
 
-/* One definition per table: PORTABLE_KERNELS(suffix, target attribute) makes the functions that every table takes
- * from this file. */
-#define PORTABLE_KERNELS(SUFFIX, TARGET)                                                                              \
-  TARGET static void rms_norm_##SUFFIX(const float *x, const float *w, float eps, int64_t n, float *y) {              \
-    rms_norm_body(x, w, eps, n, y);                                                                                   \
-  }                                                                                                                   \
-  TARGET static void quantize_activations_##SUFFIX(const float *x, int64_t n, int64_t code_stride, int8_t *codes,     \
-                                                   float *scales, int32_t *sums) {                                    \
-    quantize_activations_body(x, n, code_stride, codes, scales, sums);                                                \
-  }                                                                                                                   \
-  TARGET static void silu_product_##SUFFIX(float *gate, const float *x, int64_t n) { silu_product_body(gate, x, n); } \
-  TARGET static float exp_sum_##SUFFIX(float *scores, float maximum, int64_t n) {                                     \
-    return exp_sum_body(scores, maximum, n);                                                                          \
-  }                                                                                                                   \
-  TARGET static void weighted_sum_##SUFFIX(float *out, float keep, const float *p, const float *values, int64_t n,    \
-                                           int64_t dim) {                                                             \
-    weighted_sum_body(out, keep, p, values, n, dim);                                                                  \
-  }                                                                                                                   \
-  TARGET static float quantize_group_q8_##SUFFIX(const float *x, int group_size, int8_t *codes) {                     \
-    return quantize_group_q8_body(x, group_size, codes);                                                              \
-  }                                                                                                                   \
-  TARGET static float quantize_group_q4_##SUFFIX(const float *x, int group_size, uint8_t *codes) {                    \
-    return quantize_group_q4_body(x, group_size, codes);                                                              \
-  }
+/* Each group size as a constant: loops of known length become straight vector code. */
+TARGET static float NAME(quantize_group_q8)(const float *x, int group_size, int8_t *codes) {
+  if (group_size == 32) return NAME(quantize_group_constant_q8)(x, 32, codes);
+  if (group_size == 64) return NAME(quantize_group_constant_q8)(x, 64, codes);
+  return NAME(quantize_group_constant_q8)(x, 128, codes);
+}
 
-#endif
+TARGET static float NAME(quantize_group_q4)(const float *x, int group_size, uint8_t *codes) {
+  if (group_size == 32) return NAME(quantize_group_constant_q4)(x, 32, codes);
+  if (group_size == 64) return NAME(quantize_group_constant_q4)(x, 64, codes);
+  return NAME(quantize_group_constant_q4)(x, 128, codes);
+}
+
+#undef NAME
+#undef TARGET
+#undef MIN8
+#undef MAX8

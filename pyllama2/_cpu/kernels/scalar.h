@@ -2,10 +2,19 @@
 #ifndef PYLLAMA2_SCALAR_H
 #define PYLLAMA2_SCALAR_H
 
-PORTABLE_KERNELS(scalar, )
+#define NAME(f) f##_scalar
+#define TARGET
+#define MIN8(a, b) SELECT8((a) < (b), a, b)
+#define MAX8(a, b) SELECT8((a) > (b), a, b)
+#include "portable.h"
 
-static void widen_f16_scalar(const uint16_t *x, float *y, int64_t n) { widen_f16_body(x, y, n); }
-static void narrow_f16_scalar(const float *x, uint16_t *y, int64_t n) { narrow_f16_body(x, y, n); }
+static void widen_f16_scalar(const uint16_t *x, float *y, int64_t n) {
+  for (int64_t i = 0; i < n; i++) y[i] = half_to_float(x[i]);
+}
+
+static void narrow_f16_scalar(const float *x, uint16_t *y, int64_t n) {
+  for (int64_t i = 0; i < n; i++) y[i] = float_to_half(x[i]);
+}
 
 static void matmul_f32_scalar(const float *w, int64_t w_stride, int rows, int64_t inputs, const Activations *x, int n,
                               float *out) {

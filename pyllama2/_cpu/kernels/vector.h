@@ -1,0 +1,58 @@
+/* Vector types of GCC and Clang, and float16 conversion by hand. */
+#ifndef PYLLAMA2_VECTOR_H
+#define PYLLAMA2_VECTOR_H
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float v8f __attribute__((vector_size(32)));
+typedef int32_t v8i __attribute__((vector_size(32)));
+
+/* Macros rather than functions where a vector would be passed by value: its calling convention changes with the
+ * instruction set. */
+#define V8F(x) ((v8f){(x), (x), (x), (x), (x), (x), (x), (x)})
+#define LOAD8(p) (*(const v8f_unaligned *)(p))
+#define STORE8(p, v) (*(v8f_unaligned *)(p) = (v))
+#define SUM8(v) ((((v)[0] + (v)[4]) + ((v)[2] + (v)[6])) + (((v)[1] + (v)[5]) + ((v)[3] + (v)[7])))
+/* mask ? a : b, where mask is the result of a comparison */
+#define SELECT8(mask, a, b) ((v8f)(((v8i)(mask) & (v8i)(a)) | (~(v8i)(mask) & (v8i)(b))))
+
+typedef v8f v8f_unaligned __attribute__((aligned(4), may_alias));
+
+/* Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even, for |x| < 2^22. */
+#define ROUNDER 12582912.0f
+
+INLINE float half_to_float(uint16_t h) {
+  uint32_t sign = (uint32_t)(h & 0x8000) << 16, magnitude = h & 0x7fff, bits;
+  if (magnitude >= 0x7c00) {
+    bits = sign | 0x7f800000 | (magnitude & 0x3ff) << 13;
+  } else {
+    float f;
+    bits = magnitude << 13;
+    memcpy(&f, &bits, 4);
+    f *= 0x1p112f; /* moves the exponent's bias from 15 to 127, subnormals included */
+    memcpy(&bits, &f, 4);
+    bits |= sign;
+  }
+  float result;
+  memcpy(&result, &bits, 4);
+  return result;
+}
+
+INLINE uint16_t float_to_half(float f) { /* nearest, ties to even; too large becomes infinity */
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return sign | 0x7e00;
+  if (bits >= 0x477ff000) return sign | 0x7c00;
+  if (bits < 0x38800000) { /* a subnormal half: adding 0.5 leaves it in the lowest bits, rounded */
+    float magnitude;
+    memcpy(&magnitude, &bits, 4);
+    magnitude += 0.5f;
+    memcpy(&bits, &magnitude, 4);
+    return sign | (uint16_t)(bits - 0x3f000000);
+  }
+  return sign | (uint16_t)((bits + 0xfff + (bits >> 13 & 1) - 0x38000000) >> 13);
+}
+
+#endif
