@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyllama2.config import ModelConfig, RopeScaling
-from pyllama2.modelfile import ModelFile
+from pyllama2.modelfile import ModelFile, ModelWriter
 from pyllama2.weights import Quantization, Weight
 
 # heads 6/3 with head_dim 8: n_heads / n_kv_heads (2) differs from n_kv_heads (3), which exposes a wrong un-permute.
@@ -62,3 +63,32 @@ def oracle_logits(
         model = Transformer(config)
         model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
         return model(torch.tensor([list(tokens)])).squeeze(0).numpy()
+
+
+def quantized_model(
+    config: ModelConfig,
+    weights: dict[str, NDArray[np.float32]],
+    type: str,
+    group_size: int = 64,
+    output_type: str | None = None,
+) -> ModelFile:
+    """A model of any storage type in memory; norms stay float32."""
+    from pyllama2._cpu import quantize_matrix
+
+    model = ModelFile(config, Quantization.of(type, group_size, output_type))
+    for name, shape in config.tensor_shapes().items():
+        stored = model.quantization.type_of(name, config)
+        if stored in ("q8", "q4"):
+            data, scales = quantize_matrix(weights[name], stored, group_size)
+            model.weights[name] = Weight(name, stored, shape, data, scales, group_size)
+        else:
+            model.weights[name] = Weight(name, stored, shape, weights[name].astype(stored))
+    return model
+
+
+def write_model(path: Path, model: ModelFile) -> Path:
+    """model as one of our files."""
+    with ModelWriter(path, model) as writer:
+        for weight in model.weights.values():
+            writer.write(weight)
+    return path

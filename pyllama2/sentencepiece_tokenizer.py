@@ -1,0 +1,66 @@
+"""SentencePiece tokenizers (tokenizer.model), by the sentencepiece package.
+
+A piece spells a space as U+2581; byte pieces <0xNN> stand for characters that have no piece; a space
+is put before every text. Made by load_tokenizer() in tokenizer.py.
+"""
+
+from __future__ import annotations
+
+from .errors import CheckpointError
+from .sentencepiece_proto import as_control_pieces, read_model_proto
+from .tokenizer import Tokenizer, TokenizerSpec, is_chat_marker, utf8
+
+_SPACE = "\u2581"
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """Encodes as the sentencepiece package does, byte for byte.
+
+    CONTROL pieces never come from text. USER_DEFINED pieces do, as their file wants, except those
+    spelled like chat markers and those that begin or end a text, which are taken as CONTROL.
+    """
+
+    def __init__(self, spec: TokenizerSpec, vocab_size: int | None) -> None:
+        try:
+            proto = read_model_proto(spec.data)
+        except ValueError as error:
+            raise CheckpointError(f"the tokenizer is damaged: {error}") from error
+        if vocab_size is not None and proto.n_pieces > vocab_size:
+            raise CheckpointError(f"the tokenizer has {proto.n_pieces} tokens, the model only {vocab_size}")
+
+        from sentencepiece import SentencePieceProcessor
+
+        self._n_pieces = proto.n_pieces
+        self.prepends_space = proto.add_dummy_prefix
+        try:
+            self._processor = SentencePieceProcessor(model_proto=spec.data)
+            pieces: list[str] = self._processor.id_to_piece(list(range(proto.n_pieces)))
+            if proto.user_defined:
+                markers = {pieces[id] for id in (*spec.eos_ids, spec.bos_id) if id is not None and id < len(pieces)}
+                offsets = [at for name, at in proto.user_defined if name in markers or is_chat_marker(name)]
+                self._processor = SentencePieceProcessor(model_proto=as_control_pieces(spec.data, offsets))
+            special = {name: id for id, name in enumerate(pieces) if self._processor.is_control(id)}
+            self._unknown_bytes = self._processor.decode([self._processor.unk_id()]).encode()
+        except (RuntimeError, ValueError, IndexError, OSError) as error:  # UnicodeDecodeError is a ValueError
+            raise CheckpointError(f"the tokenizer is damaged: {error!s:.200}") from error
+        super().__init__(spec, proto.n_pieces if vocab_size is None else vocab_size, special)
+
+    def encode(self, text: str) -> list[int]:
+        """See Tokenizer.encode(). Characters with neither a piece nor byte pieces give the unknown token."""
+        utf8(text)
+        ids: list[int] = self._processor.encode(text)
+        return ids
+
+    def token_bytes(self, id: int, *, first: bool = False) -> bytes:
+        """See Tokenizer.token_bytes()."""
+        id = self._checked_id(id)
+        if id >= self._n_pieces or self._processor.is_control(id):
+            return b""
+        if self._processor.is_unknown(id):
+            return self._unknown_bytes
+        piece: str = self._processor.id_to_piece(id)
+        if self._processor.is_byte(id):
+            return bytes([int(piece[1:-1], 16)])
+        if first and self.prepends_space:
+            piece = piece.removeprefix(_SPACE)
+        return piece.replace(_SPACE, " ").encode()
