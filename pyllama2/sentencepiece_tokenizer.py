@@ -40,7 +40,7 @@ class SentencePieceTokenizer(Tokenizer):
                 offsets = [at for name, at in proto.user_defined if name in markers or is_chat_marker(name)]
                 self._processor = SentencePieceProcessor(model_proto=as_control_pieces(spec.data, offsets))
             special = {name: id for id, name in enumerate(pieces) if self._processor.is_control(id)}
-            self._unknown_bytes = self._processor.decode([self._processor.unk_id()]).encode()
+            self._unknown_bytes: bytes = self._processor.decode([self._processor.unk_id()]).encode()
         except (RuntimeError, ValueError, IndexError, OSError) as error:  # UnicodeDecodeError is a ValueError
             raise CheckpointError(f"the tokenizer is damaged: {error!s:.200}") from error
         super().__init__(spec, proto.n_pieces if vocab_size is None else vocab_size, special)

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from .errors import CheckpointError
 
+
 @dataclass(frozen=True)
 class TokenizerSpec:
     """All that is needed to make a tokenizer, as our file stores it.
