@@ -6,21 +6,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllama2.modelfile import ModelFile
-
-GROUP = 32  # activations that share a scale
+from pyllama2.weights import Weight
 
 Array = NDArray[np.float64]
 
 
-def quantize_activations(x: Array) -> Array:
-    """x (tokens, columns) as int8 codes and one float32 scale per group would have it."""
+def quantize_activations(x: Array, weight: Weight) -> Array:
+    """x (tokens, columns) as codes and one float32 scale per group have it: int8 for q4, int16 for q8."""
+    group, limit = (32, 127) if weight.type == "q4" else (weight.group_size, 32767)
     tokens, columns = x.shape
-    padded = np.zeros((tokens, -(-columns // GROUP) * GROUP), np.float32)
+    padded = np.zeros((tokens, -(-columns // group) * group), np.float32)
     padded[:, :columns] = x
-    groups = padded.reshape(tokens, -1, GROUP)
+    groups = padded.reshape(tokens, -1, group)
     largest = np.abs(groups).max(-1, keepdims=True)
-    codes = np.rint(groups * np.divide(127, largest, out=np.zeros_like(largest), where=largest > 0))
-    return (codes * (largest / 127)).astype(np.float64).reshape(tokens, -1)[:, :columns]
+    codes = np.rint(groups * np.divide(limit, largest, out=np.zeros_like(largest), where=largest > 0))
+    return (codes * (largest / limit)).astype(np.float64).reshape(tokens, -1)[:, :columns]
 
 
 def reference_logits(model: ModelFile, tokens: list[int]) -> Array:
@@ -35,8 +35,8 @@ def reference_logits(model: ModelFile, tokens: list[int]) -> Array:
     def norm(x: Array, name: str) -> Array:
         return weights[name] * x / np.sqrt(np.mean(x * x, -1, keepdims=True) + config.norm_eps)
 
-    def product(name: str, quantized: Array) -> Array:
-        return quantized @ weights[name].T
+    def product(name: str, x: Array) -> Array:
+        return quantize_activations(x, model.weights[name]) @ weights[name].T
 
     def rope(x: Array) -> Array:  # (n, heads, e)
         turned = (x[..., 0::2] + 1j * x[..., 1::2]) * turn
@@ -45,7 +45,7 @@ def reference_logits(model: ModelFile, tokens: list[int]) -> Array:
     x = weights["tok_embeddings.weight"][tokens]
     for i in range(config.n_layers):
         layer = f"layers.{i}."
-        a = quantize_activations(norm(x, layer + "attention_norm.weight"))
+        a = norm(x, layer + "attention_norm.weight")
         q = rope(product(layer + "attention.wq.weight", a).reshape(n, -1, e))
         k = rope(product(layer + "attention.wk.weight", a).reshape(n, -1, e))
         v = product(layer + "attention.wv.weight", a).reshape(n, -1, e)
@@ -55,10 +55,10 @@ def reference_logits(model: ModelFile, tokens: list[int]) -> Array:
         scores[:, future] = -np.inf
         p = np.exp(scores - scores.max(-1, keepdims=True))
         attended = np.einsum("hts,she->the", p / p.sum(-1, keepdims=True), v).reshape(n, -1)
-        x = x + product(layer + "attention.wo.weight", quantize_activations(attended))
-        f = quantize_activations(norm(x, layer + "ffn_norm.weight"))
+        x = x + product(layer + "attention.wo.weight", attended)
+        f = norm(x, layer + "ffn_norm.weight")
         gate = product(layer + "feed_forward.w1.weight", f)
         hidden = gate / (1 + np.exp(-gate)) * product(layer + "feed_forward.w3.weight", f)
-        x = x + product(layer + "feed_forward.w2.weight", quantize_activations(hidden))
+        x = x + product(layer + "feed_forward.w2.weight", hidden)
     output = "tok_embeddings.weight" if config.tied_embeddings else "output.weight"
-    return product(output, quantize_activations(norm(x, "norm.weight")))
+    return product(output, norm(x, "norm.weight"))

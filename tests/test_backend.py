@@ -64,12 +64,12 @@ def test_float_logits_equal_the_oracle(config: ModelConfig, name: str, isa: str)
 @pytest.mark.parametrize("name", [name for name in FORMATS if name.startswith("q")])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_quantized_logits_equal_the_definition(config: ModelConfig, name: str, isa: str) -> None:
-    """Codes of activations may differ by one where float32 rounds otherwise: close for most tokens, near for all."""
+    """An int8 code of an activation may differ by one where float32 rounds otherwise: near for all, close for most."""
     type, group_size = FORMATS[name]
     expected = reference_logits(quantized_model(config, random_weights(config), type, group_size), TOKENS)
     errors = np.abs(all_logits(make(config, name), TOKENS) - expected).max(1) / np.abs(expected).max()
-    assert np.median(errors) < 2e-3
-    assert errors.max() < 3e-2
+    assert np.median(errors) < (2e-3 if type == "q4" else 1e-4)
+    assert errors.max() < (3e-2 if type == "q4" else 2e-4)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -12,14 +12,14 @@ A token's numbers do not depend on the other tokens of a chunk nor on the number
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport parallel, threadid
 from libc.math cimport cos, sin
-from libc.stdint cimport int8_t, int32_t, int64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t
 from libc.stdlib cimport calloc, free
 
 import numpy as np
 
 from .attention cimport POSITIONS, CacheArrays, Heads, attend, rope_and_append
-from .kernels cimport ACT_GROUP, MAX_GROUP, ROW_BLOCK, Activations, Kernels, kernels_find
-from .matrix cimport Matrix, Thread, lookup_row, matmul, matrix_of
+from .kernels cimport INT8_GROUP, MAX_GROUP, ROW_BLOCK, Activations, Kernels, kernels_find
+from .matrix cimport Q4, Q8, Matrix, Thread, lookup_row, matmul, matrix_of
 from .openmp cimport share, team_barrier
 
 cdef enum:
@@ -45,7 +45,7 @@ cdef struct Work:  # one chunk on its way through the layers; n tokens
     float *attended   # (n, q_dim)
     float *gate       # (n, hidden_dim)
     float *up         # (n, hidden_dim)
-    int8_t *codes     # quantized activations as struct Activations has them, of whichever vectors are next
+    void *codes       # quantized activations as struct Activations has them, of whichever vectors are next
     float *scales
     int32_t *sums
 
@@ -134,9 +134,9 @@ cdef class Forward:
         work.attended = <float *> self._scratch(np.float32, CHUNK * config.q_dim)
         work.gate = <float *> self._scratch(np.float32, CHUNK * config.hidden_dim)
         work.up = <float *> self._scratch(np.float32, CHUNK * config.hidden_dim)
-        work.codes = <int8_t *> self._scratch(np.int8, CHUNK * padded)
-        work.scales = <float *> self._scratch(np.float32, CHUNK * padded // ACT_GROUP)
-        work.sums = <int32_t *> self._scratch(np.int32, CHUNK * padded // ACT_GROUP)
+        work.codes = self._scratch(np.int16, CHUNK * padded)
+        work.scales = <float *> self._scratch(np.float32, CHUNK * padded // INT8_GROUP)
+        work.sums = <int32_t *> self._scratch(np.int32, CHUNK * padded // INT8_GROUP)
         for t in range(self.n_threads):
             self.threads[t].id, self.threads[t].team = t, self.n_threads
             self.threads[t].tile = <float *> self._scratch(np.float32, tile_columns * ROW_BLOCK)
@@ -236,7 +236,7 @@ cdef inline Activations activations(const Work *work, const float *values, int64
     cdef Activations act
     act.values, act.value_stride = values, columns
     act.codes, act.scales, act.sums = work.codes, work.scales, work.sums
-    act.code_stride = padded_columns(columns)
+    act.stride = padded_columns(columns)
     return act
 
 
@@ -244,9 +244,13 @@ cdef inline void quantize_token(const Kernels *kernels, const Matrix *w, const W
                                 int t) noexcept nogil:
     """The quantized form of row t of values (n, w.columns), if w needs it."""
     cdef int64_t stride = padded_columns(w.columns)
-    if w.group_size:
-        kernels.quantize_activations(values + t * w.columns, w.columns, stride, work.codes + t * stride,
-                                     work.scales + t * (stride // ACT_GROUP), work.sums + t * (stride // ACT_GROUP))
+    cdef const float *x = values + t * w.columns
+    if w.kind == Q8:
+        kernels.quantize_int16(x, w.columns, w.group_size, stride, <int16_t *> work.codes + t * stride,
+                               work.scales + t * (stride // w.group_size))
+    elif w.kind == Q4:
+        kernels.quantize_int8(x, w.columns, stride, <int8_t *> work.codes + t * stride,
+                              work.scales + t * (stride // INT8_GROUP), work.sums + t * (stride // INT8_GROUP))
 
 
 cdef inline void quantize_tokens(const Kernels *kernels, const Matrix *w, const Work *work, const float *values, int n,

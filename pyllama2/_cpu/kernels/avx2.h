@@ -89,36 +89,42 @@ AVX2_INLINE __m256 add_scaled(__m256 total, __m256i sums, __m256 w_scale, float 
   return _mm256_add_ps(total, _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_mul_ps(w_scale, _mm256_set1_ps(x_scale))));
 }
 
-/* Products of signed bytes do not fit what the byte instructions add up, so codes are widened to 16 bits: the
- * register of 8 rows x 4 inputs becomes two of 4 rows x 4 inputs, and adding neighbours at the end gives 8 sums. */
-AVX2_INLINE void tile_q8(const int8_t *w, const uint16_t *scales, int64_t n_groups, int group_size,
+AVX2_INLINE __m256i broadcast4x16(const int16_t *p) {
+  int64_t four;
+  memcpy(&four, p, 8);
+  return _mm256_set1_epi64x(four);
+}
+
+/* Weights are widened to 16 bits: the register of 8 rows x 4 inputs becomes two of 4 rows x 4 inputs, and adding
+ * neighbours at the end of a group gives 8 sums. The largest, 128 * 127 * 32767, fits 32 bits. */
+AVX2_INLINE void tile_q8(const int8_t *w, const uint16_t *scales, int64_t n_groups, const int group_size,
                          const Activations *x, int c0, const int COLUMNS, float *out) {
-  const int pieces = group_size / ACT_GROUP;
-  const int8_t *xq = x->codes + c0 * x->code_stride;
-  const float *xs = x->scales + c0 * (x->code_stride / ACT_GROUP);
+  const int64_t x_groups = x->stride / group_size;
+  const int16_t *xq = (const int16_t *)x->codes + c0 * x->stride;
+  const float *xs = x->scales + c0 * x_groups;
   __m256 total[4];
   for (int c = 0; c < COLUMNS; c++) total[c] = _mm256_setzero_ps();
-  for (int64_t a = 0; a < n_groups * pieces; a++, w += ACT_GROUP * ROW_BLOCK, xq += ACT_GROUP) {
+  for (int64_t g = 0; g < n_groups; g++, scales += ROW_BLOCK) {
     __m256i upper[4], lower[4];
     for (int c = 0; c < COLUMNS; c++) upper[c] = lower[c] = _mm256_setzero_si256();
 #pragma GCC unroll 8
-    for (int j = 0; j < ACT_GROUP / QUAD; j++) {
-      __m256i rows0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 32 * j)));
-      __m256i rows4 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 32 * j + 16)));
+    for (int j = 0; j < group_size / QUAD; j++, w += 32, xq += QUAD) {
+      __m256i rows0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w));
+      __m256i rows4 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16)));
 #pragma GCC unroll 4
       for (int c = 0; c < COLUMNS; c++) {
-        __m256i input = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(broadcast4(xq + c * x->code_stride + QUAD * j)));
+        __m256i input = broadcast4x16(xq + c * x->stride);
         lower[c] = _mm256_add_epi32(lower[c], _mm256_madd_epi16(rows0, input));
         upper[c] = _mm256_add_epi32(upper[c], _mm256_madd_epi16(rows4, input));
         KEEP(lower[c]);
         KEEP(upper[c]);
       }
     }
-    __m256 w_scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(scales + a / pieces * ROW_BLOCK)));
+    __m256 w_scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)scales));
     for (int c = 0; c < COLUMNS; c++) {
       /* hadd works within 128-bit halves: rows 0 1 4 5 | 2 3 6 7 */
       __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(lower[c], upper[c]), _MM_SHUFFLE(3, 1, 2, 0));
-      total[c] = add_scaled(total[c], sums, w_scale, xs[c * (x->code_stride / ACT_GROUP) + a]);
+      total[c] = add_scaled(total[c], sums, w_scale, xs[c * x_groups + g]);
     }
   }
   for (int c = 0; c < COLUMNS; c++) _mm256_storeu_ps(out + (c0 + c) * ROW_BLOCK, total[c]);
@@ -129,9 +135,9 @@ AVX2_INLINE void tile_q8(const int8_t *w, const uint16_t *scales, int64_t n_grou
 AVX2_INLINE void tile_q4(const uint8_t *w, const uint16_t *scales, int64_t n_groups, const int group_size,
                          const Activations *x, int c0, const int COLUMNS, float *out) {
   const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-  const int pieces = group_size / ACT_GROUP, registers = group_size / 8;
-  const int64_t x_groups = x->code_stride / ACT_GROUP;
-  const int8_t *xq = x->codes + c0 * x->code_stride;
+  const int pieces = group_size / INT8_GROUP, registers = group_size / 8;
+  const int64_t x_groups = x->stride / INT8_GROUP;
+  const int8_t *xq = (const int8_t *)x->codes + c0 * x->stride;
   const float *xs = x->scales + c0 * x_groups;
   const int32_t *x_sums = x->sums + c0 * x_groups;
   __m256 total[4];
@@ -148,7 +154,7 @@ AVX2_INLINE void tile_q4(const uint8_t *w, const uint16_t *scales, int64_t n_gro
         __m256i lows = _mm256_and_si256(bytes, nibble), highs = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
 #pragma GCC unroll 4
         for (int c = 0; c < COLUMNS; c++) {
-          const int8_t *input = xq + c * x->code_stride + QUAD * (j0 + j);
+          const int8_t *input = xq + c * x->stride + QUAD * (j0 + j);
           low[c] = _mm256_add_epi16(low[c], _mm256_maddubs_epi16(lows, broadcast4(input)));
           high[c] = _mm256_add_epi16(high[c], _mm256_maddubs_epi16(highs, broadcast4(input + group_size / 2)));
           KEEP(low[c]);
@@ -182,24 +188,28 @@ AVX2_INLINE void tile_q4(const uint8_t *w, const uint16_t *scales, int64_t n_gro
   if ((n) - c == 2) TILE(c, 2);                                                                                       \
   if ((n) - c == 1) TILE(c, 1)
 
-AVX2 static void matmul_q8_avx2(const int8_t *codes, const uint16_t *scales, int64_t n_groups, int group_size,
-                                const Activations *x, int n, float *out) {
-#define TILE(first, columns) tile_q8(codes, scales, n_groups, group_size, x, first, columns, out)
-  SWEEP_COLUMNS(n, TILE);
-#undef TILE
-}
-
-#define TILE(first, columns) tile_q4(codes, scales, n_groups, GROUP, x, first, columns, out)
-#define MATMUL_Q4(GROUP_SIZE)                                                                                         \
-  AVX2 static void matmul_q4_g##GROUP_SIZE##_avx2(const uint8_t *codes, const uint16_t *scales, int64_t n_groups,     \
-                                                  const Activations *x, int n, float *out) {                          \
+/* A function for each group size, as a constant. */
+#define TILE_Q8(first, columns) tile_q8(codes, scales, n_groups, GROUP, x, first, columns, out)
+#define TILE_Q4(first, columns) tile_q4(codes, scales, n_groups, GROUP, x, first, columns, out)
+#define MATMUL(TYPE, CODE, TILE, GROUP_SIZE)                                                                          \
+  AVX2 static void matmul_##TYPE##_g##GROUP_SIZE##_avx2(const CODE *codes, const uint16_t *scales, int64_t n_groups,  \
+                                                        const Activations *x, int n, float *out) {                    \
     enum { GROUP = GROUP_SIZE };                                                                                      \
     SWEEP_COLUMNS(n, TILE);                                                                                           \
   }
-MATMUL_Q4(32)
-MATMUL_Q4(64)
-MATMUL_Q4(128)
-#undef TILE
+MATMUL(q8, int8_t, TILE_Q8, 32)
+MATMUL(q8, int8_t, TILE_Q8, 64)
+MATMUL(q8, int8_t, TILE_Q8, 128)
+MATMUL(q4, uint8_t, TILE_Q4, 32)
+MATMUL(q4, uint8_t, TILE_Q4, 64)
+MATMUL(q4, uint8_t, TILE_Q4, 128)
+
+AVX2 static void matmul_q8_avx2(const int8_t *codes, const uint16_t *scales, int64_t n_groups, int group_size,
+                                const Activations *x, int n, float *out) {
+  if (group_size == 32) matmul_q8_g32_avx2(codes, scales, n_groups, x, n, out);
+  if (group_size == 64) matmul_q8_g64_avx2(codes, scales, n_groups, x, n, out);
+  if (group_size == 128) matmul_q8_g128_avx2(codes, scales, n_groups, x, n, out);
+}
 
 AVX2 static void matmul_q4_avx2(const uint8_t *codes, const uint16_t *scales, int64_t n_groups, int group_size,
                                 const Activations *x, int n, float *out) {
@@ -216,7 +226,8 @@ static const Kernels kernels_avx2 = {
     widen_f16_avx2,
     narrow_f16_avx2,
     rms_norm_avx2,
-    quantize_activations_avx2,
+    quantize_int8_avx2,
+    quantize_int16_avx2,
     silu_product_avx2,
     exp_sum_avx2,
     weighted_sum_avx2,

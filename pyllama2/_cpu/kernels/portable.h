@@ -119,25 +119,39 @@ TARGET INLINE void NAME(round_all)(const float *x, float factor, float low, floa
   }
 }
 
-TARGET static void NAME(quantize_activations)(const float *x, int64_t n, int64_t code_stride, int8_t *codes, float *scales,
-                                      int32_t *sums) {
-  for (int64_t g = 0; g * ACT_GROUP < code_stride; g++) {
-    float group[ACT_GROUP] = {0};
-    int64_t left = n - g * ACT_GROUP;
-    if (left > 0) memcpy(group, x + g * ACT_GROUP, (size_t)(left < ACT_GROUP ? left : ACT_GROUP) * 4);
-    float most = NAME(largest_magnitude)(group, ACT_GROUP);
-    float factor = most > 0.0f ? 127.0f / most : 0.0f;
-    /* An infinite or NaN input makes the scale NaN, and with it every result: errors must stay visible. */
-    scales[g] = most < INFINITY ? most / 127.0f : NAN;
-    if (!(factor < INFINITY)) factor = 0.0f; /* magnitudes too small to divide by */
+/* Scale, and codes within +-limit as whole floats, of one group of activations; n <= size numbers of it are there.
+ * An infinite or NaN input makes the scale NaN, and with it every result: errors must stay visible. */
+TARGET INLINE float NAME(quantize_activation_group)(const float *x, int64_t n, int size, float limit, float *rounded) {
+  float group[MAX_GROUP] = {0};
+  if (n > 0) memcpy(group, x, (size_t)(n < size ? n : size) * 4);
+  float most = NAME(largest_magnitude)(group, size);
+  float factor = most > 0.0f ? limit / most : 0.0f;
+  if (!(factor < INFINITY)) factor = 0.0f; /* magnitudes too small to divide by */
+  NAME(round_all)(group, factor, -limit, limit, size, rounded);
+  return most < INFINITY ? most / limit : NAN;
+}
+
+TARGET static void NAME(quantize_int8)(const float *x, int64_t n, int64_t stride, int8_t *codes, float *scales,
+                                       int32_t *sums) {
+  for (int64_t g = 0; g < stride / INT8_GROUP; g++) {
+    float rounded[INT8_GROUP];
+    scales[g] = NAME(quantize_activation_group)(x + g * INT8_GROUP, n - g * INT8_GROUP, INT8_GROUP, 127.0f, rounded);
     int32_t sum = 0;
-    NAME(round_all)(group, factor, -127.0f, 127.0f, ACT_GROUP, group);
-    for (int i = 0; i < ACT_GROUP; i++) {
-      int32_t code = (int32_t)group[i];
-      codes[g * ACT_GROUP + i] = (int8_t)code;
+    for (int i = 0; i < INT8_GROUP; i++) {
+      int32_t code = (int32_t)rounded[i];
+      codes[g * INT8_GROUP + i] = (int8_t)code;
       sum += code;
     }
     sums[g] = sum;
+  }
+}
+
+TARGET static void NAME(quantize_int16)(const float *x, int64_t n, int group_size, int64_t stride, int16_t *codes,
+                                        float *scales) {
+  for (int64_t g = 0; g < stride / group_size; g++) {
+    float rounded[MAX_GROUP];
+    scales[g] = NAME(quantize_activation_group)(x + g * group_size, n - g * group_size, group_size, 32767.0f, rounded);
+    for (int i = 0; i < group_size; i++) codes[g * group_size + i] = (int16_t)rounded[i];
   }
 }
 
@@ -153,32 +167,32 @@ TARGET INLINE float NAME(quantize_group_constant_q8)(const float *x, const int g
 
 /* The number of largest magnitude lands on code -8, whatever its sign, since -8 has no positive
  * counterpart. From scales around that one, each with its codes c, least squares finds the best scale
- * for those codes, sum(w x c) / sum(w c c), where the weights w = x^2 favour the numbers that matter;
- * the candidate that explains most, (sum w x c)^2 / sum(w c c), is kept. */
+ * for those codes, sum(w x c) / sum(w c c); the candidate that explains most, (sum w x c)^2 / sum(w c c),
+ * is kept. The weights w = sqrt|x| favour large numbers a little: on SmolLM2 the mean KL divergence from
+ * float32 was 0.353 with them, 0.424 with w = 1, 0.377 with |x| and 0.391 with x^2. */
 TARGET INLINE float NAME(quantize_group_constant_q4)(const float *x, const int group_size, uint8_t *codes) {
   enum { CANDIDATES = 19 };
   float most = NAME(largest_magnitude)(x, group_size);
   if (!(most < INFINITY)) return NAN;
   float rounded[MAX_GROUP], scale = 0.0f;
   if (most > 0.0f) {
-    float unit[MAX_GROUP], square[MAX_GROUP], cube[MAX_GROUP]; /* within +-1: no overflow */
-    float sign = 1.0f;
+    float unit[MAX_GROUP], weight[MAX_GROUP], weighted[MAX_GROUP]; /* within +-1: no overflow */
+    int positive = 0;
     for (int i = 0; i < group_size; i++) {
+      positive |= x[i] == most;
       unit[i] = x[i] / most;
-      square[i] = unit[i] * unit[i];
-      cube[i] = square[i] * unit[i];
+      weight[i] = sqrtf(fabsf(unit[i]));
+      weighted[i] = weight[i] * unit[i];
     }
-    for (int i = 0; i < group_size; i++)
-      if (square[i] == 1.0f) sign = unit[i];
     float explained = 0.0f;
     for (int candidate = 0; candidate < CANDIDATES; candidate++) {
-      float factor = -sign * (8.0f + 0.1f * (float)(candidate - CANDIDATES / 2));
+      float factor = (positive ? -1.0f : 1.0f) * (8.0f + 0.1f * (float)(candidate - CANDIDATES / 2));
       NAME(round_all)(unit, factor, -8.0f, 7.0f, group_size, rounded);
       v8f xc = V8F(0.0f), cc = V8F(0.0f);
       for (int i = 0; i < group_size; i += 8) {
         v8f code = LOAD8(rounded + i);
-        xc += LOAD8(cube + i) * code;
-        cc += LOAD8(square + i) * code * code;
+        xc += LOAD8(weighted + i) * code;
+        cc += LOAD8(weight + i) * code * code;
       }
       float sum_xc = SUM8(xc), sum_cc = SUM8(cc);
       if (sum_xc * sum_xc > explained * sum_cc) {

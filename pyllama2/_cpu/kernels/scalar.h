@@ -35,19 +35,18 @@ static void matmul_f32_scalar(const float *w, int64_t w_stride, int rows, int64_
 static void matmul_q8_scalar(const int8_t *codes, const uint16_t *scales, int64_t n_groups, int group_size,
                              const Activations *x, int n, float *out) {
   for (int c = 0; c < n; c++) {
-    const int8_t *x_codes = x->codes + c * x->code_stride;
-    const float *x_scales = x->scales + c * (x->code_stride / ACT_GROUP);
+    const int16_t *x_codes = (const int16_t *)x->codes + c * x->stride;
+    const float *x_scales = x->scales + c * (x->stride / group_size);
     float total[ROW_BLOCK] = {0};
-    for (int64_t g = 0; g < n_groups; g++)
-      for (int a = 0; a < group_size / ACT_GROUP; a++) {
-        int64_t act_group = g * (group_size / ACT_GROUP) + a;
-        const int8_t *w = codes + act_group * ACT_GROUP * ROW_BLOCK, *xq = x_codes + act_group * ACT_GROUP;
-        for (int r = 0; r < ROW_BLOCK; r++) {
-          int32_t sum = 0;
-          for (int i = 0; i < ACT_GROUP; i++) sum += w[i / QUAD * ROW_BLOCK * QUAD + r * QUAD + i % QUAD] * xq[i];
-          total[r] += (float)sum * (half_to_float(scales[g * ROW_BLOCK + r]) * x_scales[act_group]);
-        }
+    for (int64_t g = 0; g < n_groups; g++) {
+      const int8_t *w = codes + g * group_size * ROW_BLOCK;
+      for (int r = 0; r < ROW_BLOCK; r++) {
+        int32_t sum = 0;
+        for (int i = 0; i < group_size; i++)
+          sum += w[i / QUAD * ROW_BLOCK * QUAD + r * QUAD + i % QUAD] * x_codes[g * group_size + i];
+        total[r] += (float)sum * (half_to_float(scales[g * ROW_BLOCK + r]) * x_scales[g]);
       }
+    }
     memcpy(out + c * ROW_BLOCK, total, sizeof total);
   }
 }
@@ -56,10 +55,10 @@ static void matmul_q8_scalar(const int8_t *codes, const uint16_t *scales, int64_
  * the high nibbles of 8 quads, taken alternately. A group of 32 weights is one group of activations. */
 static void matmul_q4_scalar(const uint8_t *codes, const uint16_t *scales, int64_t n_groups, int group_size,
                              const Activations *x, int n, float *out) {
-  const int half = group_size / 2, pieces = group_size / ACT_GROUP;
+  const int half = group_size / 2, pieces = group_size / INT8_GROUP;
   for (int c = 0; c < n; c++) {
-    const int8_t *x_codes = x->codes + c * x->code_stride;
-    const float *x_scales = x->scales + c * (x->code_stride / ACT_GROUP);
+    const int8_t *x_codes = (const int8_t *)x->codes + c * x->stride;
+    const float *x_scales = x->scales + c * (x->stride / INT8_GROUP);
     float total[ROW_BLOCK] = {0};
     for (int64_t g = 0; g < n_groups; g++)
       for (int p = 0; p < pieces; p++) {
@@ -68,7 +67,7 @@ static void matmul_q4_scalar(const uint8_t *codes, const uint16_t *scales, int64
         const int8_t *xq = x_codes + g * group_size;
         for (int r = 0; r < ROW_BLOCK; r++) {
           int32_t sum = 0;
-          for (int i = a * ACT_GROUP; i < (a + 1) * ACT_GROUP; i++) {
+          for (int i = a * INT8_GROUP; i < (a + 1) * INT8_GROUP; i++) {
             int j = i % half; /* which byte */
             uint8_t byte = w[j / QUAD * ROW_BLOCK * QUAD + r * QUAD + j % QUAD];
             sum += ((i < half ? byte & 15 : byte >> 4) - 8) * xq[i];
@@ -88,7 +87,8 @@ static const Kernels kernels_scalar = {
     widen_f16_scalar,
     narrow_f16_scalar,
     rms_norm_scalar,
-    quantize_activations_scalar,
+    quantize_int8_scalar,
+    quantize_int16_scalar,
     silu_product_scalar,
     exp_sum_scalar,
     weighted_sum_scalar,

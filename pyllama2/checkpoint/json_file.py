@@ -1,0 +1,75 @@
+"""Small JSON files beside a checkpoint (params.json, config.json, ...), read with bounds.
+
+Used by meta.py, the readers of Hugging Face directories and tokenizer_files.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from ..errors import CheckpointError
+from ..mapped import MappedFile
+
+# An index of a 70B checkpoint has 60 KB. A parsed value takes up to 100 times the memory of its text.
+_MAX_BYTES = 16 << 20
+_MAX_VALUES = 500_000
+
+
+class JsonObject:
+    """The object that a JSON file holds, with typed access; path is the file's, for messages."""
+
+    def __init__(self, path: str, values: dict[str, Any]) -> None:
+        self.path = path
+        self.values = values
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str], max_bytes: int = _MAX_BYTES, max_values: int = _MAX_VALUES) -> JsonObject:
+        """Parse a file. Raises CheckpointError unless it is one JSON object within the bounds, no key given twice."""
+        with MappedFile(path) as file:
+            if file.size > max_bytes:
+                raise CheckpointError(f"{file.path}: {file.size} bytes exceed the limit of {max_bytes}")
+            text = file.bytes(0, file.size)
+        if sum(map(text.count, (b",", b"[", b"{"))) > max_values:
+            raise CheckpointError(f"{file.path} has more than {max_values} values")
+        try:
+            values = json.loads(text.decode(), object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:
+            reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)[:200]
+            raise CheckpointError(f"{file.path} is not valid JSON ({reason})") from error
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{file.path} is not a JSON object")
+        return cls(file.path, values)
+
+    def get(self, name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+        """The field called name, default when it is absent or null. Raises CheckpointError if it is no kind."""
+        value = self.values.get(name)
+        if value is None:
+            return default
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            names = " or ".join(k.__name__ for k in kinds)
+            raise CheckpointError(f"{self.path}: {name} should be of type {names}, not {type(value).__name__}")
+        return value
+
+    def child(self, name: str) -> JsonObject:
+        """The object in the field called name, an empty one when it is absent or null."""
+        return JsonObject(f"{self.path}: {name}", self.get(name, dict, {}))
+
+    def positive(self, name: str, default: int | None = None) -> int:
+        """A whole number of 1 to 2**31 - 1. Raises CheckpointError when it is out of range, or absent without default."""
+        value = self.get(name, int, default)
+        if value is None:
+            raise CheckpointError(f"{self.path} lacks {name}")
+        if not 1 <= value < 1 << 31:
+            raise CheckpointError(f"{self.path}: {name} is {str(value)[:40]}, which is out of range")
+        assert isinstance(value, int)
+        return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key appears twice in one object")
+    return values
