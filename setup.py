@@ -10,7 +10,15 @@ from setuptools import Extension, setup
 
 # -ffp-contract=off: results must not depend on what the compiler chooses to fuse.
 # -Wno-psabi: vectors are passed to inlined functions only.
-COMPILE = ["-O3", "-std=gnu11", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi", "-Wno-unused-function"]
+COMPILE = [
+    "-O3",
+    "-std=gnu11",
+    "-fopenmp",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-Wno-psabi",
+    "-Wno-unused-function",
+]
 LINK = ["-fopenmp"]
 
 if sanitize := os.environ.get("PYLLAMA2_SANITIZE"):  # e.g. "address,undefined"; see CONTRIBUTING.md

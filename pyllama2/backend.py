@@ -100,11 +100,11 @@ class KVCache(ABC):
         """Make the first length positions of dst_row those of src_row."""
 
     @abstractmethod
-    def save_row(self, row: int, length: int) -> dict[str, NDArray]:
+    def save_row(self, row: int, length: int) -> dict[str, NDArray[Any]]:
         """Copies of the first length positions: "keys" and "values", (n_layers, n_kv_heads, length, head_dim)."""
 
     @abstractmethod
-    def load_row(self, row: int, arrays: dict[str, NDArray]) -> None:
+    def load_row(self, row: int, arrays: dict[str, NDArray[Any]]) -> None:
         """Put back what save_row() gave."""
 
     @abstractmethod
@@ -154,7 +154,7 @@ def select(device: str = "auto") -> tuple[type[Backend], str]:
     """
     if device != "auto" and device not in _REGISTRY:
         raise ValueError(f"device must be auto, {' or '.join(sorted(_REGISTRY))}, not {device!r}")
-    reasons = []
+    reasons: list[str] = []
     for name in _REGISTRY if device == "auto" else [device]:
         module, _, class_name = _REGISTRY[name].partition(":")
         backend: type[Backend] = getattr(importlib.import_module(module), class_name)

@@ -85,9 +85,7 @@ class ModelConfig:
         _check_float("norm_eps", self.norm_eps, 0.0, 1.0)
         _check_float("rope_theta", self.rope_theta, 1.0, 1e12)
         if self.n_heads % self.n_kv_heads:
-            raise ValueError(
-                f"n_heads ({self.n_heads}) is not a multiple of n_kv_heads ({self.n_kv_heads})"
-            )
+            raise ValueError(f"n_heads ({self.n_heads}) is not a multiple of n_kv_heads ({self.n_kv_heads})")
         if self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) is odd; rotations need pairs")
         if self.q_dim > _MAX_WIDTH:

@@ -5,11 +5,13 @@ Used by every reader: modelfile.py and checkpoint/.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import stat
 from math import prod
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -49,7 +51,7 @@ class MappedFile:
         self._check(offset, length)
         return self._map[offset : offset + length]
 
-    def array(self, offset: int, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray:
+    def array(self, offset: int, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
         """A read-only view of the file as an array; no bytes are copied."""
         dtype = np.dtype(dtype)
         self._check(offset, prod(shape) * dtype.itemsize)
@@ -65,10 +67,8 @@ class MappedFile:
 
     def close(self) -> None:
         """Unmap the file, now or when the last view of it is gone."""
-        try:
+        with contextlib.suppress(BufferError):  # views are alive: the last of them unmaps
             self._map.close()
-        except BufferError:  # views are alive: the last of them unmaps
-            pass
 
     def __enter__(self) -> MappedFile:
         return self

@@ -23,7 +23,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +66,7 @@ class ModelFile:
         model = _read_metadata(file, header)
         unread = {name for name in header.tensors if not name.startswith("padding.")}
 
-        def take(name: str, dtype: str, shape: tuple[int, ...]) -> NDArray:
+        def take(name: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
             info = header.tensors.get(name)
             if info is None:
                 raise CheckpointError(f"{file.path}: tensor {name} is missing")
@@ -171,7 +171,7 @@ class ModelWriter:
         for (name, dtype, shape), array in zip(entries, arrays, strict=True):
             if array.shape != shape or array.dtype != _NUMPY[dtype]:
                 raise ValueError(f"{name} should be {dtype} {shape}, not {array.dtype} {array.shape}")
-            self._put(name, memoryview(np.ascontiguousarray(array)).cast("B"))
+            self._put(name, np.ascontiguousarray(array).data.cast("B"))
 
     def _put(self, name: str, data: bytes | memoryview) -> None:
         assert self._file is not None

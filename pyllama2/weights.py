@@ -21,7 +21,7 @@ the backends, which compute on them as they are.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +98,7 @@ class Weight:
     name: str
     type: WeightType
     shape: tuple[int, ...]
-    data: NDArray
+    data: NDArray[Any]
     scales: NDArray[np.float16] | None = None
     group_size: int = 0
 

@@ -126,12 +126,10 @@ class TestWriter:
     def test_a_full_disk_is_one_sentence(self) -> None:
         if not os.path.exists("/dev/full"):
             pytest.skip("no /dev/full")
-        model = float_model(GQA, random_weights(GQA))
-        writer = ModelWriter("/dev/full", model)
-        writer._temporary = "/dev/full"
-        writer._file = open("/dev/full", "wb", buffering=0)
-        with pytest.raises(CheckpointError, match="No space left"):
-            writer._guarded(b"x" * 100)
+        writer = ModelWriter("/dev/full", float_model(GQA, random_weights(GQA)))
+        with open("/dev/full", "wb", buffering=0) as writer._file:
+            with pytest.raises(CheckpointError, match="No space left"):
+                writer._guarded(b"x" * 100)
 
 
 def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:

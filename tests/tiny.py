@@ -17,7 +17,15 @@ GQA = ModelConfig(
     dim=48, hidden_dim=100, n_layers=2, n_heads=6, n_kv_heads=3, head_dim=8, vocab_size=70, max_seq_len=64
 )
 MHA = ModelConfig(
-    dim=64, hidden_dim=172, n_layers=3, n_heads=4, n_kv_heads=4, head_dim=16, vocab_size=97, max_seq_len=96, norm_eps=1e-6
+    dim=64,
+    hidden_dim=172,
+    n_layers=3,
+    n_heads=4,
+    n_kv_heads=4,
+    head_dim=16,
+    vocab_size=97,
+    max_seq_len=96,
+    norm_eps=1e-6,
 )
 TIED = ModelConfig(
     dim=32, hidden_dim=96, n_layers=2, n_heads=4, n_kv_heads=1, head_dim=8, vocab_size=65, max_seq_len=64,

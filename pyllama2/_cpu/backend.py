@@ -58,9 +58,7 @@ class CpuBackend(Backend):
         with self._lock:
             if self._forward is None:
                 raise ValueError("this backend is closed")
-            return self._forward.run(
-                batch.tokens, batch.rows, batch.positions, batch.outputs, cache.keys, cache.values
-            )
+            return self._forward.run(batch.tokens, batch.rows, batch.positions, batch.outputs, cache.keys, cache.values)
 
     def describe(self) -> dict[str, Any]:
         """Device, threads, instruction set and bytes in use."""

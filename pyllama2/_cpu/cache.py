@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,12 +39,12 @@ class CpuKVCache(KVCache):
         for array in (self.keys, self.values):
             array[:, dst_row, :, :length] = array[:, src_row, :, :length]
 
-    def save_row(self, row: int, length: int) -> dict[str, NDArray]:
+    def save_row(self, row: int, length: int) -> dict[str, NDArray[Any]]:
         """Copies of the first length positions of a row."""
         self._check(row, length)
         return {"keys": self.keys[:, row, :, :length].copy(), "values": self.values[:, row, :, :length].copy()}
 
-    def load_row(self, row: int, arrays: dict[str, NDArray]) -> None:
+    def load_row(self, row: int, arrays: dict[str, NDArray[Any]]) -> None:
         """Put back what save_row() gave. Raises ValueError when shapes or dtypes do not fit this cache."""
         length = arrays["keys"].shape[2] if arrays["keys"].ndim == 4 else 0
         self._check(row, length)

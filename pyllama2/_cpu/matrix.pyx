@@ -8,7 +8,7 @@ were shared or on how many columns there are.
 from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t
 from libc.string cimport memcpy
 
-from .kernels cimport MAX_GROUP, QUAD, ROW_BLOCK, Activations, Kernels, half_to_float
+from .kernels cimport QUAD, ROW_BLOCK, Activations, Kernels, half_to_float
 from .openmp cimport share
 
 _KINDS = {"float32": FLOAT32, "float16": FLOAT16, "q8": Q8, "q4": Q4}
@@ -33,7 +33,6 @@ cdef inline void block_product(const Kernels *kernels, const Matrix *w, const Ac
                                int rows, Thread *thread) noexcept nogil:
     """thread.tile (n, 8) = rows of one block times the n columns of x."""
     cdef int64_t groups = 0
-    cdef int r
     cdef const uint16_t *half_rows
     if w.group_size:
         groups = (w.columns + w.group_size - 1) // w.group_size

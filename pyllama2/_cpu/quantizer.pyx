@@ -3,7 +3,7 @@
 Called by convert.py for every matrix of a model.
 """
 
-from cython.parallel cimport parallel, prange
+from cython.parallel cimport prange
 from libc.math cimport isnan
 from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t
 from libc.string cimport memcpy, memset

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
@@ -23,7 +23,7 @@ class LazyTensor:
     """
 
     dtype: str
-    read: Callable[[], NDArray]
+    read: Callable[[], NDArray[Any]]
     release: Callable[[], None]
 
 
@@ -58,5 +58,14 @@ class Checkpoint(ABC):
             yield name, shape, tensor
             tensor.release()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (nothing to close is the common case)
         """Unmap the files. Arrays that were read stay valid."""
+
+
+def with_overrides(config: ModelConfig, *, max_seq_len: int | None, norm_eps: float | None) -> ModelConfig:
+    """config with what the caller wants in place of the checkpoint's values. Raises ValueError when out of range."""
+    if max_seq_len is not None:
+        config = replace(config, max_seq_len=max_seq_len)
+    if norm_eps is not None:
+        config = replace(config, norm_eps=norm_eps)
+    return config

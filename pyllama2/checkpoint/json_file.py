@@ -25,7 +25,9 @@ class JsonObject:
         self.values = values
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str], max_bytes: int = _MAX_BYTES, max_values: int = _MAX_VALUES) -> JsonObject:
+    def read(
+        cls, path: str | os.PathLike[str], max_bytes: int = _MAX_BYTES, max_values: int = _MAX_VALUES
+    ) -> JsonObject:
         """Parse a file. Raises CheckpointError unless it is one JSON object within the bounds, no key given twice."""
         with MappedFile(path) as file:
             if file.size > max_bytes:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 from ..modelfile import ModelFile
-from .base import Checkpoint, LazyTensor
+from .base import Checkpoint, LazyTensor, with_overrides
 
 
 class NativeCheckpoint(Checkpoint):
@@ -16,11 +15,7 @@ class NativeCheckpoint(Checkpoint):
 
     def __init__(self, path: str | os.PathLike[str], *, max_seq_len: int | None, norm_eps: float | None) -> None:
         self._model = ModelFile.open(path)
-        self.config = self._model.config
-        if max_seq_len is not None:
-            self.config = replace(self.config, max_seq_len=max_seq_len)
-        if norm_eps is not None:
-            self.config = replace(self.config, norm_eps=norm_eps)
+        self.config = with_overrides(self._model.config, max_seq_len=max_seq_len, norm_eps=norm_eps)
         self.tokenizer = self._model.tokenizer
         self.chat_template = self._model.chat_template
         self.files = [os.fspath(path)]

@@ -223,7 +223,13 @@ class _Machine:
         match name, arguments:
             case "collections.OrderedDict", ():
                 self._stack.append({})
-            case "torch._utils._rebuild_tensor_v2", (Storage() as storage, int(offset), tuple(shape), tuple(stride), *rest):
+            case "torch._utils._rebuild_tensor_v2", (
+                Storage() as storage,
+                int(offset),
+                tuple(shape),
+                tuple(stride),
+                *rest,
+            ):
                 if not _is_shape(shape) or not _is_shape(stride) or len(shape) != len(stride) or offset < 0:
                     self._fail("a tensor has an impossible shape, stride or offset")
                 # requires_grad, backward hooks, and since torch 2.0 flags (conjugated, negated) if any is set

@@ -87,10 +87,9 @@ def _locate(
         last += (length - 1) * stride
         count *= length
     # count: strides of 0 would make a huge tensor of one number
-    if count and (tensor.offset + last >= storage.numel or count > storage.numel):
+    if not 1 <= count <= storage.numel or tensor.offset + last >= storage.numel:
         raise CheckpointError(
-            f"{where} of shape {tensor.shape} at {tensor.offset} exceeds its storage of {storage.numel} numbers"
+            f"{where} of shape {tensor.shape} at {tensor.offset} does not fit its storage of {storage.numel} numbers"
         )
     strides = None if row_major else tensor.stride
-    offset = member.offset + (tensor.offset if count else 0) * size
-    return StoredTensor(file, storage.dtype, tensor.shape, offset, strides)
+    return StoredTensor(file, storage.dtype, tensor.shape, member.offset + tensor.offset * size, strides)

@@ -8,6 +8,7 @@ safetensors files.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ class StoredTensor:
     """Where a tensor lies and how.
 
     dtype    "F32", "F16" or "BF16"
-    shape    of the tensor
+    shape    of the tensor; no dimension is 0
     offset   byte of the file where its first element is
     strides  distance of neighbours in each dimension, in elements; None for row-major
 
@@ -73,15 +74,15 @@ class StoredTensor:
 
     def _span(self) -> NDArray:
         """The elements from the first to the last one used, (n,), a view of the file."""
-        if self.strides is None or 0 in self.shape:
-            shape: tuple[int, ...] = self.shape
+        if self.strides is None:
+            length = prod(self.shape)
         else:
-            shape = (1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)),)
-        return self.file.array(self.offset, _BITS[self.dtype], shape).reshape(-1)
+            length = 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+        return self.file.array(self.offset, _BITS[self.dtype], (length,))
 
     def _stored(self) -> NDArray:
         span = self._span()
-        if self.strides is None or 0 in self.shape:
+        if self.strides is None:
             return span.reshape(self.shape)
         strides = [stride * span.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(span, self.shape, strides, writeable=False)

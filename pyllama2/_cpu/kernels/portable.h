@@ -8,7 +8,7 @@
  * instruction set nor on how the compiler unrolls.
  */
 
-TARGET static void NAME(rms_norm)(const float *x, const float *w, float eps, int64_t n, float *y) {
+TARGET static void NAME(rms_norm)(const float* x, const float* w, float eps, int64_t n, float* y) {
   v8f lanes = V8F(0.0f);
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) lanes += LOAD8(x + i) * LOAD8(x + i);
@@ -20,7 +20,7 @@ TARGET static void NAME(rms_norm)(const float *x, const float *w, float eps, int
 
 /* e^x within 2 units in the last place; 0 below -87.3, infinity above 88.7, NaN for NaN.
  * e^x = 2^k e^r with |r| <= ln(2)/2 and a polynomial for e^r. */
-TARGET INLINE void NAME(exp8)(const v8f *in, v8f *out) {
+TARGET INLINE void NAME(exp8)(const v8f* in, v8f* out) {
   v8f x = *in;
   v8f clamped = SELECT8(x > V8F(88.0f), V8F(88.0f), x);
   clamped = SELECT8(clamped < V8F(-87.0f), V8F(-87.0f), clamped);
@@ -43,7 +43,7 @@ TARGET INLINE void NAME(exp8)(const v8f *in, v8f *out) {
   *out = SELECT8(x == x, p, x);
 }
 
-TARGET static void NAME(silu_product)(float *gate, const float *x, int64_t n) {
+TARGET static void NAME(silu_product)(float* gate, const float* x, int64_t n) {
   for (int64_t i = 0; i < n; i += 8) {
     float g[8] = {0}, u[8] = {0};
     int64_t m = n - i < 8 ? n - i : 8;
@@ -56,7 +56,7 @@ TARGET static void NAME(silu_product)(float *gate, const float *x, int64_t n) {
   }
 }
 
-TARGET static float NAME(exp_sum)(float *scores, float maximum, int64_t n) {
+TARGET static float NAME(exp_sum)(float* scores, float maximum, int64_t n) {
   v8f lanes = V8F(0.0f);
   for (int64_t i = 0; i < n; i += 8) {
     float s[8] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY};
@@ -71,13 +71,14 @@ TARGET static float NAME(exp_sum)(float *scores, float maximum, int64_t n) {
   return SUM8(lanes);
 }
 
-TARGET static void NAME(weighted_sum)(float *out, float keep, const float *p, const float *values, int64_t n, int64_t dim) {
+TARGET static void NAME(weighted_sum)(float* out, float keep, const float* p, const float* values, int64_t n,
+                                      int64_t dim) {
   int64_t d = 0;
   for (; d + 32 <= dim; d += 32) {
     v8f a = LOAD8(out + d) * V8F(keep), b = LOAD8(out + d + 8) * V8F(keep);
     v8f c = LOAD8(out + d + 16) * V8F(keep), e = LOAD8(out + d + 24) * V8F(keep);
     for (int64_t s = 0; s < n; s++) {
-      const float *v = values + s * dim + d;
+      const float* v = values + s * dim + d;
       v8f weight = V8F(p[s]);
       a += weight * LOAD8(v);
       b += weight * LOAD8(v + 8);
@@ -97,7 +98,7 @@ TARGET static void NAME(weighted_sum)(float *out, float keep, const float *p, co
 }
 
 /* Largest magnitude of n numbers, n a multiple of 8. NaN counts as infinite. */
-TARGET INLINE float NAME(largest_magnitude)(const float *x, int64_t n) {
+TARGET INLINE float NAME(largest_magnitude)(const float* x, int64_t n) {
   v8i largest = {0};
   for (int64_t i = 0; i < n; i += 8) {
     v8i magnitude = (v8i)LOAD8(x + i) & 0x7fffffff; /* ordered like the floats */
@@ -111,7 +112,7 @@ TARGET INLINE float NAME(largest_magnitude)(const float *x, int64_t n) {
 }
 
 /* Nearest integers of x * factor, within low .. high, for n numbers, a multiple of 8. */
-TARGET INLINE void NAME(round_all)(const float *x, float factor, float low, float high, int n, float *rounded) {
+TARGET INLINE void NAME(round_all)(const float* x, float factor, float low, float high, int n, float* rounded) {
   for (int i = 0; i < n; i += 8) {
     v8f v = LOAD8(x + i) * V8F(factor);
     v = MAX8(MIN8(v, V8F(high)), V8F(low));
@@ -121,7 +122,7 @@ TARGET INLINE void NAME(round_all)(const float *x, float factor, float low, floa
 
 /* Scale, and codes within +-limit as whole floats, of one group of activations; n <= size numbers of it are there.
  * An infinite or NaN input makes the scale NaN, and with it every result: errors must stay visible. */
-TARGET INLINE float NAME(quantize_activation_group)(const float *x, int64_t n, int size, float limit, float *rounded) {
+TARGET INLINE float NAME(quantize_activation_group)(const float* x, int64_t n, int size, float limit, float* rounded) {
   float group[MAX_GROUP] = {0};
   if (n > 0) memcpy(group, x, (size_t)(n < size ? n : size) * 4);
   float most = NAME(largest_magnitude)(group, size);
@@ -131,8 +132,8 @@ TARGET INLINE float NAME(quantize_activation_group)(const float *x, int64_t n, i
   return most < INFINITY ? most / limit : NAN;
 }
 
-TARGET static void NAME(quantize_int8)(const float *x, int64_t n, int64_t stride, int8_t *codes, float *scales,
-                                       int32_t *sums) {
+TARGET static void NAME(quantize_int8)(const float* x, int64_t n, int64_t stride, int8_t* codes, float* scales,
+                                       int32_t* sums) {
   for (int64_t g = 0; g < stride / INT8_GROUP; g++) {
     float rounded[INT8_GROUP];
     scales[g] = NAME(quantize_activation_group)(x + g * INT8_GROUP, n - g * INT8_GROUP, INT8_GROUP, 127.0f, rounded);
@@ -146,8 +147,8 @@ TARGET static void NAME(quantize_int8)(const float *x, int64_t n, int64_t stride
   }
 }
 
-TARGET static void NAME(quantize_int16)(const float *x, int64_t n, int group_size, int64_t stride, int16_t *codes,
-                                        float *scales) {
+TARGET static void NAME(quantize_int16)(const float* x, int64_t n, int group_size, int64_t stride, int16_t* codes,
+                                        float* scales) {
   for (int64_t g = 0; g < stride / group_size; g++) {
     float rounded[MAX_GROUP];
     scales[g] = NAME(quantize_activation_group)(x + g * group_size, n - g * group_size, group_size, 32767.0f, rounded);
@@ -155,7 +156,7 @@ TARGET static void NAME(quantize_int16)(const float *x, int64_t n, int group_siz
   }
 }
 
-TARGET INLINE float NAME(quantize_group_constant_q8)(const float *x, const int group_size, int8_t *codes) {
+TARGET INLINE float NAME(quantize_group_constant_q8)(const float* x, const int group_size, int8_t* codes) {
   float most = NAME(largest_magnitude)(x, group_size);
   float scale = half_to_float(float_to_half(most / 127.0f));
   if (!(scale < INFINITY)) return NAN;
@@ -170,7 +171,7 @@ TARGET INLINE float NAME(quantize_group_constant_q8)(const float *x, const int g
  * for those codes, sum(w x c) / sum(w c c); the candidate that explains most, (sum w x c)^2 / sum(w c c),
  * is kept. The weights w = sqrt|x| favour large numbers a little: on SmolLM2 the mean KL divergence from
  * float32 was 0.353 with them, 0.424 with w = 1, 0.377 with |x| and 0.391 with x^2. */
-TARGET INLINE float NAME(quantize_group_constant_q4)(const float *x, const int group_size, uint8_t *codes) {
+TARGET INLINE float NAME(quantize_group_constant_q4)(const float* x, const int group_size, uint8_t* codes) {
   enum { CANDIDATES = 19 };
   float most = NAME(largest_magnitude)(x, group_size);
   if (!(most < INFINITY)) return NAN;
@@ -209,13 +210,13 @@ TARGET INLINE float NAME(quantize_group_constant_q4)(const float *x, const int g
 }
 
 /* Each group size as a constant: loops of known length become straight vector code. */
-TARGET static float NAME(quantize_group_q8)(const float *x, int group_size, int8_t *codes) {
+TARGET static float NAME(quantize_group_q8)(const float* x, int group_size, int8_t* codes) {
   if (group_size == 32) return NAME(quantize_group_constant_q8)(x, 32, codes);
   if (group_size == 64) return NAME(quantize_group_constant_q8)(x, 64, codes);
   return NAME(quantize_group_constant_q8)(x, 128, codes);
 }
 
-TARGET static float NAME(quantize_group_q4)(const float *x, int group_size, uint8_t *codes) {
+TARGET static float NAME(quantize_group_q4)(const float* x, int group_size, uint8_t* codes) {
   if (group_size == 32) return NAME(quantize_group_constant_q4)(x, 32, codes);
   if (group_size == 64) return NAME(quantize_group_constant_q4)(x, 64, codes);
   return NAME(quantize_group_constant_q4)(x, 128, codes);

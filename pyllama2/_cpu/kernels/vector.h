@@ -10,8 +10,8 @@ typedef int32_t v8i __attribute__((vector_size(32)));
 /* Macros rather than functions where a vector would be passed by value: its calling convention changes with the
  * instruction set. */
 #define V8F(x) ((v8f){(x), (x), (x), (x), (x), (x), (x), (x)})
-#define LOAD8(p) (*(const v8f_unaligned *)(p))
-#define STORE8(p, v) (*(v8f_unaligned *)(p) = (v))
+#define LOAD8(p) (*(const v8f_unaligned*)(p))
+#define STORE8(p, v) (*(v8f_unaligned*)(p) = (v))
 #define SUM8(v) ((((v)[0] + (v)[4]) + ((v)[2] + (v)[6])) + (((v)[1] + (v)[5]) + ((v)[3] + (v)[7])))
 /* mask ? a : b, where mask is the result of a comparison */
 #define SELECT8(mask, a, b) ((v8f)(((v8i)(mask) & (v8i)(a)) | (~(v8i)(mask) & (v8i)(b))))

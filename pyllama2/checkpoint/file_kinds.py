@@ -1,0 +1,60 @@
+"""What a file looks like that is not what a reader wants, for its error message.
+
+Used by open_checkpoint() and tokenizer_files.py.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..mapped import MappedFile
+from .pth import is_old_torch_file
+
+_SIGNATURES = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the file itself (git lfs pull gets it)"),
+    (b"GGUF", "a GGUF file"),
+    (b"ggjt", "an old GGML file"),
+    (b"lmgg", "an old GGML file"),
+    (b"PK\3\4", "a zip file"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"(\xb5/\xfd", "a zstd file"),
+    (b"BZh", "a bzip2 file"),
+    (b"\xfd7zXZ", "an xz file"),
+    (b"\x93NUMPY", "a numpy file"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x80", "a Python pickle, which is never loaded"),
+)
+_HTML = re.compile(rb"\s*(<!doctype html|<html|<head|<\?xml)", re.IGNORECASE)
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
+
+
+def is_tiktoken(file: MappedFile) -> bool:
+    """Whether a mapped file is a list of lines "base64 rank", as Llama-3's tokenizer.model is."""
+    return _TIKTOKEN.match(_head(file)) is not None
+
+
+def describe_file(file: MappedFile) -> str:
+    """A few words on what a mapped file seems to be."""
+    head = _head(file)
+    if is_old_torch_file(file):
+        return "a file of torch before version 1.6 (load it with torch and save it again with torch.save)"
+    for signature, words in _SIGNATURES:
+        if head.startswith(signature):
+            return words
+    if _HTML.match(head):
+        return "a web page"
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    if head.lstrip()[:1] in (b"{", b"["):
+        return "JSON text"
+    if _TIKTOKEN.match(head):
+        return "a tiktoken vocabulary"
+    if head.count(0) == len(head):
+        return "nothing but zeros at its start"
+    if all(byte >= 0x20 or byte in b"\t\n\r\f" for byte in head):
+        return "plain text"
+    return f"an unknown kind of data (first bytes {head[:8].hex(' ')})"
+
+
+def _head(file: MappedFile) -> bytes:
+    return file.bytes(0, min(file.size, 512))

@@ -1,0 +1,250 @@
+"""Meta's own checkpoints: a directory with params.json, consolidated.00.pth, ... and tokenizer.model.
+
+N files hold one model cut into N shards. Each has all tensor names; matrices that are cut by rows are
+joined on dimension 0, those cut by columns on dimension 1, and norms are the same in all:
+
+    dimension 0    wq wk wv w1 w3 output, and tok_embeddings in Llama-3
+    dimension 1    wo w2, and tok_embeddings in Llama-2
+
+The rows of wq and wk already rotate in adjacent pairs, as model.py wants them.
+Source: https://github.com/meta-llama/llama (model.py and README). Made by open_checkpoint().
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import ModelConfig, RopeScaling
+from ..errors import CheckpointError
+from .base import Checkpoint, LazyTensor, with_overrides
+from .json_file import JsonObject
+from .pth import read_pth
+from .stored_tensor import StoredTensor
+from .tokenizer_files import read_tokenizer_file
+
+_log = logging.getLogger(__name__)
+
+_SHARD = re.compile(r"consolidated\.(\d\d)\.pth")
+# params.json holds no context length; this is Llama-2's.
+_CONTEXT = 4096
+_ROW_PARALLEL = ("attention.wo.weight", "feed_forward.w2.weight")
+# What Meta's reference code uses for use_scaled_rope.
+_LLAMA3_SCALING = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """One tensor of the model: a piece per shard, all of one shape and type, joined on axis (None: all the same)."""
+
+    shards: list[StoredTensor]
+    axis: int | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = list(self.shards[0].shape)
+        if self.axis is not None:
+            shape[self.axis] *= len(self.shards)
+        return tuple(shape)
+
+    def read(self) -> NDArray:
+        """The joined tensor. Pieces are copied one after another, so that only one is in memory beside it."""
+        if self.axis is None or len(self.shards) == 1:
+            return self.shards[0].read()
+        joined = np.empty(self.shape, self.shards[0].read_dtype)
+        for part, shard in zip(np.split(joined, len(self.shards), self.axis), self.shards, strict=True):
+            shard.read_into(part)
+            shard.release()
+        return joined
+
+    def release(self) -> None:
+        for shard in self.shards:
+            shard.release()
+
+
+class MetaCheckpoint(Checkpoint):
+    """A directory of Meta's. path is the directory or one of its consolidated.NN.pth files.
+
+    tokenizer is the path of a tokenizer file, else tokenizer.model is looked for in the directory and
+    in the one above. max_seq_len is 4096 unless given. Raises CheckpointError, and ValueError for
+    overrides out of range.
+    """
+
+    kind = "meta"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        tokenizer: str | None = None,
+        max_seq_len: int | None = None,
+        norm_eps: float | None = None,
+    ) -> None:
+        folder = _folder(os.fspath(path))
+        params = _read_params(os.path.join(folder, "params.json"))
+        shard_paths = _shard_paths(folder)
+        self._pieces = _collect(shard_paths, [read_pth(shard) for shard in shard_paths], params)
+        config = _config(params, self._pieces, len(shard_paths))
+        _check_tensors(folder, config, self._pieces, len(shard_paths))
+        self.config = with_overrides(config, max_seq_len=max_seq_len, norm_eps=norm_eps)
+        tokenizer_path = tokenizer or _find_tokenizer(folder)
+        self.tokenizer = read_tokenizer_file(tokenizer_path, config.vocab_size) if tokenizer_path else None
+        self.chat_template = None
+        self.files = [params.path, *shard_paths, *([tokenizer_path] if tokenizer_path else [])]
+        self.source = f"Meta checkpoint {os.path.basename(os.path.abspath(folder))}"
+
+    def tensor(self, name: str) -> LazyTensor:
+        pieces = self._pieces[name]
+        return LazyTensor(pieces.shards[0].dtype, pieces.read, pieces.release)
+
+    def close(self) -> None:
+        for pieces in self._pieces.values():
+            for shard in pieces.shards:
+                shard.file.close()
+
+
+def shard_names(folder: str) -> list[str]:
+    """The names of the consolidated.NN.pth files in a directory, sorted."""
+    try:
+        return sorted(name for name in os.listdir(folder) if _SHARD.fullmatch(name))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {folder}: {error.strerror}") from error
+
+
+def _folder(path: str) -> str:
+    if os.path.isdir(path):
+        return path
+    folder, name = os.path.split(path)
+    if not _SHARD.fullmatch(name):
+        raise CheckpointError(
+            f"{path} is a torch file; a Meta checkpoint is a directory with params.json and consolidated.00.pth"
+        )
+    return folder or os.curdir
+
+
+def _shard_paths(folder: str) -> list[str]:
+    names = shard_names(folder)
+    expected = [f"consolidated.{i:02}.pth" for i in range(len(names))]
+    if not names:
+        raise CheckpointError(f"{folder} has no consolidated.00.pth")
+    if names != expected:
+        missing = min(set(expected) - set(names))
+        raise CheckpointError(f"{folder}: {missing} is missing, though there is a {names[-1]}")
+    return [os.path.join(folder, name) for name in names]
+
+
+def _read_params(path: str) -> JsonObject:
+    params = JsonObject.read(path)
+    if "dim" not in params.values and isinstance(params.values.get("model"), dict):
+        params = JsonObject(path, params.values["model"])
+    return params
+
+
+def _collect(paths: list[str], shards: list[dict[str, StoredTensor]], params: JsonObject) -> dict[str, _Pieces]:
+    """The tensors of all shards by name. Every shard must have the same names, with the same shapes and types."""
+    dim = params.positive("dim")
+    collected = {}
+    for path, shard in zip(paths[1:], shards[1:], strict=True):
+        for name in sorted(shards[0].keys() ^ shard.keys()):
+            without = path if name in shards[0] else paths[0]
+            raise CheckpointError(f"{without}: tensor {name[:80]!r} is missing, though another shard has it")
+    for name, first in shards[0].items():
+        if name.endswith("rope.freqs"):  # they follow from the config; Llama-1 has them in every layer
+            continue
+        for path, shard in zip(paths, shards, strict=True):
+            if (shard[name].shape, shard[name].dtype) != (first.shape, first.dtype):
+                raise CheckpointError(
+                    f"{path}: tensor {name[:80]!r} is {shard[name].dtype} {shard[name].shape}, "
+                    f"but {first.dtype} {first.shape} in {os.path.basename(paths[0])}"
+                )
+        collected[name] = _Pieces([shard[name] for shard in shards], _axis(name, first.shape, dim))
+    return collected
+
+
+def _axis(name: str, shape: tuple[int, ...], dim: int) -> int | None:
+    """The dimension on which the pieces of a tensor are joined."""
+    if len(shape) != 2:
+        return None
+    if name == "tok_embeddings.weight":
+        return 0 if shape[1] == dim else 1
+    return 1 if name.endswith(_ROW_PARALLEL) else 0
+
+
+def _config(params: JsonObject, pieces: dict[str, _Pieces], n_shards: int) -> ModelConfig:
+    dim, n_heads = params.positive("dim"), params.positive("n_heads")
+    head_dim = params.positive("head_dim", dim // n_heads)
+    if "head_dim" not in params.values and dim % n_heads:
+        raise CheckpointError(f"{params.path}: dim {dim} is not a multiple of n_heads {n_heads}")
+    vocab_size = _rows(params, pieces, "tok_embeddings.weight")
+    if params.get("vocab_size", int, -1) not in (-1, vocab_size):
+        raise CheckpointError(
+            f"{params.path}: vocab_size is {params.values['vocab_size']}, but tok_embeddings.weight of "
+            f"{n_shards} shard(s) has {vocab_size} rows"
+        )
+    hidden_dim = _rows(params, pieces, "layers.0.feed_forward.w1.weight")
+    _compare_hidden_dim(params, dim, hidden_dim)
+    if params.get("sliding_window", int) is not None:
+        raise CheckpointError(f"{params.path}: sliding_window is not supported")
+    try:
+        return ModelConfig(
+            dim=dim,
+            hidden_dim=hidden_dim,
+            n_layers=params.positive("n_layers"),
+            n_heads=n_heads,
+            n_kv_heads=params.positive("n_kv_heads", n_heads),
+            head_dim=head_dim,
+            vocab_size=vocab_size,
+            max_seq_len=_CONTEXT,
+            norm_eps=params.get("norm_eps", (float, int), 1e-5),
+            rope_theta=params.get("rope_theta", (float, int), 10000.0),
+            rope_scaling=_LLAMA3_SCALING if params.get("use_scaled_rope", bool, False) else None,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{params.path}: {error}") from error
+
+
+def _rows(params: JsonObject, pieces: dict[str, _Pieces], name: str) -> int:
+    if name not in pieces or len(pieces[name].shape) != 2:
+        raise CheckpointError(f"{os.path.dirname(params.path)}: matrix {name} is missing")
+    return pieces[name].shape[0]
+
+
+def _compare_hidden_dim(params: JsonObject, dim: int, hidden_dim: int) -> None:
+    """Warn when Meta's formula gives another hidden_dim than w1 has; the shape of w1 is what counts."""
+    multiple_of = params.positive("multiple_of", 256)
+    formula = int(2 * 4 * dim / 3)
+    multiplier = params.get("ffn_dim_multiplier", (float, int))
+    if multiplier is not None and 0 < multiplier < 1000:
+        formula = int(multiplier * formula)
+    formula = -(-formula // multiple_of) * multiple_of
+    if "multiple_of" in params.values and formula != hidden_dim:
+        _log.warning("%s: hidden_dim should be %d, the weights have %d", params.path, formula, hidden_dim)
+
+
+def _check_tensors(folder: str, config: ModelConfig, pieces: dict[str, _Pieces], n_shards: int) -> None:
+    """The tensors must be those of the config: none missing, none unknown, all of the right shape."""
+    shapes = config.tensor_shapes()
+    for name, shape in shapes.items():
+        if name not in pieces:
+            raise CheckpointError(f"{folder}: tensor {name} is missing")
+        if pieces[name].shape != shape:
+            raise CheckpointError(
+                f"{folder}: tensor {name} of {n_shards} shard(s) is {pieces[name].shape} and should be {shape}; "
+                "is a shard missing, or params.json from another model?"
+            )
+    unknown = pieces.keys() - shapes.keys()
+    if unknown:
+        raise CheckpointError(f"{folder}: unknown tensor {min(unknown)[:80]!r}")
+
+
+def _find_tokenizer(folder: str) -> str | None:
+    for place in (folder, os.path.join(folder, os.pardir)):
+        path = os.path.join(place, "tokenizer.model")
+        if os.path.exists(path):
+            return path
+    return None

@@ -1,0 +1,126 @@
+"""Tokenizer files as they lie beside checkpoints; the kind is found by looking inside.
+
+    tokenizer.model    a SentencePiece model, used as it is
+    tokenizer.json     of Hugging Face; see tokenizer_json.py
+    tok512.bin ...     of llama2.c: int32 max_token_length, then per token float32 score, int32 length, bytes;
+                       token 0 is <unk>, 1 "\\n<s>\\n", 2 "\\n</s>\\n", 3 .. 258 <0x00> .. <0xFF>; spaces are spaces
+
+Sources: https://github.com/google/sentencepiece and https://github.com/karpathy/llama2.c (tokenizer.py).
+Used by the readers of checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from dataclasses import dataclass
+
+from ..errors import CheckpointError
+from ..mapped import MappedFile
+from ..sentencepiece_proto import check_model_proto
+from ..tokenizer import TokenizerSpec
+from .file_kinds import describe_file, is_tiktoken
+from .sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, build_model
+from .tokenizer_json import read_tokenizer_json
+
+_MAX_MODEL_BYTES = 16 << 20
+_MAX_TOKEN_BYTES = 1 << 16
+_SPACE = "\u2581"
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """A tokenizer and the ids of its special tokens by name."""
+
+    spec: TokenizerSpec
+    special_ids: dict[str, int]
+
+
+def read_tokenizer_file(path: str | os.PathLike[str], vocab_size: int | None = None) -> TokenizerSpec:
+    """The tokenizer in a file, for a model of vocab_size tokens (None: not checked).
+
+    BOS, EOS and whether a prompt is given a BOS are what the file itself says. Raises CheckpointError for
+    a damaged file, one of another kind, and one with more tokens than the model.
+    """
+    return inspect_tokenizer_file(path, vocab_size).spec
+
+
+def inspect_tokenizer_file(path: str | os.PathLike[str], vocab_size: int | None = None) -> TokenizerFile:
+    """The same, with the special tokens, for checkpoints that name theirs in a file of their own."""
+    with MappedFile(path) as file:
+        head = file.bytes(0, min(file.size, 512))
+        if head.lstrip()[:1] == b"{":
+            spec, special = read_tokenizer_json(file.path)
+            return TokenizerFile(spec, special)
+        if is_tiktoken(file):
+            raise CheckpointError(
+                f"{file.path} is a tiktoken vocabulary, as Llama-3 has it, not a SentencePiece model; "
+                "give Hugging Face's tokenizer.json of the same model instead"
+            )
+        if file.size > _MAX_MODEL_BYTES:
+            raise CheckpointError(f"{file.path} is no tokenizer: {file.size} bytes exceed {_MAX_MODEL_BYTES}")
+        data = file.bytes(0, file.size)
+        if head[:1] == b"\n" and head[1:2] != b"\0":  # the first piece; not 10 as an int32
+            return _sentencepiece(file.path, data, vocab_size)
+        if len(data) >= 12 and 0 < int.from_bytes(data[:4], "little") <= _MAX_TOKEN_BYTES:
+            return _sentencepiece(file.path, _convert_llama2c(file.path, data, vocab_size), vocab_size)
+        raise CheckpointError(f"{file.path} is no tokenizer; it looks like {describe_file(file)}")
+
+
+def _sentencepiece(path: str, data: bytes, vocab_size: int | None) -> TokenizerFile:
+    try:
+        n_pieces = check_model_proto(data)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged, or no SentencePiece model: {error}") from error
+    if vocab_size is not None and n_pieces > vocab_size:
+        raise CheckpointError(f"{path}: the tokenizer has {n_pieces} tokens, the model only {vocab_size}")
+
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        processor = SentencePieceProcessor(model_proto=data)
+        special = {processor.id_to_piece(id): id for id in range(n_pieces) if processor.is_control(id)}
+        bos_id, eos_id = processor.bos_id(), processor.eos_id()
+    except (RuntimeError, ValueError, IndexError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!s:.200}") from error
+    eos_ids = (eos_id,) if eos_id >= 0 else ()
+    spec = TokenizerSpec("sentencepiece", data, bos_id if bos_id >= 0 else None, eos_ids, bos_id >= 0)
+    return TokenizerFile(spec, special)
+
+
+def _convert_llama2c(path: str, data: bytes, vocab_size: int | None) -> bytes:
+    """llama2.c's list of tokens as a SentencePiece model."""
+    longest = int.from_bytes(data[:4], "little")
+    pieces: list[tuple[str, float, int]] = []
+    position = 4
+    while position < len(data):
+        id = len(pieces)
+        if id == vocab_size:
+            raise CheckpointError(f"{path} has more than {vocab_size} tokens, which is what the model has")
+        if len(data) - position < 8:
+            raise CheckpointError(f"{path} is truncated in token {id}")
+        score, length = struct.unpack_from("<fi", data, position)
+        position += 8
+        if not 0 < length <= min(longest, len(data) - position) or not math.isfinite(score):
+            raise CheckpointError(f"{path}: token {id} of {length} bytes with score {score} is damaged or cut off")
+        pieces.append((*_llama2c_piece(path, id, data[position : position + length], score),))
+        position += length
+    if len(pieces) < 3 or (vocab_size is not None and len(pieces) != vocab_size):
+        raise CheckpointError(f"{path} has {len(pieces)} tokens, the model has {vocab_size or 'at least 3'}")
+    return build_model(pieces, unk_id=0, bos_id=1, eos_id=2)
+
+
+def _llama2c_piece(path: str, id: int, raw: bytes, score: float) -> tuple[str, float, int]:
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: token {id} is not UTF-8: {raw[:40]!r}") from error
+    if id < 3:
+        text = text.strip("\n")
+        if text != ("<unk>", "<s>", "</s>")[id]:
+            raise CheckpointError(f"{path} is no tokenizer of llama2.c: its token {id} is {text[:40]!r}")
+        return text, score, UNKNOWN if id == 0 else CONTROL
+    if 3 <= id < 259 and text == f"<0x{id - 3:02X}>":
+        return text, score, BYTE
+    return text.replace(" ", _SPACE), score, NORMAL

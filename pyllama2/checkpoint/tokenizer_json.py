@@ -1,0 +1,168 @@
+"""tokenizer.json, Hugging Face's tokenizers: byte-level BPE, and SentencePiece's BPE in its spelling.
+
+    model          {"type": "BPE", "vocab": {token: id}, "merges": [["a", "b"], ...] or ["a b", ...],
+                    "byte_fallback": true for SentencePiece}
+    added_tokens   [{"id": ..., "content": ..., "special": ...}, ...]
+    post_processor a template that puts BOS before a text, if there is one
+
+A byte-level BPE is kept as the file it is. One that came from SentencePiece (Llama-2's) becomes a
+SentencePiece model again: SentencePiece merges any two neighbours whose union is a piece, the best
+score first, so the order of the merges gives the scores. That is exact when the merges of a piece are all
+the ways to cut it in two pieces, which is checked. Used by tokenizer_files.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import CheckpointError
+from ..mapped import MappedFile
+from ..tokenizer import TokenizerSpec
+from .json_file import JsonObject
+from .sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, build_model
+
+# Llama-3's file has 17 MB and a million values.
+_MAX_BYTES = 32 << 20
+_MAX_VALUES = 1_500_000
+_MAX_SENTENCEPIECE = 1 << 18
+_MAX_PIECE = 128  # characters; the time to check a piece is quadratic
+_SPACE = "\u2581"
+_SPELLS_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+_PREPENDS = {"type": "Prepend", "prepend": _SPACE}
+# A tokenizer.json does not say which tokens end a text; these do in every model that has them.
+_END_TOKENS = ("</s>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|im_end|>")
+
+
+def read_tokenizer_json(path: str) -> tuple[TokenizerSpec, dict[str, int]]:
+    """The tokenizer, and the ids of its added tokens by name. Raises CheckpointError."""
+    root = JsonObject.read(path, _MAX_BYTES, _MAX_VALUES)
+    model = root.child("model")
+    if model.get("type", str, "BPE") != "BPE":
+        raise CheckpointError(f"{path}: a tokenizer of type {model.values['type'][:40]!r} is not supported (BPE is)")
+    added = _added_tokens(root)
+    bos_id = _first_of_template(root, added)
+    eos_ids = tuple(added[name] for name in _END_TOKENS if name in added)
+    if model.get("byte_fallback", bool, False):
+        data = _sentencepiece(root, model, added, bos_id, eos_ids)
+        return TokenizerSpec("sentencepiece", data, bos_id, eos_ids, bos_id is not None), added
+    with MappedFile(path) as file:
+        data = file.bytes(0, file.size)
+    return TokenizerSpec("bpe", data, bos_id, eos_ids, bos_id is not None), added
+
+
+def _added_tokens(root: JsonObject) -> dict[str, int]:
+    added: dict[str, int] = {}
+    for entry in root.get("added_tokens", list, []):
+        token = JsonObject(f"{root.path}: an added token", entry if isinstance(entry, dict) else {})
+        content, id = token.get("content", str), token.get("id", int)
+        if content is None or id is None or not 0 <= id < 1 << 31 or content in added:
+            raise CheckpointError(f"{root.path}: added_tokens has a damaged entry or one that appears twice")
+        added[content] = id
+    return added
+
+
+def _first_of_template(root: JsonObject, added: dict[str, int]) -> int | None:
+    """The special token that the post-processor puts before a text; None when it puts none."""
+    processor = root.child("post_processor")
+    steps = [processor.values, *processor.get("processors", list, [])]
+    for step in steps:
+        if isinstance(step, dict) and step.get("type") == "TemplateProcessing":
+            match step.get("single"):
+                case [{"SpecialToken": {"id": str(name)}}, *_] if name in added:
+                    return added[name]
+    return None
+
+
+def _sentencepiece(
+    root: JsonObject, model: JsonObject, added: dict[str, int], bos_id: int | None, eos_ids: tuple[int, ...]
+) -> bytes:
+    """The SentencePiece model that a tokenizer.json with byte_fallback came from."""
+    vocab = model.get("vocab", dict, {})
+    texts: list[str | None] = [None] * _vocabulary_size(root.path, vocab, added)
+    for text, id in [*vocab.items(), *added.items()]:
+        if texts[id] not in (None, text) or not text:
+            raise CheckpointError(f"{root.path}: the id {id} stands for two tokens, or for none")
+        texts[id] = text
+    unknown = model.get("unk_token", str)
+    if model.get("continuing_subword_prefix", str, "") or model.get("end_of_word_suffix", str, ""):
+        raise CheckpointError(f"{root.path}: prefixes or suffixes of parts of words are not supported")
+    if None in texts or unknown not in vocab:
+        raise CheckpointError(f"{root.path}: an id has no token, or unk_token is missing")
+    ranks = _merge_ranks(root.path, model)
+    specials = {token["content"] for token in root.get("added_tokens", list, []) if token.get("special") is True}
+    pieces = []
+    for id, text in enumerate(texts):
+        assert text is not None
+        if text == unknown:
+            type = UNKNOWN
+        elif text in added:
+            type = CONTROL if text in specials else USER_DEFINED
+        elif len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+            type = BYTE
+        else:
+            type = NORMAL
+            _check_cuts(root.path, text, vocab, ranks)
+        rank = ranks[text][0] if text in ranks else len(ranks) + id
+        pieces.append((text.replace(" ", _SPACE), -float(rank), type))
+    try:
+        return build_model(
+            pieces,
+            unk_id=vocab[unknown],
+            bos_id=bos_id,
+            eos_id=eos_ids[0] if eos_ids else None,
+            add_dummy_prefix=_prepends_space(root),
+        )
+    except ValueError as error:  # a lone surrogate
+        raise CheckpointError(f"{root.path}: a token is not text: {error!s:.200}") from error
+
+
+def _vocabulary_size(path: str, vocab: dict[str, Any], added: dict[str, int]) -> int:
+    for text, id in vocab.items():
+        if type(id) is not int or not 0 <= id < _MAX_SENTENCEPIECE:
+            raise CheckpointError(f"{path}: the token {text[:40]!r} has the id {str(id)[:40]}")
+    size = 1 + max([*vocab.values(), *added.values()], default=-1)
+    if size > len(vocab) + len(added):
+        raise CheckpointError(f"{path}: {len(vocab)} tokens and {len(added)} added ones have ids up to {size - 1}")
+    return size
+
+
+def _merge_ranks(path: str, model: JsonObject) -> dict[str, tuple[int, set[str]]]:
+    """For each merged token, its place in the order of merges and the left parts of all its merges."""
+    ranks: dict[str, tuple[int, set[str]]] = {}
+    for merge in model.get("merges", list, []):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
+            raise CheckpointError(f"{path}: a merge is not a pair of tokens")
+        left, right = pair
+        ranks.setdefault(left + right, (len(ranks), set()))[1].add(left)
+    return ranks
+
+
+def _check_cuts(path: str, text: str, vocab: dict[str, Any], ranks: dict[str, tuple[int, set[str]]]) -> None:
+    """Raise CheckpointError unless the merges of a token are all its cuts in two pieces (or characters)."""
+    if len(text) > _MAX_PIECE:
+        raise CheckpointError(f"{path}: a token of {len(text)} characters is too long")
+    cuts = {
+        text[:i]
+        for i in range(1, len(text))
+        if (i == 1 or text[:i] in vocab) and (i == len(text) - 1 or text[i:] in vocab)
+    }
+    if cuts != (ranks[text][1] if text in ranks else set()):
+        raise CheckpointError(
+            f"{path}: the merges of {text!r} are not those of a SentencePiece model; "
+            "this kind of tokenizer needs its tokenizer.model"
+        )
+
+
+def _prepends_space(root: JsonObject) -> bool:
+    """Whether the tokenizer puts a space before a text. Raises CheckpointError unless it only spells spaces."""
+    normalizer, splitter = root.child("normalizer"), root.child("pre_tokenizer")
+    steps = normalizer.get("normalizers", list, [])
+    if splitter.get("type", str) == "Metaspace" and not normalizer.values:
+        # Unless told not to, it cuts a text at its spaces, which SentencePiece does not.
+        if splitter.get("replacement", str) == _SPACE and splitter.get("split", bool, True) is False:
+            prefixed = splitter.get("add_prefix_space", bool, True)
+            return bool(splitter.get("prepend_scheme", str, "always" if prefixed else "never") != "never")
+    elif not splitter.values and _SPELLS_SPACES in steps and all(s in (_SPELLS_SPACES, _PREPENDS) for s in steps):
+        return _PREPENDS in steps
+    raise CheckpointError(f"{root.path}: its normalizer or pre_tokenizer is not one that SentencePiece has")
