@@ -127,9 +127,9 @@ class TestWriter:
         if not os.path.exists("/dev/full"):
             pytest.skip("no /dev/full")
         writer = ModelWriter("/dev/full", float_model(GQA, random_weights(GQA)))
-        with open("/dev/full", "wb", buffering=0) as writer._file:
-            with pytest.raises(CheckpointError, match="No space left"):
-                writer._guarded(b"x" * 100)
+        full = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+        with full as writer._file, pytest.raises(CheckpointError, match="No space left"):
+            writer._guarded(b"x" * 100)
 
 
 def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:

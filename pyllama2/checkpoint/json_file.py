@@ -60,7 +60,7 @@ class JsonObject:
         return JsonObject(f"{self.path}: {name}", self.get(name, dict, {}))
 
     def positive(self, name: str, default: int | None = None) -> int:
-        """A whole number of 1 to 2**31 - 1. Raises CheckpointError when it is out of range, or absent without default."""
+        """A whole number of 1 to 2**31 - 1. Raises CheckpointError when out of range, or absent without default."""
         value = self.get(name, int, default)
         if value is None:
             raise CheckpointError(f"{self.path} lacks {name}")

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ class _Pieces:
             shape[self.axis] *= len(self.shards)
         return tuple(shape)
 
-    def read(self) -> NDArray:
+    def read(self) -> NDArray[Any]:
         """The joined tensor. Pieces are copied one after another, so that only one is in memory beside it."""
         if self.axis is None or len(self.shards) == 1:
             return self.shards[0].read()

@@ -97,7 +97,7 @@ class _Machine:
         self._fail(f"the pickle has more than {_MAX_OPCODES} opcodes")
 
     def _result(self) -> dict[str, PickledTensor]:
-        result = self._pop(dict)
+        result: dict[str, PickledTensor] = self._pop(dict)
         if self._stack or self._marks or self._position != len(self._data):
             self._fail("something follows the state dict")
         for name, value in result.items():

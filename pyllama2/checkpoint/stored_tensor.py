@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,11 +45,11 @@ class StoredTensor:
         self._span()
 
     @property
-    def read_dtype(self) -> np.dtype[np.floating]:
+    def read_dtype(self) -> np.dtype[Any]:
         """The type that read() gives: float16 or float32."""
         return np.dtype(_READ_AS[self.dtype])
 
-    def read(self) -> NDArray:
+    def read(self) -> NDArray[Any]:
         """The numbers as float32 or float16; a view of the file unless they are BF16."""
         stored = self._stored()
         if self.dtype != "BF16":
@@ -57,7 +58,7 @@ class StoredTensor:
         _widen(stored, numbers)
         return numbers
 
-    def read_into(self, out: NDArray) -> None:
+    def read_into(self, out: NDArray[Any]) -> None:
         """Copy the numbers into an array of the same shape and of read_dtype, which may be a slice of another."""
         if self.dtype == "BF16":
             _widen(self._stored(), out)
@@ -72,7 +73,7 @@ class StoredTensor:
         """The same as LazyTensor."""
         return LazyTensor(self.dtype, self.read, self.release)
 
-    def _span(self) -> NDArray:
+    def _span(self) -> NDArray[Any]:
         """The elements from the first to the last one used, (n,), a view of the file."""
         if self.strides is None:
             length = prod(self.shape)
@@ -80,7 +81,7 @@ class StoredTensor:
             length = 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
         return self.file.array(self.offset, _BITS[self.dtype], (length,))
 
-    def _stored(self) -> NDArray:
+    def _stored(self) -> NDArray[Any]:
         span = self._span()
         if self.strides is None:
             return span.reshape(self.shape)

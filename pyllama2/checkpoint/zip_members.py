@@ -161,7 +161,7 @@ def _check_local_header(file: MappedFile, name: str, flags: int, size: int, head
         or file.bytes(header + _LOCAL.size, name_length) != name.encode()
     ):
         raise CheckpointError(f"{file.path}: the zip member {name[:80]!r} and its local header disagree")
-    offset = header + _LOCAL.size + name_length + extra_length
+    offset: int = header + _LOCAL.size + name_length + extra_length
     if offset + size > file.size:
         raise CheckpointError(
             f"{file.path} is truncated: the zip member {name[:80]!r} has {size} bytes at {offset}, "

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Builds the extensions with AddressSanitizer and UndefinedBehaviorSanitizer in a scratch copy and runs the tests on
+# them. Usage: scripts/run_sanitized.sh [pytest arguments], with the project's virtual environment active.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+git -C "$root" ls-files -z | (cd "$root" && tar --null -T - -cf -) | tar -xf - -C "$copy"
+cd "$copy"
+PYLLAMA2_SANITIZE=address,undefined python setup.py -q build_ext --inplace
+# Python itself leaks at exit and was not built with the sanitizers: preload their library, look for errors only.
+export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1
+export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
+python -m pytest -p no:cacheprovider "$@"
