@@ -1,1 +1,43 @@
-"""pyllama2: run Llama-2-family models on one machine."""
+"""pyllama2: run Llama-2-family models on one machine.
+
+    import pyllama2
+
+    llm = pyllama2.Llama()                      # the bundled demo model; or a path
+    print(llm.generate("Once upon a time").text)
+
+pyllama2.export and pyllama2.quantize make model files; python -m pyllama2.generate and .chat are the
+command lines. Importing the package loads no model library: torch, cupy and the tokenizer packages
+are imported where they are used.
+"""
+
+from .completion import Chunk, Completion, Timings, TokenLogprob, Usage
+from .convert import export, quantize
+from .errors import (
+    BackendUnavailableError,
+    CheckpointError,
+    ContextLengthError,
+    NumericalError,
+    Pyllama2Error,
+)
+from .llama import Llama
+from .sampling import SamplingParams
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailableError",
+    "CheckpointError",
+    "Chunk",
+    "Completion",
+    "ContextLengthError",
+    "Llama",
+    "NumericalError",
+    "Pyllama2Error",
+    "SamplingParams",
+    "Timings",
+    "TokenLogprob",
+    "Usage",
+    "__version__",
+    "export",
+    "quantize",
+]

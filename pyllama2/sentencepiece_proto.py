@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 # The largest published models have 256,000 pieces in 4.2 MB.
 _MAX_BYTES = 16 << 20
+_MAX_PIECES = 1 << 20
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_CONTROL, _USER_DEFINED = 3, 4
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,11 @@ def read_model_proto(data: bytes) -> ModelProto:
     for field, start, end in _fields(data, 0, len(data)):
         if field == (1, _BYTES):
             n_pieces += 1
-            # Most pieces have no type field (tag 0x18); only those that may have one are looked into.
-            if data.find(b"\x18", start, end) >= 0:
-                user_defined.extend(_user_defined_piece(data, start, end))
+            if n_pieces > _MAX_PIECES:
+                raise ValueError(f"more than {_MAX_PIECES} pieces")
+            text, type, type_offset = _piece(data, start, end)
+            if type == _USER_DEFINED:
+                user_defined.append((text, type_offset))
         elif field == (3, _BYTES):
             for inner, at, _ in _fields(data, start, end):
                 if inner == (3, _VARINT):
@@ -71,22 +74,25 @@ def as_control_pieces(data: bytes, offsets: list[int]) -> bytes:
     return bytes(changed)
 
 
-def _user_defined_piece(data: bytes, start: int, end: int) -> list[tuple[str, int]]:
-    """The text and the offset of the type, when the piece data[start:end] is USER_DEFINED."""
-    text = ""
-    type_offset = None
+def _piece(data: bytes, start: int, end: int) -> tuple[str, int, int]:
+    """Text and type of the piece data[start:end], and where the byte of its type is."""
+    text, type, type_offset = "", _NORMAL, -1
     for field, at, stop in _fields(data, start, end):
         if field == (1, _BYTES):
             text = data[at:stop].decode("utf-8", "replace")
         elif field == (3, _VARINT):
-            type_offset = at if data[at:stop] == bytes([_USER_DEFINED]) else None
-    return [] if type_offset is None else [(text, type_offset)]
+            type, type_offset = data[at], at
+            if stop - at > 1:
+                raise ValueError(f"a piece of unknown type at byte {at} of the SentencePiece model")
+    return text, type, type_offset
 
 
 def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[tuple[int, int], int, int]]:
     """The fields of the message data[position:end]: (number, wire type), start and end of the value."""
     while position < end:
         key, start = _varint(data, position, end)
+        if key >> 32:
+            raise ValueError(f"bad field number at byte {position} of the SentencePiece model")
         wire = key & 7
         if wire == _VARINT:
             _, position = _varint(data, start, end)
@@ -98,7 +104,7 @@ def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[tuple[int, i
         else:
             raise ValueError(f"wire type {wire} at byte {start - 1} of the SentencePiece model")
         if position > end:
-            raise ValueError(f"the field at byte {start} of the SentencePiece model ends behind its message")
+            raise ValueError(f"the field at byte {start} of the SentencePiece model is longer than what it lies in")
         yield (key >> 3, wire), start, position
 
 

@@ -169,13 +169,16 @@ class TestSentencePiece:
         [
             (b"", "no pieces"),
             (b"<!DOCTYPE html><html>", "SentencePiece model"),
-            (b"\x0a\xff\xff\xff\xff\x0f", "ends behind its message"),
-            (b"\x0a\x05abc", "ends behind its message"),
+            (b"\x0a\xff\xff\xff\xff\x0f", "is longer than"),
+            (b"\x0a\x05abc", "is longer than"),
             (b"\x0a", "bad number at byte 1"),
             (b"\x0a" + b"\xff" * 10, "bad number at byte 1"),
             (b"\x0a\x80\x00", "bad number at byte 1"),
             (b"\x0b", "wire type 3"),
+            (b"\x8a\x80\x80\x80\x10\x00", "bad field number at byte 0"),  # 1 in 32 bits, as some readers see it
+            (b"\x0a\x03\x18\x84\x02", "piece of unknown type at byte 3"),
             (bytes(17 << 20), "too many"),
+            (b"\x0a\x00" * (1 << 20) + b"\x0a\x00", "more than 1048576 pieces"),
         ],
     )
     def test_malformed_protobuf(self, data: bytes, message: str) -> None:

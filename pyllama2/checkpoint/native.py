@@ -6,6 +6,7 @@ import os
 
 from ..modelfile import ModelFile
 from .base import Checkpoint, LazyTensor, with_overrides
+from .tokenizer_files import read_tokenizer_file
 
 
 class NativeCheckpoint(Checkpoint):
@@ -13,15 +14,24 @@ class NativeCheckpoint(Checkpoint):
 
     kind = "pyllama2"
 
-    def __init__(self, path: str | os.PathLike[str], *, max_seq_len: int | None, norm_eps: float | None) -> None:
-        self._model = ModelFile.open(path)
-        self.config = with_overrides(self._model.config, max_seq_len=max_seq_len, norm_eps=norm_eps)
-        self.tokenizer = self._model.tokenizer
-        self.chat_template = self._model.chat_template
-        self.files = [os.fspath(path)]
-        self.source = self._model.source
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        tokenizer: str | None = None,
+        max_seq_len: int | None = None,
+        norm_eps: float | None = None,
+    ) -> None:
+        self.model = ModelFile.open(path)
+        self.config = with_overrides(self.model.config, max_seq_len=max_seq_len, norm_eps=norm_eps)
+        self.tokenizer = self.model.tokenizer
+        if tokenizer is not None:
+            self.tokenizer = read_tokenizer_file(tokenizer, self.config.vocab_size)
+        self.chat_template = self.model.chat_template
+        self.files = [os.fspath(path), *([] if tokenizer is None else [tokenizer])]
+        self.source = self.model.source
 
     def tensor(self, name: str) -> LazyTensor:
-        weight = self._model.weights[name]
+        weight = self.model.weights[name]
         read = weight.dequantize if weight.scales is not None else lambda: weight.data
         return LazyTensor(weight.type, read, lambda: None)

@@ -24,7 +24,7 @@ from ..errors import CheckpointError
 
 # A shard of 70B takes 22,000 opcodes in 90 KB; the C pickler puts 1,000 items on the stack at a time.
 MAX_BYTES = 8 << 20
-_MAX_OPCODES = 500_000
+_MAX_OPCODES = 250_000
 _MAX_STACK = 10_000
 _MAX_MARKS = 100
 _MAX_DIMENSIONS = 8
@@ -102,7 +102,7 @@ class _Machine:
             self._fail("something follows the state dict")
         for name, value in result.items():
             if type(value) is not PickledTensor:
-                self._fail(f"{name[:80]!r} is not a tensor but a {type(value).__name__.strip('_')}")
+                self._fail(f"{name[:80]!r} is not a tensor but of type {_name(type(value))}")
         return result
 
     def _fail(self, problem: str) -> NoReturn:
@@ -136,7 +136,7 @@ class _Machine:
             self._fail("the pickle takes more values from its stack than it put there")
         value = self._stack.pop()
         if kind is not None and type(value) is not kind:
-            self._fail(f"the pickle has a {type(value).__name__.strip('_')} where a {kind.__name__} is expected")
+            self._fail(f"the pickle has a value of type {_name(type(value))} where {_name(kind)} is expected")
         return value
 
     def _pop_to_mark(self) -> list[Any]:
@@ -172,7 +172,7 @@ class _Machine:
         if full not in _FUNCTIONS and not (module == "torch" and name in _STORAGES):
             if module in ("torch", "torch.storage") and name.endswith("Storage"):
                 self._fail(f"it has tensors of type {full}; float32, float16 and bfloat16 are supported")
-            self._fail(f"its pickle wants {full[:200]}, which no state dict needs")
+            self._fail(f"its pickle wants {full[:200]}, which is not allowed")
         self._stack.append(_Global(full))
 
     def _put(self, index: int) -> None:
@@ -193,7 +193,7 @@ class _Machine:
             self._fail("the pickle has a key without a value")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is not str:  # nothing else is hashed: the hash of a nested tuple recurses in C
-                self._fail(f"the pickle has a {type(key).__name__.strip('_')} as a key")
+                self._fail(f"the pickle has a key of type {_name(type(key))}")
             if key in target:
                 self._fail(f"the key {key[:80]!r} appears twice")
             target[key] = value
@@ -240,6 +240,10 @@ class _Machine:
                 self._stack.append(tensor)
             case _:
                 self._fail(f"the pickle calls {name} with unexpected arguments")
+
+
+def _name(kind: type) -> str:
+    return kind.__name__.strip("_")
 
 
 def _is_shape(values: tuple[Any, ...]) -> bool:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import os
 import struct
-from dataclasses import dataclass
 
 from ..errors import CheckpointError
 from ..mapped import MappedFile
@@ -22,19 +21,11 @@ from ..sentencepiece_proto import check_model_proto
 from ..tokenizer import TokenizerSpec
 from .file_kinds import describe_file, is_tiktoken
 from .sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, build_model
-from .tokenizer_json import read_tokenizer_json
+from .tokenizer_json import TokenizerFile, read_tokenizer_json
 
 _MAX_MODEL_BYTES = 16 << 20
 _MAX_TOKEN_BYTES = 1 << 16
 _SPACE = "\u2581"
-
-
-@dataclass(frozen=True)
-class TokenizerFile:
-    """A tokenizer and the ids of its special tokens by name."""
-
-    spec: TokenizerSpec
-    special_ids: dict[str, int]
 
 
 def read_tokenizer_file(path: str | os.PathLike[str], vocab_size: int | None = None) -> TokenizerSpec:
@@ -51,8 +42,7 @@ def inspect_tokenizer_file(path: str | os.PathLike[str], vocab_size: int | None 
     with MappedFile(path) as file:
         head = file.bytes(0, min(file.size, 512))
         if head.lstrip()[:1] == b"{":
-            spec, special = read_tokenizer_json(file.path)
-            return TokenizerFile(spec, special)
+            return read_tokenizer_json(file.path, vocab_size)
         if is_tiktoken(file):
             raise CheckpointError(
                 f"{file.path} is a tiktoken vocabulary, as Llama-3 has it, not a SentencePiece model; "
@@ -86,7 +76,7 @@ def _sentencepiece(path: str, data: bytes, vocab_size: int | None) -> TokenizerF
         raise CheckpointError(f"{path} is damaged: {error!s:.200}") from error
     eos_ids = (eos_id,) if eos_id >= 0 else ()
     spec = TokenizerSpec("sentencepiece", data, bos_id if bos_id >= 0 else None, eos_ids, bos_id >= 0)
-    return TokenizerFile(spec, special)
+    return TokenizerFile(spec, special, n_pieces)
 
 
 def _convert_llama2c(path: str, data: bytes, vocab_size: int | None) -> bytes:

@@ -13,6 +13,7 @@ the ways to cut it in two pieces, which is checked. Used by tokenizer_files.py.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError
@@ -24,7 +25,7 @@ from .sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, b
 # Llama-3's file has 17 MB and a million values.
 _MAX_BYTES = 32 << 20
 _MAX_VALUES = 1_500_000
-_MAX_SENTENCEPIECE = 1 << 18
+_MAX_IDS = 1 << 24
 _MAX_PIECE = 128  # characters; the time to check a piece is quadratic
 _SPACE = "\u2581"
 _SPELLS_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
@@ -33,21 +34,35 @@ _PREPENDS = {"type": "Prepend", "prepend": _SPACE}
 _END_TOKENS = ("</s>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|im_end|>")
 
 
-def read_tokenizer_json(path: str) -> tuple[TokenizerSpec, dict[str, int]]:
-    """The tokenizer, and the ids of its added tokens by name. Raises CheckpointError."""
+@dataclass(frozen=True)
+class TokenizerFile:
+    """What a tokenizer file holds: the tokenizer, its special tokens by name, and how many tokens it has in all."""
+
+    spec: TokenizerSpec
+    special_ids: dict[str, int]
+    n_tokens: int
+
+
+def read_tokenizer_json(path: str, vocab_size: int | None) -> TokenizerFile:
+    """The tokenizer, for a model of vocab_size tokens (None: any). Raises CheckpointError."""
     root = JsonObject.read(path, _MAX_BYTES, _MAX_VALUES)
     model = root.child("model")
     if model.get("type", str, "BPE") != "BPE":
         raise CheckpointError(f"{path}: a tokenizer of type {model.values['type'][:40]!r} is not supported (BPE is)")
     added = _added_tokens(root)
+    vocab = model.get("vocab", dict, {})
+    n_tokens = 1 + max([_checked_id(path, *item) for item in [*vocab.items(), *added.items()]], default=-1)
+    if vocab_size is not None and n_tokens > vocab_size:
+        raise CheckpointError(f"{path}: the tokenizer has a token {n_tokens - 1}, the model only {vocab_size} tokens")
     bos_id = _first_of_template(root, added)
     eos_ids = tuple(added[name] for name in _END_TOKENS if name in added)
     if model.get("byte_fallback", bool, False):
-        data = _sentencepiece(root, model, added, bos_id, eos_ids)
-        return TokenizerSpec("sentencepiece", data, bos_id, eos_ids, bos_id is not None), added
-    with MappedFile(path) as file:
-        data = file.bytes(0, file.size)
-    return TokenizerSpec("bpe", data, bos_id, eos_ids, bos_id is not None), added
+        data = _sentencepiece(root, model, added, n_tokens, bos_id, eos_ids)
+        spec = TokenizerSpec("sentencepiece", data, bos_id, eos_ids, bos_id is not None)
+    else:
+        with MappedFile(path) as file:
+            spec = TokenizerSpec("bpe", file.bytes(0, file.size), bos_id, eos_ids, bos_id is not None)
+    return TokenizerFile(spec, added, n_tokens)
 
 
 def _added_tokens(root: JsonObject) -> dict[str, int]:
@@ -55,7 +70,7 @@ def _added_tokens(root: JsonObject) -> dict[str, int]:
     for entry in root.get("added_tokens", list, []):
         token = JsonObject(f"{root.path}: an added token", entry if isinstance(entry, dict) else {})
         content, id = token.get("content", str), token.get("id", int)
-        if content is None or id is None or not 0 <= id < 1 << 31 or content in added:
+        if not content or id is None or content in added:
             raise CheckpointError(f"{root.path}: added_tokens has a damaged entry or one that appears twice")
         added[content] = id
     return added
@@ -74,11 +89,20 @@ def _first_of_template(root: JsonObject, added: dict[str, int]) -> int | None:
 
 
 def _sentencepiece(
-    root: JsonObject, model: JsonObject, added: dict[str, int], bos_id: int | None, eos_ids: tuple[int, ...]
+    root: JsonObject,
+    model: JsonObject,
+    added: dict[str, int],
+    n_tokens: int,
+    bos_id: int | None,
+    eos_ids: tuple[int, ...],
 ) -> bytes:
     """The SentencePiece model that a tokenizer.json with byte_fallback came from."""
     vocab = model.get("vocab", dict, {})
-    texts: list[str | None] = [None] * _vocabulary_size(root.path, vocab, added)
+    if n_tokens > len(vocab) + len(added):
+        raise CheckpointError(
+            f"{root.path}: {len(vocab)} tokens and {len(added)} added ones have ids up to {n_tokens - 1}"
+        )
+    texts: list[str | None] = [None] * n_tokens
     for text, id in [*vocab.items(), *added.items()]:
         if texts[id] not in (None, text) or not text:
             raise CheckpointError(f"{root.path}: the id {id} stands for two tokens, or for none")
@@ -116,14 +140,10 @@ def _sentencepiece(
         raise CheckpointError(f"{root.path}: a token is not text: {error!s:.200}") from error
 
 
-def _vocabulary_size(path: str, vocab: dict[str, Any], added: dict[str, int]) -> int:
-    for text, id in vocab.items():
-        if type(id) is not int or not 0 <= id < _MAX_SENTENCEPIECE:
-            raise CheckpointError(f"{path}: the token {text[:40]!r} has the id {str(id)[:40]}")
-    size = 1 + max([*vocab.values(), *added.values()], default=-1)
-    if size > len(vocab) + len(added):
-        raise CheckpointError(f"{path}: {len(vocab)} tokens and {len(added)} added ones have ids up to {size - 1}")
-    return size
+def _checked_id(path: str, text: str, id: Any) -> int:
+    if type(id) is not int or not 0 <= id < _MAX_IDS:
+        raise CheckpointError(f"{path}: the token {text[:40]!r} has the id {str(id)[:40]}")
+    return id
 
 
 def _merge_ranks(path: str, model: JsonObject) -> dict[str, tuple[int, set[str]]]:

@@ -1,0 +1,90 @@
+"""Readers of every kind of checkpoint, and the function that finds out which one a path needs.
+
+    kind          what it is                                              reader
+    pyllama2      our own file                                            native.py
+    meta          a directory of consolidated.NN.pth and params.json      meta.py
+    huggingface   a directory of config.json and *.safetensors            huggingface.py
+    gguf          a GGUF file                                             gguf.py
+    llama2.c      a .bin file of llama2.c                                 llama2c.py
+
+Used by export, quantize and Llama.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from ..errors import CheckpointError
+from ..mapped import MappedFile
+from ..modelfile import is_model_file
+from ..safetensors_header import looks_like_safetensors
+from .base import Checkpoint, LazyTensor
+from .file_kinds import describe_file
+from .huggingface import INDEX, SINGLE, HuggingFaceCheckpoint
+from .llama2c import Llama2cCheckpoint, is_llama2c
+from .meta import MetaCheckpoint, shard_names
+from .native import NativeCheckpoint
+from .pth import is_zip
+
+__all__ = ["Checkpoint", "LazyTensor", "open_checkpoint"]
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    tokenizer: str | os.PathLike[str] | None = None,
+    max_seq_len: int | None = None,
+    norm_eps: float | None = None,
+) -> Checkpoint:
+    """The checkpoint at path, a file or a directory; its kind is found by looking inside.
+
+    tokenizer is the path of a tokenizer file that replaces the checkpoint's own; max_seq_len and
+    norm_eps replace its values. Raises CheckpointError when there is no checkpoint that can be read,
+    and ValueError for overrides out of range.
+    """
+    path = os.fspath(path)
+    if not os.path.exists(path):
+        raise CheckpointError(f"there is no file or directory {path}")
+    reader = _directory_reader(path) if os.path.isdir(path) else _file_reader(path)
+    if reader is HuggingFaceCheckpoint and not os.path.isdir(path):
+        path = os.path.dirname(path) or os.curdir
+    tokenizer = None if tokenizer is None else os.fspath(tokenizer)
+    return reader(path, tokenizer=tokenizer, max_seq_len=max_seq_len, norm_eps=norm_eps)
+
+
+def _directory_reader(path: str) -> Callable[..., Checkpoint]:
+    has_weights = any(os.path.exists(os.path.join(path, name)) for name in (SINGLE, INDEX))
+    if has_weights and os.path.exists(os.path.join(path, "config.json")):
+        return HuggingFaceCheckpoint
+    if shard_names(path) or os.path.exists(os.path.join(path, "params.json")):
+        return MetaCheckpoint
+    names = os.listdir(path)
+    hint = ""
+    if any(name.startswith("pytorch_model") and name.endswith(".bin") for name in names):
+        hint = "; its pytorch_model.bin must be converted to safetensors first"
+    elif gguf := [name for name in sorted(names) if name.endswith(".gguf")]:
+        hint = f"; give a file in it, such as {gguf[0]}"
+    raise CheckpointError(
+        f"{path} is no checkpoint: it has neither config.json with {SINGLE} nor params.json with "
+        f"consolidated.00.pth{hint}"
+    )
+
+
+def _file_reader(path: str) -> Callable[..., Checkpoint]:
+    with MappedFile(path) as file:
+        if is_model_file(file):
+            return NativeCheckpoint
+        if file.size >= 4 and file.bytes(0, 4) == b"GGUF":
+            from .gguf import GgufCheckpoint
+
+            return GgufCheckpoint
+        if looks_like_safetensors(file):
+            if os.path.exists(os.path.join(os.path.dirname(path), "config.json")):
+                return HuggingFaceCheckpoint
+            raise CheckpointError(f"{path} is a safetensors file, but there is no config.json of its model beside it")
+        if is_zip(file):
+            return MetaCheckpoint
+        if is_llama2c(file):
+            return Llama2cCheckpoint
+        raise CheckpointError(f"{path} is no checkpoint; it looks like {describe_file(file)}")

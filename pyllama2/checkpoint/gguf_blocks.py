@@ -1,0 +1,149 @@
+"""The block types of GGUF files: numbers that share a scale, and what they stand for.
+
+Types without K have 32 numbers in a block; d and m are float16, q is a number's code:
+
+    Q8_0   q * d              q signed, 8 bits
+    Q4_0   (q - 8) * d        Q4_1   q * d + m      low nibbles: numbers 0 .. 15, high nibbles: 16 .. 31
+    Q5_0   (q - 16) * d       Q5_1   q * d + m      the same, bit i of high_bits is the fifth bit of number i
+
+Types with K have 256 numbers in a block, cut into groups with scales of their own:
+
+    Q4_K   q * (d * scale) - dmin * min         8 groups of 32, 6-bit scales and mins
+    Q5_K   the same                             bit j of high_bits[i] is the fifth bit of number i of group j
+    Q6_K   (q - 32) * (d * scale)               16 groups of 16, 8-bit scales
+
+Source: https://github.com/ggml-org/ggml (ggml-common.h, ggml-quants.c). Used by gguf_header.py for sizes
+and by gguf.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Numbers decoded at a time: temporary arrays stay in the processor's cache, and memory is that of the result.
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class BlockType:
+    """One type: size numbers are stored as one element of layout.
+
+    decode turns blocks of layout, (n,), into float32 of n * size elements in any shape.
+    """
+
+    size: int
+    layout: np.dtype[Any]
+    decode: Callable[[NDArray[Any]], NDArray[np.float32]]
+
+
+def dequantize(type: str, blocks: NDArray[Any]) -> NDArray[np.float32]:
+    """The numbers of blocks, (n,) of the layout of BLOCK_TYPES[type], as float32 (n * size,).
+
+    Each is computed in float32 and equal to the reference implementation's to the bit.
+    """
+    block = BLOCK_TYPES[type]
+    numbers = np.empty(len(blocks) * block.size, np.float32)
+    step = _CHUNK // block.size
+    with np.errstate(invalid="ignore"):  # a NaN or infinite scale gives NaN, which the model's logits will show
+        for start in range(0, len(blocks), step):
+            part = block.decode(blocks[start : start + step])
+            numbers[start * block.size :][: part.size] = part.ravel()
+    return numbers
+
+
+def _float(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Values per block or group, with an axis for the numbers that share them."""
+    return values.astype(np.float32)[..., None]
+
+
+def _nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(..., k) bytes -> (..., 2 k): the low nibbles, then the high ones."""
+    return np.concatenate([codes & 15, codes >> 4], axis=-1)
+
+
+def _q8_0(blocks: NDArray[Any]) -> NDArray[np.float32]:
+    numbers: NDArray[np.float32] = blocks["codes"] * _float(blocks["d"])
+    return numbers
+
+
+def _q4_0(blocks: NDArray[Any]) -> NDArray[np.float32]:
+    numbers: NDArray[np.float32] = (_nibbles(blocks["codes"]).view(np.int8) - np.int8(8)) * _float(blocks["d"])
+    return numbers
+
+
+def _q4_1(blocks: NDArray[Any]) -> NDArray[np.float32]:
+    numbers: NDArray[np.float32] = _nibbles(blocks["codes"]) * _float(blocks["d"])
+    numbers += _float(blocks["m"])
+    return numbers
+
+
+def _five_bits(blocks: NDArray[Any]) -> NDArray[np.uint8]:
+    """Codes (n, 32) of Q5_0 and Q5_1."""
+    return _nibbles(blocks["codes"]) | (np.unpackbits(blocks["high_bits"], axis=-1, bitorder="little") << 4)
+
+
+def _q5_0(blocks: NDArray[Any]) -> NDArray[np.float32]:
+    numbers: NDArray[np.float32] = (_five_bits(blocks).view(np.int8) - np.int8(16)) * _float(blocks["d"])
+    return numbers
+
+
+def _q5_1(blocks: NDArray[Any]) -> NDArray[np.float32]:
+    numbers: NDArray[np.float32] = _five_bits(blocks) * _float(blocks["d"])
+    numbers += _float(blocks["m"])
+    return numbers
+
+
+def _scaled_groups(blocks: NDArray[Any], codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Numbers of Q4_K and Q5_K from their codes, (n, 8, 32).
+
+    Twelve bytes pack the 8 scales and 8 mins of 6 bits: bytes 0 .. 3 have scales 0 .. 3 and the upper
+    two bits of scales 4 .. 7, bytes 4 .. 7 the same of the mins, bytes 8 .. 11 the lower four bits of
+    scales and mins 4 .. 7.
+    """
+    scales, mins, lower = blocks["scales"][:, :4], blocks["scales"][:, 4:8], blocks["scales"][:, 8:]
+    scales = np.concatenate([scales & 63, (lower & 15) | (scales >> 6 << 4)], axis=1)  # (n, 8)
+    mins = np.concatenate([mins & 63, (lower >> 4) | (mins >> 6 << 4)], axis=1)
+    numbers: NDArray[np.float32] = codes * (_float(blocks["d"]) * scales)[..., None]
+    numbers -= (_float(blocks["dmin"]) * mins)[..., None]
+    return numbers
+
+
+def _q4_k(blocks: NDArray[Any]) -> NDArray[np.float32]:
+    return _scaled_groups(blocks, _nibbles(blocks["codes"]).reshape(-1, 8, 32))
+
+
+def _q5_k(blocks: NDArray[Any]) -> NDArray[np.float32]:
+    high_bits = (blocks["high_bits"][:, None, :] >> np.arange(8, dtype=np.uint8)[:, None]) & 1  # (n, 8, 32)
+    return _scaled_groups(blocks, _nibbles(blocks["codes"]).reshape(-1, 8, 32) | (high_bits << 4))
+
+
+def _q6_k(blocks: NDArray[Any]) -> NDArray[np.float32]:
+    """Halves of 128 numbers: 64 bytes of nibbles, and 32 bytes with two more bits of numbers i, 32 + i, 64 + i, 96 + i."""
+    lower = _nibbles(blocks["codes"]).reshape(-1, 2, 4, 32)
+    upper = (blocks["high_bits"][:, :, None, :] >> np.arange(0, 8, 2, dtype=np.uint8)[:, None]) & 3  # (n, 2, 4, 32)
+    codes = (lower | (upper << 4)).view(np.int8).reshape(-1, 16, 16) - np.int8(32)
+    numbers: NDArray[np.float32] = codes * (_float(blocks["d"]) * blocks["scales"])[..., None]
+    return numbers
+
+
+_D = ("d", "<f2")
+_M = ("m", "<f2")
+_K = [_D, ("dmin", "<f2"), ("scales", "u1", 12)]
+
+BLOCK_TYPES = {
+    "Q8_0": BlockType(32, np.dtype([_D, ("codes", "i1", 32)]), _q8_0),
+    "Q4_0": BlockType(32, np.dtype([_D, ("codes", "u1", 16)]), _q4_0),
+    "Q4_1": BlockType(32, np.dtype([_D, _M, ("codes", "u1", 16)]), _q4_1),
+    "Q5_0": BlockType(32, np.dtype([_D, ("high_bits", "u1", 4), ("codes", "u1", 16)]), _q5_0),
+    "Q5_1": BlockType(32, np.dtype([_D, _M, ("high_bits", "u1", 4), ("codes", "u1", 16)]), _q5_1),
+    "Q4_K": BlockType(256, np.dtype([*_K, ("codes", "u1", (4, 32))]), _q4_k),
+    "Q5_K": BlockType(256, np.dtype([*_K, ("high_bits", "u1", 32), ("codes", "u1", (4, 32))]), _q5_k),
+    "Q6_K": BlockType(
+        256, np.dtype([("codes", "u1", (2, 64)), ("high_bits", "u1", (2, 32)), ("scales", "i1", 16), _D]), _q6_k
+    ),
+}

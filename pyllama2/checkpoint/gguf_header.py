@@ -1,0 +1,346 @@
+"""The header of a GGUF file, read strictly: its metadata, and where its tensors lie. All is little-endian.
+
+    "GGUF"    uint32 version   uint64 number of tensors   uint64 number of keys
+    keys      string, uint32 type of the value, value
+    tensors   string, uint32 number of dimensions, uint64 dimensions (that of a row first), uint32 type, uint64 offset
+    data      at the next multiple of general.alignment; offsets count from its first byte
+
+    string    uint64 length, UTF-8
+    array     uint32 type of the elements, uint64 count, elements
+
+Values stay in the file until they are asked for, so that a key nobody uses costs no memory.
+Versions 2 and 3 are the same but for byte order, which 3 lets a writer choose.
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Used by gguf.py and gguf_tokenizer.py.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CheckpointError
+from ..mapped import MappedFile
+from .gguf_blocks import BLOCK_TYPES
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_ALIGNMENT = 32  # unless general.alignment says otherwise
+# Real files have some 40 keys with names of 40 characters, at most 1,200 tensors, and 700,000 strings in arrays.
+_MAX_ENTRIES = 1 << 16
+_MAX_NAME = 256
+_MAX_STRINGS = 1 << 22
+_MAX_DIMENSIONS = 4
+# The largest texts that are read: a chat template, and the tokens of a vocabulary with their lengths.
+_MAX_TEXT = 1 << 20
+_MAX_TEXTS = 16 << 20
+
+_SCALARS = {
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "|b1", 10: "<u8", 11: "<i8", 12: "<f8",
+}  # fmt: skip
+_STRING, _ARRAY = 8, 9
+_KINDS = {int: (0, 1, 2, 3, 4, 5, 10, 11), float: (6, 12), bool: (7,), str: (_STRING,)}
+# In the order of their numbers, with those that newer writers no longer make.
+_TENSOR_TYPES = (
+    "F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
+    "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16",
+    "I32", "I64", "F64", "IQ1_M", "BF16", "Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8", "TQ1_0", "TQ2_0", "IQ4_NL_4_4",
+    "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4", "NVFP4",
+)  # fmt: skip
+# Numbers in a block, and its bytes.
+_BLOCKS = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2)} | {
+    name: (block.size, block.layout.itemsize) for name, block in BLOCK_TYPES.items()
+}
+_LENGTH = struct.Struct("<Q")
+
+T = TypeVar("T", int, float, bool, str)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies. shape is row-major, as numpy has it; offset counts from the start of the file."""
+
+    type: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """tensors are in the order of the file's list."""
+
+    metadata: Metadata
+    tensors: dict[str, TensorInfo]
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A value in the file: count elements of a type in bytes start .. end; not an array, it has one element."""
+
+    type: int
+    is_array: bool
+    count: int
+    start: int
+    end: int
+
+
+class Metadata:
+    """The keys of a file, with typed access. path is the file's, for messages."""
+
+    def __init__(self, file: MappedFile, fields: dict[str, _Field]) -> None:
+        self.path = file.path
+        self._file = file
+        self._fields = fields
+
+    def find(self, key: str, kind: type[T]) -> T | None:
+        """The value of a key, None when it is absent. Raises CheckpointError if it is of another type.
+
+        A float32 becomes the shortest decimal number that rounds to it, which is what was written: 1e-5,
+        not 0.000009999999747.
+        """
+        field = self._field(key, kind, is_array=False)
+        if field is None:
+            return None
+        value: Any
+        if field.type == _STRING:
+            value = self._texts(key, field, _MAX_TEXT)[0]
+        elif kind is bool:
+            value = self._file.bytes(field.start, 1)[0]
+            if value > 1:
+                raise CheckpointError(f"{self.path}: {key} should be true or false, not {value}")
+        else:
+            number = self._array(field)[0]
+            value = float(str(number)) if kind is float else int(number)
+        return kind(value)
+
+    def get(self, key: str, kind: type[T]) -> T:
+        """The same. Raises CheckpointError when the key is absent."""
+        value = self.find(key, kind)
+        if value is None:
+            raise CheckpointError(f"{self.path} lacks the key {key}")
+        return value
+
+    def uniform(self, key: str) -> int | None:
+        """A whole number, or the one that fills an array with a number per layer; None when the key is absent."""
+        if key not in self._fields or not self._fields[key].is_array:
+            return self.find(key, int)
+        numbers = self.array(key, int)
+        if not len(numbers) or (numbers != numbers[0]).any():
+            raise CheckpointError(f"{self.path}: {key} differs between layers, which is not supported")
+        return int(numbers[0])
+
+    def array(self, key: str, kind: type[int] | type[float]) -> NDArray[Any]:
+        """The numbers of an array, (count,), a view of the file. Raises CheckpointError when the key is absent."""
+        return self._array(self._required_array(key, kind))
+
+    def texts(self, key: str, max_count: int) -> list[str]:
+        """The strings of an array of at most max_count. Raises CheckpointError, also when the key is absent."""
+        field = self._required_array(key, str)
+        if field.count > max_count:
+            raise CheckpointError(f"{self.path}: {key} has {field.count} strings, at most {max_count} are possible")
+        return self._texts(key, field, _MAX_TEXTS)
+
+    def _field(self, key: str, kind: type[int] | type[float] | type[bool] | type[str], is_array: bool) -> _Field | None:
+        field = self._fields.get(key)
+        if field is not None and (field.is_array != is_array or field.type not in _KINDS[kind]):
+            expected = f"an array of {kind.__name__}" if is_array else kind.__name__
+            raise CheckpointError(f"{self.path}: {key} should be of type {expected}")
+        return field
+
+    def _required_array(self, key: str, kind: type[int] | type[float] | type[str]) -> _Field:
+        field = self._field(key, kind, is_array=True)
+        if field is None:
+            raise CheckpointError(f"{self.path} lacks the key {key}")
+        return field
+
+    def _array(self, field: _Field) -> NDArray[Any]:
+        return self._file.array(field.start, _SCALARS[field.type], (field.count,))
+
+    def _texts(self, key: str, field: _Field, max_bytes: int) -> list[str]:
+        if field.end - field.start > max_bytes:
+            raise CheckpointError(f"{self.path}: {key} has {field.end - field.start} bytes, more than {max_bytes}")
+        data = self._file.bytes(field.start, field.end - field.start)
+        texts = []
+        end = 0
+        try:
+            for _ in range(field.count):
+                start = end + 8
+                end = start + int.from_bytes(data[end:start], "little")
+                texts.append(data[start:end].decode())
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{self.path}: string {len(texts)} of {key} is not UTF-8") from error
+        return texts
+
+
+def is_gguf(file: MappedFile) -> bool:
+    """Whether a mapped file begins as a GGUF file does."""
+    return file.size >= len(_MAGIC) and file.bytes(0, len(_MAGIC)) == _MAGIC
+
+
+def read_header(file: MappedFile) -> Header:
+    """Parse and check the header of a mapped file. Raises CheckpointError."""
+    if not is_gguf(file):
+        raise CheckpointError(f"{file.path} is not a GGUF file")
+    cursor = _Cursor(file, len(_MAGIC))
+    version = cursor.number(4)
+    if version in [v << 24 for v in _VERSIONS]:
+        raise CheckpointError(f"{file.path} is a big-endian GGUF file, which is not supported")
+    if version not in _VERSIONS:
+        raise CheckpointError(f"{file.path} has version {version} of GGUF; versions 2 and 3 are supported")
+    n_tensors, n_keys = cursor.number(8), cursor.number(8)
+    metadata = Metadata(file, _read_fields(cursor, n_keys))
+    alignment = metadata.find("general.alignment", int)
+    if alignment is None:
+        alignment = _ALIGNMENT
+    if alignment < 8 or alignment & (alignment - 1):
+        raise CheckpointError(f"{file.path}: general.alignment is {alignment}, not a power of two of at least 8")
+    return Header(metadata, _read_tensors(cursor, n_tensors, alignment))
+
+
+class _Cursor:
+    """A place in the file that moves forward and stays inside; where says in messages what is being read."""
+
+    def __init__(self, file: MappedFile, position: int) -> None:
+        self.path = file.path
+        self.size = file.size
+        self.position = position
+        self.where = "its first bytes"
+        self._bytes = memoryview(file.array(0, np.uint8, (file.size,)))
+        self._strings_left = _MAX_STRINGS
+
+    def number(self, size: int) -> int:
+        """An unsigned number of size bytes."""
+        start = self.skip(size)
+        return int.from_bytes(self._bytes[start : self.position], "little")
+
+    def name(self) -> str:
+        """A short string."""
+        length = self.number(8)
+        if length > _MAX_NAME:
+            raise CheckpointError(f"{self.path}: {self.where} has a name of {length} bytes, more than {_MAX_NAME}")
+        start = self.skip(length)
+        try:
+            return str(self._bytes[start : self.position], "utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{self.path}: {self.where} has a name that is not UTF-8") from error
+
+    def skip(self, length: int) -> int:
+        """Move over length bytes; gives where they start."""
+        start = self.position
+        if length > self.size - start:
+            raise self._truncated(start, length)
+        self.position += length
+        return start
+
+    def skip_strings(self, count: int) -> int:
+        """Move over count strings; gives where they start. Their number in the whole file is limited."""
+        self.check_count(count, "strings", self._strings_left, 8)
+        self._strings_left -= count
+        position, last, length_at = self.position, self.size - 8, _LENGTH.unpack_from
+        for _ in range(count):
+            if position > last:
+                raise self._truncated(position, 8)
+            position += 8 + length_at(self._bytes, position)[0]
+        return self.skip(position - self.position)
+
+    def check_count(self, count: int, what: str, limit: int, size: int) -> None:
+        """Raise CheckpointError unless count things of at least size bytes each may follow."""
+        if count > limit or count * size > self.size - self.position:
+            raise CheckpointError(
+                f"{self.path}: {self.where} should have {count} {what}, but {self.size - self.position} bytes "
+                f"are left in the file, and at most {limit} are read"
+            )
+
+    def _truncated(self, position: int, length: int) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path} is truncated or damaged in {self.where}: {length} bytes are wanted at {position}, "
+            f"the file has {self.size}"
+        )
+
+
+def _read_fields(cursor: _Cursor, count: int) -> dict[str, _Field]:
+    cursor.check_count(count, "keys", _MAX_ENTRIES, 13)
+    fields: dict[str, _Field] = {}
+    for i in range(count):
+        cursor.where = f"key {i + 1} of {count}"
+        key = cursor.name()
+        if key in fields:
+            raise CheckpointError(f"{cursor.path}: the key {key!r} appears twice")
+        cursor.where = f"the key {key!r}"
+        fields[key] = _read_field(cursor)
+    return fields
+
+
+def _read_field(cursor: _Cursor) -> _Field:
+    type = cursor.number(4)
+    is_array = type == _ARRAY
+    count = 1
+    if is_array:
+        type, count = cursor.number(4), cursor.number(8)
+    if type == _STRING:
+        start = cursor.skip_strings(count)
+    elif type in _SCALARS:
+        start = cursor.skip(count * np.dtype(_SCALARS[type]).itemsize)
+    else:
+        problem = "an array of arrays" if type == _ARRAY else f"of the unknown type {type}"
+        raise CheckpointError(f"{cursor.path}: {cursor.where} is {problem}, which is not supported")
+    return _Field(type, is_array, count, start, cursor.position)
+
+
+def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, TensorInfo]:
+    cursor.where = "the list of tensors"
+    cursor.check_count(count, "tensors", _MAX_ENTRIES, 24)
+    tensors: dict[str, TensorInfo] = {}
+    for i in range(count):
+        cursor.where = f"tensor {i + 1} of {count}"
+        name = cursor.name()
+        if name in tensors:
+            raise CheckpointError(f"{cursor.path}: tensor {name!r} appears twice")
+        cursor.where = f"tensor {name!r}"
+        tensors[name] = _read_tensor(cursor)
+        if tensors[name].offset % alignment:
+            raise CheckpointError(
+                f"{cursor.path}: {cursor.where} starts at byte {tensors[name].offset} of the data, "
+                f"which is no multiple of {alignment}"
+            )
+    start = -(-cursor.position // alignment) * alignment
+    tensors = {name: replace(tensor, offset=start + tensor.offset) for name, tensor in tensors.items()}
+    _check_places(cursor, tensors)
+    return tensors
+
+
+def _read_tensor(cursor: _Cursor) -> TensorInfo:
+    """What follows the name of a tensor; its offset counts from the start of the data."""
+    n_dimensions = cursor.number(4)
+    if not 1 <= n_dimensions <= _MAX_DIMENSIONS:
+        raise CheckpointError(f"{cursor.path}: {cursor.where} has {n_dimensions} dimensions instead of 1 to 4")
+    shape = tuple(cursor.number(8) for _ in range(n_dimensions))[::-1]
+    number, offset = cursor.number(4), cursor.number(8)
+    type = _TENSOR_TYPES[number] if number < len(_TENSOR_TYPES) else f"of the unknown type {number}"
+    if type not in _BLOCKS:
+        raise CheckpointError(f"{cursor.path}: {cursor.where} is {type}; supported are {', '.join(_BLOCKS)}")
+    size, nbytes = _BLOCKS[type]
+    if 0 in shape or shape[-1] % size:
+        raise CheckpointError(
+            f"{cursor.path}: {cursor.where} of shape {shape} has rows that are not made of {type} blocks of {size}"
+        )
+    return TensorInfo(type, shape, offset, prod(shape) // size * nbytes)
+
+
+def _check_places(cursor: _Cursor, tensors: dict[str, TensorInfo]) -> None:
+    """Every tensor must end inside of the file and before the next one."""
+    end, before = 0, ""
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
+        if tensor.offset < end:
+            raise CheckpointError(f"{cursor.path}: tensors {before!r} and {name!r} overlap at byte {tensor.offset}")
+        end, before = tensor.offset + tensor.nbytes, name
+        if end > cursor.size:
+            raise CheckpointError(
+                f"{cursor.path} is truncated or damaged: tensor {name!r} should end at byte {end}, "
+                f"the file has {cursor.size}"
+            )

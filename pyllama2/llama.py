@@ -1,0 +1,387 @@
+"""Llama: a model ready to be used. The object of notebooks, scripts and the command lines.
+
+with Llama("model.bin") as llm:
+    print(llm.generate("Once upon a time").text)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backend import Backend, Batch, select
+from .chat_format import ChatFormat, Message, make_chat_format
+from .checkpoint import open_checkpoint
+from .checkpoint.native import NativeCheckpoint
+from .completion import Chunk, Completion
+from .config import ModelConfig
+from .convert import convert_in_memory
+from .errors import ContextLengthError, NumericalError
+from .generation import Collector, Request, log_softmax, run
+from .memory import check_fits
+from .model_path import find_model
+from .modelfile import ModelFile
+from .sampling import SamplingParams
+from .tokenizer import Tokenizer, load_tokenizer
+from .weights import Quantization
+
+log = logging.getLogger("pyllama2")
+
+Prompt = str | Sequence[int]
+_SCORE_CHUNK = 256  # tokens whose logits are in memory at once
+
+
+class Llama:
+    """A model with its tokenizer on one device.
+
+    model      one of our files, any checkpoint that export() reads, "smollm2", or None for the environment's
+               PYLLAMA2_MODEL, else the bundled demo model
+    device     "cpu", "cuda", or "auto": the environment's PYLLAMA2_DEVICE, else the first that can be used
+    n_ctx      longest sequence in tokens; None: what the model was made for
+    n_threads  threads of the CPU backend; None: PYLLAMA2_NUM_THREADS, OMP_NUM_THREADS, or the physical cores
+    quant      "q8" or "q4": convert the weights in memory; None: use one of our files as it is, others as float32
+    kv_dtype   "float32" or "float16" keys and values; None: float32 for float32 models, else float16
+    tokenizer  path of a tokenizer, for checkpoints without one
+    seed       of requests that bring none: two instances with one seed repeat each other
+    verbose    say on stderr which device was taken and why
+
+    Raises CheckpointError for bad files, Pyllama2Error when memory does not suffice, BackendUnavailableError for
+    a device that cannot be used, ValueError for wrong arguments.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        n_ctx: int | None = None,
+        n_threads: int | None = None,
+        quant: str | None = None,
+        kv_dtype: str | None = None,
+        tokenizer: str | os.PathLike[str] | None = None,
+        seed: int | None = None,
+        verbose: bool = False,
+    ) -> None:
+        SamplingParams(seed=seed)  # refuses what is no seed
+        backend_class, why = select(os.environ.get("PYLLAMA2_DEVICE") or device if device == "auto" else device)
+        if verbose:
+            print(f"pyllama2: {why}", file=sys.stderr)
+        self._model, self.n_ctx = _load(find_model(model), quant, tokenizer, n_ctx, kv_dtype)
+        self._backend: Backend | None = backend_class(self._model, n_threads=n_threads, kv_dtype=kv_dtype)
+        self._random = random.Random(seed)
+        spec = self._model.tokenizer
+        self._tokenizer = None if spec is None else load_tokenizer(spec, self.config.vocab_size)
+        self._chat_formats: dict[str | None, ChatFormat] = {}
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's dimensions."""
+        return self._model.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises ValueError when it has none."""
+        if self._tokenizer is None:
+            raise ValueError("the model has no tokenizer; give the path of one (tokenizer=...)")
+        return self._tokenizer
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that one token reads when it is decoded alone: all but the other rows of an embedding."""
+        embedding = self._model.weights["tok_embeddings.weight"].nbytes
+        return self._model.nbytes - (0 if self.config.tied_embeddings else embedding)
+
+    @property
+    def _open_backend(self) -> Backend:
+        if self._backend is None:
+            raise ValueError("this Llama is closed")
+        return self._backend
+
+    @overload
+    def generate(self, prompt: str, params: SamplingParams | None = None, **sampling: Any) -> Completion: ...
+    @overload
+    def generate(self, prompt: list[int], params: SamplingParams | None = None, **sampling: Any) -> Completion: ...
+    @overload
+    def generate(
+        self, prompt: list[str] | list[list[int]], params: SamplingParams | None = None, **sampling: Any
+    ) -> list[Completion]: ...
+
+    def generate(
+        self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **sampling: Any
+    ) -> Completion | list[Completion]:
+        """Continue a prompt, a string or a list of token ids; a list of prompts gives a list, decoded together.
+
+        sampling are fields of SamplingParams, which replace those of params. Token ids are used as they
+        are, without BOS. Raises ContextLengthError when a prompt is longer than n_ctx, ValueError or
+        TypeError for wrong arguments, NumericalError when the model computes NaN.
+        """
+        params = SamplingParams.of(params, **sampling)
+        if not _is_list_of_prompts(prompt):
+            return self._complete([self._request(prompt, params)])[0]
+        requests = []
+        for i, one in enumerate(prompt):
+            try:
+                requests.append(self._request(one, params))
+            except ContextLengthError as error:
+                raise ContextLengthError(f"prompt {i}: {error}") from None
+        return self._complete(requests)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any) -> Iterator[Chunk]:
+        """Continue a prompt, chunk by chunk as text becomes certain; the last chunk has finish_reason.
+
+        Arguments are checked at once; errors are those of generate().
+        """
+        return self._stream(self._request(prompt, SamplingParams.of(params, **sampling)))
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        template: str | None = None,
+        allow_markers: bool = False,
+        **sampling: Any,
+    ) -> Completion:
+        """The assistant's answer to messages, [{"role": ..., "content": ...}], the last of them the user's.
+
+        template names a chat format other than the model's own (llama2, chatml, llama3, zephyr, mistral).
+        Raises ValueError for messages that the format cannot express, and for format markers inside a
+        message unless allow_markers; else like generate().
+        """
+        request = self._chat_request(messages, SamplingParams.of(params, **sampling), template, allow_markers)
+        return self._complete([request])[0]
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        template: str | None = None,
+        allow_markers: bool = False,
+        **sampling: Any,
+    ) -> Iterator[Chunk]:
+        """chat(), chunk by chunk."""
+        return self._stream(
+            self._chat_request(messages, SamplingParams.of(params, **sampling), template, allow_markers)
+        )
+
+    def tokenize(self, text: str, *, bos: bool = True) -> list[int]:
+        """Token ids of a text, after BOS if bos and the model begins with one. No special token comes from text."""
+        ids = self.tokenizer.encode(text)
+        return self._bos() + ids if bos else ids
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids. Raises ValueError for ids outside the vocabulary."""
+        return self.tokenizer.decode(ids)
+
+    def chat_tokens(
+        self, messages: Sequence[Message], *, template: str | None = None, allow_markers: bool = False
+    ) -> list[int]:
+        """The token ids that chat() feeds the model."""
+        return self._chat_format(template).encode(messages, allow_markers=allow_markers)
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Raw logits (len(tokens), vocab_size) float32 after each token."""
+        ids = self._checked_ids(tokens)
+        cache = self._open_backend.new_cache(1, max(1, len(ids)))
+        try:
+            logits = self._open_backend.forward(Batch.of_sequence(ids, outputs="all"), cache)
+        finally:
+            cache.close()
+        _check_finite(logits, 0)
+        return logits
+
+    def score(self, text_or_tokens: Prompt) -> NDArray[np.float32]:
+        """Natural log-probabilities of each token after the first, (len(tokens) - 1,) float32."""
+        ids = self._prompt_ids(text_or_tokens)
+        cache = self._open_backend.new_cache(1, len(ids))
+        scores = [np.empty(0)]
+        try:
+            for start in range(0, len(ids) - 1, _SCORE_CHUNK):
+                part = ids[start : min(start + _SCORE_CHUNK, len(ids) - 1)]
+                logits = self._open_backend.forward(Batch.of_sequence(part, start=start, outputs="all"), cache)
+                _check_finite(logits, start)
+                following = ids[start + 1 : start + 1 + len(part)]
+                scores.append(log_softmax(logits)[np.arange(len(part)), following])
+        finally:
+            cache.close()
+        return np.concatenate(scores).astype(np.float32)
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for people: the model's source, dimensions and quantization, and what the backend says of itself."""
+        quantization = self._model.quantization
+        return {
+            "source": self._model.source,
+            "parameters": self.config.n_parameters,
+            "n_ctx": self.n_ctx,
+            "quantization": quantization.type,
+            "group_size": quantization.group_size or None,
+            "config": self.config,
+            **self._open_backend.describe(),
+        }
+
+    def close(self) -> None:
+        """Give back all memory. Anything but close() raises ValueError afterwards."""
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+            self._model.weights.clear()
+        for chat_format in self._chat_formats.values():
+            chat_format.close()
+        self._chat_formats.clear()
+
+    def __enter__(self) -> Llama:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._backend is None else self._model.quantization.type
+        return f"<Llama {self.config.n_parameters / 1e6:.1f}M parameters, {state}>"
+
+    # From what users give to requests.
+
+    def _bos(self) -> list[int]:
+        return [self.tokenizer.bos_id] if self.tokenizer.add_bos and self.tokenizer.bos_id is not None else []
+
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Checked token ids of a prompt: BOS and the text's, or the ids that were given."""
+        if not isinstance(prompt, str):
+            ids = self._checked_ids(prompt)
+            if not ids:
+                raise ValueError("a prompt of token ids must not be empty")
+            return ids
+        bos_name = self.tokenizer.piece(self.tokenizer.bos_id) if self._bos() else ""  # type: ignore[arg-type]
+        if bos_name.strip() and prompt.startswith(bos_name.strip()):
+            warnings.warn(
+                f"the prompt starts with the text {bos_name.strip()!r}; the token BOS is put before a prompt anyway",
+                stacklevel=4,
+            )
+        ids = self._bos() + self.tokenizer.encode(prompt)
+        if not ids:
+            raise ValueError("the prompt is empty, and this model has no BOS token to start from")
+        return self._checked_ids(ids)
+
+    def _checked_ids(self, tokens: Sequence[int]) -> list[int]:
+        """tokens as ints. Raises ValueError outside the vocabulary and ContextLengthError beyond n_ctx."""
+        ids = []
+        for token in tokens:
+            if isinstance(token, (bool, str)) or not isinstance(token, (int, np.integer)):
+                raise TypeError(f"token ids must be integers, not {token!r}")
+            if not 0 <= token < self.config.vocab_size:
+                raise ValueError(f"token id {token} is outside the vocabulary of {self.config.vocab_size} tokens")
+            ids.append(int(token))
+        if len(ids) > self.n_ctx:
+            raise ContextLengthError(f"{len(ids)} tokens do not fit in a context of {self.n_ctx}")
+        return ids
+
+    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+        _ = self._open_backend
+        self._check_params(params)
+        ids = self._prompt_ids(prompt)
+        echo = "" if not params.echo else prompt if isinstance(prompt, str) else self.detokenize(ids)
+        return Request(ids, params, self._next_seed(), echo)
+
+    def _chat_request(
+        self, messages: Sequence[Message], params: SamplingParams, template: str | None, allow_markers: bool
+    ) -> Request:
+        _ = self._open_backend
+        self._check_params(params)
+        ids = self._checked_ids(self.chat_tokens(messages, template=template, allow_markers=allow_markers))
+        ends = self._chat_format(template).stop_ids
+        if not params.ignore_eos:
+            params = SamplingParams.of(params, stop_token_ids=(*params.stop_token_ids, *ends))
+        return Request(ids, params, self._next_seed(), self.detokenize(ids) if params.echo else "", continues=False)
+
+    def _check_params(self, params: SamplingParams) -> None:
+        for name in ("logit_bias", "stop_token_ids"):
+            for token in getattr(params, name) or ():
+                if token >= self.config.vocab_size:
+                    raise ValueError(f"{name} has token id {token}, the vocabulary has {self.config.vocab_size} tokens")
+
+    def _next_seed(self) -> int:
+        return self._random.getrandbits(64)
+
+    def _chat_format(self, name: str | None) -> ChatFormat:
+        if name not in self._chat_formats:
+            self._chat_formats[name] = make_chat_format(self.tokenizer, self._model.chat_template, name)
+        return self._chat_formats[name]
+
+    # From requests to text.
+
+    def _run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Chunk]]:
+        return run(self._open_backend, self.tokenizer, self.tokenizer.eos_ids, requests, self.n_ctx)
+
+    def _complete(self, requests: Sequence[Request]) -> list[Completion]:
+        collectors = [Collector() for _ in requests]
+        done: dict[int, Completion] = {}
+        for i, chunk in self._run(requests):
+            completion = collectors[i].add(chunk)
+            if completion is not None:
+                done[i] = completion
+        return [done[i] for i in range(len(requests))]
+
+    def _stream(self, request: Request) -> Iterator[Chunk]:
+        for _, chunk in self._run([request]):
+            yield chunk
+
+
+def _is_list_of_prompts(prompt: Any) -> bool:
+    """Whether it is a list of prompts rather than one: [] is one of no prompts, [1, 2] is one of two tokens."""
+    if isinstance(prompt, str):
+        return False
+    if not isinstance(prompt, (Sequence, np.ndarray)):
+        raise TypeError(f"a prompt must be a string or a list of token ids, not {type(prompt).__name__}")
+    return len(prompt) == 0 or isinstance(prompt[0], (str, Sequence, np.ndarray))
+
+
+def _check_finite(logits: NDArray[np.float32], start: int) -> None:
+    finite = np.isfinite(logits).all(-1)
+    if not finite.all():
+        raise NumericalError(f"the model computed NaN or infinite logits at position {start + int(finite.argmin())}")
+
+
+def _load(
+    path: str, quant: str | None, tokenizer: str | os.PathLike[str] | None, n_ctx: int | None, kv_dtype: str | None
+) -> tuple[ModelFile, int]:
+    """The model at path and its n_ctx: mapped if it is one of our files and stays as it is, else converted."""
+    if quant not in (None, "q8", "q4"):
+        raise ValueError(f"quant must be q8 or q4, not {quant!r}")
+    checkpoint = open_checkpoint(path, tokenizer=tokenizer)
+    try:
+        native = checkpoint.model if isinstance(checkpoint, NativeCheckpoint) else None
+        if native is not None:
+            native.tokenizer = checkpoint.tokenizer
+        if native is not None and native.quantization.type in ("q8", "q4"):
+            if quant not in (None, native.quantization.type):
+                raise ValueError(f"{path} is {native.quantization.type} already; quant={quant!r} cannot change that")
+            quant = None
+        if native is not None and quant is None:
+            quantization = native.quantization
+        else:
+            quantization = Quantization.of(quant or "float32")
+        limit = checkpoint.config.max_seq_len
+        n_ctx = limit if n_ctx is None else n_ctx
+        if isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or not 1 <= n_ctx <= limit:
+            raise ValueError(f"n_ctx must be between 1 and {limit}, which the model was made for, not {n_ctx}")
+        cache_type = kv_dtype if kv_dtype in ("float32", "float16") else "float16"
+        if kv_dtype is None and quantization.type == "float32":
+            cache_type = "float32"
+        check_fits(checkpoint.config, quantization, n_ctx, cache_type)
+        if native is not None and quant is None:
+            return native, n_ctx
+        return convert_in_memory(checkpoint, quantization), n_ctx
+    finally:
+        checkpoint.close()

@@ -1,0 +1,328 @@
+"""How the next token is chosen from the logits of the model.
+
+    SamplingParams   what a user may ask for
+    Sampler          logits -> token id, one per text
+
+The order of the steps:
+
+    logits processors    f(token_ids, logits), on the raw logits
+    repetition penalty   positive logits are divided, negative ones multiplied; every token counts once
+    presence, frequency  logit -= presence + frequency * count, for generated tokens
+    logit_bias           logit += bias
+    temperature          p_i ~ exp(logit_i / temperature); 0 is greedy: the largest logit, of equals the lowest id
+    top_k                the k largest, of equals the lowest ids
+    top_p                a token is dropped when the mass before it, largest first, exceeds top_p (arXiv:1904.09751)
+    min_p                a token is dropped when it has less than min_p times the largest probability
+
+Whole sorts of the vocabulary would cost more than the rest: each step finds a threshold instead.
+Used by generation.py, for every sequence.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import NumericalError
+
+LogitsProcessor = Callable[[list[int], NDArray[np.float32]], "NDArray[np.float32] | None"]
+
+SEED_LIMIT = 1 << 64
+
+# What the same things are called elsewhere.
+_OTHER_NAMES = {
+    "max_new_tokens": "max_tokens",
+    "n_predict": "max_tokens",
+    "num_predict": "max_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "repeat_last_n": "repetition_window",
+    "temp": "temperature",
+    "stop_sequences": "stop",
+    "stop_strings": "stop",
+    "eos_token_id": "stop_token_ids",
+    "n_probs": "logprobs",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen, and when a text ends.
+
+    temperature         0 is greedy; below 1 sharpens the distribution, above 1 flattens it
+    top_p               in (0, 1]; 1 is off
+    top_k               0 is off
+    min_p               in [0, 1]; 0 is off
+    repetition_penalty  above 0; 1 is off
+    repetition_window   how many of the last tokens, prompt included, it counts
+    presence_penalty    subtracted from the logit of every token generated before
+    frequency_penalty   the same, as many times as the token was generated
+    max_tokens          None: to the end of the context
+    stop                strings that end the text and are not part of it; one string will do
+    stop_token_ids      tokens that do
+    ignore_eos          go on after the model's own end of the text
+    logprobs            None, or how many of the most likely tokens to report with each token
+    echo                begin Completion.text with the prompt
+    seed                of the random numbers, in [0, 2**64); None: another each time
+    logit_bias          {token id: what is added to its logit}; -inf forbids it
+    logits_processors   f(token_ids, logits) -> logits, or None after changing them in place
+
+    Raises ValueError that names the parameter, and TypeError for a name that is none of these.
+    """
+
+    temperature: float = 0.6
+    top_p: float = 0.9
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    repetition_window: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    max_tokens: int | None = 256
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    echo: bool = False
+    seed: int | None = None
+    logit_bias: Mapping[int, float] | None = None
+    logits_processors: Sequence[LogitsProcessor] = ()
+
+    def __new__(cls, **sampling: Any) -> SamplingParams:
+        """Refuse unknown names here: the message of a dataclass's own __init__ suggests nothing."""
+        known = [field.name for field in fields(cls)]
+        for name in sampling:
+            if name not in known:
+                raise TypeError(f"unknown sampling parameter {name!r}{_suggestion(name, known)}")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        checked: dict[str, Any] = {
+            "temperature": _real("temperature", self.temperature, 0),
+            "top_p": _real("top_p", self.top_p, 0, 1),
+            "top_k": _integer("top_k", self.top_k),
+            "min_p": _real("min_p", self.min_p, 0, 1),
+            "repetition_penalty": _real("repetition_penalty", self.repetition_penalty, 0),
+            "repetition_window": _integer("repetition_window", self.repetition_window),
+            "presence_penalty": _real("presence_penalty", self.presence_penalty),
+            "frequency_penalty": _real("frequency_penalty", self.frequency_penalty),
+            "max_tokens": None if self.max_tokens is None else _integer("max_tokens", self.max_tokens),
+            "stop": _stop_strings(self.stop),
+            "stop_token_ids": tuple(
+                _integer("stop_token_ids", id) for id in _sequence("stop_token_ids", self.stop_token_ids)
+            ),
+            "logprobs": None if self.logprobs is None else _integer("logprobs", self.logprobs),
+            "seed": None if self.seed is None else check_seed(self.seed),
+            "logit_bias": None if self.logit_bias is None else _biases(self.logit_bias),
+            "logits_processors": _sequence("logits_processors", self.logits_processors),
+        }
+        for name in ("top_p", "repetition_penalty"):
+            if checked[name] == 0:
+                raise ValueError(f"{name} must be greater than 0")
+        for name in ("ignore_eos", "echo"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        if not all(map(callable, checked["logits_processors"])):
+            raise ValueError("logits_processors must be functions")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def of(cls, params: SamplingParams | None = None, **sampling: Any) -> SamplingParams:
+        """params (None: the defaults) with what sampling names changed. Raises TypeError and ValueError."""
+        if params is None:
+            return cls(**sampling)
+        if not isinstance(params, SamplingParams):
+            raise TypeError(f"params must be SamplingParams, not {type(params).__name__}")
+        return replace(params, **sampling) if sampling else params
+
+
+class Sampler:
+    """Chooses the tokens of one text; its random numbers are its own, so the text depends on nothing else."""
+
+    def __init__(self, params: SamplingParams, seed: int | None) -> None:
+        """seed: of the random numbers; None: from the system. The one in params is the caller's business."""
+        self._params = params
+        self._random = random.Random(seed)
+        self._biased = np.fromiter(params.logit_bias or (), np.int64)
+        self._bias = np.fromiter((params.logit_bias or {}).values(), np.float64)
+
+    def sample(self, logits: NDArray[np.float32], token_ids: Sequence[int], n_prompt: int) -> int:
+        """The token that follows token_ids, the first n_prompt of which are the prompt.
+
+        logits (vocab_size,), float32, are left as they are. Raises NumericalError when they are not
+        finite, or when no token is left after processors and biases.
+        """
+        if not np.isfinite(logits).all():
+            raise NumericalError(f"the model computed NaN or infinite logits at position {len(token_ids) - 1}")
+        logits = self._adjust(logits, token_ids, n_prompt)
+        highest = logits.max()  # NaN if any of them is
+        if not np.isfinite(highest):
+            raise NumericalError(
+                f"no token can follow position {len(token_ids) - 1}: logits_processors or logit_bias made the logits "
+                "NaN, +inf or all of them -inf"
+            )
+        if self._params.temperature == 0:
+            return int(logits.argmax())
+        return self._draw(logits, highest)
+
+    def _adjust(self, raw: NDArray[np.float32], token_ids: Sequence[int], n_prompt: int) -> NDArray[np.float32]:
+        """Logits after processors, penalties and biases; raw itself when there are none."""
+        params = self._params
+        logits = raw
+        for process in params.logits_processors:
+            given = raw.copy() if logits is raw else logits
+            result = process(list(token_ids), given)
+            logits = given if result is None else _processed(result, raw.shape)
+        window = token_ids[max(0, len(token_ids) - params.repetition_window) :]
+        repeats = params.repetition_penalty != 1 and len(window) > 0
+        counts = (params.presence_penalty != 0 or params.frequency_penalty != 0) and len(token_ids) > n_prompt
+        if not (repeats or counts or self._biased.size):
+            return logits
+        logits = logits.copy()
+        with np.errstate(all="ignore"):  # what overflows is seen by sample()
+            if repeats:
+                seen = np.unique(np.asarray(window))
+                values = logits[seen].astype(np.float64)
+                logits[seen] = np.where(
+                    values > 0, values / params.repetition_penalty, values * params.repetition_penalty
+                )
+            if counts:
+                seen, n_times = np.unique(np.asarray(token_ids[n_prompt:]), return_counts=True)
+                logits[seen] -= params.presence_penalty + params.frequency_penalty * n_times
+            logits[self._biased] += self._bias
+        return logits
+
+    def _draw(self, logits: NDArray[np.float32], highest: np.float32) -> int:
+        params = self._params
+        ids: NDArray[np.int64] | None = None  # None: the weights are those of all tokens
+        if 0 < params.top_k < logits.size:
+            threshold = np.partition(logits, logits.size - params.top_k)[logits.size - params.top_k]
+            ids = _largest(logits, threshold, params.top_k)
+            logits = logits[ids]
+        with np.errstate(over="ignore"):
+            weights = logits.astype(np.float64)  # in place from here on: fresh arrays of this size cost more than exp
+            weights -= highest
+            weights /= params.temperature
+            np.exp(weights, out=weights)  # the largest is 1
+        if params.top_p < 1:
+            kept = _nucleus(weights, params.top_p)
+            ids, weights = kept if ids is None else ids[kept], weights[kept]
+        if params.min_p > 0:
+            kept = np.flatnonzero(weights >= params.min_p)
+            ids, weights = kept if ids is None else ids[kept], weights[kept]
+        mass = np.cumsum(weights)
+        # random() <= 1 - 2**-53, so the product is below mass[-1] even when rounded, and some mass exceeds it.
+        chosen = int(np.searchsorted(mass, self._random.random() * mass[-1], side="right"))
+        return chosen if ids is None else int(ids[chosen])
+
+
+def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Natural logarithms of softmax over the last axis of logits (..., vocab_size), in float64."""
+    result = logits.astype(np.float64)
+    result -= result.max(axis=-1, keepdims=True)
+    result -= np.log(np.exp(result).sum(axis=-1, keepdims=True))
+    return result
+
+
+def largest(values: NDArray[Any], n: int) -> NDArray[np.int64]:
+    """Indices of the n largest values, largest first, of equals the lowest index first."""
+    n = min(n, values.size)
+    if n == 0:
+        return np.empty(0, np.int64)
+    indices = _largest(values, np.partition(values, values.size - n)[values.size - n], n)
+    return indices[np.argsort(-values[indices], kind="stable")]
+
+
+def check_seed(seed: Any) -> int:
+    """seed as an int. Raises ValueError unless it is an integer in [0, 2**64)."""
+    if _integer("seed", seed) >= SEED_LIMIT:
+        raise ValueError(f"seed must be below 2**64, not {seed}")
+    return int(seed)
+
+
+def _largest(values: NDArray[Any], threshold: Any, n: int) -> NDArray[np.int64]:
+    """Ascending indices of the n largest values, threshold being the n-th; of equals the lowest indices."""
+    keep = values > threshold
+    ties = np.flatnonzero(values == threshold)
+    keep[ties[: n - np.count_nonzero(keep)]] = True
+    return np.flatnonzero(keep)
+
+
+def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
+    """Ascending indices of the weights that top_p keeps; weights need not sum to 1."""
+    total = weights.sum()
+    # All that lie below this have less than 1 - top_p together, so the mass before each of them exceeds top_p.
+    cutoff = (1 - top_p) * total / weights.size
+    descending = np.sort(weights[weights >= cutoff])[::-1]
+    mass_before = np.concatenate(([0.0], np.cumsum(descending[:-1])))
+    n = int(np.searchsorted(mass_before, top_p * total, side="right"))
+    return _largest(weights, descending[n - 1], n)
+
+
+def _processed(result: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    logits = np.array(result, np.float32)  # a copy: the next one may change it in place
+    if logits.shape != shape:
+        raise ValueError(f"a logits processor gave an array of shape {logits.shape} for logits of shape {shape}")
+    return logits
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    close = [_OTHER_NAMES[name]] if name in _OTHER_NAMES else get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+
+
+def _real(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name} must be a number, not {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or not low <= number <= high:
+        if low == -math.inf:
+            bounds = "finite"
+        else:
+            bounds = f"at least {low:g} and finite" if high == math.inf else f"between {low:g} and {high:g}"
+        raise ValueError(f"{name} must be {bounds}, not {number}")
+    return number
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ValueError(f"{name} must be an integer, not {value!r}")
+    if value < 0:
+        raise ValueError(f"{name} must be at least 0, not {value}")
+    return int(value)
+
+
+def _sequence(name: str, value: Any) -> tuple[Any, ...]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, set, frozenset, np.ndarray)):
+        raise ValueError(f"{name} must be a sequence, not {value!r}")
+    return tuple(value)
+
+
+def _stop_strings(value: Any) -> tuple[str, ...]:
+    stops: tuple[Any, ...] = (value,) if isinstance(value, str) else _sequence("stop", value)
+    for stop in stops:
+        if not isinstance(stop, str) or not stop:
+            raise ValueError(f"stop must be strings of at least one character, not {stop!r}")
+    return stops
+
+
+def _biases(value: Any) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"logit_bias must map token ids to numbers, not {value!r}")
+    biases = {}
+    for id, bias in value.items():
+        biases[_integer("a token id in logit_bias", id)] = (
+            -math.inf if bias == -math.inf else _real(f"the logit_bias of token {id}", bias)
+        )
+    return biases
