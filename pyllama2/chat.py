@@ -10,7 +10,6 @@ import sys
 
 from .chat_format import CHAT_FORMATS
 from .command_line import add_model_flags, add_sampling_flags, open_model, run_command, sampling_params
-from .completion import Chunk
 from .errors import ContextLengthError
 from .generate import print_timings
 from .llama import Llama
@@ -68,15 +67,13 @@ def _turn(
             raise
         print(error, file=sys.stderr)  # a person can try another message
         return
-    answer = []
-    last: Chunk | None = None
-    for last in stream:
-        answer.append(last.text)
-        print(last.text, end="", flush=True)
+    for chunk in stream:
+        print(chunk.text, end="", flush=True)
     print(flush=True)
-    messages[:] = [*asked, {"role": "assistant", "content": "".join(answer)}]
-    if args.verbose and last is not None:
-        print_timings(llm, last, verbose=True)
+    assert stream.completion is not None  # the last chunk has come
+    messages[:] = [*asked, {"role": "assistant", "content": stream.completion.text}]
+    if args.verbose:
+        print_timings(llm, stream.completion, verbose=True)
 
 
 if __name__ == "__main__":

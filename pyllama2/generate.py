@@ -11,8 +11,7 @@ import json
 import sys
 
 from .command_line import add_model_flags, add_sampling_flags, open_model, run_command, sampling_params
-from .completion import Chunk, Completion
-from .generation import Collector
+from .completion import Completion
 from .llama import Llama
 from .sampling import SamplingParams
 
@@ -71,19 +70,15 @@ def _read_prompt(args: argparse.Namespace) -> str:
 def _print_stream(llm: Llama, prompt: str, params: SamplingParams) -> Completion:
     stream = llm.stream(prompt, params)
     print(prompt, end="", flush=True)
-    collector = Collector()
-    completion = None
     for chunk in stream:
         print(chunk.text, end="", flush=True)
-        completion = collector.add(chunk)
     print(flush=True)
-    assert completion is not None  # a stream ends with a finish_reason
-    return completion
+    assert stream.completion is not None  # the last chunk has come
+    return stream.completion
 
 
-def print_timings(llm: Llama, result: Completion | Chunk, verbose: bool) -> None:
+def print_timings(llm: Llama, result: Completion, verbose: bool) -> None:
     """Tokens per second on stderr; with verbose also the weights' bytes read per second in decoding."""
-    assert result.usage is not None and result.timings is not None
     timings = result.timings
     line = (
         f"prompt: {result.usage.prompt_tokens} tokens, {timings.prompt_tokens_per_s:.1f} tokens/s; "

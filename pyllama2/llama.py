@@ -11,9 +11,9 @@ import os
 import random
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +22,15 @@ from .backend import Backend, Batch, select
 from .chat_format import ChatFormat, Message, make_chat_format
 from .checkpoint import open_checkpoint
 from .checkpoint.native import NativeCheckpoint
-from .completion import Chunk, Completion
+from .completion import Completion
 from .config import ModelConfig
 from .convert import convert_in_memory
 from .errors import ContextLengthError, NumericalError
-from .generation import Collector, Request, log_softmax, run
+from .generation import Event, Request, Stream, run
 from .memory import check_fits
 from .model_path import find_model
 from .modelfile import ModelFile
-from .sampling import SamplingParams
+from .sampling import SamplingParams, check_seed, log_probabilities
 from .tokenizer import Tokenizer, load_tokenizer
 from .weights import Quantization
 
@@ -71,7 +71,8 @@ class Llama:
         seed: int | None = None,
         verbose: bool = False,
     ) -> None:
-        SamplingParams(seed=seed)  # refuses what is no seed
+        if seed is not None:
+            check_seed(seed)
         backend_class, why = select(os.environ.get("PYLLAMA2_DEVICE") or device if device == "auto" else device)
         if verbose:
             print(f"pyllama2: {why}", file=sys.stderr)
@@ -126,21 +127,21 @@ class Llama:
         """
         params = SamplingParams.of(params, **sampling)
         if not _is_list_of_prompts(prompt):
-            return self._complete([self._request(prompt, params)])[0]
+            return self._complete([self._request(cast(Prompt, prompt), params)])[0]
         requests = []
-        for i, one in enumerate(prompt):
+        for i, one in enumerate(cast(Sequence[Prompt], prompt)):
             try:
                 requests.append(self._request(one, params))
             except ContextLengthError as error:
                 raise ContextLengthError(f"prompt {i}: {error}") from None
         return self._complete(requests)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any) -> Iterator[Chunk]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any) -> Stream:
         """Continue a prompt, chunk by chunk as text becomes certain; the last chunk has finish_reason.
 
         Arguments are checked at once; errors are those of generate().
         """
-        return self._stream(self._request(prompt, SamplingParams.of(params, **sampling)))
+        return Stream(self._run([self._request(prompt, SamplingParams.of(params, **sampling))]))
 
     def chat(
         self,
@@ -168,11 +169,10 @@ class Llama:
         template: str | None = None,
         allow_markers: bool = False,
         **sampling: Any,
-    ) -> Iterator[Chunk]:
+    ) -> Stream:
         """chat(), chunk by chunk."""
-        return self._stream(
-            self._chat_request(messages, SamplingParams.of(params, **sampling), template, allow_markers)
-        )
+        request = self._chat_request(messages, SamplingParams.of(params, **sampling), template, allow_markers)
+        return Stream(self._run([request]))
 
     def tokenize(self, text: str, *, bos: bool = True) -> list[int]:
         """Token ids of a text, after BOS if bos and the model begins with one. No special token comes from text."""
@@ -211,7 +211,7 @@ class Llama:
                 logits = self._open_backend.forward(Batch.of_sequence(part, start=start, outputs="all"), cache)
                 _check_finite(logits, start)
                 following = ids[start + 1 : start + 1 + len(part)]
-                scores.append(log_softmax(logits)[np.arange(len(part)), following])
+                scores.append(log_probabilities(logits)[np.arange(len(part)), following])
         finally:
             cache.close()
         return np.concatenate(scores).astype(np.float32)
@@ -292,7 +292,7 @@ class Llama:
         self._check_params(params)
         ids = self._prompt_ids(prompt)
         echo = "" if not params.echo else prompt if isinstance(prompt, str) else self.detokenize(ids)
-        return Request(ids, params, self._next_seed(), echo)
+        return Request(ids, params, self._seed(params), echo)
 
     def _chat_request(
         self, messages: Sequence[Message], params: SamplingParams, template: str | None, allow_markers: bool
@@ -303,7 +303,8 @@ class Llama:
         ends = self._chat_format(template).stop_ids
         if not params.ignore_eos:
             params = SamplingParams.of(params, stop_token_ids=(*params.stop_token_ids, *ends))
-        return Request(ids, params, self._next_seed(), self.detokenize(ids) if params.echo else "", continues=False)
+        echo = self.detokenize(ids) if params.echo else ""
+        return Request(ids, params, self._seed(params), echo, continues=False)
 
     def _check_params(self, params: SamplingParams) -> None:
         for name in ("logit_bias", "stop_token_ids"):
@@ -311,8 +312,8 @@ class Llama:
                 if token >= self.config.vocab_size:
                     raise ValueError(f"{name} has token id {token}, the vocabulary has {self.config.vocab_size} tokens")
 
-    def _next_seed(self) -> int:
-        return self._random.getrandbits(64)
+    def _seed(self, params: SamplingParams) -> int:
+        return self._random.getrandbits(64) if params.seed is None else params.seed
 
     def _chat_format(self, name: str | None) -> ChatFormat:
         if name not in self._chat_formats:
@@ -321,21 +322,12 @@ class Llama:
 
     # From requests to text.
 
-    def _run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Chunk]]:
+    def _run(self, requests: Sequence[Request]) -> Generator[Event, None, None]:
         return run(self._open_backend, self.tokenizer, self.tokenizer.eos_ids, requests, self.n_ctx)
 
     def _complete(self, requests: Sequence[Request]) -> list[Completion]:
-        collectors = [Collector() for _ in requests]
-        done: dict[int, Completion] = {}
-        for i, chunk in self._run(requests):
-            completion = collectors[i].add(chunk)
-            if completion is not None:
-                done[i] = completion
+        done = {i: completion for i, _, completion in self._run(requests) if completion is not None}
         return [done[i] for i in range(len(requests))]
-
-    def _stream(self, request: Request) -> Iterator[Chunk]:
-        for _, chunk in self._run([request]):
-            yield chunk
 
 
 def _is_list_of_prompts(prompt: Any) -> bool:

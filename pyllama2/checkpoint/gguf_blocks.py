@@ -84,7 +84,7 @@ def _q4_1(blocks: NDArray[Any]) -> NDArray[np.float32]:
 
 def _five_bits(blocks: NDArray[Any]) -> NDArray[np.uint8]:
     """Codes (n, 32) of Q5_0 and Q5_1."""
-    return _nibbles(blocks["codes"]) | (np.unpackbits(blocks["high_bits"], axis=-1, bitorder="little") << 4)
+    return _nibbles(blocks["codes"]) | (np.unpackbits(blocks["high_bits"], axis=-1, bitorder="little") << np.uint8(4))
 
 
 def _q5_0(blocks: NDArray[Any]) -> NDArray[np.float32]:
@@ -118,12 +118,12 @@ def _q4_k(blocks: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _q5_k(blocks: NDArray[Any]) -> NDArray[np.float32]:
-    high_bits = (blocks["high_bits"][:, None, :] >> np.arange(8, dtype=np.uint8)[:, None]) & 1  # (n, 8, 32)
-    return _scaled_groups(blocks, _nibbles(blocks["codes"]).reshape(-1, 8, 32) | (high_bits << 4))
+    high_bits = np.unpackbits(blocks["high_bits"][:, None, :], axis=1, bitorder="little")  # (n, 8, 32)
+    return _scaled_groups(blocks, _nibbles(blocks["codes"]).reshape(-1, 8, 32) | (high_bits << np.uint8(4)))
 
 
 def _q6_k(blocks: NDArray[Any]) -> NDArray[np.float32]:
-    """Halves of 128 numbers: 64 bytes of nibbles, and 32 bytes with two more bits of numbers i, 32 + i, 64 + i, 96 + i."""
+    """Each half has 128 numbers: 64 bytes of nibbles, and 32 bytes with two more bits of i, 32 + i, 64 + i, 96 + i."""
     lower = _nibbles(blocks["codes"]).reshape(-1, 2, 4, 32)
     upper = (blocks["high_bits"][:, :, None, :] >> np.arange(0, 8, 2, dtype=np.uint8)[:, None]) & 3  # (n, 2, 4, 32)
     codes = (lower | (upper << 4)).view(np.int8).reshape(-1, 16, 16) - np.int8(32)

@@ -210,7 +210,7 @@ class _Cursor:
         self.size = file.size
         self.position = position
         self.where = "its first bytes"
-        self._bytes = memoryview(file.array(0, np.uint8, (file.size,)))
+        self._bytes = file.array(0, np.uint8, (file.size,)).data
         self._strings_left = _MAX_STRINGS
 
     def number(self, size: int) -> int:

@@ -1,0 +1,162 @@
+"""The tokenizer in the metadata of a GGUF file.
+
+    tokenizer.ggml.model           "llama": SentencePiece, "gpt2": byte-level BPE
+    tokenizer.ggml.tokens          texts; of "llama" with U+2581 for a space
+    tokenizer.ggml.token_type      as in SentencePiece: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
+    tokenizer.ggml.scores          "llama" only: the higher, the sooner merged
+    tokenizer.ggml.merges          "gpt2" only: "left right", the first merged first
+    tokenizer.ggml.pre             "gpt2" only: the name of the rule that cuts a text before merging
+    tokenizer.ggml.add_space_prefix                                      "llama" only: put a space before a text
+    tokenizer.ggml.{bos,eos,eot,unknown}_token_id, .add_bos_token        special tokens
+
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Used by gguf.py.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError
+from ..tokenizer import TokenizerSpec
+from .gguf_header import Metadata
+from .sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, build_model
+
+# Llama-3 has 128,256 tokens and 280,147 merges; no published vocabulary reaches these.
+_MAX_TOKENS = 1 << 19
+_MAX_MERGES = 1 << 20
+
+_GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# How each rule of tokenizer.ggml.pre is written in a tokenizer.json: the steps that cut a text.
+_PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
+    "default": [_GPT2],
+    "gpt-2": [_GPT2],
+    "smollm": [{"type": "Digits", "individual_digits": True}, _GPT2],
+    "llama-bpe": [
+        {"type": "Split", "pattern": {"Regex": _LLAMA3_PATTERN}, "behavior": "Isolated", "invert": False},
+        _GPT2 | {"use_regex": False},
+    ],
+}
+
+
+def read_tokenizer(metadata: Metadata, vocab_size: int) -> TokenizerSpec | None:
+    """The tokenizer, for a model of vocab_size tokens; None when the file has none. Raises CheckpointError."""
+    model = metadata.find("tokenizer.ggml.model", str)
+    if model is None or model in ("no_vocab", "none"):
+        return None
+    if model not in ("llama", "gpt2"):
+        raise CheckpointError(
+            f"{metadata.path}: a tokenizer of type {model[:40]!r} is not supported (llama and gpt2 are)"
+        )
+    tokens, types = _read_tokens(metadata, vocab_size)
+    bos_id = _token_id(metadata, "bos", len(tokens))
+    ends = [_token_id(metadata, name, len(tokens)) for name in ("eos", "eot")]
+    eos_ids = tuple(dict.fromkeys(id for id in ends if id is not None))
+    for id in (bos_id, *eos_ids):
+        if id is not None and types[id] == NORMAL:
+            types[id] = CONTROL  # whatever the file says, no text may begin or end a sequence
+    pre = metadata.find("tokenizer.ggml.pre", str) or "default"
+    add_bos = metadata.find("tokenizer.ggml.add_bos_token", bool)
+    if add_bos is None:
+        add_bos = model == "llama" or pre == "llama-bpe"
+    add_bos = add_bos and bos_id is not None
+    if model == "llama":
+        data = _sentencepiece_model(metadata, tokens, types, bos_id, eos_ids)
+        return TokenizerSpec("sentencepiece", data, bos_id, eos_ids, add_bos)
+    return TokenizerSpec("bpe", _tokenizer_json(metadata, tokens, types, pre), bos_id, eos_ids, add_bos)
+
+
+def _read_tokens(metadata: Metadata, vocab_size: int) -> tuple[list[str], list[int]]:
+    """Texts and types of all tokens."""
+    tokens = metadata.texts("tokenizer.ggml.tokens", min(vocab_size, _MAX_TOKENS))
+    if "" in tokens:
+        raise CheckpointError(f"{metadata.path}: token {tokens.index('')} is empty")
+    if len(set(tokens)) < len(tokens):
+        seen: set[str] = set()
+        twice = next(token for token in tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
+        raise CheckpointError(f"{metadata.path}: the token {twice[:80]!r} appears twice")
+    types = metadata.array("tokenizer.ggml.token_type", int)
+    if len(types) != len(tokens):
+        raise CheckpointError(f"{metadata.path}: {len(tokens)} tokens have {len(types)} types")
+    wrong = np.flatnonzero((types < NORMAL) | (types > BYTE))
+    if len(wrong):
+        raise CheckpointError(f"{metadata.path}: token {wrong[0]} is of the unknown type {types[wrong[0]]}")
+    return tokens, types.tolist()
+
+
+def _token_id(metadata: Metadata, name: str, n_tokens: int) -> int | None:
+    """The id of a special token, None when the file names none."""
+    id = metadata.find(f"tokenizer.ggml.{name}_token_id", int)
+    if id is not None and not 0 <= id < n_tokens:
+        raise CheckpointError(f"{metadata.path}: {name}_token_id is {id}, but there are {n_tokens} tokens")
+    return id
+
+
+def _sentencepiece_model(
+    metadata: Metadata, tokens: list[str], types: list[int], bos_id: int | None, eos_ids: tuple[int, ...]
+) -> bytes:
+    scores = metadata.array("tokenizer.ggml.scores", float)
+    if len(scores) != len(tokens) or not np.isfinite(scores).all():
+        raise CheckpointError(
+            f"{metadata.path}: {len(tokens)} tokens have {len(scores)} scores, or one of them is not a finite number"
+        )
+    unk_id = types.index(UNKNOWN) if UNKNOWN in types else _token_id(metadata, "unknown", len(tokens))
+    if unk_id is None or types.count(UNKNOWN) > 1:
+        raise CheckpointError(f"{metadata.path}: the tokenizer should have one unknown token")
+    types[unk_id] = UNKNOWN  # some converters call it a control token
+    prepends_space = metadata.find("tokenizer.ggml.add_space_prefix", bool)
+    return build_model(
+        list(zip(tokens, scores.tolist(), types, strict=True)),
+        unk_id=unk_id,
+        bos_id=bos_id,
+        eos_id=eos_ids[0] if eos_ids else None,
+        add_dummy_prefix=prepends_space is not False,
+    )
+
+
+def _tokenizer_json(metadata: Metadata, tokens: list[str], types: list[int], pre: str) -> bytes:
+    """The tokenizer as the tokenizers package stores it.
+
+    Tokens that nothing can produce are left out; all but normal ones are special, so that text cannot
+    produce them either.
+    """
+    if pre not in _PRE_TOKENIZERS:
+        raise CheckpointError(
+            f"{metadata.path}: the pre-tokenizer {pre[:40]!r} is not supported ({', '.join(_PRE_TOKENIZERS)} are)"
+        )
+    vocab = {token: id for id, token in enumerate(tokens) if types[id] != UNUSED}
+    special = [id for id, type in enumerate(types) if type in (UNKNOWN, CONTROL, USER_DEFINED)]
+    added = [
+        {"id": id, "content": tokens[id], "special": True, "normalized": False}
+        | {"single_word": False, "lstrip": False, "rstrip": False}
+        for id in special
+    ]
+    model = {
+        "type": "BPE",
+        "ignore_merges": pre == "llama-bpe",  # a text that is a token as it stands becomes that token
+        "vocab": vocab,
+        "merges": _read_merges(metadata, vocab),
+    }
+    parts = {
+        "version": "1.0",
+        "added_tokens": added,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[pre]},
+        "decoder": _GPT2,
+        "model": model,
+    }
+    return json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _read_merges(metadata: Metadata, vocab: dict[str, int]) -> list[str]:
+    merges = metadata.texts("tokenizer.ggml.merges", _MAX_MERGES)
+    for merge in merges:
+        left, _, right = merge.partition(" ")
+        if left not in vocab or right not in vocab or left + right not in vocab:
+            raise CheckpointError(f"{metadata.path}: the merge {merge[:80]!r} does not join two tokens into a third")
+    return merges
