@@ -11,7 +11,6 @@ import logging
 import os
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,15 +97,108 @@ class GgufCheckpoint(Checkpoint):
 
 
 def _read_config(file: MappedFile, header: Header) -> ModelConfig:
-    metadata = header.metadata
+    metadata, tensors = header.metadata, header.tensors
     architecture = metadata.get("general.architecture", str)
     if architecture != "llama":
         raise CheckpointError(f"{file.path}: the architecture {architecture[:40]!r} is not supported (llama is)")
     if (metadata.find("split.count", int) or 1) > 1:
-        raise CheckpointError(f"{file.path} is one part of a split model; join its parts first (llama-gguf-split --merge)")
+        raise CheckpointError(f"{file.path} is a part of a model; join its parts with llama-gguf-split --merge")
     if metadata.find("llama.expert_count", int):
         raise CheckpointError(f"{file.path} is a mixture of experts, which is not supported")
-    if "token_embd.weight" not in header.tensors:
+    if "token_embd.weight" not in tensors:
         raise CheckpointError(f"{file.path}: tensor token_embd.weight is missing")
+    dim = metadata.get("llama.embedding_length", int)
     n_heads = metadata.uniform("llama.attention.head_count")
-    ...
+    rope_theta = metadata.find("llama.rope.freq_base", float)
+    try:
+        config = ModelConfig(
+            dim=dim,
+            hidden_dim=metadata.uniform("llama.feed_forward_length"),
+            n_layers=metadata.get("llama.block_count", int),
+            n_heads=n_heads,
+            n_kv_heads=metadata.uniform("llama.attention.head_count_kv", n_heads),
+            head_dim=_head_dim(metadata, dim, n_heads),
+            vocab_size=tensors["token_embd.weight"].shape[0],
+            max_seq_len=metadata.get("llama.context_length", int),
+            norm_eps=metadata.get("llama.attention.layer_norm_rms_epsilon", float),
+            rope_theta=10000.0 if rope_theta is None else rope_theta,
+            rope_scaling=_linear_scaling(metadata),
+            tied_embeddings="output.weight" not in tensors,
+        )
+        return _with_rope_factors(config, file, tensors[_ROPE_FACTORS]) if _ROPE_FACTORS in tensors else config
+    except ValueError as error:
+        raise CheckpointError(f"{file.path}: {error}") from error
+
+
+def _head_dim(metadata: Metadata, dim: int, n_heads: int) -> int:
+    head_dim = metadata.find("llama.attention.key_length", int)
+    if head_dim is None:
+        if n_heads < 1 or dim % n_heads:
+            raise CheckpointError(f"{metadata.path}: dim {dim} is not a multiple of n_heads {n_heads}")
+        head_dim = dim // n_heads
+    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
+        value = metadata.find(key, int)
+        if value not in (None, head_dim):
+            raise CheckpointError(f"{metadata.path}: {key} is {value}, other than head_dim {head_dim}")
+    return head_dim
+
+
+def _linear_scaling(metadata: Metadata) -> RopeScaling | None:
+    """The scaling that the metadata has; old files give a factor without a type. Raises ValueError for its factor."""
+    kind = metadata.find("llama.rope.scaling.type", str)
+    if kind not in (None, "none", "linear"):
+        raise CheckpointError(f"{metadata.path}: rope scaling {kind!r:.40} is not supported (none and linear are)")
+    factor = metadata.find("llama.rope.scaling.factor", float)
+    if factor is None:
+        factor = metadata.find("llama.rope.scale_linear", float)
+    # 0 is how converters write that there is no factor.
+    return None if kind == "none" or factor in (None, 0.0, 1.0) else RopeScaling("linear", factor)
+
+
+def _with_rope_factors(config: ModelConfig, file: MappedFile, info: TensorInfo) -> ModelConfig:
+    """config with the "llama3" scaling that a tensor of divisors, one per frequency, was made from.
+
+    The parameters themselves are not in the file. Lower frequencies have larger divisors, the lowest
+    the factor itself; the other parameters are the same in every Llama-3, which is checked. Raises
+    CheckpointError, and ValueError for a factor out of range.
+    """
+    shape = (config.head_dim // 2,)
+    if info.type != "F32" or info.shape != shape:
+        raise CheckpointError(
+            f"{file.path}: tensor {_ROPE_FACTORS} is {info.type} {info.shape} and should be F32 {shape}"
+        )
+    divisors = file.array(info.offset, np.float32, shape)
+    if (divisors == 1).all():
+        return config
+    scaled = replace(config, rope_scaling=RopeScaling("llama3", float(divisors.max()), 1.0, 4.0, 8192))
+    plain = replace(config, rope_scaling=None)
+    expected = np.divide(plain.rope_frequencies(), scaled.rope_frequencies())
+    if config.rope_scaling is not None or not np.allclose(divisors, expected, rtol=1e-4, atol=0):
+        raise CheckpointError(
+            f"{file.path}: the rope scaling in tensor {_ROPE_FACTORS} is not Llama-3's, which is the one supported"
+        )
+    return scaled
+
+
+def _checked_tensors(path: str, config: ModelConfig, tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors by our names; they must be those of the config, of the right shape, and no others."""
+    checked = {}
+    unknown = tensors.keys() - {_ROPE_FACTORS}
+    for name, shape in config.tensor_shapes().items():
+        theirs = _gguf_name(name)
+        if theirs not in tensors:
+            raise CheckpointError(f"{path}: tensor {theirs} is missing")
+        if tensors[theirs].shape != shape:
+            raise CheckpointError(f"{path}: tensor {theirs} is {tensors[theirs].shape} and should be {shape}")
+        checked[name] = tensors[theirs]
+        unknown.discard(theirs)
+    if unknown:
+        raise CheckpointError(f"{path}: unknown tensor {min(unknown)!r} (biases and adapters are not supported)")
+    return checked
+
+
+def _gguf_name(name: str) -> str:
+    if name in _TOP:
+        return _TOP[name]
+    _, layer, rest = name.split(".", 2)
+    return f"blk.{layer}.{_IN_LAYER[rest]}"

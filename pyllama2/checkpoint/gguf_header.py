@@ -125,10 +125,16 @@ class Metadata:
             raise CheckpointError(f"{self.path} lacks the key {key}")
         return value
 
-    def uniform(self, key: str) -> int | None:
-        """A whole number, or the one that fills an array with a number per layer; None when the key is absent."""
-        if key not in self._fields or not self._fields[key].is_array:
-            return self.find(key, int)
+    def uniform(self, key: str, default: int | None = None) -> int:
+        """A whole number that may be written as an array, one for each layer, if they are all the same.
+
+        Raises CheckpointError when they are not, or the key is absent and there is no default.
+        """
+        field = self._fields.get(key)
+        if field is None and default is not None:
+            return default
+        if field is None or not field.is_array:
+            return self.get(key, int)
         numbers = self.array(key, int)
         if not len(numbers) or (numbers != numbers[0]).any():
             raise CheckpointError(f"{self.path}: {key} differs between layers, which is not supported")
