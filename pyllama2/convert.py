@@ -1,14 +1,18 @@
-"""From any checkpoint to our format: export and quantize to a file, or convert in memory.
+"""Conversion of any checkpoint to our storage types: into a file, or in memory.
 
-One stream of tensors serves all three: Checkpoint.tensors() -> Weight -> where it goes. Memory holds
-one tensor at a time. Called by the command lines and by llama.py.
+    export             a checkpoint -> our file, float32 or float16
+    quantize           a checkpoint, mostly our own file -> our file, q8 or q4
+    convert_in_memory  an open checkpoint -> a ModelFile that a backend can use
+
+One tensor is in memory at a time, except for what convert_in_memory keeps. Used by the command
+lines of the same names and by loading.py.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import closing
 from math import prod
 from typing import Any
 
@@ -18,109 +22,148 @@ from numpy.typing import NDArray
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import CheckpointError
 from .modelfile import ModelFile, ModelWriter
-from .weights import Quantization, Weight, WeightType
+from .weights import Quantization, Weight
 
-Path = str | os.PathLike[str]
-# progress(weights done, weights in all, name of the tensor that was done)
-Progress = Callable[[int, int, str], None]
+FilePath = str | os.PathLike[str]
+Progress = Callable[[int, int, str], None]  # weights done, weights in all, name of the tensor just done
+
+_CHUNK = 1 << 18  # numbers that are converted and checked while they are in the cache
 
 
 def export(
-    checkpoint: Path,
-    out: Path,
+    checkpoint: FilePath,
+    out: FilePath,
     *,
     dtype: str = "float32",
-    tokenizer: Path | None = None,
+    tokenizer: FilePath | None = None,
     max_seq_len: int | None = None,
     norm_eps: float | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write any checkpoint as one of our files, with dtype "float32" or "float16".
+    """Write any checkpoint as one of our files.
 
-    tokenizer is the path of a tokenizer for checkpoints that have none; max_seq_len and norm_eps
-    replace what the checkpoint says. Nothing is left under out, or beside it, when it fails. Raises
-    CheckpointError for bad files, ValueError for wrong arguments and when out is one of the checkpoint's files.
+    dtype of the matrices is "float32" or "float16"; norms stay float32. tokenizer is a file that
+    replaces the checkpoint's own; max_seq_len (tokens) and norm_eps replace its values. progress is
+    called as progress(weights done, weights in all, name of the tensor just done).
+
+    Raises CheckpointError for a checkpoint that cannot be read, for numbers that are not finite or do not
+    fit into dtype, and when out cannot be written; ValueError for wrong arguments, among them an
+    out that is a file of the checkpoint. Whatever happens, out is either complete or untouched.
     """
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype must be float32 or float16, not {dtype!r}")
     opened = open_checkpoint(checkpoint, tokenizer=tokenizer, max_seq_len=max_seq_len, norm_eps=norm_eps)
-    _write(opened, Quantization.of(dtype), out, progress)
+    with closing(opened) as source:
+        _write(source, out, Quantization.of(dtype), progress)
 
 
 def quantize(
-    source: Path,
-    out: Path,
+    source: FilePath,
+    out: FilePath,
     type: str,
     *,
     group_size: int = 64,
     output_type: str | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write a model, one of our files or any checkpoint, with 8 or 4 bits per weight.
+    """Write a model, one of our files or any other checkpoint, as one of our files with 8- or 4-bit weights.
 
-    type is "q8" or "q4", group_size 32, 64 or 128 inputs that share a scale; output_type is that of the
-    output matrix, q8 unless told otherwise. Fails like export().
+    type is "q8" or "q4", group_size 32, 64 or 128 weights that share a scale; output_type is the type of
+    the output matrix, q8 unless given. A quantized source is read as the numbers it stands for, so
+    that a q8 file can become q4. progress, errors and guarantees are those of export().
     """
-    _check_quantization(type)
+    if type not in ("q8", "q4"):
+        raise ValueError(f"type must be q8 or q4, not {type!r}")
     quantization = Quantization.of(type, group_size, output_type)
-    _write(open_checkpoint(source), quantization, out, progress)
+    with closing(open_checkpoint(source)) as opened:
+        _write(opened, out, quantization, progress)
 
 
-def convert_in_memory(checkpoint: Checkpoint, quantization: Quantization) -> ModelFile:
-    """The model of a checkpoint, converted but not written. Float tensors stay in the mapped file if they can."""
+def convert_in_memory(
+    checkpoint: Checkpoint, quantization: Quantization, progress: Progress | None = None
+) -> ModelFile:
+    """The model of an open checkpoint with matrices of any storage type.
+
+    Tensors that are stored as wanted stay in their mapped file. Raises CheckpointError for numbers
+    that are not finite or do not fit.
+    """
     model = _without_weights(checkpoint, quantization)
-    model.weights = {weight.name: weight for weight in _weights(checkpoint, quantization, None)}
+    for weight in _convert(checkpoint, quantization, progress):
+        model.weights[weight.name] = weight
     return model
 
 
-def _check_quantization(type: str) -> None:
-    if type not in ("q8", "q4"):
-        raise ValueError(f"type must be q8 or q4, not {type!r}")
+def _write(source: Checkpoint, out: FilePath, quantization: Quantization, progress: Progress | None) -> None:
+    _check_target(os.fspath(out), source.files)
+    with ModelWriter(out, _without_weights(source, quantization)) as writer:
+        for weight in _convert(source, quantization, progress):
+            writer.write(weight)
 
 
-def _write(checkpoint: Checkpoint, quantization: Quantization, out: Path, progress: Progress | None) -> None:
-    try:
-        for file in checkpoint.files:
-            if os.path.exists(out) and os.path.samefile(file, out):
-                raise ValueError(f"the output {os.fspath(out)} is a file of the input, which is never overwritten")
-        with ModelWriter(out, _without_weights(checkpoint, quantization)) as writer:
-            for weight in _weights(checkpoint, quantization, progress):
-                writer.write(weight)
-    finally:
-        checkpoint.close()
+def _check_target(out: str, inputs: list[str]) -> None:
+    """Raise unless out may be written: before any work is done, and before any input is harmed."""
+    folder = os.path.dirname(out) or os.curdir
+    if not os.path.basename(out) and not os.path.isdir(out):
+        raise ValueError(f"{out!r} is not the name of a file")
+    if not os.path.isdir(folder):
+        raise CheckpointError(f"cannot write {out}: there is no directory {folder}")
+    if not os.path.exists(out):
+        return
+    for path in inputs:
+        if os.path.exists(path) and os.path.samefile(out, path):  # links of either kind included
+            raise ValueError(f"{out} is a file of the model to be read; choose another name for the result")
+    if not os.path.isfile(out):  # a device would be replaced by a file
+        raise CheckpointError(f"cannot write {out}: it is a {'directory' if os.path.isdir(out) else 'special file'}")
 
 
-def _without_weights(checkpoint: Checkpoint, quantization: Quantization) -> ModelFile:
-    return ModelFile(checkpoint.config, quantization, checkpoint.tokenizer, checkpoint.chat_template, checkpoint.source)
+def _without_weights(source: Checkpoint, quantization: Quantization) -> ModelFile:
+    return ModelFile(source.config, quantization, source.tokenizer, source.chat_template, source.source)
 
 
-def _weights(checkpoint: Checkpoint, quantization: Quantization, progress: Progress | None) -> Iterator[Weight]:
-    """Every tensor of the checkpoint, in file order, as the quantization wants it stored."""
-    total, done = checkpoint.config.n_parameters, 0
-    for name, shape, tensor in checkpoint.tensors():
-        type = quantization.type_of(name, checkpoint.config)
-        weight = Weight(name, type, shape, *_stored(name, tensor.read(), type, quantization.group_size))
-        if weight.scales is not None:
-            weight = replace(weight, group_size=quantization.group_size)
-        yield weight
+def _convert(source: Checkpoint, quantization: Quantization, progress: Progress | None) -> Iterator[Weight]:
+    """Every tensor of source in order, in its storage type."""
+    done, total = 0, source.config.n_parameters
+    for name, shape, tensor in source.tensors():
+        type = quantization.type_of(name, source.config)
+        array = tensor.read()
+        if type in ("q8", "q4"):
+            yield _quantized(name, array, type, quantization.group_size)
+        else:
+            yield Weight(name, type, shape, _as_float(name, array, np.dtype(type)))
         done += prod(shape)
         if progress is not None:
             progress(done, total, name)
 
 
-def _stored(
-    name: str, array: NDArray[Any], type: WeightType, group_size: int
-) -> tuple[NDArray[Any], NDArray[np.float16] | None]:
-    """The arrays of a Weight: numbers, or codes and scales."""
-    if type in ("q8", "q4"):
-        from ._cpu import quantize_matrix
+def _quantized(name: str, array: NDArray[Any], type: str, group_size: int) -> Weight:
+    from ._cpu import quantize_matrix
 
-        try:
-            return quantize_matrix(array, type, group_size)
-        except ValueError as error:
-            raise CheckpointError(f"tensor {name}: {error}") from error
-    with np.errstate(over="ignore"):
-        data = np.require(array, type, ["C_CONTIGUOUS", "ALIGNED"])
-    if type == "float16" and array.dtype != np.float16 and np.isinf(data).any():
-        raise CheckpointError(f"tensor {name} has numbers too large for float16; export it as float32")
-    return data, None
+    try:
+        data, scales = quantize_matrix(array, type, group_size)
+    except ValueError as error:
+        raise CheckpointError(f"tensor {name}: {error}") from error
+    return Weight(name, "q8" if type == "q8" else "q4", array.shape, data, scales, group_size)
+
+
+def _as_float(name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """array as dtype, float32 or float16; itself when it is that. Raises CheckpointError for NaN and infinity."""
+    source = np.require(array, requirements=["C", "A"])
+    result = source if source.dtype == dtype else np.empty(source.shape, dtype)
+    flat_source, flat_result = source.reshape(-1), result.reshape(-1)
+    for start in range(0, flat_source.size, _CHUNK):
+        part, converted = flat_source[start : start + _CHUNK], flat_result[start : start + _CHUNK]
+        if result is not source:
+            with np.errstate(over="ignore"):
+                np.copyto(converted, part, casting="same_kind")
+        if not _all_finite(converted):
+            at = start + int(np.flatnonzero(~np.isfinite(converted))[0])
+            value = float(flat_source[at])
+            what = f"does not fit into {dtype}" if np.isfinite(value) else "is not a finite number"
+            raise CheckpointError(f"tensor {name}: the weight {value:g} at {at} of {flat_source.size} {what}")
+    return result
+
+
+def _all_finite(part: NDArray[Any]) -> bool:
+    if part.dtype == np.float16:  # numpy tests these one by one; all bits of the exponent set is inf or NaN
+        return not bool(np.any((part.view(np.uint16) & 0x7C00) == 0x7C00))
+    return bool(np.isfinite(part).all())

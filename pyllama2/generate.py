@@ -86,7 +86,7 @@ def print_timings(llm: Llama, result: Completion, verbose: bool) -> None:
     )
     if verbose:
         # Each token reads every weight but the embedding's other rows, which a tied model reads as the output.
-        line += f", {timings.decode_tokens_per_s * llm.bytes_per_token / 1e9:.2f} GB/s of weights"
+        line += f", {timings.decode_tokens_per_s * llm.describe()["bytes_per_token"] / 1e9:.2f} GB/s of weights"
     print(line, file=sys.stderr)
 
 

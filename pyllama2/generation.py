@@ -1,25 +1,33 @@
-"""The generation loop: sequences that are decoded together, each with its own sampler, text and end.
+"""The generation loop: texts that are decoded together, each with its own sampler, stop strings and end.
 
-    all prompts -> one forward pass -> per step: sample each, end some, forward the newest tokens of the rest
+    waiting texts -> free rows of a KV cache -> one forward pass a step: a piece of each prompt that is not
+    in the cache yet, and the newest token of every other text -> each samples its next token -> chunks
 
-Used by llama.py. What a sequence yields does not depend on the others.
+A text that ends leaves its row to one that waits. What a text says does not depend on the others.
+Used by llama.py.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import Backend, Batch
+from .backend import Batch, KVCache
 from .completion import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
 from .detokenizer import Detokenizer
 from .sampling import Sampler, SamplingParams, largest, log_probabilities
 from .stop_strings import StopMatcher
 from .tokenizer import Tokenizer
+
+# Texts at a time: more would not be faster, and each has a row of the cache.
+_MAX_ROWS = 32
+# Prompt tokens a step; between two steps, other threads and texts that are further on get their turn.
+_PROMPT_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -27,180 +35,210 @@ class Request:
     """What is asked for.
 
     seed       of its random numbers
-    echo_text  what echo=True puts before the text
+    stop_ids   tokens that end the text
+    echo_text  what the text begins with, "" without echo
     continues  the text continues the prompt's, and keeps its leading space; a chat's answer does not
     """
 
     prompt_ids: list[int]
     params: SamplingParams
     seed: int
-    echo_text: str
+    stop_ids: Collection[int]
+    echo_text: str = ""
     continues: bool = True
 
 
-# (index of the request, what came, and its completion when that was the last)
-Event = tuple[int, Chunk, Completion | None]
+class Text:
+    """One request on its way: it takes logits and gives chunks until it has a finish_reason.
 
-
-class Stream(Iterator[Chunk]):
-    """The chunks of one text as they come; completion is there once the last has come.
-
-    close() ends the generation early and gives its memory back, as dropping the stream does.
+    ids        prompt and generated tokens, without the one that ended the text
+    limit      most tokens it may generate
+    n_cached   how many of ids have their keys and values in the cache
     """
 
-    def __init__(self, events: Generator[Event, None, None]) -> None:
-        self._events = events
-        self.completion: Completion | None = None
-
-    def __next__(self) -> Chunk:
-        _, chunk, self.completion = next(self._events)
-        return chunk
-
-    def close(self) -> None:
-        """End the generation."""
-        self._events.close()
-
-
-@dataclass
-class _Clock:
-    """Seconds of one call, without what the consumer of a stream takes between two chunks."""
-
-    prompt_s: float = 0.0
-    decode_s: float = 0.0
-
-
-class _Text:
-    """One request on its way: it takes logits, and gives chunks until it has its finish_reason."""
-
-    def __init__(self, request: Request, tokenizer: Tokenizer, end_ids: Sequence[int], n_ctx: int) -> None:
+    def __init__(self, request: Request, tokenizer: Tokenizer, n_ctx: int) -> None:
         params = request.params
         room = n_ctx - len(request.prompt_ids)
-        self.n_prompt = len(request.prompt_ids)
+        self.ids = list(request.prompt_ids)
         self.limit = room if params.max_tokens is None else min(room, params.max_tokens)
+        self.n_cached = 0
         self.finish_reason: FinishReason | None = None
-        self.ids = list(request.prompt_ids)  # prompt and generated, with the one that ended the text
-        self._params = params
+        self._request = request
         self._tokenizer = tokenizer
-        self._ends = {*params.stop_token_ids, *(() if params.ignore_eos else end_ids)}
         self._sampler = Sampler(params, request.seed)
         self._detokenizer = Detokenizer(tokenizer, request.prompt_ids if request.continues else ())
         self._matcher = StopMatcher(tuple(params.stop))
         self._stop_reason: str | int | None = None
-        self._text = request.echo_text if params.echo else ""
-        self._logprobs: list[TokenLogprob] = []
-        self._given = (0, 0, 0)  # characters, tokens and logprobs that chunks have had
-        if self.limit == 0:
-            self._finish("length")
-
-    def advance(self, logits: NDArray[np.float32]) -> None:
-        """Sample one token from logits (vocab_size,) and take up what it means."""
-        token = self._sampler.sample(logits, self.ids, self.n_prompt)
-        self.ids.append(token)
-        if token in self._ends:
-            self._stop_reason = token
-            self._finish("stop")
-            return
-        if self._params.logprobs is not None:
-            self._logprobs.append(self._logprob(token, logits, self._params.logprobs))
-        text, matched = self._matcher.feed(self._detokenizer.push(token))
-        self._text += text
-        if matched is not None:
-            self.finish_reason, self._stop_reason = "stop", matched
-        elif len(self.ids) - self.n_prompt == self.limit:
-            self._finish("length")
-
-    def _finish(self, reason: FinishReason) -> None:
-        """End here: what was held back is text now, unless a stop string is in it."""
-        self.finish_reason = reason
-        for text, matched in (self._matcher.feed(self._detokenizer.finish()), self._matcher.flush()):
-            self._text += text
-            if matched is not None:
-                self.finish_reason, self._stop_reason = "stop", matched
-
-    def _logprob(self, token: int, logits: NDArray[np.float32], k: int) -> TokenLogprob:
-        logprobs, piece = log_probabilities(logits), self._tokenizer.piece
-        top = tuple((int(id), piece(int(id)), float(logprobs[id])) for id in largest(logprobs, k))
-        return TokenLogprob(token, piece(token), float(logprobs[token]), top)
+        self._n_generated = 0  # one more than in ids when a token ended the text
+        self._parts: list[str] = []
+        self._logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
+        self._prompt_s = self._decode_s = 0.0
 
     @property
-    def _tokens(self) -> list[int]:
-        """Generated, without the one that ended the text."""
-        return self.ids[self.n_prompt : len(self.ids) - isinstance(self._stop_reason, int)]
+    def n_positions(self) -> int:
+        """Length of the cache row it needs; the last token it generates is not fed to the model."""
+        return len(self._request.prompt_ids) + max(0, self.limit - 1)
 
-    def chunk(self) -> Chunk:
-        """What has come since the last call."""
-        n_text, n_tokens, n_logprobs = self._given
-        tokens = self._tokens
-        self._given = (len(self._text), len(tokens), len(self._logprobs))
-        logprobs = None if self._params.logprobs is None else self._logprobs[n_logprobs:]
-        return Chunk(self._text[n_text:], tokens[n_tokens:], logprobs, self.finish_reason)
+    def start(self) -> Chunk | None:
+        """The only chunk of a text that may not generate anything; None for others."""
+        return self._chunk("", [], "length") if self.limit == 0 else None
 
-    def completion(self, clock: _Clock) -> Completion | None:
-        """All of it, once it has ended."""
-        if self.finish_reason is None:
-            return None
-        n_generated = len(self.ids) - self.n_prompt
-        prompt_s, decode_s = (clock.prompt_s, clock.decode_s) if n_generated else (0.0, 0.0)
-        timings = Timings(
-            prompt_s,
-            decode_s,
-            self.n_prompt / prompt_s if prompt_s else 0.0,
-            (n_generated - 1) / decode_s if decode_s else 0.0,  # the prompt's pass gave the first
+    def advance(self, logits: NDArray[np.float32]) -> Chunk:
+        """Sample one token from logits (vocab_size,), those of the last of ids."""
+        request = self._request
+        token = self._sampler.sample(logits, self.ids, len(request.prompt_ids))
+        self._n_generated += 1
+        if token in request.stop_ids:
+            self._stop_reason = token
+            return self._end("", [], "stop")
+        self.ids.append(token)
+        if self._logprobs is not None:
+            self._logprobs.append(self._logprob(token, logits))
+        text, matched = self._matcher.feed(self._detokenizer.push(token))
+        if matched is not None:
+            self._stop_reason = matched
+            return self._chunk(text, [token], "stop")
+        if self._n_generated == self.limit:
+            return self._end(text, [token], "length")
+        return self._chunk(text, [token], None)
+
+    def add_time(self, seconds: float) -> None:
+        """Count a step of the model that this text took part in, before or with its first token or after it."""
+        if self._n_generated <= 1:
+            self._prompt_s += seconds
+        else:
+            self._decode_s += seconds
+
+    def completion(self) -> Completion:
+        """All of it so far; cancelled if it has not come to its end."""
+        n_prompt = len(self._request.prompt_ids)
+        return Completion(
+            "".join(self._parts),
+            self.ids[n_prompt:],
+            None if self._logprobs is None else list(self._logprobs),
+            self.finish_reason or "cancelled",
+            self._stop_reason,
+            Usage(n_prompt, self._n_generated),
+            Timings(
+                self._prompt_s,
+                self._decode_s,
+                n_prompt / self._prompt_s if self._n_generated and self._prompt_s else 0.0,
+                (self._n_generated - 1) / self._decode_s if self._decode_s else 0.0,
+            ),
         )
-        logprobs = None if self._params.logprobs is None else self._logprobs
-        usage = Usage(self.n_prompt, n_generated)
-        return Completion(self._text, self._tokens, logprobs, self.finish_reason, self._stop_reason, usage, timings)
+
+    def _end(self, text: str, tokens: list[int], reason: FinishReason) -> Chunk:
+        """End here: what was held back is text now, unless a stop string is in it."""
+        for more, matched in (self._matcher.feed(self._detokenizer.finish()), self._matcher.flush()):
+            text += more
+            if matched is not None:
+                reason, self._stop_reason = "stop", matched
+        return self._chunk(text, tokens, reason)
+
+    def _chunk(self, text: str, tokens: list[int], reason: FinishReason | None) -> Chunk:
+        if not self._parts:
+            text = self._request.echo_text + text
+        self._parts.append(text)
+        self.finish_reason = reason
+        logprobs = None if self._logprobs is None else self._logprobs[len(self._logprobs) - len(tokens) :]
+        return Chunk(text, tokens, logprobs, reason)
+
+    def _logprob(self, token: int, logits: NDArray[np.float32]) -> TokenLogprob:
+        logprobs, piece = log_probabilities(logits), self._tokenizer.piece
+        best = largest(logprobs, self._request.params.logprobs or 0)
+        top = tuple((int(id), piece(int(id)), float(logprobs[id])) for id in best)
+        return TokenLogprob(token, piece(token), float(logprobs[token]), top)
+
+
+class Stream(Iterator[Chunk]):
+    """The chunks of one text as they come.
+
+    close() ends the generation early and gives its memory back, as dropping the stream does. Generation
+    that fails with an exception has ended.
+    """
+
+    def __init__(self, text: Text, chunks: Generator[tuple[Text, Chunk], None, None]) -> None:
+        self._text = text
+        self._chunks = chunks
+
+    def __next__(self) -> Chunk:
+        _, chunk = next(self._chunks)
+        return chunk
+
+    @property
+    def completion(self) -> Completion:
+        """All that has come so far, also after an exception; its finish_reason is "cancelled" until the last chunk."""
+        return self._text.completion()
+
+    def close(self) -> None:
+        """End the generation."""
+        self._chunks.close()
 
 
 def run(
-    backend: Backend, tokenizer: Tokenizer, end_ids: Sequence[int], requests: Sequence[Request], n_ctx: int
-) -> Generator[Event, None, None]:
-    """Generate for all requests together, an event for every token; end_ids are the model's own ends of text."""
-    texts = [_Text(request, tokenizer, end_ids, n_ctx) for request in requests]
-    clock = _Clock()
-    active = [row for row, text in enumerate(texts) if text.finish_reason is None]
-    for row, text in enumerate(texts):
-        if text.finish_reason is not None:
-            yield row, text.chunk(), text.completion(clock)
-    if not active:
+    forward: Callable[[Batch, KVCache], NDArray[np.float32]],
+    new_cache: Callable[[int, int], KVCache],
+    texts: Iterable[Text],
+) -> Generator[tuple[Text, Chunk], None, None]:
+    """Generate all texts: each chunk as it comes, with the text it belongs to.
+
+    new_cache(n_rows, n_positions) gives a cache of n_rows rows, or fewer; texts beyond them wait.
+    """
+    waiting: deque[Text] = deque()
+    for text in texts:
+        chunk = text.start()
+        if chunk is None:
+            waiting.append(text)
+        else:
+            yield text, chunk
+    if not waiting:
         return
-    cache = backend.new_cache(len(texts), max(text.n_prompt + text.limit for text in texts))
+    cache = new_cache(min(len(waiting), _MAX_ROWS), max(text.n_positions for text in waiting))
     try:
-        started = time.perf_counter()
-        logits = backend.forward(_prompts(texts, active), cache)
-        for row, row_logits in zip(active, logits, strict=True):
-            texts[row].advance(row_logits)
-        clock.prompt_s = time.perf_counter() - started
-        while active:
-            for row in active:
-                yield row, texts[row].chunk(), texts[row].completion(clock)
-            active = [row for row in active if texts[row].finish_reason is None]
-            if active:
-                started = time.perf_counter()
-                logits = backend.forward(_step(texts, active), cache)
-                for row, row_logits in zip(active, logits, strict=True):
-                    texts[row].advance(row_logits)
-                clock.decode_s += time.perf_counter() - started
+        free = list(range(cache.n_rows))
+        active: dict[int, Text] = {}  # by row
+        while active or waiting:
+            while free and waiting:
+                active[free.pop()] = waiting.popleft()
+            started = time.perf_counter()
+            batch, fed, sampling = _next_batch(active)
+            logits = forward(batch, cache)
+            chunks = [(row, active[row].advance(logits[i])) for i, row in enumerate(sampling)]
+            elapsed = time.perf_counter() - started  # a stream's consumer takes its time after this
+            for row in fed:
+                active[row].add_time(elapsed)
+            for row, chunk in chunks:
+                yield active[row], chunk
+                if chunk.finish_reason is not None:
+                    del active[row]
+                    free.append(row)
     finally:
         cache.close()
 
 
-def _prompts(texts: Sequence[_Text], active: Sequence[int]) -> Batch:
-    """The prompts of the active rows one after the other; logits of each one's last token."""
-    lengths = [texts[row].n_prompt for row in active]
-    return Batch(
-        np.concatenate([texts[row].ids for row in active]).astype(np.int32),
-        np.repeat(active, lengths).astype(np.int32),
-        np.concatenate([np.arange(n) for n in lengths]).astype(np.int32),
-        (np.cumsum(lengths) - 1).astype(np.int32),
-    )
+def _next_batch(active: dict[int, Text]) -> tuple[Batch, list[int], list[int]]:
+    """What the next step computes, the rows that take part, and those whose logits it gives, in their order.
 
-
-def _step(texts: Sequence[_Text], active: Sequence[int]) -> Batch:
-    """The newest token of every active row."""
-    return Batch(
-        np.array([texts[row].ids[-1] for row in active], np.int32),
-        np.array(active, np.int32),
-        np.array([len(texts[row].ids) - 1 for row in active], np.int32),
-        np.arange(len(active), dtype=np.int32),
-    )
+    A text has either its newest token to feed, or a part of its prompt, for which room may have run out.
+    """
+    room = _PROMPT_TOKENS
+    tokens: list[int] = []
+    positions: list[int] = []
+    fed, lengths, sampling, outputs = [], [], [], []
+    for row, text in active.items():
+        start = text.n_cached
+        end = len(text.ids) if len(text.ids) - start == 1 else min(len(text.ids), start + room)
+        if end == start:
+            continue
+        room -= end - start if end - start > 1 else 0
+        tokens += text.ids[start:end]
+        positions += range(start, end)
+        fed.append(row)
+        lengths.append(end - start)
+        text.n_cached = end
+        if end == len(text.ids):
+            sampling.append(row)
+            outputs.append(len(tokens) - 1)
+    rows = np.repeat(np.asarray(fed, np.int32), lengths)
+    batch = Batch(np.array(tokens, np.int32), rows, np.array(positions, np.int32), np.array(outputs, np.int32))
+    return batch, fed, sampling

@@ -11,28 +11,26 @@ import os
 import random
 import sys
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from types import TracebackType
 from typing import Any, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import Backend, Batch, select
+from .backend import Backend, Batch, KVCache, select
 from .chat_format import ChatFormat, Message, make_chat_format
-from .checkpoint import open_checkpoint
-from .checkpoint.native import NativeCheckpoint
 from .completion import Completion
 from .config import ModelConfig
-from .convert import convert_in_memory
+from .convert import Progress
 from .errors import ContextLengthError, NumericalError
-from .generation import Event, Request, Stream, run
-from .memory import check_fits
+from .generation import Request, Stream, Text, run
+from .loading import load_model
+from .memory import rows_that_fit
 from .model_path import find_model
-from .modelfile import ModelFile
 from .sampling import SamplingParams, check_seed, log_probabilities
 from .tokenizer import Tokenizer, load_tokenizer
-from .weights import Quantization
 
 log = logging.getLogger("pyllama2")
 
@@ -48,11 +46,13 @@ class Llama:
     device     "cpu", "cuda", or "auto": the environment's PYLLAMA2_DEVICE, else the first that can be used
     n_ctx      longest sequence in tokens; None: what the model was made for
     n_threads  threads of the CPU backend; None: PYLLAMA2_NUM_THREADS, OMP_NUM_THREADS, or the physical cores
-    quant      "q8" or "q4": convert the weights in memory; None: use one of our files as it is, others as float32
-    kv_dtype   "float32" or "float16" keys and values; None: float32 for float32 models, else float16
+    quant      "float16", "q8" or "q4": convert the weights in memory; None: use one of our files as it is,
+               others as float32
+    kv_dtype   "float32", "float16" or, where the backend has it, "int8" keys and values; None: its own choice
     tokenizer  path of a tokenizer, for checkpoints without one
     seed       of requests that bring none: two instances with one seed repeat each other
     verbose    say on stderr which device was taken and why
+    progress   called as by export() while weights are converted in memory
 
     Raises CheckpointError for bad files, Pyllama2Error when memory does not suffice, BackendUnavailableError for
     a device that cannot be used, ValueError for wrong arguments.
@@ -70,18 +70,23 @@ class Llama:
         tokenizer: str | os.PathLike[str] | None = None,
         seed: int | None = None,
         verbose: bool = False,
+        progress: Progress | None = None,
     ) -> None:
-        if seed is not None:
-            check_seed(seed)
+        self._random = random.Random(None if seed is None else check_seed(seed))
         backend_class, why = select(os.environ.get("PYLLAMA2_DEVICE") or device if device == "auto" else device)
         if verbose:
             print(f"pyllama2: {why}", file=sys.stderr)
-        self._model, self.n_ctx = _load(find_model(model), quant, tokenizer, n_ctx, kv_dtype)
-        self._backend: Backend | None = backend_class(self._model, n_threads=n_threads, kv_dtype=kv_dtype)
-        self._random = random.Random(seed)
+        else:
+            log.info(why)
+        path = find_model(model)
+        self._model = load_model(
+            path, quant=quant, tokenizer=tokenizer, n_ctx=n_ctx, kv_dtype=kv_dtype, progress=progress
+        )
+        self.n_ctx = self.config.max_seq_len if n_ctx is None else n_ctx
         spec = self._model.tokenizer
         self._tokenizer = None if spec is None else load_tokenizer(spec, self.config.vocab_size)
         self._chat_formats: dict[str | None, ChatFormat] = {}
+        self._backend: Backend | None = backend_class(self._model, n_threads=n_threads, kv_dtype=kv_dtype)
 
     @property
     def config(self) -> ModelConfig:
@@ -94,18 +99,6 @@ class Llama:
         if self._tokenizer is None:
             raise ValueError("the model has no tokenizer; give the path of one (tokenizer=...)")
         return self._tokenizer
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes of weights that one token reads when it is decoded alone: all but the other rows of an embedding."""
-        embedding = self._model.weights["tok_embeddings.weight"].nbytes
-        return self._model.nbytes - (0 if self.config.tied_embeddings else embedding)
-
-    @property
-    def _open_backend(self) -> Backend:
-        if self._backend is None:
-            raise ValueError("this Llama is closed")
-        return self._backend
 
     @overload
     def generate(self, prompt: str, params: SamplingParams | None = None, **sampling: Any) -> Completion: ...
@@ -132,16 +125,18 @@ class Llama:
         for i, one in enumerate(cast(Sequence[Prompt], prompt)):
             try:
                 requests.append(self._request(one, params))
-            except ContextLengthError as error:
-                raise ContextLengthError(f"prompt {i}: {error}") from None
+            except (ContextLengthError, TypeError, ValueError) as error:
+                kind = next(kind for kind in (ContextLengthError, TypeError, ValueError) if isinstance(error, kind))
+                raise kind(f"prompt {i}: {error}") from error
         return self._complete(requests)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any) -> Stream:
         """Continue a prompt, chunk by chunk as text becomes certain; the last chunk has finish_reason.
 
-        Arguments are checked at once; errors are those of generate().
+        Arguments are checked at once; errors are those of generate(). The stream has a property completion,
+        all that came so far, and close().
         """
-        return Stream(self._run([self._request(prompt, SamplingParams.of(params, **sampling))]))
+        return self._stream(self._request(prompt, SamplingParams.of(params, **sampling)))
 
     def chat(
         self,
@@ -171,8 +166,9 @@ class Llama:
         **sampling: Any,
     ) -> Stream:
         """chat(), chunk by chunk."""
-        request = self._chat_request(messages, SamplingParams.of(params, **sampling), template, allow_markers)
-        return Stream(self._run([request]))
+        return self._stream(
+            self._chat_request(messages, SamplingParams.of(params, **sampling), template, allow_markers)
+        )
 
     def tokenize(self, text: str, *, bos: bool = True) -> list[int]:
         """Token ids of a text, after BOS if bos and the model begins with one. No special token comes from text."""
@@ -190,43 +186,49 @@ class Llama:
         return self._chat_format(template).encode(messages, allow_markers=allow_markers)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Raw logits (len(tokens), vocab_size) float32 after each token."""
+        """Raw logits (len(tokens), vocab_size) float32 after each token.
+
+        Raises ContextLengthError for more tokens than n_ctx, NumericalError for NaN, ValueError for unknown tokens.
+        """
         ids = self._checked_ids(tokens)
-        cache = self._open_backend.new_cache(1, max(1, len(ids)))
-        try:
-            logits = self._open_backend.forward(Batch.of_sequence(ids, outputs="all"), cache)
-        finally:
-            cache.close()
+        with closing(self._new_cache(1, max(1, len(ids)))) as cache:
+            logits = self._open().forward(Batch.of_sequence(ids, outputs="all"), cache)
         _check_finite(logits, 0)
         return logits
 
     def score(self, text_or_tokens: Prompt) -> NDArray[np.float32]:
-        """Natural log-probabilities of each token after the first, (len(tokens) - 1,) float32."""
+        """Natural log-probabilities of each token after the first, (len(tokens) - 1,) float32.
+
+        A text is tokenized as a prompt is. Raises what logits() does.
+        """
         ids = self._prompt_ids(text_or_tokens)
-        cache = self._open_backend.new_cache(1, len(ids))
-        scores = [np.empty(0)]
-        try:
-            for start in range(0, len(ids) - 1, _SCORE_CHUNK):
-                part = ids[start : min(start + _SCORE_CHUNK, len(ids) - 1)]
-                logits = self._open_backend.forward(Batch.of_sequence(part, start=start, outputs="all"), cache)
+        scores = np.empty(len(ids) - 1, np.float32)
+        with closing(self._new_cache(1, len(ids))) as cache:
+            for start in range(0, len(scores), _SCORE_CHUNK):
+                part = ids[start : min(start + _SCORE_CHUNK, len(scores))]
+                logits = self._open().forward(Batch.of_sequence(part, start=start, outputs="all"), cache)
                 _check_finite(logits, start)
                 following = ids[start + 1 : start + 1 + len(part)]
-                scores.append(log_probabilities(logits)[np.arange(len(part)), following])
-        finally:
-            cache.close()
-        return np.concatenate(scores).astype(np.float32)
+                scores[start : start + len(part)] = log_probabilities(logits)[np.arange(len(part)), following]
+        return scores
 
     def describe(self) -> dict[str, Any]:
-        """Facts for people: the model's source, dimensions and quantization, and what the backend says of itself."""
+        """Facts for people: where the model is from, its dimensions, quantization, and what the backend says of itself.
+
+        bytes_per_token are the weights that are read to decode one token: all but the other rows of an embedding.
+        """
         quantization = self._model.quantization
+        embedding = self._model.weights["tok_embeddings.weight"].nbytes
         return {
             "source": self._model.source,
-            "parameters": self.config.n_parameters,
+            "config": self.config,
+            "n_parameters": self.config.n_parameters,
             "n_ctx": self.n_ctx,
             "quantization": quantization.type,
-            "group_size": quantization.group_size or None,
-            "config": self.config,
-            **self._open_backend.describe(),
+            "output_type": quantization.output_type,
+            "group_size": quantization.group_size,
+            "bytes_per_token": self._model.nbytes - (0 if self.config.tied_embeddings else embedding),
+            **self._open().describe(),
         }
 
     def close(self) -> None:
@@ -251,27 +253,33 @@ class Llama:
         state = "closed" if self._backend is None else self._model.quantization.type
         return f"<Llama {self.config.n_parameters / 1e6:.1f}M parameters, {state}>"
 
-    # From what users give to requests.
+    def _open(self) -> Backend:
+        if self._backend is None:
+            raise ValueError("this Llama is closed")
+        return self._backend
 
     def _bos(self) -> list[int]:
         return [self.tokenizer.bos_id] if self.tokenizer.add_bos and self.tokenizer.bos_id is not None else []
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Checked token ids of a prompt: BOS and the text's, or the ids that were given."""
+        """Checked token ids of a prompt: BOS and the text's, or the ids that were given. There is at least one."""
         if not isinstance(prompt, str):
             ids = self._checked_ids(prompt)
             if not ids:
                 raise ValueError("a prompt of token ids must not be empty")
             return ids
-        bos_name = self.tokenizer.piece(self.tokenizer.bos_id) if self._bos() else ""  # type: ignore[arg-type]
-        if bos_name.strip() and prompt.startswith(bos_name.strip()):
+        bos_id = self.tokenizer.bos_id
+        bos_text = self.tokenizer.piece(bos_id).strip() if bos_id is not None and self.tokenizer.add_bos else ""
+        if bos_text and prompt.startswith(bos_text):
             warnings.warn(
-                f"the prompt starts with the text {bos_name.strip()!r}; the token BOS is put before a prompt anyway",
+                f"the prompt starts with {bos_text!r}, which is taken as text; BOS is put before a prompt anyway",
                 stacklevel=4,
             )
-        ids = self._bos() + self.tokenizer.encode(prompt)
+        ids = self.tokenize(prompt)
         if not ids:
-            raise ValueError("the prompt is empty, and this model has no BOS token to start from")
+            if bos_id is None:
+                raise ValueError("the prompt is empty, and this model has no BOS token to start from")
+            ids = [bos_id]
         return self._checked_ids(ids)
 
     def _checked_ids(self, tokens: Sequence[int]) -> list[int]:
@@ -288,29 +296,32 @@ class Llama:
         return ids
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
-        _ = self._open_backend
         self._check_params(params)
         ids = self._prompt_ids(prompt)
         echo = "" if not params.echo else prompt if isinstance(prompt, str) else self.detokenize(ids)
-        return Request(ids, params, self._seed(params), echo)
+        return Request(ids, params, self._seed(params), self._stop_ids(params), echo)
 
     def _chat_request(
         self, messages: Sequence[Message], params: SamplingParams, template: str | None, allow_markers: bool
     ) -> Request:
-        _ = self._open_backend
         self._check_params(params)
         ids = self._checked_ids(self.chat_tokens(messages, template=template, allow_markers=allow_markers))
-        ends = self._chat_format(template).stop_ids
-        if not params.ignore_eos:
-            params = SamplingParams.of(params, stop_token_ids=(*params.stop_token_ids, *ends))
+        stop_ids = self._stop_ids(params, self._chat_format(template).stop_ids)
         echo = self.detokenize(ids) if params.echo else ""
-        return Request(ids, params, self._seed(params), echo, continues=False)
+        return Request(ids, params, self._seed(params), stop_ids, echo, continues=False)
 
     def _check_params(self, params: SamplingParams) -> None:
+        self._open()
         for name in ("logit_bias", "stop_token_ids"):
             for token in getattr(params, name) or ():
                 if token >= self.config.vocab_size:
-                    raise ValueError(f"{name} has token id {token}, the vocabulary has {self.config.vocab_size} tokens")
+                    raise ValueError(
+                        f"{name} has token id {token}, outside the vocabulary of {self.config.vocab_size} tokens"
+                    )
+
+    def _stop_ids(self, params: SamplingParams, chat_ids: Sequence[int] = ()) -> frozenset[int]:
+        own = () if params.ignore_eos else (*self.tokenizer.eos_ids, *chat_ids)
+        return frozenset((*own, *params.stop_token_ids))
 
     def _seed(self, params: SamplingParams) -> int:
         return self._random.getrandbits(64) if params.seed is None else params.seed
@@ -320,21 +331,30 @@ class Llama:
             self._chat_formats[name] = make_chat_format(self.tokenizer, self._model.chat_template, name)
         return self._chat_formats[name]
 
-    # From requests to text.
+    def _new_cache(self, n_rows: int, n_tokens: int) -> KVCache:
+        """A cache of up to n_rows rows: as many as there is memory for. Raises Pyllama2Error when it is not one."""
+        kv_dtype = self._open().describe()["kv_dtype"]
+        return self._open().new_cache(rows_that_fit(self.config, n_rows, n_tokens, kv_dtype), n_tokens)
 
-    def _run(self, requests: Sequence[Request]) -> Generator[Event, None, None]:
-        return run(self._open_backend, self.tokenizer, self.tokenizer.eos_ids, requests, self.n_ctx)
+    def _text(self, request: Request) -> Text:
+        return Text(request, self.tokenizer, self.n_ctx)
+
+    def _stream(self, request: Request) -> Stream:
+        text = self._text(request)
+        return Stream(text, run(self._open().forward, self._new_cache, [text]))
 
     def _complete(self, requests: Sequence[Request]) -> list[Completion]:
-        done = {i: completion for i, _, completion in self._run(requests) if completion is not None}
-        return [done[i] for i in range(len(requests))]
+        texts = list(map(self._text, requests))
+        for _ in run(self._open().forward, self._new_cache, texts):
+            pass
+        return [text.completion() for text in texts]
 
 
 def _is_list_of_prompts(prompt: Any) -> bool:
     """Whether it is a list of prompts rather than one: [] is one of no prompts, [1, 2] is one of two tokens."""
     if isinstance(prompt, str):
         return False
-    if not isinstance(prompt, (Sequence, np.ndarray)):
+    if isinstance(prompt, bytes) or not isinstance(prompt, (Sequence, np.ndarray)):
         raise TypeError(f"a prompt must be a string or a list of token ids, not {type(prompt).__name__}")
     return len(prompt) == 0 or isinstance(prompt[0], (str, Sequence, np.ndarray))
 
@@ -343,37 +363,3 @@ def _check_finite(logits: NDArray[np.float32], start: int) -> None:
     finite = np.isfinite(logits).all(-1)
     if not finite.all():
         raise NumericalError(f"the model computed NaN or infinite logits at position {start + int(finite.argmin())}")
-
-
-def _load(
-    path: str, quant: str | None, tokenizer: str | os.PathLike[str] | None, n_ctx: int | None, kv_dtype: str | None
-) -> tuple[ModelFile, int]:
-    """The model at path and its n_ctx: mapped if it is one of our files and stays as it is, else converted."""
-    if quant not in (None, "q8", "q4"):
-        raise ValueError(f"quant must be q8 or q4, not {quant!r}")
-    checkpoint = open_checkpoint(path, tokenizer=tokenizer)
-    try:
-        native = checkpoint.model if isinstance(checkpoint, NativeCheckpoint) else None
-        if native is not None:
-            native.tokenizer = checkpoint.tokenizer
-        if native is not None and native.quantization.type in ("q8", "q4"):
-            if quant not in (None, native.quantization.type):
-                raise ValueError(f"{path} is {native.quantization.type} already; quant={quant!r} cannot change that")
-            quant = None
-        if native is not None and quant is None:
-            quantization = native.quantization
-        else:
-            quantization = Quantization.of(quant or "float32")
-        limit = checkpoint.config.max_seq_len
-        n_ctx = limit if n_ctx is None else n_ctx
-        if isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or not 1 <= n_ctx <= limit:
-            raise ValueError(f"n_ctx must be between 1 and {limit}, which the model was made for, not {n_ctx}")
-        cache_type = kv_dtype if kv_dtype in ("float32", "float16") else "float16"
-        if kv_dtype is None and quantization.type == "float32":
-            cache_type = "float32"
-        check_fits(checkpoint.config, quantization, n_ctx, cache_type)
-        if native is not None and quant is None:
-            return native, n_ctx
-        return convert_in_memory(checkpoint, quantization), n_ctx
-    finally:
-        checkpoint.close()

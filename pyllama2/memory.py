@@ -1,4 +1,10 @@
-"""Whether a model fits into memory, said before it is loaded. Used by llama.py."""
+"""Whether a model and its sequences fit into memory, said before any of it is taken.
+
+    needed     weights + keys and values + some room for scratch memory and the tokenizer
+    available  what the machine can give without swapping, or what a container's limit leaves
+
+Used by loading.py, and by llama.py for every generation.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +15,10 @@ from .config import ModelConfig
 from .errors import Pyllama2Error
 from .weights import Quantization, packed_shapes
 
-_ITEM_BYTES = {"float32": 4, "float16": 2, "q8": 1, "q4": 1}
+_ITEM_BYTES = {"float32": 4, "float16": 2, "q8": 1, "q4": 1, "int8": 1}
 _WORKING_BYTES = 200 << 20  # scratch, tokenizer, Python
+_LEAST_CONTEXT = 128  # a suggestion with less would be of no use
+_CGROUP_ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))  # version 2, version 1
 
 
 def weight_bytes(config: ModelConfig, quantization: Quantization) -> int:
@@ -18,52 +26,68 @@ def weight_bytes(config: ModelConfig, quantization: Quantization) -> int:
     total = 0
     for name, shape in config.tensor_shapes().items():
         type = quantization.type_of(name, config)
-        data, scales = packed_shapes(type, shape, quantization.group_size)
-        total += math.prod(data) * _ITEM_BYTES[type] + 2 * math.prod(scales or (0,))
+        codes, scales = packed_shapes(type, shape, quantization.group_size)
+        total += math.prod(codes) * _ITEM_BYTES[type] + (2 * math.prod(scales) if scales else 0)
     return total
 
 
-def cache_bytes(config: ModelConfig, n_ctx: int, kv_dtype: str) -> int:
-    """Bytes of the keys and values of one sequence of n_ctx tokens."""
-    return 2 * config.n_layers * config.kv_dim * n_ctx * _ITEM_BYTES[kv_dtype]
+def cache_bytes(config: ModelConfig, n_tokens: int, kv_dtype: str) -> int:
+    """Bytes of the keys and values of n_tokens tokens."""
+    return 2 * config.n_layers * config.kv_dim * n_tokens * _ITEM_BYTES[kv_dtype]
+
+
+def check_model_fits(config: ModelConfig, quantization: Quantization, n_ctx: int, kv_dtype: str) -> None:
+    """Raise Pyllama2Error, with the numbers and what would fit, unless a model and one sequence of n_ctx tokens do."""
+    available = available_bytes()
+    needed = weight_bytes(config, quantization) + cache_bytes(config, n_ctx, kv_dtype) + _WORKING_BYTES
+    if available is not None and needed > available:
+        raise Pyllama2Error(
+            f"the model needs {_gib(needed)} ({quantization.type}, a context of {n_ctx} tokens), "
+            f"{_gib(available)} are available; {_what_fits(config, quantization, n_ctx, kv_dtype, available)}"
+        )
+
+
+def rows_that_fit(config: ModelConfig, n_rows: int, n_tokens: int, kv_dtype: str) -> int:
+    """How many of n_rows sequences of n_tokens tokens have room for their keys and values at the same time.
+
+    Raises Pyllama2Error, with the numbers, when not even one has.
+    """
+    available = available_bytes()
+    needed = cache_bytes(config, n_tokens, kv_dtype)
+    if available is None or needed * n_rows <= available:
+        return n_rows
+    if needed > available:
+        context = available // cache_bytes(config, 1, kv_dtype)
+        raise Pyllama2Error(
+            f"the keys and values of {n_tokens} tokens need {_gib(needed)}, {_gib(available)} are available; "
+            f"prompt and max_tokens of {context} tokens together would fit"
+        )
+    return available // needed
 
 
 def available_bytes() -> int | None:
-    """Memory that can be had without swapping: the machine's, or what a container's limit leaves; None if unknown."""
-    found = [value for value in (_machine_available(), _cgroup_available()) if value is not None]
-    return min(found, default=None)
+    """Memory that can be had without swapping; None when the system does not say."""
+    found = [_meminfo_available(), *map(_cgroup_available, _CGROUP_ROOTS)]
+    return min((value for value in found if value is not None), default=None)
 
 
-def check_fits(config: ModelConfig, quantization: Quantization, n_ctx: int, kv_dtype: str) -> None:
-    """Raise Pyllama2Error, with the numbers and what would fit, when a model and its cache exceed available memory."""
-    available = available_bytes()
-    needed = weight_bytes(config, quantization) + cache_bytes(config, n_ctx, kv_dtype) + _WORKING_BYTES
-    if available is None or needed <= available:
-        return
-    raise Pyllama2Error(
-        f"the model needs {_gib(needed)} GiB ({quantization.type}, a context of {n_ctx} tokens), {_gib(available)} GiB "
-        f"are available; {_what_fits(config, quantization, n_ctx, available)}"
-    )
-
-
-def _what_fits(config: ModelConfig, quantization: Quantization, n_ctx: int, available: int) -> str:
-    """The nearest setting that fits: this quantization with less context, else a smaller one."""
-    options = [quantization]
-    options += [Quantization.of(type) for type in ("q8", "q4")]
-    for option in options:
-        kv_dtype = "float32" if option.type == "float32" else "float16"
+def _what_fits(config: ModelConfig, quantization: Quantization, n_ctx: int, kv_dtype: str, available: int) -> str:
+    """The nearest setting that fits: the same weights with less context, else smaller weights."""
+    for option in (quantization, Quantization.of("q8"), Quantization.of("q4")):
         room = available - weight_bytes(config, option) - _WORKING_BYTES
         context = min(n_ctx, room // cache_bytes(config, 1, kv_dtype))
-        if context >= min(n_ctx, 128):
-            return f"{option.type} with a context of {context} (n_ctx) would fit"
+        if context >= min(n_ctx, _LEAST_CONTEXT):
+            smaller = "" if context == n_ctx else f" with n_ctx={context}"
+            return f"{option.type}{smaller} would fit"
     return "no quantization of it would fit"
 
 
 def _gib(n: int) -> str:
-    return f"{n / (1 << 30):.1f}"
+    return f"{n / (1 << 30):.2f} GiB"
 
 
-def _machine_available() -> int | None:
+def _meminfo_available() -> int | None:
+    """MemAvailable of Linux: free memory, and the page cache that is given back on demand."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -73,15 +97,18 @@ def _machine_available() -> int | None:
     return None
 
 
-def _cgroup_available() -> int | None:
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit = int((folder / "memory.max").read_text())
-        used = int((folder / "memory.current").read_text())
-        # The page cache counts as used and is given back on demand.
-        for line in (folder / "memory.stat").read_text().splitlines():
-            if line.startswith(("inactive_file ", "active_file ")):
-                used -= int(line.split()[1])
-        return max(0, limit - used)
-    except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
-        return None
+def _cgroup_available(root: Path) -> int | None:
+    """What the limit of this process's container leaves; None without one. Files of cgroup version 2 or 1 at root."""
+    for limit_name, used_name, cache_prefix in (
+        ("memory.max", "memory.current", ""),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ):
+        try:
+            limit, used = (int((root / name).read_text()) for name in (limit_name, used_name))
+            stat = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
+            # The page cache counts as used, but is given back on demand.
+            cache = sum(int(stat.get(f"{cache_prefix}{name}", 0)) for name in ("inactive_file", "active_file"))
+        except (OSError, ValueError):  # not this version, or no limit ("max")
+            continue
+        return max(0, limit - used + cache)
+    return None

@@ -21,6 +21,7 @@ from ..modelfile import is_model_file
 from ..safetensors_header import looks_like_safetensors
 from .base import Checkpoint, LazyTensor
 from .file_kinds import describe_file
+from .gguf import GgufCheckpoint, is_gguf
 from .huggingface import INDEX, SINGLE, HuggingFaceCheckpoint
 from .llama2c import Llama2cCheckpoint, is_llama2c
 from .meta import MetaCheckpoint, shard_names
@@ -75,9 +76,7 @@ def _file_reader(path: str) -> Callable[..., Checkpoint]:
     with MappedFile(path) as file:
         if is_model_file(file):
             return NativeCheckpoint
-        if file.size >= 4 and file.bytes(0, 4) == b"GGUF":
-            from .gguf import GgufCheckpoint
-
+        if is_gguf(file):
             return GgufCheckpoint
         if looks_like_safetensors(file):
             if os.path.exists(os.path.join(os.path.dirname(path), "config.json")):

@@ -154,8 +154,8 @@ class Metadata:
     def _field(self, key: str, kind: type[int] | type[float] | type[bool] | type[str], is_array: bool) -> _Field | None:
         field = self._fields.get(key)
         if field is not None and (field.is_array != is_array or field.type not in _KINDS[kind]):
-            expected = f"an array of {kind.__name__}" if is_array else kind.__name__
-            raise CheckpointError(f"{self.path}: {key} should be of type {expected}")
+            expected = "an array of type" if is_array else "of type"
+            raise CheckpointError(f"{self.path}: {key} should be {expected} {kind.__name__}")
         return field
 
     def _required_array(self, key: str, kind: type[int] | type[float] | type[str]) -> _Field:
@@ -227,8 +227,8 @@ class _Cursor:
     def name(self) -> str:
         """A short string."""
         length = self.number(8)
-        if length > _MAX_NAME:
-            raise CheckpointError(f"{self.path}: {self.where} has a name of {length} bytes, more than {_MAX_NAME}")
+        if not 1 <= length <= _MAX_NAME:
+            raise CheckpointError(f"{self.path}: {self.where} has a name of {length} bytes, not 1 to {_MAX_NAME}")
         start = self.skip(length)
         try:
             return str(self._bytes[start : self.position], "utf-8")

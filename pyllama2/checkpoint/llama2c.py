@@ -109,7 +109,7 @@ class Llama2cCheckpoint(Checkpoint):
 
 
 def is_llama2c(file: MappedFile) -> bool:
-    """Whether a mapped file is one of llama2.c: it has the magic, or a plausible version 0 header and its exact size."""
+    """Whether a mapped file is one of llama2.c: by its magic, or a plausible version 0 header and its exact size."""
     if file.size >= 4 and file.bytes(0, 4) == _MAGIC:
         return True
     try:

@@ -39,7 +39,7 @@ def test_random_bytes(type: str) -> None:
 
 
 @pytest.mark.parametrize("type", CAN_QUANTIZE)
-@pytest.mark.parametrize("scale", [1e-5, 1.0, 1e4])
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e4])
 def test_quantized_numbers_come_back(type: str, scale: float) -> None:
     original = (np.random.default_rng(3).standard_normal((5, 96)) * scale).astype(np.float32)
     original[0, :32] = 0

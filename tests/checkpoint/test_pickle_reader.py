@@ -183,14 +183,10 @@ class TestRefusals:
         refuse(b"}.", "protocol 2")
         refuse(b"", "truncated")
 
-    @pytest.mark.parametrize(
-        "opcode",
-        [b"i", b"o", b"\x81", b"\x93", b"\x82", b"\x83", b"\x84", b"\x8b", b"\x8c", b"\x8d", b"\x92", b"\x94", b"\x95",
-         b"2", b"0", b"1", b"P", b"]", b"l", b"d", b"a", b"e", b"I", b"L", b"F", b"G", b"S", b"T", b"U", b"V", b"p", b"g",
-         b"C", b"B", b"\x8e", b"\x96", b"\xff", b"\x00", b"\x80"],
-    )  # fmt: skip
-    def test_every_other_opcode(self, opcode: bytes) -> None:
-        refuse(program(b"}", opcode, b"\x00" * 16), "opcode")
+    def test_every_other_opcode(self) -> None:
+        known = b"(})t\x85\x86\x87N\x88\x89KMJ\x8aXcqrhjsubQR."
+        for opcode in set(range(256)) - set(known):
+            refuse(program(b"}", bytes([opcode]), bytes(16)), "opcode")
 
     def test_stack_and_memo_misuse(self) -> None:
         for data in (b"s", b"u", b"t", b"\x85", b"R", b"Q", b"b", b"q\x00", b"}}", b"(}", b"}(", b"}\x88u", b"}(\x88u"):
