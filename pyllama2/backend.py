@@ -133,9 +133,9 @@ class Backend(ABC):
     def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
         """Logits (m, vocab_size) of batch.outputs; appends keys and values of all tokens to the cache.
 
-        Any number of tokens: they are taken in chunks inside. Calls from several threads take turns. Ctrl-C raises KeyboardInterrupt between two steps; the
-        cache then holds some of the batch's keys and values, at the batch's own positions only.
-        Raises ValueError for indices out of bounds.
+        Any number of tokens: they are taken in chunks inside. Calls from several threads take turns. Ctrl-C
+        raises KeyboardInterrupt between two steps; the cache then holds some of the batch's keys and values,
+        at the batch's own positions only. Raises ValueError for indices out of bounds.
         """
 
     @abstractmethod

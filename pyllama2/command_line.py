@@ -1,6 +1,6 @@
-"""What the command lines share: flags, exit codes, progress bars, and errors in one sentence.
+"""What the command lines share: flags, exit codes, signals, and errors in one sentence.
 
-Exit codes: 0; 1 with one sentence on stderr; 2 for wrong usage; 130 after Ctrl-C.
+Exit codes: 0; 1 with one sentence on stderr; 2 for wrong usage; 130 after Ctrl-C; 143 after SIGTERM.
 """
 
 from __future__ import annotations
@@ -10,43 +10,48 @@ import logging
 import os
 import signal
 import sys
-import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 from .errors import Pyllama2Error
 from .llama import Llama
+from .progress import progress_bar
 from .sampling import SamplingParams
+
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
 def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, command: Callable[[Any], int]) -> int:
-    """Parse argv (None: the process's) and run command on it; returns the exit code."""
-    # Text may hold any character, whatever the locale says; a lone surrogate of a file name is escaped.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    """Parse argv (None: the process's) and run command on the result; returns the exit code.
+
+    command returns an exit code, calls parser.error() for wrong usage, and raises what comes of files and models.
+    """
+    _use_utf8()
     try:
-        args = parser.parse_args(argv)
-    except SystemExit as end:  # --help, or wrong usage
-        return end.code if isinstance(end.code, int) else 2
-    _configure_log()
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        return command(args)
-    except (Pyllama2Error, ValueError, TypeError, MemoryError) as error:
-        return _fail(parser, str(error) or type(error).__name__)
-    except BrokenPipeError:  # the reader of our output has gone, which is its right
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        return _fail(parser, f"{error.filename or ''}: {error.strerror}".removeprefix(": "))
+        with _signals_as_exceptions(), _warnings_as_sentences(parser.prog):
+            args = parser.parse_args(argv)
+            _set_up_log(verbose=getattr(args, "verbose", False))
+            code = command(args)
+            sys.stdout.flush()  # while an error can still be reported
+            return code
+    except SystemExit as end:  # --help, wrong usage, or a signal
+        return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        _discard_stdout()
+        return 0
+    except OSError as error:
+        _discard_stdout()  # else its unwritten rest fails again when the interpreter ends
+        return _fail(parser, f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
+    except MemoryError as error:
+        return _fail(parser, f"not enough memory: {error}".removesuffix(": "))
+    except (Pyllama2Error, ValueError) as error:
+        return _fail(parser, str(error))
 
 
 def _fail(parser: argparse.ArgumentParser, message: str) -> int:
@@ -54,119 +59,132 @@ def _fail(parser: argparse.ArgumentParser, message: str) -> int:
     return 1
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """SIGTERM as an exception, so that temporary files are removed."""
-    raise SystemExit(128 + number)
+def _use_utf8() -> None:
+    """Text may hold any character, whatever the locale says; the lone surrogates of odd file names are escaped."""
+    for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors=errors)
 
 
-def _configure_log() -> None:
-    level = os.environ.get("PYLLAMA2_LOG_LEVEL", "WARNING").upper()
-    if level not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
-        print(f"PYLLAMA2_LOG_LEVEL={level} is not a level; using WARNING", file=sys.stderr)
-        level = "WARNING"
-    logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
-    logging.captureWarnings(True)
+def _discard_stdout() -> None:
+    """Let what is still to be written to stdout vanish."""
+    with suppress(OSError):  # when there is no file behind it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command by an exception, so that temporary files are removed, as Ctrl-C does."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    caught = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = [signal.signal(number, end) for number in caught]
+    try:
+        yield
+    finally:
+        for number, handler in zip(caught, previous, strict=True):
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _warnings_as_sentences(prog: str) -> Iterator[None]:
+    """Warnings without the file and line they come from, which tell a user nothing."""
+
+    def show(message: Warning | str, *place: Any, **more: Any) -> None:
+        print(f"{prog}: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def _set_up_log(verbose: bool) -> None:
+    name = os.environ.get("PYLLAMA2_LOG_LEVEL", "").upper() or "WARNING"
+    if name not in _LEVELS:
+        raise ValueError(f"PYLLAMA2_LOG_LEVEL must be {', '.join(_LEVELS).lower()}, not {name.lower()!r}")
+    if verbose and name != "DEBUG":
+        name = "INFO"
+    logging.basicConfig(format="%(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("pyllama2").setLevel(name)
+
+
+def positive(text: str) -> int:
+    """An integer above 0, for argparse."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return value
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that make a Llama; see open_model()."""
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "-m", "--model", help="a model file or checkpoint, or smollm2 (default: PYLLAMA2_MODEL, else the demo model)"
-    )
-    group.add_argument("--tokenizer", metavar="PATH", help="a tokenizer file, for checkpoints without one")
-    group.add_argument("--quant", choices=("q8", "q4"), help="convert the weights in memory (default: float32)")
-    group.add_argument("-c", "--ctx", type=int, metavar="CTX", help="longest sequence in tokens (default: the model's)")
-    group.add_argument("-t", "--threads", type=int, help="threads (default: the physical cores)")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: auto)")
-    group.add_argument("--kv-dtype", choices=("float32", "float16", "int8"), help="type of keys and values")
-    group.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
+    add = parser.add_argument_group("model").add_argument
+    add("-m", "--model", help="a model file or checkpoint, or smollm2 (default: PYLLAMA2_MODEL, else the demo model)")
+    add("--tokenizer", metavar="PATH", help="a tokenizer file, for checkpoints without one")
+    add("--quant", choices=("q8", "q4"), help="convert the weights in memory (default: a checkpoint's as float32)")
+    add("-c", "--ctx", type=positive, metavar="CTX", help="longest sequence in tokens (default: the model's)")
+    add("-t", "--threads", type=positive, help="threads (default: PYLLAMA2_NUM_THREADS, else the physical cores)")
+    add("--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: PYLLAMA2_DEVICE, else auto)")
+    add("--kv-dtype", choices=("float32", "float16", "int8"), help="type of keys and values (default: the device's)")
+    add("-v", "--verbose", action="store_true", help="say more on stderr: the device, the model, GB/s")
 
 
 def open_model(args: argparse.Namespace) -> Llama:
     """The Llama that the flags of add_model_flags() ask for."""
     if args.device is not None:
-        os.environ["PYLLAMA2_DEVICE"] = args.device  # a flag beats the environment
-    llm = Llama(
-        args.model,
-        n_ctx=args.ctx,
-        n_threads=args.threads,
-        quant=args.quant,
-        kv_dtype=args.kv_dtype,
-        tokenizer=args.tokenizer,
-        verbose=args.verbose,
-    )
-    if args.verbose:
-        facts = {name: value for name, value in llm.describe().items() if name != "config"}
-        print("pyllama2: " + ", ".join(f"{name} {value}" for name, value in facts.items()), file=sys.stderr)
+        os.environ["PYLLAMA2_DEVICE"] = args.device  # so that a flag "auto" beats the environment, too
+    with progress_bar("convert") as progress:
+        llm = Llama(
+            args.model,
+            n_ctx=args.ctx,
+            n_threads=args.threads,
+            quant=args.quant,
+            kv_dtype=args.kv_dtype,
+            tokenizer=args.tokenizer,
+            progress=progress,
+        )
+    facts = ", ".join(f"{name} {value}" for name, value in llm.describe().items() if name != "config")
+    logging.getLogger("pyllama2").info("%s", facts)
     return llm
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that make SamplingParams; see sampling_params()."""
-    defaults = SamplingParams()
-    group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "-n", "--max-tokens", type=int, default=defaults.max_tokens, help="most tokens to generate (%(default)s)"
-    )
-    group.add_argument("--temperature", type=float, default=defaults.temperature, help="0 is greedy (%(default)s)")
-    group.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
-    group.add_argument(
-        "--top-p", type=float, default=defaults.top_p, help="keep the likeliest tokens up to this mass (%(default)s)"
-    )
-    group.add_argument(
-        "--top-k", type=int, default=defaults.top_k, help="keep that many tokens; 0 keeps all (%(default)s)"
-    )
-    group.add_argument(
-        "--min-p",
+    default = SamplingParams()
+    add = parser.add_argument_group("sampling").add_argument
+    add("-n", "--max-tokens", type=int, default=default.max_tokens, help="most tokens to generate (%(default)s)")
+    add("--temperature", type=float, default=default.temperature, help="0 is greedy (%(default)s)")
+    add("--greedy", action="store_true", help="the same as --temperature 0")
+    add(
+        "--top-p",
         type=float,
-        default=defaults.min_p,
-        help="drop tokens below this share of the likeliest (%(default)s)",
+        default=default.top_p,
+        help="the likeliest tokens up to this mass; 1 is off (%(default)s)",
     )
-    group.add_argument(
-        "--repetition-penalty", type=float, default=defaults.repetition_penalty, help="1 is none (%(default)s)"
-    )
-    group.add_argument("--seed", type=int, help="repeat a text by repeating its seed")
-    group.add_argument(
-        "--stop", action="append", default=[], metavar="S", help="end the text before this string; may be repeated"
-    )
+    add("--top-k", type=int, default=default.top_k, help="the likeliest so many tokens; 0 is off (%(default)s)")
+    add("--min-p", type=float, default=default.min_p, help="no token below this share of the likeliest (%(default)s)")
+    add("--repetition-penalty", type=float, default=default.repetition_penalty, help="1 is off (%(default)s)")
+    add("--seed", type=int, help="the same seed gives the same text (default: another each time)")
+    add("--stop", action="append", default=[], metavar="S", help="end the text before this string; may be repeated")
 
 
-def sampling_params(args: argparse.Namespace) -> SamplingParams:
-    """The SamplingParams that the flags of add_sampling_flags() ask for. Raises ValueError."""
-    return SamplingParams(
-        temperature=0.0 if args.greedy else args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        min_p=args.min_p,
-        repetition_penalty=args.repetition_penalty,
-        max_tokens=args.max_tokens,
-        stop=args.stop,
-        seed=args.seed,
-    )
-
-
-@contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int, str], None] | None]:
-    """A progress callback that draws a bar on stderr; None when that is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    started = time.monotonic()
-    drawn = 0.0
-
-    def draw(done: int, total: int, name: str) -> None:
-        nonlocal drawn
-        now = time.monotonic()
-        if now - drawn < 0.1 and done < total:
-            return
-        drawn = now
-        filled = 30 * done // total
-        rest = (now - started) * (total - done) / done
-        bar = "#" * filled + "-" * (30 - filled)
-        print(f"\r{label} [{bar}] {100 * done // total:3d}%  {rest:4.0f} s left ", end="", file=sys.stderr, flush=True)
-
+def sampling_params(parser: argparse.ArgumentParser, args: argparse.Namespace) -> SamplingParams:
+    """The SamplingParams that the flags of add_sampling_flags() ask for; values out of range are wrong usage."""
     try:
-        yield draw
-    finally:
-        print(file=sys.stderr)
+        return SamplingParams(
+            temperature=0.0 if args.greedy else args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            min_p=args.min_p,
+            repetition_penalty=args.repetition_penalty,
+            max_tokens=args.max_tokens,
+            stop=args.stop,
+            seed=args.seed,
+        )
+    except ValueError as error:
+        parser.error(str(error))

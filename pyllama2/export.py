@@ -6,25 +6,21 @@ import argparse
 import sys
 
 from .callable_module import make_callable
-from .command_line import progress_bar, run_command
+from .command_line import positive, run_command
 from .convert import export
+from .progress import progress_bar
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="pyllama2.export", description="Turn a checkpoint into a model file.")
-    parser.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        help="a directory of Meta's or of Hugging Face, a .gguf, a llama2.c .bin, or a model file",
-    )
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
-    parser.add_argument(
-        "--dtype", choices=("float32", "float16"), default="float32", help="type of the weights (%(default)s)"
-    )
-    parser.add_argument("--tokenizer", metavar="PATH", help="a tokenizer file, for checkpoints without one")
-    parser.add_argument("--max-seq-len", type=int, metavar="N", help="context length instead of the checkpoint's")
-    parser.add_argument("--norm-eps", type=float, metavar="X", help="RMSNorm's epsilon instead of the checkpoint's")
+    parser = argparse.ArgumentParser(prog="pyllama2 export", description="Turn a checkpoint into a model file.")
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="Meta's or Hugging Face's directory, .gguf, llama2.c .bin, model file")
+    add("-o", "--output", required=True, metavar="OUT", help="the file to write")
+    add("--dtype", choices=("float32", "float16"), default="float32", help="type of the matrices (%(default)s)")
+    add("--tokenizer", metavar="PATH", help="a tokenizer file, for checkpoints without one")
+    add("--max-seq-len", type=positive, metavar="N", help="longest sequence in tokens, instead of the checkpoint's")
+    add("--norm-eps", type=float, metavar="X", help="epsilon of RMSNorm, instead of the checkpoint's")
     return run_command(parser, argv, _export)
 
 

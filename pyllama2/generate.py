@@ -6,28 +6,40 @@ The prompt and its continuation go to stdout as they come, timings to stderr.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
+from dataclasses import asdict
 
 from .command_line import add_model_flags, add_sampling_flags, open_model, run_command, sampling_params
 from .completion import Completion
 from .llama import Llama
-from .sampling import SamplingParams
 
 _EPILOG = """\
-With --json one object is printed: text, token_ids, finish_reason ("stop" or "length"), stop_reason, usage
-(prompt_tokens, completion_tokens, cached_tokens) and timings (prompt_s, decode_s, prompt_tokens_per_s,
-decode_tokens_per_s). Its text is the continuation alone.
+The prompt is printed before its continuation. A prompt that is read from a file or standard input is
+UTF-8; one line break at its end is not part of it.
+
+--json prints one object with the fields
+  prompt         as it was given
+  text           the continuation alone
+  token_ids      of the continuation
+  finish_reason  "stop", "length" (of -n or the context), or "cancelled" (by Ctrl-C)
+  stop_reason    the stop string or the token id that ended the text, else null
+  usage          prompt_tokens, completion_tokens, cached_tokens
+  timings        prompt_s, decode_s, prompt_tokens_per_s, decode_tokens_per_s
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="pyllama2.generate", description="Continue a text.", epilog=_EPILOG)
+    parser = argparse.ArgumentParser(
+        prog="pyllama2 generate",
+        description="Continue a text.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help='the text to continue; "-" reads standard input')
     parser.add_argument("-f", "--file", help='read the prompt from a file; "-" is standard input')
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--no-stream", action="store_true", help="print the text when it is complete")
     add_model_flags(parser)
     add_sampling_flags(parser)
@@ -36,21 +48,28 @@ def main(argv: list[str] | None = None) -> int:
 
 def _generate(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.prompt is not None and args.file is not None:
-        print(f"{parser.prog}: give either PROMPT or -f, not both", file=sys.stderr)
-        return 2
-    params = sampling_params(args)
+        parser.error("give either PROMPT or -f, not both")
+    params = sampling_params(parser, args)
     prompt = _read_prompt(args)
+    live = not args.json and not args.no_stream
+    code = 0
     with open_model(args) as llm:
+        stream = llm.stream(prompt, params)
+        if live:
+            print(prompt, end="", flush=True)
+        try:
+            for chunk in stream:
+                if live:
+                    print(chunk.text, end="", flush=True)
+        except KeyboardInterrupt:
+            code = 130
+        completion = stream.completion
         if args.json:
-            completion = llm.generate(prompt, params)
-            print(json.dumps(_as_json(completion), ensure_ascii=False))
-        elif args.no_stream:
-            completion = llm.generate(prompt, params)
-            print(prompt + completion.text)
+            print(json.dumps({"prompt": prompt, **_json_fields(completion)}, ensure_ascii=False))
         else:
-            completion = _print_stream(llm, prompt, params)
-        print_timings(llm, completion, args.verbose)
-    return 0
+            print("" if live else prompt + completion.text, flush=True)
+        print(timings_line(llm, completion, args.verbose), file=sys.stderr)
+    return code
 
 
 def _read_prompt(args: argparse.Namespace) -> str:
@@ -62,43 +81,28 @@ def _read_prompt(args: argparse.Namespace) -> str:
     else:
         return args.prompt or ""
     try:
-        return data.decode()
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"the prompt is not UTF-8: byte {data[error.start]:#04x} at {error.start}") from None
+    return text.removesuffix("\n").removesuffix("\r")
 
 
-def _print_stream(llm: Llama, prompt: str, params: SamplingParams) -> Completion:
-    stream = llm.stream(prompt, params)
-    print(prompt, end="", flush=True)
-    for chunk in stream:
-        print(chunk.text, end="", flush=True)
-    print(flush=True)
-    assert stream.completion is not None  # the last chunk has come
-    return stream.completion
+def _json_fields(completion: Completion) -> dict[str, object]:
+    fields = asdict(completion)
+    del fields["logprobs"]  # there is no flag that asks for them
+    return fields
 
 
-def print_timings(llm: Llama, result: Completion, verbose: bool) -> None:
-    """Tokens per second on stderr; with verbose also the weights' bytes read per second in decoding."""
-    timings = result.timings
+def timings_line(llm: Llama, completion: Completion, verbose: bool) -> str:
+    """Tokens per second; with verbose also the bytes of weights that decoding read per second."""
+    timings = completion.timings
     line = (
-        f"prompt: {result.usage.prompt_tokens} tokens, {timings.prompt_tokens_per_s:.1f} tokens/s; "
-        f"decode: {result.usage.completion_tokens} tokens, {timings.decode_tokens_per_s:.1f} tokens/s"
+        f"prompt: {completion.usage.prompt_tokens} tokens, {timings.prompt_tokens_per_s:.1f} tokens/s; "
+        f"decode: {completion.usage.completion_tokens} tokens, {timings.decode_tokens_per_s:.1f} tokens/s"
     )
     if verbose:
-        # Each token reads every weight but the embedding's other rows, which a tied model reads as the output.
-        line += f", {timings.decode_tokens_per_s * llm.describe()["bytes_per_token"] / 1e9:.2f} GB/s of weights"
-    print(line, file=sys.stderr)
-
-
-def _as_json(completion: Completion) -> dict[str, object]:
-    return {
-        "text": completion.text,
-        "token_ids": list(completion.token_ids),
-        "finish_reason": completion.finish_reason,
-        "stop_reason": completion.stop_reason,
-        "usage": dataclasses.asdict(completion.usage),
-        "timings": dataclasses.asdict(completion.timings),
-    }
+        line += f", {timings.decode_tokens_per_s * llm.describe()['bytes_per_token'] / 1e9:.2f} GB/s"
+    return line
 
 
 if __name__ == "__main__":

@@ -217,6 +217,7 @@ class Llama:
 
         bytes_per_token are the weights that are read to decode one token: all but the other rows of an embedding.
         """
+        facts = self._open().describe()
         quantization = self._model.quantization
         embedding = self._model.weights["tok_embeddings.weight"].nbytes
         return {
@@ -228,7 +229,7 @@ class Llama:
             "output_type": quantization.output_type,
             "group_size": quantization.group_size,
             "bytes_per_token": self._model.nbytes - (0 if self.config.tied_embeddings else embedding),
-            **self._open().describe(),
+            **facts,
         }
 
     def close(self) -> None:

@@ -65,6 +65,10 @@ class MappedFile:
             start = offset // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, start, min(offset + length, self.size) - start)
 
+    def release_view(self, view: NDArray[Any]) -> None:
+        """Do so with the range of a contiguous array that array() gave."""
+        self.release(view.ctypes.data - np.frombuffer(self._map, np.uint8).ctypes.data, view.nbytes)
+
     def close(self) -> None:
         """Unmap the file, now or when the last view of it is gone."""
         with contextlib.suppress(BufferError):  # views are alive: the last of them unmaps

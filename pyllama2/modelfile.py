@@ -18,6 +18,7 @@ ModelFile is what a backend is given; it is mapped from disk or made in memory.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ _NUMPY = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "U8": np.uint8}
 
 @dataclass
 class ModelFile:
-    """One model. weights maps the names of config.tensor_shapes() to Weight."""
+    """One model. weights maps the names of config.tensor_shapes() to Weight; file is what they are mapped from."""
 
     config: ModelConfig
     quantization: Quantization
@@ -52,6 +53,7 @@ class ModelFile:
     chat_template: str | None = None
     source: str = ""
     weights: dict[str, Weight] = field(default_factory=dict)
+    file: MappedFile | None = None
 
     @property
     def nbytes(self) -> int:
@@ -64,6 +66,7 @@ class ModelFile:
         file = MappedFile(path)
         header = read_header(file)
         model = _read_metadata(file, header)
+        model.file = file
         unread = {name for name in header.tensors if not name.startswith("padding.")}
 
         def take(name: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -157,9 +160,13 @@ class ModelWriter:
             self._file = open(self._temporary, "xb")
         except OSError as error:
             raise CheckpointError(f"cannot write {self.path}: {error.strerror}") from error
-        self._guarded(self._header)
-        if self._model.tokenizer is not None:
-            self._put("tokenizer", self._model.tokenizer.data)
+        try:
+            self._guarded(self._header)
+            if self._model.tokenizer is not None:
+                self._put("tokenizer", self._model.tokenizer.data)
+        except BaseException:
+            self._discard()
+            raise
         return self
 
     def write(self, weight: Weight) -> None:
@@ -199,9 +206,15 @@ class ModelWriter:
         except OSError as error:
             raise CheckpointError(f"cannot write {self.path}: {error.strerror}") from error
         finally:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Close the temporary file, and remove it if it was not renamed."""
+        assert self._file is not None
+        with contextlib.suppress(OSError):  # of what is left to write on a full disk
             self._file.close()
-            if os.path.exists(self._temporary):
-                os.unlink(self._temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._temporary)
 
     def _end(self) -> int:
         return max(info.offset + info.nbytes for info in self._layout.values())

@@ -1,4 +1,4 @@
-"""python -m pyllama2.quantize: a model file to one of 8 or 4 bits. The work is done in convert.py."""
+"""python -m pyllama2.quantize: a model file to one of 8 or 4 bits per weight. The work is done in convert.py."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import argparse
 import sys
 
 from .callable_module import make_callable
-from .command_line import progress_bar, run_command
+from .command_line import run_command
 from .convert import quantize
+from .progress import progress_bar
 from .weights import GROUP_SIZES
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="pyllama2.quantize", description="Quantize a model file.")
-    parser.add_argument("source", metavar="IN", help="a model file, or any checkpoint that export reads")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
-    parser.add_argument("--type", choices=("q8", "q4"), required=True, help="8 or 4 bits per weight")
-    parser.add_argument(
-        "--group-size", type=int, choices=GROUP_SIZES, default=64, help="weights that share a scale (%(default)s)"
-    )
-    parser.add_argument("--output-type", choices=("q8", "q4"), help="type of the output matrix (default: q8)")
+    parser = argparse.ArgumentParser(prog="pyllama2 quantize", description="Make a model file smaller.")
+    add = parser.add_argument
+    add("source", metavar="IN", help="a model file, or any checkpoint that export reads")
+    add("-o", "--output", required=True, metavar="OUT", help="the file to write")
+    add("--type", choices=("q8", "q4"), required=True, help="8 or 4 bits per weight")
+    add("--group-size", type=int, choices=GROUP_SIZES, default=64, help="weights that share a scale (%(default)s)")
+    add("--output-type", choices=("q8", "q4"), help="type of the output matrix (default: q8)")
     return run_command(parser, argv, _quantize)
 
 

@@ -5,6 +5,7 @@ Used by open_checkpoint() and tokenizer_files.py.
 
 from __future__ import annotations
 
+import codecs
 import re
 
 from ..mapped import MappedFile
@@ -51,9 +52,17 @@ def describe_file(file: MappedFile) -> str:
         return "a tiktoken vocabulary"
     if head.count(0) == len(head):
         return "nothing but zeros at its start"
-    if all(byte >= 0x20 or byte in b"\t\n\r\f" for byte in head):
+    if _is_text(head):
         return "plain text"
     return f"an unknown kind of data (first bytes {head[:8].hex(' ')})"
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character.isspace() for character in text)
 
 
 def _head(file: MappedFile) -> bytes:

@@ -37,7 +37,7 @@ _MAX_STRINGS = 1 << 22
 _MAX_DIMENSIONS = 4
 # The largest texts that are read: a chat template, and the tokens of a vocabulary with their lengths.
 _MAX_TEXT = 1 << 20
-_MAX_TEXTS = 16 << 20
+_MAX_TEXTS = 12 << 20
 
 _SCALARS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "|b1", 10: "<u8", 11: "<i8", 12: "<f8",
@@ -136,7 +136,9 @@ class Metadata:
         if field is None or not field.is_array:
             return self.get(key, int)
         numbers = self.array(key, int)
-        if not len(numbers) or (numbers != numbers[0]).any():
+        if not 1 <= len(numbers) <= _MAX_ENTRIES:
+            raise CheckpointError(f"{self.path}: {key} has {len(numbers)} numbers instead of one for each layer")
+        if (numbers != numbers[0]).any():
             raise CheckpointError(f"{self.path}: {key} differs between layers, which is not supported")
         return int(numbers[0])
 

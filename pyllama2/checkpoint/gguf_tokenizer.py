@@ -15,6 +15,7 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Used by gguf.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,10 @@ from ..tokenizer import TokenizerSpec
 from .gguf_header import Metadata
 from .sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, build_model
 
-# Llama-3 has 128,256 tokens and 280,147 merges; no published vocabulary reaches these.
-_MAX_TOKENS = 1 << 19
-_MAX_MERGES = 1 << 20
+# Llama-3 has 128,256 tokens, 256 of them special, and 280,147 merges; no published Llama comes near these.
+_MAX_TOKENS = 300_000
+_MAX_SPECIAL = 10_000
+_MAX_MERGES = 500_000
 
 _GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _LLAMA3_PATTERN = (
@@ -78,8 +80,7 @@ def _read_tokens(metadata: Metadata, vocab_size: int) -> tuple[list[str], list[i
     if "" in tokens:
         raise CheckpointError(f"{metadata.path}: token {tokens.index('')} is empty")
     if len(set(tokens)) < len(tokens):
-        seen: set[str] = set()
-        twice = next(token for token in tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
+        twice = Counter(tokens).most_common(1)[0][0]
         raise CheckpointError(f"{metadata.path}: the token {twice[:80]!r} appears twice")
     types = metadata.array("tokenizer.ggml.token_type", int)
     if len(types) != len(tokens):
@@ -102,10 +103,11 @@ def _sentencepiece_model(
     metadata: Metadata, tokens: list[str], types: list[int], bos_id: int | None, eos_ids: tuple[int, ...]
 ) -> bytes:
     scores = metadata.array("tokenizer.ggml.scores", float)
-    if len(scores) != len(tokens) or not np.isfinite(scores).all():
-        raise CheckpointError(
-            f"{metadata.path}: {len(tokens)} tokens have {len(scores)} scores, or one of them is not a finite number"
-        )
+    if len(scores) != len(tokens):
+        raise CheckpointError(f"{metadata.path}: {len(tokens)} tokens have {len(scores)} scores")
+    wrong = np.flatnonzero(~(np.abs(scores) <= np.finfo(np.float32).max))  # NaN is wrong, too
+    if len(wrong):
+        raise CheckpointError(f"{metadata.path}: token {wrong[0]} has the score {scores[wrong[0]]}")
     unk_id = types.index(UNKNOWN) if UNKNOWN in types else _token_id(metadata, "unknown", len(tokens))
     if unk_id is None or types.count(UNKNOWN) > 1:
         raise CheckpointError(f"{metadata.path}: the tokenizer should have one unknown token")
@@ -123,8 +125,8 @@ def _sentencepiece_model(
 def _tokenizer_json(metadata: Metadata, tokens: list[str], types: list[int], pre: str) -> bytes:
     """The tokenizer as the tokenizers package stores it.
 
-    Tokens that nothing can produce are left out; all but normal ones are special, so that text cannot
-    produce them either.
+    Unused tokens are left out. Unknown, control and user-defined ones are special, so that no text
+    becomes one.
     """
     if pre not in _PRE_TOKENIZERS:
         raise CheckpointError(
@@ -132,6 +134,8 @@ def _tokenizer_json(metadata: Metadata, tokens: list[str], types: list[int], pre
         )
     vocab = {token: id for id, token in enumerate(tokens) if types[id] != UNUSED}
     special = [id for id, type in enumerate(types) if type in (UNKNOWN, CONTROL, USER_DEFINED)]
+    if len(special) > _MAX_SPECIAL:
+        raise CheckpointError(f"{metadata.path}: {len(special)} special tokens are more than {_MAX_SPECIAL}")
     added = [
         {"id": id, "content": tokens[id], "special": True, "normalized": False}
         | {"single_word": False, "lstrip": False, "rstrip": False}

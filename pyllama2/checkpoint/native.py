@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from ..modelfile import ModelFile
+from ..weights import Weight
 from .base import Checkpoint, LazyTensor, with_overrides
 from .tokenizer_files import read_tokenizer_file
 
@@ -34,4 +35,10 @@ class NativeCheckpoint(Checkpoint):
     def tensor(self, name: str) -> LazyTensor:
         weight = self.model.weights[name]
         read = weight.dequantize if weight.scales is not None else lambda: weight.data
-        return LazyTensor(weight.type, read, lambda: None)
+        return LazyTensor(weight.type, read, lambda: self._release(weight))
+
+    def _release(self, weight: Weight) -> None:
+        assert self.model.file is not None  # opened above
+        for array in (weight.data, weight.scales):
+            if array is not None:
+                self.model.file.release_view(array)

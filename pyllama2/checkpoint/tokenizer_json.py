@@ -8,7 +8,8 @@
 A byte-level BPE is kept as the file it is. One that came from SentencePiece (Llama-2's) becomes a
 SentencePiece model again: SentencePiece merges any two neighbours whose union is a piece, the best
 score first, so the order of the merges gives the scores. That is exact when the merges of a piece are all
-the ways to cut it in two pieces, which is checked. Used by tokenizer_files.py.
+the ways to cut it in two pieces, which is checked. (Where a text begins with a space, the tokenizers package
+may leave out the one that SentencePiece puts before it; SentencePiece is followed.) Used by tokenizer_files.py.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from ..errors import CheckpointError
 from ..mapped import MappedFile
 
 # The 723 tensors of a 70B shard take 60 KB.
-_MAX_DIRECTORY = 16 << 20
+_MAX_DIRECTORY = 4 << 20
 
 _END = struct.Struct("<4s4H2IH")
 _LOCATOR = struct.Struct("<4sIQI")

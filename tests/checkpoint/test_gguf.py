@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import tracemalloc
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -235,6 +237,7 @@ REFUSED_KEYS: dict[str, tuple[dict[str, Any], str]] = {
     "eps_is_infinite": ({"llama.attention.layer_norm_rms_epsilon": float("inf")}, "norm_eps must be between"),
     "heads_are_float": ({"llama.attention.head_count": [6.0, 6.0]}, "should be an array of type int"),
     "heads_differ": ({"llama.attention.head_count_kv": [3, 2]}, "head_count_kv differs between layers"),
+    "heads_without_end": ({"llama.attention.head_count": [6] * 65537}, "head_count has 65537 numbers instead of one"),
     "zero_heads": (
         {"llama.attention.head_count": 0, "llama.attention.key_length": None},
         "48 is not a multiple of n_heads 0",
@@ -372,6 +375,14 @@ def test_two_scalings_are_refused(tmp_path: Path) -> None:
         GgufCheckpoint(path)
 
 
+# Where the gguf package finds some tensors of SmolLM2's file.
+SMOLLM2_PLACES = [
+    ("tok_embeddings.weight", "Q8_0", 1785664),
+    ("layers.0.attention.wk.weight", "Q4_1", 33530176),
+    ("layers.1.feed_forward.w2.weight", "Q4_1", 34085440),
+]
+
+
 def test_smollm2(smollm2_path: Path) -> None:
     checkpoint = GgufCheckpoint(smollm2_path)
     assert checkpoint.config == ModelConfig(
@@ -388,9 +399,10 @@ def test_smollm2(smollm2_path: Path) -> None:
         tied_embeddings=True,
     )
     assert checkpoint.chat_template is not None and "<|im_start|>" in checkpoint.chat_template
-    reader = gguf.GGUFReader(smollm2_path)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    for name in ("tok_embeddings.weight", "layers.29.attention.wk.weight", "norm.weight"):
-        tensor = tensors[gguf_name(name)]
-        expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    assert Counter(tensor.dtype for _, _, tensor in checkpoint.tensors()) == {"Q4_1": 210, "F32": 61, "Q8_0": 1}
+    for name, type, offset in SMOLLM2_PLACES:
+        shape = checkpoint.config.tensor_shapes()[name]
+        size, nbytes = gguf.GGML_QUANT_SIZES[TensorType[type]]
+        raw = np.fromfile(smollm2_path, np.uint8, math.prod(shape) // size * nbytes, offset=offset)
+        expected = gguf.quants.dequantize(raw.reshape(shape[0], -1), TensorType[type])
         np.testing.assert_array_equal(checkpoint.tensor(name).read(), expected)

@@ -388,16 +388,19 @@ def test_memory_of_keys_and_tensors(tmp_path: Path) -> None:
     assert peak_of(lambda: read_header(MappedFile(path))) * (65536 / count) < 200 << 20
 
 
-def test_a_million_tokens_are_fast(tmp_path: Path) -> None:
-    """Walking over and reading as many strings as any tokenizer has, and numbers without a loop."""
-    strings = string("token") * (1 << 20)
+def test_a_million_strings_are_fast(tmp_path: Path) -> None:
+    """Walking over them, reading half as many, and numbers without a loop."""
+    strings = string("token") * (1 << 19)
     numbers = np.arange(1 << 20, dtype=np.float32).tobytes()
+    pairs = [
+        array_pair("skipped", STRING, 1 << 20, strings * 2),
+        array_pair("read", STRING, 1 << 19, strings),
+        array_pair("numbers", FLOAT32, 1 << 20, numbers),
+    ]
     path = tmp_path / "m"
-    path.write_bytes(
-        file_bytes([array_pair("s", STRING, 1 << 20, strings), array_pair("n", FLOAT32, 1 << 20, numbers)])
-    )
+    path.write_bytes(file_bytes(pairs))
     start = time.perf_counter()
     metadata = read_header(MappedFile(path)).metadata
-    assert metadata.texts("s", 1 << 20)[-1] == "token"
-    assert metadata.array("n", float)[-1] == (1 << 20) - 1
+    assert metadata.texts("read", 1 << 19)[-1] == "token"
+    assert metadata.array("numbers", float)[-1] == (1 << 20) - 1
     assert time.perf_counter() - start < 5  # some 0.4 s on an idle machine

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
+import gguf_files
 import pytest
 import tokenizers
 from gguf_files import write_gguf
@@ -296,8 +298,8 @@ def test_refused_bpe(tmp_path: Path, case: str) -> None:
 SENTENCEPIECE_REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "no_scores": ({"ggml.scores": None}, "lacks the key tokenizer.ggml.scores"),
     "fewer_scores": ({"ggml.scores": [0.0]}, "340 tokens have 1 scores"),
-    "nan_score": ({"ggml.scores": [float("nan")] * 340}, "is not a finite number"),
-    "infinite_score": ({"ggml.scores": [0.0] * 339 + [float("-inf")]}, "is not a finite number"),
+    "nan_score": ({"ggml.scores": [float("nan")] * 340}, "token 0 has the score nan"),
+    "infinite_score": ({"ggml.scores": [0.0] * 339 + [float("-inf")]}, "token 339 has the score -inf"),
     "unknown_id": (
         {"ggml.unknown_token_id": 340, "ggml.token_type": [NORMAL] * 340},
         "unknown_token_id is 340, but there are 340 tokens",
@@ -312,10 +314,35 @@ def test_refused_sentencepiece(tmp_path: Path, case: str) -> None:
         read(tmp_path / "m", sentencepiece_keys(sentencepiece_model()) | changes)
 
 
+def test_scores_beyond_float32(tmp_path: Path) -> None:
+    """float64 scores are read, but a SentencePiece model cannot hold all of them."""
+    for score in (1e38, -1e39):
+        pairs = [
+            gguf_files.pair("tokenizer.ggml.model", "llama"),
+            gguf_files.array_pair("tokenizer.ggml.tokens", 8, 1, gguf_files.string("<unk>")),
+            gguf_files.array_pair("tokenizer.ggml.token_type", 4, 1, struct.pack("<I", UNKNOWN)),
+            gguf_files.array_pair("tokenizer.ggml.scores", 12, 1, struct.pack("<d", score)),
+        ]
+        (tmp_path / "m").write_bytes(gguf_files.file_bytes(pairs))
+        metadata = read_header(MappedFile(tmp_path / "m")).metadata
+        if score == 1e38:
+            assert read_tokenizer(metadata, 1) is not None
+        else:
+            with pytest.raises(CheckpointError, match=r"token 0 has the score -1e\+39"):
+                read_tokenizer(metadata, 1)
+
+
 def test_more_tokens_than_the_model_has(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has 330 strings, at most 329 are possible"):
         read(tmp_path / "m", bpe_keys(), vocab_size=329)
     assert read(tmp_path / "m", bpe_keys(), vocab_size=330) is not None
+
+
+def test_too_many_special_tokens(tmp_path: Path) -> None:
+    count = 10_001
+    keys = bpe_keys() | {"ggml.tokens": [str(i) for i in range(count)], "ggml.token_type": [CONTROL] * count}
+    with pytest.raises(CheckpointError, match="10001 special tokens are more than 10000"):
+        read(tmp_path / "m", keys, vocab_size=count)
 
 
 def test_smollm2(smollm2_path: Path, shared_data: Path) -> None:

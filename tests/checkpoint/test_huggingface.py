@@ -142,10 +142,14 @@ class TestConfig:
             ({"rope_scaling": {"rope_type": "linear", "type": "linear", "factor": 2}}, 1e4, RopeScaling("linear", 2)),
             ({"rope_scaling": {"rope_type": "default"}}, 1e4, None),
             ({"rope_theta": None, "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, 5e5, None),
-            ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 3.0}}, 5e5, RopeScaling("linear", 3.0)),
             (
-                {"rope_scaling": {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                                  "original_max_position_embeddings": 8192}},
+                {"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 3.0}},
+                5e5,
+                RopeScaling("linear", 3.0),
+            ),
+            (
+                {"rope_scaling": {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
+                                  "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}},
                 1e4,
                 RopeScaling("llama3", 32.0, 1.0, 4.0, 8192),
             ),

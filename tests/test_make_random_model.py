@@ -1,0 +1,90 @@
+"""scripts/make_random_model.py: one model in every format, which torch, safetensors and our readers agree on."""
+
+from __future__ import annotations
+
+import importlib.util
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from tiny import oracle_logits
+
+from pyllama2.checkpoint import open_checkpoint
+from pyllama2.checkpoint.pth import read_pth
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    path = Path(__file__).resolve().parent.parent / "scripts" / "make_random_model.py"
+    spec = importlib.util.spec_from_file_location("make_random_model", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_format_holds_the_same_model(tmp_path: Path, script: ModuleType) -> None:
+    formats = {
+        "meta": ["--format", "meta"],
+        "shards": ["--format", "meta", "--shards", "2"],
+        "hf": ["--format", "hf"],
+        "llama2c": ["--format", "llama2c"],
+        "float32": ["--format", "native"],
+        "float16": ["--format", "native", "--dtype", "float16"],
+    }
+    for name, options in formats.items():
+        script.main(["tiny", str(tmp_path / name), "--seed", "5", *options])
+    opened = {name: open_checkpoint(tmp_path / name, max_seq_len=256) for name in formats}
+    config = opened["float32"].config
+    expected = {name: tensor.read() for name, _, tensor in opened["float32"].tensors()}
+    for kind, checkpoint in opened.items():
+        assert checkpoint.config == config, kind
+        for name, _, tensor in checkpoint.tensors():
+            np.testing.assert_array_equal(tensor.read().astype(np.float32), expected[name], err_msg=f"{kind} {name}")
+    logits = oracle_logits(config, expected, [1, 2, 3])
+    assert 0.3 < logits.std() < 3
+
+
+def test_others_read_it(tmp_path: Path, script: ModuleType) -> None:
+    script.main(["tiny", str(tmp_path / "meta"), "--shards", "2"])
+    script.main(["tiny", str(tmp_path / "hf"), "--format", "hf"])
+    for shard in sorted((tmp_path / "meta").glob("*.pth")):
+        tensors = read_pth(shard)
+        loaded = torch.load(shard, weights_only=True)
+        assert loaded.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert tensor.offset % 64 == 0
+            np.testing.assert_array_equal(loaded[name].numpy(), tensor.read())
+        assert zipfile.ZipFile(shard).testzip() is None
+    assert "lm_head.weight" in load_file(tmp_path / "hf" / "model.safetensors")
+
+
+def test_options(tmp_path: Path, script: ModuleType) -> None:
+    for seed in ("1", "1", "2"):
+        script.main(["tiny", str(tmp_path / f"{len(list(tmp_path.iterdir()))}"), "--format", "native", "--seed", seed])
+    first, again, other = ((tmp_path / name).read_bytes() for name in "012")
+    assert first == again != other
+    script.main(["tiny", str(tmp_path / "cut"), "--layers", "1"])
+    assert open_checkpoint(tmp_path / "cut", max_seq_len=256).config == replace(
+        open_checkpoint(tmp_path / "0").config, n_layers=1
+    )
+    for wrong in (["--layers", "0"], ["--layers", "3"], ["--shards", "0"], ["--shards", "100"]):
+        with pytest.raises(SystemExit):
+            script.main(["tiny", str(tmp_path / "x"), *wrong])
+    with pytest.raises(SystemExit, match="shards"):
+        script.main(["tiny", str(tmp_path / "x"), "--shards", "3"])
+
+
+@pytest.mark.parametrize("shape", ["1.1b", "7b", "13b", "70b"])
+def test_shapes(shape: str, script: ModuleType) -> None:
+    config, extra = script._SHAPES[shape]
+    billions = {"1.1b": 1.10, "7b": 6.74, "13b": 13.02, "70b": 68.98}[shape]
+    assert config.n_parameters / 1e9 == pytest.approx(billions, abs=0.005)
+    hidden_dim = int(int(8 * config.dim / 3) * extra.get("ffn_dim_multiplier", 1))
+    assert -(-hidden_dim // extra["multiple_of"]) * extra["multiple_of"] == config.hidden_dim
