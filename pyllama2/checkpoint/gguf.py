@@ -7,7 +7,6 @@ tokenizer. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Ma
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import replace
 from functools import partial
@@ -27,7 +26,6 @@ from .tokenizer_files import read_tokenizer_file
 
 __all__ = ["GgufCheckpoint", "is_gguf"]
 
-_log = logging.getLogger(__name__)
 
 _TOP = {
     "tok_embeddings.weight": "token_embd.weight",
@@ -51,8 +49,8 @@ _ROPE_FACTORS = "rope_freqs.weight"
 class GgufCheckpoint(Checkpoint):
     """A GGUF file. Quantized tensors are read as float32, F16 ones as float16.
 
-    tokenizer is the path of a tokenizer file for a GGUF file that has no tokenizer. Raises
-    CheckpointError, and ValueError for overrides out of range.
+    tokenizer is the path of a tokenizer file that replaces the one inside. Raises CheckpointError, and
+    ValueError for overrides out of range.
     """
 
     kind = "gguf"
@@ -71,10 +69,9 @@ class GgufCheckpoint(Checkpoint):
         self._tensors = _checked_tensors(self._file.path, config, header.tensors)
         self.config = with_overrides(config, max_seq_len=max_seq_len, norm_eps=norm_eps)
         self.files = [self._file.path]
-        self.tokenizer = read_tokenizer(header.metadata, config.vocab_size)
-        if tokenizer is not None and self.tokenizer is not None:
-            _log.warning("%s has a tokenizer of its own; %s is not used", self._file.path, tokenizer)
-        elif tokenizer is not None:
+        if tokenizer is None:
+            self.tokenizer = read_tokenizer(header.metadata, config.vocab_size)
+        else:
             self.tokenizer = read_tokenizer_file(tokenizer, config.vocab_size)
             self.files.append(tokenizer)
         self.chat_template = header.metadata.find("tokenizer.chat_template", str)

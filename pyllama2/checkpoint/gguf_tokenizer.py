@@ -125,21 +125,21 @@ def _sentencepiece_model(
 def _tokenizer_json(metadata: Metadata, tokens: list[str], types: list[int], pre: str) -> bytes:
     """The tokenizer as the tokenizers package stores it.
 
-    Unused tokens are left out. Unknown, control and user-defined ones are special, so that no text
-    becomes one.
+    Unused tokens are left out. Unknown and control tokens are special, so that no text becomes one;
+    user-defined ones are whole pieces of text.
     """
     if pre not in _PRE_TOKENIZERS:
         raise CheckpointError(
             f"{metadata.path}: the pre-tokenizer {pre[:40]!r} is not supported ({', '.join(_PRE_TOKENIZERS)} are)"
         )
     vocab = {token: id for id, token in enumerate(tokens) if types[id] != UNUSED}
-    special = [id for id, type in enumerate(types) if type in (UNKNOWN, CONTROL, USER_DEFINED)]
-    if len(special) > _MAX_SPECIAL:
-        raise CheckpointError(f"{metadata.path}: {len(special)} special tokens are more than {_MAX_SPECIAL}")
+    added_ids = [id for id, type in enumerate(types) if type in (UNKNOWN, CONTROL, USER_DEFINED)]
+    if len(added_ids) > _MAX_SPECIAL:
+        raise CheckpointError(f"{metadata.path}: {len(added_ids)} special tokens are more than {_MAX_SPECIAL}")
     added = [
-        {"id": id, "content": tokens[id], "special": True, "normalized": False}
+        {"id": id, "content": tokens[id], "special": types[id] != USER_DEFINED, "normalized": False}
         | {"single_word": False, "lstrip": False, "rstrip": False}
-        for id in special
+        for id in added_ids
     ]
     model = {
         "type": "BPE",

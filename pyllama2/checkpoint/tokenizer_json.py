@@ -51,8 +51,10 @@ def read_tokenizer_json(path: str, vocab_size: int | None) -> TokenizerFile:
     if model.get("type", str, "BPE") != "BPE":
         raise CheckpointError(f"{path}: a tokenizer of type {model.values['type'][:40]!r} is not supported (BPE is)")
     added = _added_tokens(root)
-    vocab = model.get("vocab", dict, {})
-    n_tokens = 1 + max([_checked_id(path, *item) for item in [*vocab.items(), *added.items()]], default=-1)
+    vocab = model.get("vocab", dict)
+    if not vocab:
+        raise CheckpointError(f"{path} is no tokenizer.json: it has no vocabulary")
+    n_tokens = 1 + max([_checked_id(path, *item) for item in [*vocab.items(), *added.items()]])
     if vocab_size is not None and n_tokens > vocab_size:
         raise CheckpointError(f"{path}: the tokenizer has a token {n_tokens - 1}, the model only {vocab_size} tokens")
     bos_id = _first_of_template(root, added)
@@ -98,7 +100,7 @@ def _sentencepiece(
     eos_ids: tuple[int, ...],
 ) -> bytes:
     """The SentencePiece model that a tokenizer.json with byte_fallback came from."""
-    vocab = model.get("vocab", dict, {})
+    vocab = model.get("vocab", dict)
     if n_tokens > len(vocab) + len(added):
         raise CheckpointError(
             f"{root.path}: {len(vocab)} tokens and {len(added)} added ones have ids up to {n_tokens - 1}"

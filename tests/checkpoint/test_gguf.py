@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import tracemalloc
 from collections import Counter
@@ -147,8 +146,8 @@ def test_overrides(tmp_path: Path) -> None:
         GgufCheckpoint(path, max_seq_len=0)
 
 
-def test_tokenizer_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It serves a file without a tokenizer; one that has its own keeps it, and says so."""
+def test_tokenizer_file(tmp_path: Path) -> None:
+    """It serves a file without a tokenizer and replaces that of another."""
     config = replace(GQA, vocab_size=340)
     weights = random_weights(config)
     model = tmp_path / "tokenizer.model"
@@ -165,11 +164,9 @@ def test_tokenizer_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
         "tokenizer.ggml.merges": ["a b"],
     }
     path = write_model(tmp_path / "own", config, weights, keys=keys)
-    with caplog.at_level(logging.WARNING):
-        checkpoint = GgufCheckpoint(path, tokenizer=str(model))
-    assert checkpoint.tokenizer is not None and checkpoint.tokenizer.kind == "bpe"
-    assert checkpoint.files == [str(path)]
-    assert "tokenizer.model is not used" in caplog.text
+    checkpoint = GgufCheckpoint(path, tokenizer=str(model))
+    assert checkpoint.tokenizer is not None and checkpoint.tokenizer.kind == "sentencepiece"
+    assert checkpoint.files == [str(path), str(model)]
 
 
 # Metadata that says the same, or something else that is supported.

@@ -200,10 +200,10 @@ def test_special_tokens_of_bpe(tmp_path: Path) -> None:
     spec = spec_of(tmp_path / "m", keys)
     added = {token["id"]: token for token in json.loads(spec.data)["added_tokens"]}
     assert set(added) == {0, 1, 2, 3, n, n + 2}
-    assert all(token["special"] and not token["normalized"] for token in added.values())
+    assert all(token["special"] == (id != n) and not token["normalized"] for id, token in added.items())
     tokenizer = load_tokenizer(spec, VOCAB_SIZE)
     ids = tokenizer.encode("<s><tool>[PAD]<unk><|im_end|>")
-    assert not {0, 1, 2, 3, n, n + 1, n + 2} & set(ids)
+    assert {0, 1, 2, 3, n, n + 1, n + 2} & set(ids) == {n}  # a user-defined token is text
     assert tokenizer.decode(ids) == "<s><tool>[PAD]<unk><|im_end|>"
     assert tokenizer.token_bytes(n + 1) == b""
 

@@ -371,6 +371,10 @@ class TestTokenizerJson:
             refuse(tmp_path / "t", text, "JSON")
         refuse(tmp_path / "t", "{" + " " * (33 << 20), "limit")
 
+    def test_other_json(self, tmp_path: Path) -> None:
+        for text in ("{}", '{"model": {"vocab": {}}}', '{"model": {"type": "BPE"}}', '{"model": []}'):
+            refuse(tmp_path / "t", text)
+
 
 class TestOtherFiles:
     @pytest.mark.parametrize(
