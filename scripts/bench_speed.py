@@ -62,10 +62,12 @@ def measure(backend: CpuBackend, n_prompt: int, n_new: int) -> tuple[float, floa
 
 
 def spread(values: list[float]) -> dict[str, float]:
+    """Median, lowest and highest."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def main() -> int:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="1.1b")
     parser.add_argument("--layers", type=int, help="cut the model to so many layers")

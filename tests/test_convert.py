@@ -7,6 +7,8 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -301,13 +303,11 @@ class TestFailures:
         pyllama2.export(source, tmp_path / "out.bin", progress=lambda *call: calls.append(call))
         assert [name for _, _, name in calls] == list(GQA.tensor_shapes())
         assert calls[-1][0] == calls[-1][1] == GQA.n_parameters
-        assert all(a[0] < b[0] for a, b in zip(calls, calls[1:], strict=False))
+        assert all(a[0] < b[0] for a, b in pairwise(calls))
 
 
 def test_memory_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
     """Exporting and quantizing a model of 96 MB, in tensors of 4 MB, takes a fraction of that."""
-    from dataclasses import replace
-
     config = replace(CONFIG, dim=512, hidden_dim=2048, n_layers=6, vocab_size=2048)
     path = write_model(tmp_path / "in.bin", float_model(config, random_weights(config)))
     size = path.stat().st_size / 1e6

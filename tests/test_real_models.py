@@ -20,8 +20,8 @@ STORIES260K = (
     "big, red ball. She wanted to play with it, but it was too high.\nLily's mom said, \"Lily, let's go to the park.\" "
     "Lily was sad and didn't know what to do. She said, \"I want to play with your ball, but I can't find it.\"\nLily "
     "was sad and didn't know what to do. She said, \"I'm sorry, Lily. I didn't know what to do.\"\nLily didn't want to "
-    "help her mom, so she said, \"I'm sorry, mom. I didn't know what to do.\" Her mom said, \"Don't worry, Lily. We can "
-    "help you."
+    "help her mom, so she said, \"I'm sorry, mom. I didn't know what to do.\" Her mom said, \"Don't worry, Lily. We "
+    "can help you."
 )
 
 
@@ -47,7 +47,7 @@ def logprobs_of(llm: Llama, tokens: list[int], window: int = 512) -> NDArray[np.
 
 @pytest.fixture
 def reference(shared_data: Path) -> list[dict[str, Any]]:
-    """Prompts with token ids, greedy continuations and log-probabilities that transformers computed in float32."""
+    """Prompts with token ids, greedy continuations and log-probabilities, computed by another program in float32."""
     entries: list[dict[str, Any]] = json.loads((shared_data / "smollm2_reference.json").read_text())
     return entries
 

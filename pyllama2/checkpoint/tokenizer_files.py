@@ -94,7 +94,7 @@ def _convert_llama2c(path: str, data: bytes, vocab_size: int | None) -> bytes:
         position += 8
         if not 0 < length <= min(longest, len(data) - position) or not math.isfinite(score):
             raise CheckpointError(f"{path}: token {id} of {length} bytes with score {score} is damaged or cut off")
-        pieces.append((*_llama2c_piece(path, id, data[position : position + length], score),))
+        pieces.append(_llama2c_piece(path, id, data[position : position + length], score))
         position += length
     if len(pieces) < 3 or (vocab_size is not None and len(pieces) != vocab_size):
         raise CheckpointError(f"{path} has {len(pieces)} tokens, the model has {vocab_size or 'at least 3'}")
@@ -111,6 +111,6 @@ def _llama2c_piece(path: str, id: int, raw: bytes, score: float) -> tuple[str, f
         if text != ("<unk>", "<s>", "</s>")[id]:
             raise CheckpointError(f"{path} is no tokenizer of llama2.c: its token {id} is {text[:40]!r}")
         return text, score, UNKNOWN if id == 0 else CONTROL
-    if 3 <= id < 259 and text == f"<0x{id - 3:02X}>":
+    if id < 259 and text == f"<0x{id - 3:02X}>":
         return text, score, BYTE
     return text.replace(" ", _SPACE), score, NORMAL
