@@ -79,9 +79,13 @@ def _chat_template(folder: str, settings: JsonObject, files: list[str]) -> str |
                 raise CheckpointError(f"{path} is not UTF-8 text") from error
     template = settings.get("chat_template", (str, list))
     if isinstance(template, list):  # several, by name
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) and len(template) <= _MAX_TEMPLATE else None
+        defaults = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = defaults[0].get("template") if defaults else None
+    if not isinstance(template, str):
+        return None
+    if len(template) > _MAX_TEMPLATE:
+        raise CheckpointError(f"{settings.path}: a chat template of {len(template)} characters is too long")
+    return template
 
 
 def _with_added_tokens(tokenizer: TokenizerFile, settings: JsonObject, vocab_size: int) -> TokenizerFile:

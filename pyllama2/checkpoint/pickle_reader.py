@@ -108,8 +108,6 @@ class _Machine:
     def _fail(self, problem: str) -> NoReturn:
         raise CheckpointError(f"{self._path}: {problem} (byte {self._position} of data.pkl)")
 
-    # Arguments of opcodes
-
     def _take(self, length: int) -> bytes:
         end = self._position + length
         if end > len(self._data):
@@ -127,8 +125,6 @@ class _Machine:
             self._fail("a name in the pickle does not end")
         line = self._take(end + 1 - self._position)
         return line[:-1].decode("ascii", "backslashreplace")
-
-    # The stack
 
     def _pop(self, kind: type | None = None) -> Any:
         """The topmost value above the last mark, checked to be a kind."""
@@ -150,8 +146,6 @@ class _Machine:
     def _push_tuple(self, length: int) -> None:
         values = [self._pop() for _ in range(length)]
         self._stack.append(tuple(values[::-1]))
-
-    # Opcodes that are more than a line
 
     def _push_text(self) -> None:
         data = self._take(self._unsigned(4))

@@ -37,7 +37,7 @@ _END_TOKENS = ("</s>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|endofte
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """What a tokenizer file holds: the tokenizer, ids of its special and added tokens by name, and how many ids it has."""
+    """What a tokenizer file holds: the tokenizer, its special and added tokens by name, and how many ids there are."""
 
     spec: TokenizerSpec
     special_ids: dict[str, int]

@@ -42,8 +42,9 @@ def check(checkpoint: Checkpoint, config: ModelConfig, weights: dict[str, NDArra
 def refuse(path: Path, *words: str, **options: Any) -> None:
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(path, **options)
+    message = str(caught.value).replace(str(path), "")  # whose name has words of the test's
     for word in words:
-        assert word in str(caught.value)
+        assert word in message
 
 
 class TestReading:
@@ -424,7 +425,7 @@ class TestTokenizer:
             ({"chat_template": "{{ x }}"}, "{{ x }}"),
             ({"chat_template": [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]}, "d"),
             ({"chat_template": [{"name": "tools", "template": "t"}]}, None),
-            ({"chat_template": [3, {"name": "default", "template": 4}]}, None),
+            ({"chat_template": [3, {"name": [], "template": "t"}, {"name": "default", "template": 4}]}, None),
             ({}, None),
         ],
     )
@@ -442,6 +443,10 @@ class TestTokenizer:
         refuse(folder, "UTF-8")
         (folder / "chat_template.jinja").write_bytes(b"x" * ((1 << 20) + 1))
         refuse(folder, "limit")
+
+    def test_chat_template_too_long(self, folder: Path) -> None:
+        self.put(folder, "tokenizer_config.json", {"chat_template": "x" * ((1 << 20) + 1)})
+        refuse(folder, "too long")
 
     def test_damaged_settings(self, folder: Path) -> None:
         for name in ("tokenizer_config.json", "generation_config.json"):

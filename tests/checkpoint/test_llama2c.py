@@ -36,8 +36,10 @@ def write(path: Path, data: bytes) -> Path:
 def refuse(path: Path, *words: str, **options: Any) -> None:
     with pytest.raises(CheckpointError) as caught:
         Llama2cCheckpoint(path, **options)
-    for word in (str(path), *words):
-        assert word in str(caught.value)
+    assert str(path) in str(caught.value)
+    message = str(caught.value).replace(str(path), "")  # whose name has words of the test's
+    for word in words:
+        assert word in message
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])

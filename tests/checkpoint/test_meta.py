@@ -62,8 +62,9 @@ def edit_shard(folder: Path, i: int, **changes: torch.Tensor | None) -> None:
 def refuse(path: Path, *words: str, **options: Any) -> None:
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(path, **options)
+    message = str(caught.value).replace(str(path), "")  # whose name has words of the test's
     for word in words:
-        assert word in str(caught.value)
+        assert word in message
 
 
 class TestReading:
@@ -187,7 +188,7 @@ class TestParams:
             ({"n_layers": None}, "lacks n_layers"),
             ({"dim": "48"}, "dim"),
             ({"dim": 48.0}, "dim"),
-            ({"dim": True}, "dim"),
+            ({"dim": True}, "bool"),
             ({"dim": 0}, "dim"),
             ({"dim": 10**30}, "dim"),
             ({"dim": 96}, "tok_embeddings"),
@@ -213,12 +214,17 @@ class TestParams:
 
     @pytest.mark.parametrize(
         "content",
-        [b"", b"[]", b"{", b"null", b'{"dim": 48, "dim": 48}', b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000,
+        [b"", b"[]", b"{", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000,
          b'{"dim": ' + b"9" * 5000 + b"}", b'{"a": [' + b"0," * 600_000 + b"0]}", b" " * (17 << 20)],
     )  # fmt: skip
     def test_damaged_json(self, folder: Path, content: bytes) -> None:
         (folder / "params.json").write_bytes(content)
         refuse(folder, "params.json")
+
+    def test_a_field_given_twice(self, folder: Path) -> None:
+        text = (folder / "params.json").read_text()
+        (folder / "params.json").write_text(text.replace('"dim": 48', '"dim": 48, "dim": 48'))
+        refuse(folder, "twice")
 
     def test_missing(self, folder: Path) -> None:
         (folder / "params.json").unlink()

@@ -195,6 +195,7 @@ class TestRefusals:
         refuse(program(b"j\x00\x00\x00\x08"), "memo")
         refuse(program(b"}q\x01q\x01"), "memo 1 twice")
         refuse(program(b"}(" + text("a") + b"s"))  # the dict is below the mark
+        refuse(program(b"}(q\x00u"), "takes more values")
         refuse(GOOD + b"}.", "follows")
 
     def test_arguments(self) -> None:

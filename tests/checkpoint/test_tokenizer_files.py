@@ -92,8 +92,10 @@ def refuse(path: Path, data: bytes | str, *words: str, vocab_size: int | None = 
     with pytest.raises(CheckpointError) as caught:
         read_tokenizer_file(path, vocab_size)
     assert len(str(caught.value)) < 600
-    for word in (str(path), *words):
-        assert word in str(caught.value)
+    assert str(path) in str(caught.value)
+    message = str(caught.value).replace(str(path), "")  # whose name has words of the test's
+    for word in words:
+        assert word in message
 
 
 class TestBuildModel:
@@ -223,8 +225,9 @@ class TestLlama2c:
 
     def test_vocabulary_size(self, tmp_path: Path) -> None:
         data = llama2c_tokenizer(llama2c_pieces(PACKAGE))
-        refuse(tmp_path / "t", data, "339", vocab_size=339)
+        refuse(tmp_path / "t", data, "more than 339", vocab_size=339)
         refuse(tmp_path / "t", data, "340", "341", vocab_size=341)
+        refuse(tmp_path / "t", llama2c_tokenizer(llama2c_pieces(PACKAGE)[:2]), "2 tokens")
 
     def test_truncation(self, tmp_path: Path) -> None:
         data = llama2c_tokenizer(llama2c_pieces(PACKAGE)[:300])
