@@ -162,4 +162,4 @@ def select(device: str = "auto") -> tuple[type[Backend], str]:
         if reason is None:
             return backend, f"using {name}" + (f" ({'; '.join(reasons)})" if reasons else "")
         reasons.append(f"no {name}: {reason}")
-    raise BackendUnavailableError(f"device {device!r} cannot be used: {'; '.join(reasons)}")
+    raise BackendUnavailableError("; ".join(reasons))

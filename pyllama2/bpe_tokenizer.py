@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 # Llama-3's file has 17 MB and a million items; an item may take 80 bytes of memory.
 _MAX_BYTES = 32 << 20
-_MAX_ITEMS = 1_500_000
+_MAX_ITEMS = 1_200_000
 _MAX_IDS = 1 << 24
 
 

@@ -42,7 +42,8 @@ class SentencePieceTokenizer(Tokenizer):
             special = {name: id for id, name in enumerate(pieces) if self._processor.is_control(id)}
             self._unknown_bytes: bytes = self._processor.decode([self._processor.unk_id()]).encode()
         except (RuntimeError, ValueError, IndexError, OSError) as error:  # UnicodeDecodeError is a ValueError
-            raise CheckpointError(f"the tokenizer is damaged: {error!s:.200}") from error
+            reason = " ".join(str(error).split())  # the package quotes pieces, line breaks and all
+            raise CheckpointError(f"the tokenizer is damaged: {reason:.200}") from error
         super().__init__(spec, proto.n_pieces if vocab_size is None else vocab_size, special)
 
     def encode(self, text: str) -> list[int]:

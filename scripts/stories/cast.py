@@ -17,9 +17,9 @@ _SHE_ANIMALS = "Bella Daisy Luna Poppy Lulu Rosie Honey Molly Tilly Pepper Coco 
 _HE_ANIMALS = "Bruno Rex Milo Otto Benny Toby Rusty Teddy Pip Charlie Biscuit Barney".split()
 
 # Put together, these make some hundreds of further names: the model must copy names, not know them.
-_NAME_STARTS = "Al Bel Bo Dan El Fa Ga Han Il Jo Kar Lin Mar Nel Ol Pa Quin Ro Sel Ta Ul Vi Wil Ya Zel".split()
+_NAME_STARTS = "Al Bel Bor Dan El Fal Gan Han Il Jor Lin Mar Nel Ol Pal Quin Ron Sel Tam Ul Vin Wil Yar Zel".split()
 _GIRL_ENDS = "a ia ina etta ora issa una ela".split()
-_BOY_ENDS = "o en in us ard on bert ek".split()
+_BOY_ENDS = "o en in us ard on bert ek ian".split()
 
 _SPECIES = (
     "dog cat rabbit bear fox mouse duck bird frog hedgehog squirrel owl pony lamb turtle elephant lion "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 COMMON_SLOTS = {
-    "trait": "kind|brave|curious|clever|cheerful|friendly|gentle|happy|lively|polite|merry|good",
+    "trait": "kind|brave|curious|clever|cheerful|friendly|happy",
+    "virtue": "gentle|lively|polite|funny|helpful|good to others|full of ideas",
     "glad": "happy|glad|happy and proud",
     "sad": "sad|very sad|unhappy|so sad",
 }
@@ -34,8 +35,8 @@ ONE_HERO = """
     a long time ago, there was <a_hero> who lived {home}. <about>
     {hero} was a {trait} {hero.kind} who lived {home}. <about>
     {hero} was a very {trait} {hero.kind}. <about_home> <about>
-    {hero} lived {home}. <about>
-    {hero} loved to {hobby}. <about_home>
+    {hero.full} lived {home}. <about>
+    {hero.full} loved to {hobby}. <about_home>
     {home} lived <a_hero>. <about>
     this is [the|a] story of <a_hero>. <about_home>
     let me tell you about <a_hero>. <about_home> <about>
@@ -76,9 +77,9 @@ RULES = {
     "about": """
         {hero.he} loved to {hobby}.
         {hero.he} liked to {hobby} [every day|all day long|more than anything else].
-        everyone [liked|loved] {hero.him} because {hero.he} was so {trait}.
-        {hero.he} was very {trait}, and {hero.he} loved to {hobby}.
-        nobody was as {trait} as {hero}.
+        everyone [liked|loved] {hero.him} because {hero.he} was so {virtue}.
+        {hero.he} was always {virtue}, and {hero.he} loved to {hobby}.
+        nobody was as {virtue} as {hero.he} was.
         {hero.he} always had a smile for everyone.
     """,
     "about_home": """
@@ -136,6 +137,26 @@ RULES = {
         finally
         after a long time
         in the end
+    """,
+    "search": """
+        behind every tree
+        in the tall grass
+        under the bench
+        near the water
+        all around
+    """,
+    "spot": """
+        under a green bush
+        behind a big rock
+        beside an old fence
+        between the flowers
+        on top of a little hill
+    """,
+    "laughed": """
+        they laughed and laughed.
+        it was so much fun.
+        they had a lot of fun.
+        how they laughed!
     """,
     "friends_ever_after": """
         from that day on, {hero} and {friend} were [best|good|the best of] friends.

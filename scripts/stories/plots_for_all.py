@@ -24,6 +24,7 @@ LOST_TOY = Plot(
     "oh no! I lost my {toy}!" [said|cried] {hero}. <felt_sad>
     {hero} looked [here and there|left and right|up and down], but {hero.he} could not find it. <felt_sad>
     "where is my {toy}?" said {hero}. <felt_sad>
+    -
 
     {friend.full} saw {hero.him} and came over. "What is wrong?" asked {friend}. "I can't find my {toy}," said {hero}.
     just then, {pal} came by. "Why are you so sad?" asked {friend}. "My {toy} is gone," said {hero}.
@@ -32,6 +33,7 @@ LOST_TOY = Plot(
     "<comfort>," said {friend}. "I will help you look for it."
     "let's look for it together," said {friend}.
     "we will find it," said {friend}. "Four eyes see more than two."
+    -
 
     they looked <search>. <at_last>, {friend} saw something <spot>. It was the {toy}!
     they looked <search>. <at_last>, they found the {toy} <spot>.
@@ -40,15 +42,13 @@ LOST_TOY = Plot(
     "thank you[|, {friend}|, thank you]!" said {hero}. <felt_glad>
     "hurray!" [cried|called] {hero} and gave {friend} a big hug.
     <felt_glad> "You are a good friend," {hero.he} said to {friend}.
+    -
 
     after that, {hero} always took good care of the {toy}.
     then they both played with the {toy} until [the sun went down|it was time for dinner].
     <friends_ever_after>
     <day_is_over>
-    """.replace("<search>", "[behind every tree|in the tall grass|under the bench|near the water|all around]").replace(
-        "<spot>",
-        "[under a green bush|behind a big rock|beside an old fence|between the flowers|on top of a little hill]",
-    ),
+    """,
     {
         "toy": "red ball|blue kite|yellow hat|little drum|teddy bear|toy boat|toy train|green scarf|silver bell"
         "|wooden horse|purple umbrella|shiny key|white feather|golden button",
@@ -69,6 +69,7 @@ NEW_FRIEND = Plot(
     {hero} was a little shy. {hero.he} took a deep breath and said, "Hello! May I play with you?"
     "hello," said {hero} in a small voice. "Can I play too?"
     {hero} waited for a while. Then {hero.he} walked up and asked, "Do you want to play with me?"
+    -
 
     {friend} looked up and smiled. "Yes, please!" {friend.he} said.
     "of course!" said {friend}. "It is more fun with two."
@@ -77,6 +78,7 @@ NEW_FRIEND = Plot(
     they played {game} [all afternoon|until the sun went down|for a long time]. <laughed>
     first they played {game}. Then they [lay|sat] in the grass and looked at the clouds. <laughed>
     {friend} showed {hero} how to play {game}. <laughed>
+    -
 
     when they were hungry, {friend} shared {food} with {hero}. It tasted [so good|very good|sweet].
     {hero} had {food} in {hero.his} bag, and they shared it.
@@ -85,15 +87,13 @@ NEW_FRIEND = Plot(
     then it was time to go home. "Will you come again tomorrow?" asked {friend}. "Yes, I will!" said {hero}.
     in the evening, {hero} said, "I have to go home now." "Come back soon!" said {friend}.
     "I am glad that I met you," said {hero}. "Me too," said {friend}.
+    -
 
     <friends_ever_after>
     <friends_ever_after>
     {hero} was not lonely any more. <friends_ever_after>
     <day_is_over>
-    """.replace(
-        "<laughed>",
-        "[They laughed and laughed.|It was so much fun.|They had a lot of fun.|Nobody lost, and nobody cried.]",
-    ),
+    """,
     {
         "where": "near a pond|under a big tree|by the river|on a bench|beside a fence|at the end of the road|on a hill",
         "doing": "building a tower of stones|looking at the clouds|drawing in the sand|singing a song|throwing a ball"
@@ -119,10 +119,12 @@ SHARING = Plot(
     just then, a {helper.noun} came down the road. "You can take turns," said {helper}. "Then nobody has to be sad."
     {hero} saw how sad {friend} was. Now the {thing} was no fun at all.
     {hero} played alone for a while, but it was not much fun.
+    -
 
     {hero} thought about it. "I am sorry, {friend}," {hero.he} said. "You can go first."
     "I am sorry," said {hero}. "Let's [share|take turns]." {friend} [smiled|nodded].
     {hero} held out the {thing}. "Here, it is your turn," {hero.he} said. "I am sorry too," said {friend}.
+    -
 
     first it was {friend}'s turn, and then it was {hero}'s turn. They laughed and played [all day|until it was dark].
     so they took turns with the {thing}. They had so much fun that they forgot the time.
@@ -131,6 +133,7 @@ SHARING = Plot(
     "it is more fun to play together," said {hero}.
     "sharing is better than fighting," said {friend}.
     now {hero} knew that it is good to share.
+    -
 
     <friends_ever_after>
     <day_is_over>
@@ -156,6 +159,7 @@ STRANGE_SOUND = Plot(
     {hero} pulled the blanket over {hero.his} head. "Is it a monster?" {hero.he} thought.
     {hero.his} heart beat very fast. {hero.he} was afraid to move.
     {hero} held {hero.his} pillow very tight. There it was again. {sound}!
+    -
 
     "{address}!" called {hero}. {hero.his} {elder.kind} came with a lamp. "Let's look together," {elder.he} said.
     {hero} wanted to hide, but {hero.he} wanted to know what it was. So {hero.he} took a lamp and went to look.
@@ -168,6 +172,7 @@ STRANGE_SOUND = Plot(
     "how silly of me," said {hero}. "I was afraid of nothing."
     "hello, you!" said {hero}. "Now I am not afraid any more."
     {hero} laughed at {hero.himself}. "That is not scary at all," {hero.he} said.
+    -
 
     {hero} went back to bed. Soon {hero.he} was fast asleep.
     {hero} lay down again, and this time the sound was like a song. {hero.he} fell asleep with a smile.
@@ -191,10 +196,12 @@ GIFT = Plot(
     {hero} looked [in every corner|all over the house], but {hero.he} found nothing good. <felt_sad>
     {hero} had no money to buy a gift. <felt_sad>
     {hero} thought and thought, but no idea came. <felt_sad>
+    -
 
     {hero.he} asked {hero.his} {elder.kind}. "The best gifts come from the heart," said {hero.his} {elder.kind}.
     {hero.he} met a {helper.noun} and asked for help. "Make something with love," said {helper}.
     then {hero.he} had a good idea. "I know! I will make something!" {hero.he} said.
+    -
 
     so {hero} worked all [day|afternoon|evening long] and made {gift}.
     {hero} went to work at once. It took a long time, but <at_last> {hero.he} had made {gift}.
@@ -203,6 +210,7 @@ GIFT = Plot(
     the next day, {hero} gave it to {friend}. "I made this for you," {hero.he} said [shyly|softly].
     on {friend}'s birthday, {hero} knocked at the door. "Happy birthday!" {hero.he} said. "This is for you."
     when {friend} saw the gift, {friend.his} eyes grew big. "Did you make this for me?" {friend.he} asked.
+    -
 
     "it is beautiful!" said {friend}. "It is the best gift of all."
     "oh, thank you!" said {friend}. "I will keep it forever."
@@ -233,6 +241,7 @@ LOST_WAY = Plot(
     the {lure} went over the hill and into the [dark|deep] forest. {hero} ran after it.
     {hero} followed the {lure} past the pond, over the bridge and into the forest.
     on and on they went, deeper and deeper into the forest.
+    -
 
     then the {lure} was gone. {hero} looked around. There were only trees. Which way was home?
     all at once, {hero} could not see the {lure} any more. And {hero.he} did not know the way back.
@@ -240,7 +249,8 @@ LOST_WAY = Plot(
 
     it was getting dark, and {hero} was cold. {hero.he} sat down under a tree and began to cry.
     "{address}! Where are you?" called {hero}. But nobody came. <felt_sad>
-    {hero} went left, and {hero} went right, but every tree looked the same. <felt_sad>
+    {hero.he} went left and then right, but every tree looked the same. <felt_sad>
+    -
 
     a {helper.noun} heard {hero.him}. "Why are you crying, {hero.call}?" asked {helper}. "I can't find the way home," said {hero}.
     then a {helper.noun} came along. "Are you lost?" asked {helper}. "Yes," said {hero}. "I want to go home."
@@ -256,6 +266,7 @@ LOST_WAY = Plot(
     "thank you!" {hero} said to {helper}. And {hero.he} never went into the forest alone again.
     "I will never run away alone again," said {hero}. And {hero.he} kept {hero.his} word.
     {helper} was invited to dinner, and they all ate hot soup together.
+    -
     """,
     {
         "lure": "yellow butterfly|blue dragonfly|red bird|golden bee|tiny green frog|white butterfly|shiny beetle"
@@ -284,6 +295,7 @@ KINDNESS = Plot(
 
     soon {hero} was safe. "You saved me!" {hero.he} said. "You were kind to me," said the {animal}, "and now I am kind to you."
     and so {hero} was free again. "Thank you, little {animal}!" {hero.he} said.
+    -
 
     {hero} learned that even the smallest friend can be a big help.
     after that, {hero} shared {hero.his} lunch with the {animal} every day.
@@ -313,6 +325,7 @@ WISH = Plot(
 
     {hero} thought about it for a long time. {hero.he} could wish for [a bag of gold|a mountain of cake|a big castle].
     what a hard choice! {hero.he} could have [a hundred toys|a golden crown|all the cake in the world].
+    -
 
     but then {hero.he} thought of {pal}, who {sorrow}.
     then {hero.he} remembered {pal}. {friend} {sorrow}.
@@ -326,6 +339,7 @@ WISH = Plot(
     {friend} was so happy that {friend.he} danced. {hero} danced too.
     "it is like magic!" said {friend}. {hero} only smiled.
     {friend} laughed, and {hero} was happy because {friend} was happy.
+    -
 
     then the star flew back into the sky. Every night, it winks at {hero}.
     the star went home to the moon. But {hero} never forgot it.
@@ -350,17 +364,20 @@ TOO_SMALL = Plot(
 
     <felt_sad> "I wish I were big," {hero.he} said.
     "it is not fair," thought {hero}. <felt_sad>
+    -
 
-    {when}, {hero.his} {elder.kind} dropped {thing} into a hole in the ground. It was very deep.
-    {when}, {hero.his} {elder.kind} could not find {thing}. It had fallen between two big rocks.
+    {when}, {hero.his} {elder.kind} dropped a {thing} into a hole in the ground. It was very deep.
+    {when}, {hero.his} {elder.kind} could not find the {thing}. It had fallen between two big rocks.
 
     everyone tried to reach it, but the hole was too narrow. "What can we do?" said {hero.his} {elder.kind}.
     the brothers tried with a stick. The brothers tried with a rope. Nothing helped.
+    -
 
     "let me try," said {hero}. The brothers laughed, but {hero.his} {elder.kind} nodded.
     "I can do it," said {hero}. "I am small enough."
+    -
 
-    {hero} went down into the dark. It was cold there, but {hero.he} was brave. Soon {hero.he} came back with {thing}!
+    {hero} went down into the dark. It was cold there, but {hero.he} was brave. Soon {hero.he} came back with the {thing}!
     {hero} crawled in, deeper and deeper. Then {hero.he} called, "I have it!"
 
     "you did it!" cried {hero.his} brothers. "It is good that you are small."
@@ -370,8 +387,9 @@ TOO_SMALL = Plot(
     {hero} was {glad}. {hero.he} did not want to be big any more.
     from that day on, nobody said that {hero} was too small.
     <day_is_over>
+    -
     """,
-    {"thing": "a golden ring|the key of the house|a silver spoon|a little bell|the only lamp|a shiny coin"},
+    {"thing": "golden ring|house key|silver spoon|little bell|oil lamp|shiny coin"},
 )
 
 SICK_FRIEND = Plot(
@@ -382,10 +400,12 @@ SICK_FRIEND = Plot(
 
     "I am so bored," said {friend}. "My head hurts, and I can't go outside."
     {friend} looked pale. "I can't even see the [sun|flowers|birds] from here," {friend.he} said.
+    -
 
     {hero} wanted to make {friend} happy. {hero.he} ran home and thought.
     "I will think of something," said {hero}.
     {hero} felt sorry for {friend}. Then {hero.he} had an idea.
+    -
 
     {hero.his} {elder.kind} cooked a pot of hot soup. {hero} carried it to {friend} very slowly.
     {hero} came back with a jar of honey and some hot tea.
@@ -397,9 +417,11 @@ SICK_FRIEND = Plot(
 
     {hero} came every day, and every day {friend} felt a little better.
     "I feel better already," said {friend}. "You are the best medicine."
+    -
 
     after a week, {friend} was well again. They ran outside and played in the sun.
     <at_last>, {friend} could get up. "Now let's play!" {friend.he} said.
+    -
 
     <friends_ever_after>
     <day_is_over>
