@@ -89,14 +89,21 @@ class TestSmolLM2:
 
     @pytest.mark.parametrize(("quant", "max_kl", "min_agreement"), [("q8", 0.008, 0.95), ("q4", 0.7, 0.5)])
     def test_quantized_models_are_close(
-        self, smollm2: Llama, text_tokens: list[int], quant: str, max_kl: float, min_agreement: float
+        self,
+        smollm2: Llama,
+        text_tokens: list[int],
+        quant: str,
+        max_kl: float,
+        min_agreement: float,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         exact = logprobs_of(smollm2, text_tokens)
         with Llama("smollm2", quant=quant) as quantized:
             found = logprobs_of(quantized, text_tokens)
         kl = float((np.exp(exact) * (exact - found)).sum(-1).mean())
         agreement = float((exact.argmax(-1) == found.argmax(-1)).mean())
-        print(f"\n{quant}: mean KL {kl:.5f}, top-1 agreement {agreement:.4f}, {len(text_tokens)} tokens")
+        with capsys.disabled():
+            print(f"\n{quant}: mean KL {kl:.5f}, top-1 agreement {agreement:.4f}, {len(text_tokens)} tokens")
         assert kl < max_kl and agreement > min_agreement
 
 

@@ -24,23 +24,23 @@ ANIMAL_SLOTS = {
 }
 
 ONE_HERO = """
-    once upon a time, there was <a_hero>. <about>
-    once upon a time, there was <a_hero>. <about>
-    once upon a time there was <a_hero> who lived {home}. <about>
-    once upon a time, {home}, there lived <a_hero>. <about>
-    once upon a time, <a_hero> lived {home}. <about>
+    once upon a time, there was <a_hero>. [<about>|]
+    once upon a time, there was <a_hero>. [<about>|]
+    once upon a time there was <a_hero> who lived {home}. [<about>|]
+    once upon a time, {home}, there lived <a_hero>. [<about>|]
+    once upon a time, <a_hero> lived {home}. [<about>|]
     there once was <a_hero> who loved to {hobby}.
-    there was once <a_hero>. <about>
-    long ago, <a_hero> lived {home}. <about>
-    a long time ago, there was <a_hero> who lived {home}. <about>
-    {hero} was a {trait} {hero.kind} who lived {home}. <about>
-    {hero} was a very {trait} {hero.kind}. <about_home> <about>
-    {hero.full} lived {home}. <about>
+    there was once <a_hero>. [<about>|]
+    long ago, <a_hero> lived {home}. [<about>|]
+    a long time ago, there was <a_hero> who lived {home}. [<about>|]
+    {hero} was a {trait} {hero.kind} who lived {home}. [<about>|]
+    {hero} was a very {trait} {hero.kind}. <about_home>
+    {hero.full} lived {home}. [<about>|]
     {hero.full} loved to {hobby}. <about_home>
-    {home} lived <a_hero>. <about>
+    {home} lived <a_hero>. [<about>|]
     this is [the|a] story of <a_hero>. <about_home>
-    let me tell you about <a_hero>. <about_home> <about>
-    [hello|hello there|good evening|hello, my dear]! This is a story about <a_hero>. <about>
+    let me tell you about <a_hero>. <about_home>
+    [hello|hello there|good evening|hello, my dear]! This is a story about <a_hero>. [<about>|]
     do you know the story of {hero}? {hero.he} was a {trait} {hero.kind} who lived {home}.
     "hello!" said {hero} to everyone [on the road|who came by]. {hero.he} was a {trait} {hero.kind} who lived {home}.
     "good morning, [sun|world]!" said {hero}. {hero} was a {hero.kind} who loved to {hobby}.
@@ -49,10 +49,10 @@ ONE_HERO = """
 
 THAT_DAY = """
     one [day|morning|afternoon], <a_hero> was [walking down the road|sitting under a tree|looking for something to do].
-    one [day|morning], <a_hero> woke up early. <about>
+    one [day|morning], <a_hero> woke up early. [<about>|]
     one [day|morning], {hero} woke up early. {hero.he} was a {trait} {hero.kind} who lived {home}.
-    one day, something [special|strange|wonderful] happened to <a_hero>. <about>
-    it was a [quiet|lovely|beautiful] day. {hero} <was_glad>. <about>
+    one day, something [special|strange|wonderful] happened to <a_hero>. [<about>|]
+    it was a [quiet|lovely|beautiful] day. {hero} <was_glad>. [<about>|]
     it was [early in the morning|a new day], and {hero} <was_glad>.
     today was a special day for {hero}. {hero.he} was a {trait} {hero.kind} who loved to {hobby}.
 """

@@ -16,8 +16,8 @@ LOST_TOY = Plot(
     {when}, {hero} went to the {place} with {hero.his} {toy}. <fine>
     {when}, {hero} played with the {toy} at the {place}.
 
-    {hero.he} ran and jumped and laughed. But when it was time to go home, the {toy} was gone[.|!]
-    after a while, {hero.he} sat down to [rest|eat an apple]. Then {hero.he} looked around. Where was the {toy}?
+    {hero.he} ran and jumped. But when it was time to go home, the {toy} was gone[.|!]
+    after a while, {hero.he} sat down to [rest|eat an apple]. Where was the {toy}?
     {hero.he} fell asleep in the soft grass. When {hero.he} woke up, the {toy} was not there.
     {hero.he} looked away for a [moment|little while]. When {hero.he} looked back, the {toy} was gone[.|!]
 
@@ -26,9 +26,9 @@ LOST_TOY = Plot(
     "where is my {toy}?" said {hero}. <felt_sad>
     -
 
-    {friend.full} saw {hero.him} and came over. "What is wrong?" asked {friend}. "I can't find my {toy}," said {hero}.
+    {friend.full} saw {hero.him} and came over. "What is wrong?" asked {friend}.
     just then, {pal} came by. "Why are you so sad?" asked {friend}. "My {toy} is gone," said {hero}.
-    {hero} told {pal} about the {toy}.
+    {hero} told {pal} about it.
 
     "<comfort>," said {friend}. "I will help you look for it."
     "let's look for it together," said {friend}.
@@ -36,8 +36,8 @@ LOST_TOY = Plot(
     -
 
     they looked <search>. <at_last>, {friend} saw something <spot>. It was the {toy}!
-    they looked <search>. <at_last>, they found the {toy} <spot>.
-    first they looked <search>. Then {friend} called, "Come here! I see it!" The {toy} was <spot>.
+    <at_last>, they found the {toy} <spot>.
+    they looked <search>. "I see it!" called {friend}. The {toy} was <spot>.
 
     "thank you[|, {friend}|, thank you]!" said {hero}. <felt_glad>
     "hurray!" [cried|called] {hero} and gave {friend} a big hug.
@@ -66,10 +66,9 @@ NEW_FRIEND = Plot(
     {when}, {hero} saw a {friend.noun} {where}. {friend.he} was {doing}.
     {when}, {hero.he} went for a walk. There was a {friend.noun} {where}, all alone. {friend.he} was {doing}.
 
-    {hero} was a little shy. {hero.he} took a deep breath and said, "Hello! May I play with you?"
+    {hero} took a deep breath and said, "Hello! May I play with you?"
     "hello," said {hero} in a small voice. "Can I play too?"
-    {hero} waited for a while. Then {hero.he} walked up and asked, "Do you want to play with me?"
-    -
+    {hero} was a little shy, but {hero.he} asked, "Do you want to play with me?"
 
     {friend} looked up and smiled. "Yes, please!" {friend.he} said.
     "of course!" said {friend}. "It is more fun with two."
@@ -189,7 +188,7 @@ STRANGE_SOUND = Plot(
 GIFT = Plot(
     "all",
     """
-    {when}, {hero} remembered that it would soon be {friend}'s birthday. But {hero.he} had no gift.
+    it was almost {friend}'s birthday, but {hero} had no gift.
     it was almost {friend}'s birthday, and {hero} wanted to give {friend.him} something special.
     "tomorrow is {friend}'s birthday," thought {hero}. "What can I give {friend.him}?"
 
@@ -235,32 +234,32 @@ LOST_WAY = Plot(
     "all",
     """
     {when}, {hero} saw a {lure} near the fence. "How pretty!" {hero.he} said and went after it.
-    {when}, a {lure} came by. {hero} had never seen anything so beautiful, so {hero.he} followed it.
-    {when}, {hero} was playing outside when {hero.he} saw a {lure}. {hero.he} wanted to see it up close.
+    {when}, a {lure} came by. It was so beautiful that {hero} followed it.
+    {when}, {hero} saw a {lure}. {hero.he} wanted to see it up close.
 
     the {lure} went over the hill and into the [dark|deep] forest. {hero} ran after it.
     {hero} followed the {lure} past the pond, over the bridge and into the forest.
     on and on they went, deeper and deeper into the forest.
     -
 
-    then the {lure} was gone. {hero} looked around. There were only trees. Which way was home?
-    all at once, {hero} could not see the {lure} any more. And {hero.he} did not know the way back.
-    but when {hero} looked up, the {lure} was gone, and so was the path.
+    then the {lure} was gone. There were only trees. Which way was home?
+    soon {hero} could not see the {lure} any more. And {hero.he} did not know the way back.
+    but then the {lure} was gone, and so was the path.
 
     it was getting dark, and {hero} was cold. {hero.he} sat down under a tree and began to cry.
     "{address}! Where are you?" called {hero}. But nobody came. <felt_sad>
     {hero.he} went left and then right, but every tree looked the same. <felt_sad>
     -
 
-    a {helper.noun} heard {hero.him}. "Why are you crying, {hero.call}?" asked {helper}. "I can't find the way home," said {hero}.
-    then a {helper.noun} came along. "Are you lost?" asked {helper}. "Yes," said {hero}. "I want to go home."
+    a {helper.noun} heard {hero.him}. "What is wrong, {hero.call}?" asked {helper}. "I want to go home," said {hero}.
+    then a {helper.noun} came along. "Are you lost?" asked {helper}. "Yes," said {hero}.
 
     "<comfort>," said {helper}. "Come with me. I know the way."
-    "follow me," said {helper}. They walked and walked until they came out of the forest.
-    "do you hear the river?" asked {helper}. "It will lead us home." And together they walked along the river.
+    "follow me," said {helper}. They walked until they came out of the forest.
+    "do you hear the river?" asked {helper}. "It will lead us home."
 
-    soon {hero} saw the lights of home. {hero.his} {elder.kind} was waiting at the door and gave {hero.him} a big hug.
-    <at_last>, {hero} was home. {hero.his} {elder.kind} ran out and held {hero.him} for a long time.
+    soon {hero} saw the lights of home. {hero.his} {elder.kind} gave {hero.him} a big hug.
+    <at_last>, {hero} was home. {hero.his} {elder.kind} held {hero.him} for a long time.
     soon they saw a light. It was {hero.his} {elder.kind} with a lamp! "There you are!" {elder.he} said.
 
     "thank you!" {hero} said to {helper}. And {hero.he} never went into the forest alone again.
@@ -284,16 +283,16 @@ KINDNESS = Plot(
     {hero} had only one [piece of bread|little cake|apple], but {hero.he} gave half of it to the {animal}.
     {hero} was hungry too. But {hero.he} gave the {animal} [some of|half of] {hero.his} [bread|lunch].
 
-    "thank you," said the {animal}. "One day I will help you too." {hero} smiled. How could such a small {animal} help?
-    the {animal} ate it all up. "You are kind," it said. "I will not forget it."
+    "thank you," said the {animal}. "One day I will help you too." {hero} only smiled.
+    "you are kind," said the {animal}. "I will not forget it."
 
-    a few days later, {hero} {trouble}. "Help! Help!" {hero.he} called, but nobody came.
-    the next week, {hero} {trouble}. {hero.he} tried and tried, but {hero.he} could not get free.
+    a few days later, {hero} {trouble}. "Help! Help!" {hero.he} called.
+    the next week, {hero} {trouble}. Nobody was there to help.
 
-    then {hero} heard a small voice. It was the tiny {animal}! "Do not be afraid," it said. It {rescue}.
+    then {hero} heard a small voice. It was the {animal}! It {rescue}.
     but the {animal} had heard {hero.him}. "I am here!" it called. It {rescue}.
 
-    soon {hero} was safe. "You saved me!" {hero.he} said. "You were kind to me," said the {animal}, "and now I am kind to you."
+    soon {hero} was safe. "You were kind to me," said the {animal}, "and now I am kind to you."
     and so {hero} was free again. "Thank you, little {animal}!" {hero.he} said.
     -
 
@@ -323,8 +322,9 @@ WISH = Plot(
     "because you have found me, I will give you a wish," said the star.
     "you have a kind face," said the star. "Tell me your wish, and it will come true."
 
-    {hero} thought about it for a long time. {hero.he} could wish for [a bag of gold|a mountain of cake|a big castle].
-    what a hard choice! {hero.he} could have [a hundred toys|a golden crown|all the cake in the world].
+    {hero} could wish for [a bag of gold|a mountain of cake|a big castle].
+    what a hard choice! {hero} could have [a hundred toys|a golden crown|all the cake in the world].
+    -
     -
 
     but then {hero.he} thought of {pal}, who {sorrow}.
@@ -341,7 +341,7 @@ WISH = Plot(
     {friend} laughed, and {hero} was happy because {friend} was happy.
     -
 
-    then the star flew back into the sky. Every night, it winks at {hero}.
+    then the star flew back into the sky.
     the star went home to the moon. But {hero} never forgot it.
     <day_is_over>
     <friends_ever_after>
@@ -370,14 +370,14 @@ TOO_SMALL = Plot(
     {when}, {hero.his} {elder.kind} could not find the {thing}. It had fallen between two big rocks.
 
     everyone tried to reach it, but the hole was too narrow. "What can we do?" said {hero.his} {elder.kind}.
-    the brothers tried with a stick. The brothers tried with a rope. Nothing helped.
+    the brothers tried with a stick and with a rope, but nothing helped.
     -
 
     "let me try," said {hero}. The brothers laughed, but {hero.his} {elder.kind} nodded.
     "I can do it," said {hero}. "I am small enough."
     -
 
-    {hero} went down into the dark. It was cold there, but {hero.he} was brave. Soon {hero.he} came back with the {thing}!
+    {hero} went down into the dark. It was cold there. But soon {hero.he} came back with the {thing}!
     {hero} crawled in, deeper and deeper. Then {hero.he} called, "I have it!"
 
     "you did it!" cried {hero.his} brothers. "It is good that you are small."

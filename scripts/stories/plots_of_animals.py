@@ -10,15 +10,15 @@ RACE = Plot(
     {when}, all the animals met for a big race. {hero} wanted to win.
     {when}, there was a race around the {place}. {hero} had waited for it all year.
 
-    "ready, set, go!" called {helper}. Everyone ran as fast as they could. Soon {hero} was the first.
-    {helper} rang a bell, and off they went. {hero} ran so fast that the wind sang.
+    "ready, set, go!" called {helper}. Soon {hero} was the first.
+    {helper} rang a bell, and off they went. {hero} ran as fast as the wind.
     -
 
     then {hero.he} heard a cry. {friend.full} had [tripped over a root|fallen into the mud|hit a stone].
-    but what was that? Someone cried behind {hero.him}. It was {friend.full}, who had [fallen|slipped on a wet leaf].
+    but what was that? {friend.full} had [fallen|slipped on a wet leaf].
 
     the others ran on. But {hero} stopped. "Are you hurt?" {hero.he} asked. "Yes, my leg hurts," said {friend}.
-    {hero} wanted to win so much. But {hero.he} went back. "Can you walk?" {hero.he} asked. "No," said {friend}.
+    {hero} went back. "Can you walk?" {hero.he} asked. "No," said {friend}.
 
     "lean on me," said {hero}. Slowly they walked on, side by side.
     {hero} helped {friend} up, and they went on together, step by step.
@@ -79,23 +79,23 @@ AFRAID = Plot(
     {hero} had one secret. {hero.he} was afraid of {fear}.
 
     "come with us!" called {friend.full}. "No, I can't," said {hero}. <felt_sad>
-    the other animals {fun}, but {hero} only watched. "Are you afraid?" asked {friend.full}. {hero} nodded.
+    "are you afraid?" asked {friend.full}. {hero} nodded.
 
     {when}, {hero.he} heard a cry. {friend} {trouble}! "Help me!" {friend.he} called.
     {when}, {friend} {trouble}. There was nobody else to help.
 
-    {hero} was very afraid. But {friend} needed {hero.him}. {hero.he} closed {hero.his} eyes and ran.
-    "I am afraid," thought {hero}, "but I will go." {hero.His} legs shook, but {hero.he} went.
+    {hero} was very afraid. But {friend} needed {hero.him}.
+    "I am afraid," thought {hero}, "but I will go."
     -
 
     {hero} {brave} and pulled {friend} out. Soon they were both safe.
-    {hero} {brave}, took hold of {friend} and did not let go until they were safe.
+    {hero} {brave} and took {friend} by the hand. Soon they were both safe.
 
     "you saved me!" said {friend}. "You were so brave!"
     "I thought that you were afraid," said {friend}. "I was," said {hero}, "but you needed me."
 
     after that, {hero} was not afraid of {fear} any more.
-    the next day, {hero} {fun} with all the others. It was not so bad at all!
+    the next day, {hero} {fun} with all the others.
     -
 
     <friends_ever_after>
@@ -127,8 +127,8 @@ BIG_NOSE = Plot(
     "wait and see," was the answer. "Nobody has one like you."
     -
 
-    that night, there was a storm. {friend.full} was out in the forest and did not come home.
-    the next day, {friend.full} was lost. The animals looked everywhere, but they could not find {friend.him}.
+    that night, there was a storm, and {friend.full} did not come home.
+    the next day, {friend.full} was lost. Nobody could find {friend.him}.
 
     "let me help," said {hero}. And because {hero.his} {part} was so {bad}, {hero.he} {use}.
     {hero} ran into the forest. {hero.his} {part} was so {bad} that {hero.he} {use}.
@@ -160,17 +160,17 @@ NAP = Plot(
     so {hero} went away and lay down by the pond. But there the frogs were [singing|having a party].
     -
 
-    "will nobody let me sleep?" cried {hero}. {hero.he} was so tired that {hero.he} almost cried.
+    "will nobody let me sleep?" cried {hero}.
     "this is the loudest day of my life," said {hero}. {hero.he} was tired and a little angry.
     -
 
-    {friend} heard it and was sorry. "I know a quiet place," {friend.he} said. "Come with me."
-    {friend} came after {hero.him}. "I am sorry," {friend.he} said. "I did not know that you were so tired."
+    {friend} heard it and was sorry. "I know a quiet place," {friend.he} said.
+    {friend} came after {hero.him}. "I am sorry," {friend.he} said.
 
     {friend} made a soft bed of leaves and sang a quiet song. Soon {hero} was fast asleep.
     {friend} told everyone to be quiet. The whole forest was still, and {hero} slept and slept.
 
-    when {hero} woke up, {hero.he} felt wonderful. "Now you can {noise}," {hero.he} said, "and I will do it with you!"
+    when {hero} woke up, {hero.he} felt wonderful. "Now let's {noise} together!" {hero.he} said.
     in the evening, {hero} woke up. "Thank you, {friend}," {hero.he} said. "Let's play now!"
     -
 

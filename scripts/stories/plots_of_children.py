@@ -22,7 +22,7 @@ LOST_BABY = Plot(
     {hero} put the {baby} into {hero.his} warm hat. "<comfort>," {hero.he} said. "We will find your mother."
 
     first {hero} looked in the barn, but nobody was there. Then {hero.he} looked by the pond.
-    {hero} met a {helper.noun}. "Have you seen a {parent}?" {hero.he} asked. "Yes, [near the old mill|by the big gate]," said {helper}.
+    "have you seen a {parent}?" {hero} asked a {helper.noun}. "Yes, by the big gate," said {helper}.
     {hero} walked from house to house and asked everyone. But nobody had seen a {parent}.
 
     <at_last>, {hero} saw a {parent} by the gate. When she saw the {baby}, she ran to it as fast as she could.
@@ -108,7 +108,7 @@ LEARNING = Plot(
     "it is too hard!" {hero.he} cried. <felt_sad>
     "I will never learn it," said {hero}. <felt_sad>
 
-    {hero.his} {elder.kind} sat down next to {hero.him}. "Everything is hard at first," {elder.he} said. "Try a little every day."
+    "everything is hard at first," said {hero.his} {elder.kind}. "Try a little every day."
     {pal} saw it and said, "I could not do it at first. Don't give up!"
     "nobody can do it the first time," said {hero.his} {elder.kind}. "You will learn it if you keep trying."
 
@@ -152,14 +152,14 @@ KITE = Plot(
     {hero} pulled the string, but the kite did not move. {friend} tried it too, but nothing happened.
     -
 
-    a {rescuer} saw them. "I can help you," said the {rescuer}. The {rescuer} {rescue}.
-    "what is wrong?" asked a {rescuer}. "Our kite is stuck!" said {hero}. So the {rescuer} {rescue}.
+    a {rescuer} saw them. "I can help," said the {rescuer} and {rescue}.
+    "our kite is stuck!" {hero} said to a {rescuer}. So the {rescuer} {rescue}.
 
     the kite was free! It came down like a leaf.
     and the {color} kite was free again. It did not even have a hole.
 
     "thank you!" said {hero} and {friend}. They shared their [apples|cookies|cake] with the {rescuer}.
-    "you are so kind," said {hero}. "Do you want to fly the kite with us?" asked {friend}. And so they did.
+    "you are so kind," said {hero}. "Do you want to fly the kite with us?"
     -
 
     the kite danced in the sky until the sun went down.
@@ -179,26 +179,26 @@ KITE = Plot(
 BROKEN_THING = Plot(
     "children",
     """
-    {when}, {hero} was playing with a ball in the house. "Do not play with the ball inside," {hero.his} {elder.kind} had said.
-    {when}, {hero} ran through the house. "Please do not run inside," {hero.his} {elder.kind} had said.
+    {when}, {hero} was playing with a ball in the house. "Not inside!" {hero.his} {elder.kind} had said.
+    {when}, {hero} ran through the house. "Do not run inside," {hero.his} {elder.kind} had said.
 
-    but {hero} did not listen. Crash! The {thing} fell down and broke.
-    crash! {hero} had hit the {thing}. It fell on the floor and broke.
+    crash! The {thing} fell down and broke.
+    but {hero} did not listen. Crash! {hero.he} hit the {thing}, and it broke.
 
     {hero} was afraid. {hero.he} hid the pieces under the bed.
-    "what have I done?" thought {hero}. {hero.he} hid the pieces behind a chair and said nothing.
+    {hero} hid the pieces behind a chair and said nothing.
 
     all day, {hero} felt bad. At dinner, {hero.he} could not eat a thing.
-    {hero} could not play, and {hero.he} could not sleep. All {hero.he} could think of was the {thing}.
+    {hero} could not play, and {hero.he} could not sleep.
     -
 
     <at_last>, {hero.he} went to {hero.his} {elder.kind}. "{address}, I broke the {thing}," {hero.he} said. "I am so sorry."
     "I have to tell the truth," thought {hero}. "I broke the {thing}, {address}," {hero.he} said [softly|in a small voice].
 
-    {hero.his} {elder.kind} was quiet for a moment. "Thank you for telling me the truth," {elder.he} said.
-    "I am a little sad about it," said {hero.his} {elder.kind}. "But I am proud of you. It is brave to tell the truth."
+    "thank you for telling me the truth," said {hero.his} {elder.kind}.
+    "I am a little sad," said {hero.his} {elder.kind}. "But it is brave to tell the truth."
 
-    together they put the pieces back with glue. Now the {thing} had some lines, but it was still pretty.
+    together they put the pieces back with glue.
     they fixed the {thing} together. It was not like new, but {hero} liked it even more.
 
     {hero} felt much better. After that, {hero.he} always played with the ball outside.
@@ -225,8 +225,8 @@ SNOWMAN = Plot(
     "he looks cold," said {hero}. So {hero.he} gave the snowman {hero.his} {color} scarf.
     {hero} put {hero.his} own {color} scarf around the snowman. "Now you are warm," {hero.he} said.
 
-    every morning, {hero} said hello to the snowman. But the days got warmer, and he became smaller and smaller.
-    they played with the snowman every day. But then the sun came out, and the snow began to melt.
+    but the days got warmer, and the snowman became smaller and smaller.
+    they played with the snowman every day. But then the snow began to melt.
 
     one day, only the {color} scarf was left in the wet grass. <felt_sad>
     in the end, there was only a carrot and a {color} scarf. <felt_sad>
@@ -235,8 +235,8 @@ SNOWMAN = Plot(
     "he is not gone," said {hero.his} {elder.kind}. "He will come back with the snow."
     -
 
-    so {hero} kept the scarf in a box and waited. And the next winter, they built an even bigger snowman.
-    {hero} waited all spring, all summer and all fall. Then the first snow fell. "Welcome back!" said {hero}.
+    and the next winter, they built an even bigger snowman.
+    {hero} waited all year. Then the first snow fell. "Welcome back!" said {hero}.
     "goodbye, snowman!" said {hero}. "See you next winter!"
     """,
     {"color": "red|blue|green|yellow|warm|long|striped|orange"},
@@ -259,11 +259,11 @@ BOAT = Plot(
     {hero} ran along the water, but the boat was too fast. <felt_sad>
     -
 
-    a {swimmer} saw it. "Is this your boat?" asked the {swimmer}. "Yes!" said {hero}. "Please, can you help me?"
-    "why are you so sad?" asked a {swimmer}. "My boat is gone," said {hero}. "Wait here," said the {swimmer}.
+    a {swimmer} saw it. "Is this your boat?" asked the {swimmer}. "Yes!" said {hero}.
+    "why are you so sad?" asked a {swimmer}. "My boat is gone," said {hero}.
 
     the {swimmer} swam after the boat and pushed it back to {hero}.
-    the {swimmer} went across the water as fast as an arrow and came back with the boat.
+    the {swimmer} went across the water and came back with the boat.
 
     "thank you!" said {hero}. {hero.he} gave the {swimmer} some bread.
     <felt_glad> "You are the best {swimmer} in the world," {hero.he} said.
@@ -292,17 +292,17 @@ BAKING = Plot(
     {hero.he} put flour and eggs into a bowl. But {hero.he} did not see that the sugar was salt.
 
     {hero.his} {elder.kind} took a big bite and made a funny face. "Oh! That is very salty," {elder.he} said.
-    "I made this for you, {address}," said {hero}. {hero.his} {elder.kind} took a bite. {elder.His} eyes grew big. "It is salty!"
+    {hero.his} {elder.kind} took a bite, and {elder.his} eyes grew big. "It is salty!" {elder.he} said.
 
     {hero} tried some too. It tasted like the sea! <felt_sad>
     "oh no, I took the salt!" said {hero}. <felt_sad>
     -
 
-    but {hero.his} {elder.kind} laughed. "I have done that too," {elder.he} said. "Let's try again together."
-    "<comfort>," said {hero.his} {elder.kind}. "Everyone makes mistakes. We will make some more."
+    but {hero.his} {elder.kind} laughed. "Let's try again together," {elder.he} said.
+    "<comfort>," said {hero.his} {elder.kind}. "Everyone makes mistakes."
 
-    this time, {hero} tasted the sugar first. Soon the whole kitchen smelled good.
-    they washed the bowl and started again. {hero} mixed, and {hero.his} {elder.kind} sang a song.
+    this time, {hero} tasted the sugar first.
+    they washed the bowl and started again. Soon the whole kitchen smelled good.
 
     now the {sweet} tasted sweet and warm. They ate everything up.
     it was the best {sweet} in the world. They ate until they were full.
@@ -357,21 +357,21 @@ FIRST_DAY = Plot(
 GARDEN = Plot(
     "children",
     """
-    {when}, {hero.his} {elder.kind} gave {hero} a tiny seed. "What will it be?" asked {hero}. "Wait and see," said {hero.his} {elder.kind}.
+    {when}, {hero.his} {elder.kind} gave {hero} a tiny seed. "What will it be?" asked {hero}.
     {when}, {hero} found a little seed in an old box. "Put it into the ground," said {hero.his} {elder.kind}.
 
     {hero} dug a small hole, put the seed into it and gave it some water.
     {hero} planted the seed in a sunny place and gave it water.
 
     the next day, {hero} ran to look. There was only brown earth. <felt_sad>
-    {hero} waited one day, two days, three days. Nothing happened. "Wake up, little seed!" {hero.he} said.
+    {hero} waited for three days. Nothing happened. "Wake up, little seed!" {hero.he} said.
 
     "good things take time," said {hero.his} {elder.kind}. "A seed needs sun and water."
     "is it broken?" asked {hero}. "No," said {hero.his} {elder.kind}. "It is growing where you can't see it."
     -
 
     so {hero} gave it water every day. Sometimes {hero.he} even sang to it.
-    {hero} did not forget the seed. When it was hot, {hero.he} brought water, and {hero.he} pulled out the weeds.
+    {hero} did not forget the seed. When it was hot, {hero.he} brought water.
     -
 
     then one morning, there was a tiny green leaf! "It is growing!" called {hero}.
