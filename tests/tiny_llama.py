@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from tiny import quantized_model, random_weights, write_model
 from tiny_tokenizers import bpe_spec, sentencepiece_spec
 
+from pyllama2 import Completion, Llama
 from pyllama2.config import ModelConfig
 from pyllama2.tokenizer import TokenizerSpec
 
 CONFIG = ModelConfig(
     dim=32, hidden_dim=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, vocab_size=340, max_seq_len=64
 )
+PROMPT = "Once upon a time"
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{{ '<|im_start|>assistant\n' }}"
@@ -53,3 +57,23 @@ def says(ids: Sequence[int], n_prompt: int) -> Callable[[list[int], NDArray[np.f
         logits[wanted] = 0
 
     return force
+
+
+def forced(llm: Llama, text_or_ids: str | list[int], prompt: str | list[int] = PROMPT, **sampling: Any) -> Completion:
+    """The completion when the model says exactly text_or_ids."""
+    ids = text_or_ids if isinstance(text_or_ids, list) else llm.tokenizer.encode(text_or_ids)
+    n_prompt = len(llm.tokenize(prompt)) if isinstance(prompt, str) else len(prompt)
+    return llm.generate(prompt, logits_processors=[says(ids, n_prompt)], max_tokens=len(ids), **sampling)
+
+
+def same(a: Completion, b: Completion) -> bool:
+    """Whether two completions differ in their timings at most."""
+    return replace(a, timings=b.timings) == b
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tiny models gain nothing from more, and threads that wait for each other suffer on a busy machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYLLAMA2_NUM_THREADS", "1")
+        yield

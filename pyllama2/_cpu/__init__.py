@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import CpuBackend
-from .quantizer import quantize_matrix as _quantize_matrix
 from .threads import default_threads
+from .wait_policy import short_spins
+
+with short_spins():
+    from .backend import CpuBackend
+    from .quantizer import quantize_matrix as _quantize_matrix
 
 __all__ = ["CpuBackend", "default_threads", "quantize_matrix"]
 

@@ -8,24 +8,24 @@ from dataclasses import dataclass
 _GIRLS = (
     "Lily Anna Mia Rosa Emma Nora Lucy Clara Ella Ida Ruby Zoe Sara Maya Amy Jane Lina Eva Kate Sophie "
     "Grace Hanna Alice Julia"
-).split()
+)
 _BOYS = (
     "Tom Ben Max Leo Sam Finn Jack Oscar Paul Theo Hugo Noah Tim Adam Peter Luke Felix David Emil Oliver "
     "Henry Jonas Mark Daniel"
-).split()
-_SHE_ANIMALS = "Bella Daisy Luna Poppy Lulu Rosie Honey Molly Tilly Pepper Coco Ginger".split()
-_HE_ANIMALS = "Bruno Rex Milo Otto Benny Toby Rusty Teddy Pip Charlie Biscuit Barney".split()
+)
+_SHE_ANIMALS = "Bella Daisy Luna Poppy Lulu Rosie Honey Molly Tilly Pepper Coco Ginger"
+_HE_ANIMALS = "Bruno Rex Milo Otto Benny Toby Rusty Teddy Pip Charlie Biscuit Barney"
 
 # Put together, these make some hundreds of further names: the model must copy names, not know them.
-_NAME_STARTS = "Al Bel Bor Dan El Fal Gan Han Il Jor Lin Mar Nel Ol Pal Quin Ron Sel Tam Ul Vin Wil Yar Zel".split()
-_GIRL_ENDS = "a ia ina etta ora issa una ela".split()
-_BOY_ENDS = "o en in us ard on bert ek ian".split()
+_NAME_STARTS = "Al Bel Bor Dan El Fal Gan Han Il Jor Lin Mar Nel Ol Pal Quin Ron Sel Tam Ul Vin Wil Yar Zel"
+_GIRL_ENDS = "a ia ina etta ora issa una ela"
+_BOY_ENDS = "o en in us ard on bert ek ian"
 
 _SPECIES = (
     "dog cat rabbit bear fox mouse duck bird frog hedgehog squirrel owl pony lamb turtle elephant lion "
     "monkey penguin pig goat donkey dragon kitten puppy"
-).split()
-_ANIMAL_SIZES = "little little little small young brown gray white".split()
+)
+_ANIMAL_SIZES = "little little little small young brown gray white"
 _CHILD_SIZES = ("little", "little", "young", "")
 
 _ELDERS = (
@@ -149,14 +149,18 @@ def draw_cast(rng: random.Random, hero_is_child: bool) -> Cast:
 
 def _child(rng: random.Random) -> Character:
     is_girl = rng.random() < 0.5
-    if rng.random() < 0.2:
-        name = rng.choice(_NAME_STARTS) + rng.choice(_GIRL_ENDS if is_girl else _BOY_ENDS)
+    if rng.random() < 0.12:
+        name = _pick(rng, _NAME_STARTS) + _pick(rng, _GIRL_ENDS if is_girl else _BOY_ENDS)
     else:
-        name = rng.choice(_GIRLS if is_girl else _BOYS)
+        name = _pick(rng, _GIRLS if is_girl else _BOYS)
     return Character(name, "girl" if is_girl else "boy", rng.choice(_CHILD_SIZES), is_girl)
 
 
 def _animal(rng: random.Random, *, is_named: bool) -> Character:
     is_female = rng.random() < 0.5
-    name = rng.choice(_SHE_ANIMALS if is_female else _HE_ANIMALS) if is_named else None
-    return Character(name, rng.choice(_SPECIES), rng.choice(_ANIMAL_SIZES), is_female)
+    name = _pick(rng, _SHE_ANIMALS if is_female else _HE_ANIMALS) if is_named else None
+    return Character(name, _pick(rng, _SPECIES), _pick(rng, _ANIMAL_SIZES), is_female)
+
+
+def _pick(rng: random.Random, words: str) -> str:
+    return rng.choice(words.split())

@@ -63,7 +63,7 @@ TWO_FRIENDS = """
     once upon a time, there was <a_hero>. {hero.his} best friend was a {friend.noun}. <together>
     {hero.full} and {friend.full} were [best|good|very good] friends. <together>
     {hero.full} and {friend.full} [went outside to play|walked along the road|sat in the grass] one day. <together>
-    {hero.full} and {friend.full} went to the [park|lake|meadow|river]. <together>
+    {hero.full} and {friend.full} went to the [park|lake|beach|meadow|playground|river]. <together>
     there were once two friends, {hero.full} and {friend.full}. <together>
     one day, {hero.full} and {friend.full} [wanted to play|met under the big tree|went for a walk]. <together>
     {hero} had a good friend. It was a {friend.noun}. <together>
@@ -84,7 +84,7 @@ RULES = {
     """,
     "about_home": """
         {hero.he} lived {home}.
-        {hero.he} lived {home} with {hero.his} {elder.kind}.
+        {hero.he} and {hero.his} {elder.kind} lived {home}.
         {hero.his} home was {home}.
     """,
     "together": """
@@ -114,7 +114,7 @@ RULES = {
         {hero} was {sad}.
         {hero.he} was {sad}.
         {hero.he} felt {sad}.
-        {hero} began to cry.
+        {hero.he} began to cry.
         a [big|small] tear ran down {hero.his} face.
         {hero.he} wanted to cry.
     """,

@@ -26,11 +26,11 @@ LOST_TOY = Plot(
     "where is my {toy}?" said {hero}. <felt_sad>
     -
 
-    {friend.full} saw {hero.him} and came over. "What is wrong?" asked {friend}.
+    {friend.full} saw {hero.him} and came over. "I will help you," said {friend}.
     just then, {pal} came by. "Why are you so sad?" asked {friend}. "My {toy} is gone," said {hero}.
     {hero} told {pal} about it.
 
-    "<comfort>," said {friend}. "I will help you look for it."
+    "<comfort>," said {friend}. "It can't be far away."
     "let's look for it together," said {friend}.
     "we will find it," said {friend}. "Four eyes see more than two."
     -
@@ -114,7 +114,7 @@ SHARING = Plot(
     {hero} took the {thing} and would not let go. "You can't have it," {hero.he} said. {friend} began to cry.
     "you can't play with it," said {hero}. "That is not fair!" said {friend}, and a tear ran down {friend.his} face.
 
-    a {helper.noun} came by and heard them. "Why are you so loud?" asked {helper}. "If you share, you can both have fun."
+    a {helper.noun} came by and heard them. "Why are you so loud?" asked {helper}. "You can share it."
     just then, a {helper.noun} came down the road. "You can take turns," said {helper}. "Then nobody has to be sad."
     {hero} saw how sad {friend} was. Now the {thing} was no fun at all.
     {hero} played alone for a while, but it was not much fun.
@@ -203,7 +203,7 @@ GIFT = Plot(
     -
 
     so {hero} worked all [day|afternoon|evening long] and made {gift}.
-    {hero} went to work at once. It took a long time, but <at_last> {hero.he} had made {gift}.
+    {hero} went to work at once. It took a long time, but then {hero.he} had made {gift}.
     {hero} made {gift}. It was not easy, but {hero.he} did not give up.
 
     the next day, {hero} gave it to {friend}. "I made this for you," {hero.he} said [shyly|softly].
@@ -269,7 +269,7 @@ LOST_WAY = Plot(
     """,
     {
         "lure": "yellow butterfly|blue dragonfly|red bird|golden bee|tiny green frog|white butterfly|shiny beetle"
-        "|silver feather in the wind|big soap bubble"
+        "|gray moth|big soap bubble"
     },
 )
 

@@ -59,7 +59,7 @@ WINTER_FOOD = Plot(
     -
 
     "come in," said {hero}. "We will share." They ate soup and told stories all winter.
-    {hero} opened the door. "There is room for two," {hero.he} said. {friend} came in and sang for {hero.him} every night.
+    {hero} opened the door. "There is room for two," {hero.he} said. {friend} came in and sang for {hero.him}.
 
     when spring came, {friend} said, "Next fall I will help you." And {friend.he} did.
     in spring, {friend} helped {hero} every day. "Thank you for the winter," {friend.he} said.
@@ -141,9 +141,10 @@ BIG_NOSE = Plot(
     from that day on, nobody laughed about it. And {hero} liked it just as it was.
     """,
     {
-        "part/bad/use": "nose/big/could smell {friend} from far away|voice/loud/called until {friend} could hear it"
-        "|tail/long/let it down into a hole and pulled {friend} out|coat/bright/was seen by {friend} from far away"
-        "|shadow/big/was seen by {friend} behind the trees"
+        "part/bad/use": "nose/big/could smell {friend} from far away"
+        "|tail/long/could let it down into a hole and pull {friend} out"
+        "|neck/long/could look over all the trees and see {friend}"
+        "|coat/bright/was easy to see, and {friend} came out of the dark"
     },
 )
 

@@ -152,7 +152,7 @@ KITE = Plot(
     {hero} pulled the string, but the kite did not move. {friend} tried it too, but nothing happened.
     -
 
-    a {rescuer} saw them. "I can help," said the {rescuer} and {rescue}.
+    a {rescuer} saw them. The {rescuer} {rescue}.
     "our kite is stuck!" {hero} said to a {rescuer}. So the {rescuer} {rescue}.
 
     the kite was free! It came down like a leaf.
@@ -192,8 +192,8 @@ BROKEN_THING = Plot(
     {hero} could not play, and {hero.he} could not sleep.
     -
 
-    <at_last>, {hero.he} went to {hero.his} {elder.kind}. "{address}, I broke the {thing}," {hero.he} said. "I am so sorry."
-    "I have to tell the truth," thought {hero}. "I broke the {thing}, {address}," {hero.he} said [softly|in a small voice].
+    <at_last>, {hero.he} went to {hero.his} {elder.kind}. "I broke the {thing}," {hero.he} said. "I am so sorry."
+    "I have to tell the truth," thought {hero}. "I broke the {thing}, {address}," {hero.he} said [softly|slowly].
 
     "thank you for telling me the truth," said {hero.his} {elder.kind}.
     "I am a little sad," said {hero.his} {elder.kind}. "But it is brave to tell the truth."
@@ -201,12 +201,12 @@ BROKEN_THING = Plot(
     together they put the pieces back with glue.
     they fixed the {thing} together. It was not like new, but {hero} liked it even more.
 
-    {hero} felt much better. After that, {hero.he} always played with the ball outside.
+    {hero} felt much better. After that, {hero.he} only ran and played outside.
     from that day on, {hero} always told the truth.
     <day_is_over>
     -
     """,
-    {"thing": "blue vase|big cup|white plate|flower pot|glass bowl|old clock|tea pot|picture of the sea|yellow lamp"},
+    {"thing": "blue vase|big cup|white plate|flower pot|glass bowl|old clock|teapot|picture of the sea|yellow lamp"},
 )
 
 SNOWMAN = Plot(
@@ -266,7 +266,7 @@ BOAT = Plot(
     the {swimmer} went across the water and came back with the boat.
 
     "thank you!" said {hero}. {hero.he} gave the {swimmer} some bread.
-    <felt_glad> "You are the best {swimmer} in the world," {hero.he} said.
+    <felt_glad> "You are my hero," {hero.he} said to the {swimmer}.
     -
 
     after that, {hero} tied a string to the boat. Now it could never get lost.
@@ -344,7 +344,7 @@ FIRST_DAY = Plot(
     they sang songs, and they drew a {drawing}.
     -
 
-    in the afternoon, {hero.his} {elder.kind} came. "How was it?" {elder.he} asked. "Can I go again tomorrow?" said {hero}.
+    in the afternoon, {hero.his} {elder.kind} came. "How was it?" {elder.he} asked. "Can I go again?" said {hero}.
     then the bell rang. "See you tomorrow!" called {friend}. "See you tomorrow!" called {hero}.
 
     <friends_ever_after>
