@@ -17,14 +17,12 @@ import os
 import random
 import sys
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 
@@ -38,39 +36,30 @@ from pyllama2.tokenizer import TokenizerSpec
 from pyllama2.weights import Quantization, Weight
 
 UNKNOWN, BOS, EOS = 0, 1, 2
+PADDING = -1
 # Some stories lack their first steps, so that the model can also go on from a text that begins anywhere.
 CUT_SHARE = 0.15
 TOKENIZER_STORIES = 8000  # enough for the merges to settle
-HELD_OUT_WINDOWS = 64
 WARM_UP_STEPS = 100
 GROUP_SIZE = 32  # of the quantized weights; divides the default dimensions
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Stories in a row, each between BOS and EOS.
+class Stories:
+    """Stories as token ids, in batches of about equal length: a row is BOS, one story, EOS, and padding.
 
-    ids     int32 (n,)
-    starts  int64 (stories,)   where each BOS is
+    One story is alone in its row, so that the model never sees names of another one before it.
     """
 
-    ids: NDArray[np.int32]
-    starts: NDArray[np.int64]
+    def __init__(self, texts: list[str], processor: sentencepiece.SentencePieceProcessor, batch_size: int) -> None:
+        rows = [[BOS, *ids, EOS] for ids in processor.encode(texts)]
+        rows.sort(key=len)
+        self.batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        self.n_tokens = sum(map(len, rows))
 
-    @classmethod
-    def of(cls, texts: list[str], processor: sentencepiece.SentencePieceProcessor) -> Tokens:
-        """The tokens of texts."""
-        stories = [[BOS, *ids, EOS] for ids in processor.encode(texts)]
-        starts = np.cumsum([0, *map(len, stories)])[:-1]
-        return cls(np.array([id for story in stories for id in story], np.int32), starts)
-
-    def windows(self, length: int) -> NDArray[np.int64]:
-        """The starts from which length tokens follow."""
-        return self.starts[self.starts + length <= len(self.ids)]
-
-    def cut(self, starts: NDArray[np.int64], length: int) -> torch.Tensor:
-        """Windows of length tokens: int64 (len(starts), length)."""
-        return torch.from_numpy(self.ids[starts[:, None] + np.arange(length)].astype(np.int64))
+    def batch(self, index: int) -> torch.Tensor:
+        """int64 (B, T): rows of the longest one's length, filled up with PADDING."""
+        rows = self.batches[index]
+        return torch.tensor([row + [PADDING] * (len(rows[-1]) - len(row)) for row in rows])
 
 
 def compose(n_stories: int, seed: int, cut_share: float) -> list[str]:
@@ -117,9 +106,10 @@ def initialise(model: Transformer) -> None:
             torch.nn.init.normal_(parameter, std=0.02)
 
 
-def loss_of(model: Transformer, windows: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of every token of windows (B, T + 1) after the first."""
-    return F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
+def loss_of(model: Transformer, rows: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+    """Cross-entropy of every token of rows (B, T) after BOS; padding does not count."""
+    inputs, targets = rows[:, :-1].clamp(min=0), rows[:, 1:]  # an input that is padding only has targets that are
+    return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=PADDING, reduction=reduction)
 
 
 def learning_rate(highest: float, step: int, progress: float) -> float:
@@ -149,25 +139,24 @@ class Trainer:
             return min(1.0, self.step / self.args.steps)
         return min(1.0, self.seconds / (60 * self.args.minutes))
 
-    def train(self, training: Tokens, held_out: Tokens) -> None:
+    def train(self, training: Stories, held_out: Stories) -> None:
         """Run to the end, reporting and saving now and then."""
-        length = self.model.config.max_seq_len + 1
-        starts = training.windows(length)
+        begun = time.monotonic() - self.seconds
         while self.progress < 1:
-            begun = time.monotonic()
-            # The windows of a step depend on seed and step alone, so that a resumed training sees the same ones.
-            chosen = np.random.default_rng((self.args.seed, self.step)).choice(starts, self.args.batch_size)
-            loss = self._update(training.cut(chosen, length))
+            # The order depends on seed and epoch alone, so that a resumed training goes on where it was.
+            epoch, index = divmod(self.step, len(training.batches))
+            order = np.random.default_rng((self.args.seed, epoch)).permutation(len(training.batches))
+            loss = self._update(training.batch(order[index]))
             self.step += 1
-            self.seconds += time.monotonic() - begun
+            self.seconds = time.monotonic() - begun
             if self.step % self.args.report_every == 0 or self.progress == 1:
                 self._report(loss, self.held_out_loss(held_out))
                 self.save()
 
-    def _update(self, windows: torch.Tensor) -> float:
+    def _update(self, rows: torch.Tensor) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.args.learning_rate, self.step, self.progress)
-        loss = loss_of(self.model, windows)
+        loss = loss_of(self.model, rows)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -175,16 +164,15 @@ class Trainer:
         return float(loss.detach())
 
     @torch.inference_mode()
-    def held_out_loss(self, held_out: Tokens) -> float:
-        """Loss on windows of stories that are not trained on."""
-        length = self.model.config.max_seq_len + 1
-        windows = held_out.cut(held_out.windows(length)[:HELD_OUT_WINDOWS], length)
-        return sum(float(loss_of(self.model, part)) * len(part) for part in windows.split(8)) / len(windows)
+    def held_out_loss(self, held_out: Stories) -> float:
+        """Mean loss per token of stories that are not trained on."""
+        total = sum(float(loss_of(self.model, held_out.batch(i), "sum")) for i in range(len(held_out.batches)))
+        n_predicted = held_out.n_tokens - sum(map(len, held_out.batches))  # all but the BOS of each
+        return total / n_predicted
 
     def _report(self, loss: float, held_out: float) -> None:
-        tokens = self.step * self.args.batch_size * self.model.config.max_seq_len
         print(
-            f"step {self.step}  {100 * self.progress:.0f}%  {self.seconds:.0f} s  {tokens / 1e6:.2f}M tokens  "
+            f"step {self.step}  {100 * self.progress:.0f}%  {self.seconds:.0f} s  "
             f"loss {loss:.4f}  held out {held_out:.4f}",
             file=sys.stderr,
             flush=True,
@@ -244,7 +232,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--report-every", type=int, default=100, metavar="N", help="steps between two reports")
     group = parser.add_argument_group("data")
     group.add_argument("--stories", type=int, default=60_000, help="stories to train on (default 60000)")
-    group.add_argument("--held-out", type=int, default=500, help="stories kept for the held-out loss (default 500)")
+    group.add_argument("--held-out", type=int, default=200, help="stories kept for the held-out loss (default 200)")
     group.add_argument("--vocab-size", type=int, default=1024)
     group = parser.add_argument_group("model")
     group.add_argument("--dim", type=int, default=160)
@@ -254,8 +242,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     group.add_argument("--kv-heads", type=int, default=2)
     group.add_argument("--context", type=int, default=256)
     group = parser.add_argument_group("optimization")
-    group.add_argument("--batch-size", type=int, default=8, help="windows of a step (default 8)")
-    group.add_argument("--learning-rate", type=float, default=3e-3)
+    group.add_argument("--batch-size", type=int, default=12, help="stories of a step (default 12)")
+    group.add_argument("--learning-rate", type=float, default=4e-3)
     args = parser.parse_args(arguments)
     if args.resume and args.checkpoint is None:
         parser.error("--resume needs --checkpoint")
@@ -281,9 +269,9 @@ def main(arguments: list[str] | None = None) -> None:
     texts = compose(args.held_out + args.stories, args.seed, CUT_SHARE)
     tokenizer = train_tokenizer(texts[args.held_out :][:TOKENIZER_STORIES], args.vocab_size)
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer)
-    held_out = Tokens.of(texts[: args.held_out], processor)
-    training = Tokens.of(texts[args.held_out :], processor)
-    print(f"{config.n_parameters} parameters, {len(training.ids)} training tokens", file=sys.stderr, flush=True)
+    held_out = Stories(texts[: args.held_out], processor, args.batch_size)
+    training = Stories(texts[args.held_out :], processor, args.batch_size)
+    print(f"{config.n_parameters} parameters, {training.n_tokens} training tokens", file=sys.stderr, flush=True)
 
     trainer = Trainer(config, args)
     if args.resume:

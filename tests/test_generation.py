@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_llama import PROMPT, forced, one_thread, same, says, write_tiny
+from tiny_llama import PROMPT, PROMPTS, forced, same, says
 
 import pyllama2
 from pyllama2 import Chunk, Llama
 
-PROMPTS = [PROMPT, "The capital", "a little fox who lived in the forest", "[INST] What"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("models") / "tiny.bin")
-
-
-@pytest.fixture(scope="module")
-def llm(path: Path) -> Iterator[Llama]:
-    with Llama(path) as llm:
-        yield llm
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class TestEndings:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tiny import oracle_logits, random_weights
-from tiny_llama import CHATML, CONFIG, PROMPT, forced, one_thread, same, says, write_tiny
+from tiny_llama import CHATML, CONFIG, PROMPT, PROMPTS, forced, same, says, write_tiny
 from tiny_tokenizers import bpe_spec
 
 import pyllama2
@@ -23,24 +23,7 @@ from pyllama2 import (
     generation,
 )
 
-PROMPTS = [PROMPT, "The capital", "a little fox who lived in the forest", "[INST] What"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("models") / "tiny.bin")
-
-
-@pytest.fixture(scope="module")
-def llm(path: Path) -> Iterator[Llama]:
-    with Llama(path) as llm:
-        yield llm
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

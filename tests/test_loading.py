@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_llama import CONFIG, PROMPT, one_thread, write_tiny
+from tiny_llama import CONFIG, PROMPT, write_tiny
 from tiny_tokenizers import sentencepiece_model, sentencepiece_spec
 
 import pyllama2
@@ -18,21 +17,7 @@ from pyllama2.model_path import find_model
 MESSAGES = [{"role": "user", "content": "What is it?"}]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("models") / "tiny.bin")
-
-
-@pytest.fixture(scope="module")
-def llm(path: Path) -> Iterator[Llama]:
-    with Llama(path) as llm:
-        yield llm
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class TestLoading:

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_llama import CONFIG, PROMPT, one_thread, write_tiny
+from tiny_llama import CONFIG, PROMPTS, write_tiny
 
 from pyllama2 import Llama, Pyllama2Error, memory
 from pyllama2.modelfile import ModelFile
 from pyllama2.weights import Quantization
 
-PROMPTS = [PROMPT, "The capital", "a little fox who lived in the forest", "[INST] What"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("models") / "tiny.bin")
-
-
-@pytest.fixture(scope="module")
-def llm(path: Path) -> Iterator[Llama]:
-    with Llama(path) as llm:
-        yield llm
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class TestMemory:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 from tiny import quantized_model, random_weights, write_model
 from tiny_tokenizers import bpe_spec, sentencepiece_spec
@@ -22,6 +20,7 @@ CONFIG = ModelConfig(
     dim=32, hidden_dim=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, vocab_size=340, max_seq_len=64
 )
 PROMPT = "Once upon a time"
+PROMPTS = [PROMPT, "The capital", "a little fox who lived in the forest", "[INST] What"]
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{{ '<|im_start|>assistant\n' }}"
@@ -69,11 +68,3 @@ def forced(llm: Llama, text_or_ids: str | list[int], prompt: str | list[int] = P
 def same(a: Completion, b: Completion) -> bool:
     """Whether two completions differ in their timings at most."""
     return replace(a, timings=b.timings) == b
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Tiny models gain nothing from more, and threads that wait for each other suffer on a busy machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYLLAMA2_NUM_THREADS", "1")
-        yield

@@ -5,16 +5,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-_GIRLS = (
-    "Lily Anna Mia Rosa Emma Nora Lucy Clara Ella Ida Ruby Zoe Sara Maya Amy Jane Lina Eva Kate Sophie "
-    "Grace Hanna Alice Julia"
-)
-_BOYS = (
-    "Tom Ben Max Leo Sam Finn Jack Oscar Paul Theo Hugo Noah Tim Adam Peter Luke Felix David Emil Oliver "
-    "Henry Jonas Mark Daniel"
-)
-_SHE_ANIMALS = "Bella Daisy Luna Poppy Lulu Rosie Honey Molly Tilly Pepper Coco Ginger"
-_HE_ANIMALS = "Bruno Rex Milo Otto Benny Toby Rusty Teddy Pip Charlie Biscuit Barney"
+_GIRLS = "Lily Anna Mia Rosa Emma Nora Lucy Clara Ella Ruby Zoe Sara Maya Amy Kate Grace"
+_BOYS = "Tom Ben Max Leo Sam Finn Jack Theo Hugo Noah Tim Paul Adam Peter Felix Oscar"
+_SHE_ANIMALS = "Bella Daisy Luna Poppy Lulu Rosie Molly Pepper Coco Honey"
+_HE_ANIMALS = "Bruno Rex Milo Otto Benny Toby Rusty Teddy Pip Charlie"
 
 # Put together, these make some hundreds of further names: the model must copy names, not know them.
 _NAME_STARTS = "Al Bel Bor Dan El Fal Gan Han Il Jor Lin Mar Nel Ol Pal Quin Ron Sel Tam Ul Vin Wil Yar Zel"
@@ -149,7 +143,7 @@ def draw_cast(rng: random.Random, hero_is_child: bool) -> Cast:
 
 def _child(rng: random.Random) -> Character:
     is_girl = rng.random() < 0.5
-    if rng.random() < 0.12:
+    if rng.random() < 0.1:
         name = _pick(rng, _NAME_STARTS) + _pick(rng, _GIRL_ENDS if is_girl else _BOY_ENDS)
     else:
         name = _pick(rng, _GIRLS if is_girl else _BOYS)

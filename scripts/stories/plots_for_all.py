@@ -427,7 +427,7 @@ SICK_FRIEND = Plot(
     <day_is_over>
     """,
     {
-        "tale": "a dragon who was afraid of mice|a king who lost his shoes|a cow that wanted to fly|a very lazy cloud"
+        "tale": "a dragon who was afraid of mice|a king without shoes|a cow that wanted to fly|a very lazy cloud"
         "|a fish that could sing|a giant who loved tiny cups|a pig with golden boots"
     },
     with_friend=True,

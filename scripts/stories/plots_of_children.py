@@ -170,7 +170,7 @@ KITE = Plot(
         "color": "red|blue|yellow|green|orange|purple|white",
         "rescuer/rescue": "little squirrel/ran up the tree and pushed the kite out of the branches"
         "|friendly farmer/brought a long ladder and climbed up|black bird/flew up and pulled the string free"
-        "|tall man/held out his long stick and reached the kite|brave monkey/jumped from branch to branch and got it"
+        "|tall man/held out a long stick and reached the kite|brave monkey/jumped from branch to branch and got it"
         "|strong girl/climbed up and threw it down",
     },
     with_friend=True,
