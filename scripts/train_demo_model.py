@@ -62,13 +62,13 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> bytes:
     return model.getvalue()
 
 
-def make_corpus(n_stories: int, vocab_size: int, seed: int) -> Corpus:
-    """Distinct stories, a fiftieth of them held out."""
+def make_corpus(n_stories: int, vocab_size: int, longest: int, seed: int) -> Corpus:
+    """Distinct stories, cut off at so many tokens, a fiftieth of them held out."""
     rng = random.Random(seed)
     texts = list(dict.fromkeys(story(rng) for _ in range(n_stories)))
     tokenizer = train_tokenizer(texts[:5000], vocab_size)
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer)
-    encoded = [[BOS, *ids, EOS] for ids in processor.encode(texts)]
+    encoded = [[BOS, *ids, EOS][:longest] for ids in processor.encode(texts)]
     length = max(map(len, encoded))
     rows = torch.full((len(texts), length), PADDING)
     for row, ids in zip(rows, encoded, strict=True):
@@ -195,7 +195,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    corpus = make_corpus(args.stories, args.vocab_size, args.seed)
+    corpus = make_corpus(args.stories, args.vocab_size, args.context + 1, args.seed)
     config = ModelConfig(
         dim=args.dim, hidden_dim=args.dim * 11 // 4 // 32 * 32, n_layers=args.layers, n_heads=8, n_kv_heads=4,
         head_dim=args.dim // 8, vocab_size=args.vocab_size, max_seq_len=args.context, tied_embeddings=True,
