@@ -17,10 +17,10 @@ from pyllama2.modelfile import ModelFile
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from story_grammar import PLOTS, story  # noqa: E402
+from story_grammar import BOYS, GIRLS, PLOTS, story  # noqa: E402
 
 # A whole story is pinned to its first sentences: float32 sums may differ in their order on another instruction set.
-GREEDY = ", a clever boy named Max lived in a town with a big park. He loved to play near the park."
+GREEDY = ", a clever girl named Lucy lived in a town with a big park. She liked to walk to the park"
 BUNDLED = Path(str(files("pyllama2.models") / "stories.bin"))
 
 
@@ -61,6 +61,8 @@ class TestBundledModel:
         assert len(whole) >= 9
         assert all(s.text.endswith((".", "!", '."', '!"')) for s in whole)
         assert len({s.text for s in stories}) == 10
+        for s in stories:  # a hero and a friend, and no others
+            assert len(set(re.findall(r"[A-Z][a-z]+", s.text)) & {*GIRLS, *BOYS}) <= 2, s.text
 
     def test_greedy_text(self) -> None:
         with Llama(n_threads=1) as one, Llama(n_threads=2) as two:
