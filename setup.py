@@ -26,7 +26,7 @@ if sanitize := os.environ.get("PYLLAMA2_SANITIZE"):  # e.g. "address,undefined";
     LINK += [f"-fsanitize={sanitize}"]
 
 MODULES = ("matrix", "attention", "forward", "quantizer")
-HEADERS = ["kernels.h", "vector.h", "portable.h", "scalar.h", "avx2.h"]
+HEADERS = ["kernels.h", "vector.h", "portable.h", "scalar.h", "tiles256.h", "panels.h", "avx2.h", "avx512.h"]
 
 setup(
     ext_modules=cythonize(

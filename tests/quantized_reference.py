@@ -13,7 +13,7 @@ Array = NDArray[np.float64]
 
 def quantize_activations(x: Array, weight: Weight) -> Array:
     """x (tokens, columns) as codes and one float32 scale per group have it: int8 for q4, int16 for q8."""
-    group, limit = (32, 127) if weight.type == "q4" else (weight.group_size, 32767)
+    group, limit = weight.group_size, 127 if weight.type == "q4" else 32767
     tokens, columns = x.shape
     padded = np.zeros((tokens, -(-columns // group) * group), np.float32)
     padded[:, :columns] = x

@@ -23,7 +23,7 @@ FORMATS = {
     "float32": ("float32", 0), "float16": ("float16", 0), "q8g32": ("q8", 32), "q8g64": ("q8", 64),
     "q8g128": ("q8", 128), "q4g32": ("q4", 32), "q4g64": ("q4", 64), "q4g128": ("q4", 128),
 }  # fmt: skip
-ISAS = ("scalar", "avx2")
+ISAS = ("scalar", "avx2", "avx_vnni", "avx512")
 TOKENS = np.random.default_rng(5).integers(0, 50, 45).tolist()
 
 
@@ -104,20 +104,21 @@ def test_instruction_sets_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> N
         try:
             found.append(all_logits(make(MHA, name), TOKENS))
         except ValueError:
-            pytest.skip(f"this CPU has no {isa}")
+            continue  # not on this CPU
     # Float sums differ in their order; a quantized activation on the edge may then take the other code.
-    error = np.abs(found[0] - found[1]).max(1) / np.abs(found[0]).max()
-    assert np.median(error) < (1e-5 if name == "float32" else 2e-3)
+    for other in found[1:]:
+        error = np.abs(found[0] - other).max(1) / np.abs(found[0]).max()
+        assert np.median(error) < (1e-5 if name == "float32" else 2e-3)
 
 
 @pytest.mark.parametrize("name", ["float32", "q4g64"])
 def test_long_prompts_are_taken_in_chunks(name: str) -> None:
-    config = replace(GQA, max_seq_len=400)
-    tokens = np.random.default_rng(0).integers(0, 70, 391).tolist()
+    config = replace(GQA, max_seq_len=800)
+    tokens = np.random.default_rng(0).integers(0, 70, 791).tolist()
     backend = make(config, name)
     whole = all_logits(backend, tokens)
-    cache = backend.new_cache(1, 400)
-    parts = [backend.forward(Batch.of_sequence(tokens[a:b], 0, a, "all"), cache) for a, b in [(0, 129), (129, 391)]]
+    cache = backend.new_cache(1, 800)
+    parts = [backend.forward(Batch.of_sequence(tokens[a:b], 0, a, "all"), cache) for a, b in [(0, 129), (129, 791)]]
     assert np.array_equal(whole, np.concatenate(parts))
     if name == "float32":
         expected = oracle_logits(config, random_weights(config), tokens)

@@ -11,7 +11,7 @@ from libc.math cimport INFINITY, expf, sqrt
 from libc.stdint cimport int64_t, uint16_t
 from libc.string cimport memcpy, memset
 
-from .kernels cimport ROW_BLOCK, Activations, Kernels
+from .kernels cimport FLOAT32, ROW_BLOCK, Activations, Kernels, Matrix
 
 
 cdef inline int64_t place(const Heads *heads, const CacheArrays *cache, int64_t layer, int64_t row, int64_t kv_head,
@@ -64,16 +64,18 @@ cdef inline void score_block(const Kernels *kernels, const Heads *heads, const f
                              Thread *thread) noexcept nogil:
     """thread.scores (queries_per_kv, POSITIONS) = q . k / sqrt(head_dim) for n keys (n, head_dim)."""
     cdef Activations queries
+    cdef Matrix matrix
     cdef float scale = <float> (1.0 / sqrt(<double> heads.head_dim))
     cdef int block, first, rows, s, h
     memset(&queries, 0, sizeof(queries))
+    memset(&matrix, 0, sizeof(matrix))
     queries.values = q
     queries.value_stride = heads.head_dim
+    matrix.kind, matrix.rows, matrix.columns, matrix.data = FLOAT32, n, heads.head_dim, keys
     for block in range((n + ROW_BLOCK - 1) // ROW_BLOCK):
         first = block * ROW_BLOCK
         rows = min(<int> ROW_BLOCK, n - first)
-        kernels.matmul_f32(keys + first * heads.head_dim, heads.head_dim, rows, heads.head_dim, &queries,
-                           <int> heads.queries_per_kv, thread.tile)
+        kernels.products[<int> FLOAT32].block(&matrix, block, &queries, <int> heads.queries_per_kv, thread.tile)
         for h in range(heads.queries_per_kv):
             for s in range(rows):
                 thread.scores[h * POSITIONS + first + s] = thread.tile[h * ROW_BLOCK + s] * scale

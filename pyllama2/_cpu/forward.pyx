@@ -1,10 +1,11 @@
 """The forward pass on the CPU: the steps of model.py, in the same order under the same names.
 
-Design: tokens of any sequences are taken in chunks of CHUNK. For each chunk and layer one parallel region is entered,
-in which every thread runs run_layer(): it takes its share of each step, by tokens where a step works on whole vectors,
-by rows of the matrix in products, by (token, key head) in attention, and meets the others at a barrier where the next
-step needs all of the last. Fused: quantization of activations with the norm before it; silu and its product, and the
-residual additions, with the matrix product before them.
+Design: tokens of any sequences are taken in chunks of CHUNK. For each chunk one parallel region is entered, in which
+every thread runs run_chunk(): it takes its share of each step, by tokens where a step works on whole vectors, by rows
+of the matrix in products, by heads in attention, and meets the others at a barrier where the next step needs all of
+the last. A single token's vectors are short: each thread norms and quantizes them for itself, which costs less than
+meeting. Fused: quantization of activations with the norm before it; silu and its product, and the residual additions,
+with the matrix product before them.
 
 A token's numbers do not depend on the other tokens of a chunk nor on the number of threads, to the bit.
 """
@@ -12,18 +13,39 @@ A token's numbers do not depend on the other tokens of a chunk nor on the number
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport parallel, threadid
 from libc.math cimport cos, sin
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free
 
 import numpy as np
 
 from .attention cimport POSITIONS, CacheArrays, Heads, attend, rope_and_append
-from .kernels cimport INT8_GROUP, MAX_GROUP, ROW_BLOCK, Activations, Kernels, kernels_find
-from .matrix cimport Q4, Q8, Matrix, Thread, lookup_row, matmul, matrix_of
-from .openmp cimport share, team_barrier
+from .kernels cimport Activations, Kernels, Matrix, kernels_find
+from .matrix cimport (
+    FEW_COLUMNS, Scratch, Steps, Thread, activations, first_column, first_row, lookup_row, matmul, matrix_of, prepare,
+    prepare_share,
+)
+from .openmp cimport omp_get_wtime, share, team_barrier
 
 cdef enum:
-    CHUNK = 128  # tokens that go through the layers together
+    CHUNK = 512  # tokens that go through the layers together
+
+
+cdef enum Step:  # for the profile
+    EMBED
+    ATTENTION_NORM
+    WQ_WK_WV
+    ROPE_KV_APPEND
+    ATTENTION
+    WO_RESIDUAL
+    FFN_NORM
+    W1_W3_SILU
+    W2_RESIDUAL
+    NORM_OUTPUT
+    N_STEPS
+
+
+STEPS = ("embed", "attention_norm", "wq wk wv", "rope, kv append", "attention", "wo + residual", "ffn_norm",
+         "w1 w3, silu *", "w2 + residual", "norm, output")
 
 
 cdef struct LayerWeights:
@@ -34,20 +56,28 @@ cdef struct LayerWeights:
 
 cdef struct Work:  # one chunk on its way through the layers; n tokens
     int n
+    const int32_t *tokens
     const int32_t *rows
     const int32_t *positions
-    float *cos_sin    # (n, head_dim / 2, 2)
-    float *x          # (n, dim), the residual stream
-    float *normed     # (n, dim)
-    float *q          # (n, q_dim)
-    float *k          # (n, kv_dim)
-    float *v          # (n, kv_dim)
-    float *attended   # (n, q_dim)
-    float *gate       # (n, hidden_dim)
-    float *up         # (n, hidden_dim)
-    void *codes       # quantized activations as struct Activations has them, of whichever vectors are next
-    float *scales
-    int32_t *sums
+    const int32_t *outputs   # (n_outputs,) tokens whose logits are wanted, in 0 .. n for this chunk's
+    int n_outputs
+    bint last                # the chunk after which logits are computed
+    float *hidden            # (n_outputs, dim), normed x of the outputs
+    float *logits            # (n_outputs, vocab_size)
+    float *cos_sin           # (n, head_dim / 2, 2)
+    float *x                 # (n, dim), the residual stream
+    float *normed            # (n, dim)
+    float *q                 # (n, q_dim)
+    float *k                 # (n, kv_dim)
+    float *v                 # (n, kv_dim)
+    float *attended          # (n, q_dim)
+    float *gate              # (n, hidden_dim)
+    float *up                # (n, hidden_dim)
+    Steps steps              # of whichever vectors are multiplied next
+    bint interrupted
+    bint profiled
+    double marked            # when the last step ended
+    double *seconds          # (N_STEPS,) spent so far on chunks of this kind
 
 
 cdef class Forward:
@@ -62,34 +92,40 @@ cdef class Forward:
     cdef Work work
     cdef Thread *threads
     cdef int n_threads
-    cdef int64_t n_layers, dim, hidden_dim, vocab_size
+    cdef int64_t n_layers, dim, vocab_size
     cdef float norm_eps
     cdef double[::1] frequencies
-    cdef list arrays   # arrays that the pointers above point into
-    cdef object model   # keeps the weights alive
+    cdef double[:, ::1] seconds  # (2, N_STEPS): of chunks with few tokens, and with many
+    cdef readonly list tokens    # how many tokens these were
+    cdef readonly bint profiled
+    cdef Scratch scratch
+    cdef object model            # keeps the weights alive
+    cdef object error            # what a signal handler raised
 
-    def __cinit__(self, model, int n_threads, str isa):
+    def __cinit__(self, model, int n_threads, str isa, bint profiled=False):
         config = model.config
         cdef bytes name = isa.encode()
         cdef int64_t i
         self.kernels = kernels_find(name)
         if self.kernels is NULL:
             raise ValueError(f"this CPU has no instruction set {isa!r}")
-        self.model = model
-        self.n_threads = n_threads
-        self.n_layers, self.dim, self.hidden_dim = config.n_layers, config.dim, config.hidden_dim
+        self.model, self.n_threads, self.profiled = model, n_threads, profiled
+        self.n_layers, self.dim = config.n_layers, config.dim
         self.vocab_size, self.norm_eps = config.vocab_size, config.norm_eps
         self.heads.n_kv_heads, self.heads.head_dim = config.n_kv_heads, config.head_dim
         self.heads.queries_per_kv = config.n_heads // config.n_kv_heads
         self.frequencies = np.asarray(config.rope_frequencies(), np.float64)
+        self.seconds, self.tokens = np.zeros((2, N_STEPS)), [0, 0]
+        self.scratch = Scratch()
+        self.scratch.kernels = self.kernels
         self.layers = <LayerWeights *> calloc(self.n_layers, sizeof(LayerWeights))
         self.threads = <Thread *> calloc(n_threads, sizeof(Thread))
         if self.layers is NULL or self.threads is NULL:
             raise MemoryError("no memory for the layers' table")
         for i in range(self.n_layers):
-            self._bind_layer(i, model.weights)
+            self._bind_layer(&self.layers[i], f"layers.{i}.")
         self.tok_embeddings = matrix_of(model.weights["tok_embeddings.weight"])
-        self.output = matrix_of(model.weights["tok_embeddings.weight" if config.tied_embeddings else "output.weight"])
+        self.output = self._matrix("tok_embeddings.weight" if config.tied_embeddings else "output.weight")
         self.norm = vector_of(model.weights["norm.weight"])
         self._allocate(config)
 
@@ -97,53 +133,47 @@ cdef class Forward:
         free(self.layers)
         free(self.threads)
 
-    cdef int _bind_layer(self, int64_t i, dict weights) except -1:
-        cdef LayerWeights *layer = &self.layers[i]
-        prefix = f"layers.{i}."
-        layer.attention_norm = vector_of(weights[prefix + "attention_norm.weight"])
-        layer.ffn_norm = vector_of(weights[prefix + "ffn_norm.weight"])
-        layer.wq = matrix_of(weights[prefix + "attention.wq.weight"])
-        layer.wk = matrix_of(weights[prefix + "attention.wk.weight"])
-        layer.wv = matrix_of(weights[prefix + "attention.wv.weight"])
-        layer.wo = matrix_of(weights[prefix + "attention.wo.weight"])
-        layer.w1 = matrix_of(weights[prefix + "feed_forward.w1.weight"])
-        layer.w2 = matrix_of(weights[prefix + "feed_forward.w2.weight"])
-        layer.w3 = matrix_of(weights[prefix + "feed_forward.w3.weight"])
+    cdef Matrix _matrix(self, str name) except *:
+        cdef Matrix matrix = matrix_of(self.model.weights[name])
+        self.scratch.cover(&matrix)
+        return matrix
+
+    cdef int _bind_layer(self, LayerWeights *layer, str prefix) except -1:
+        layer.attention_norm = vector_of(self.model.weights[prefix + "attention_norm.weight"])
+        layer.ffn_norm = vector_of(self.model.weights[prefix + "ffn_norm.weight"])
+        layer.wq = self._matrix(prefix + "attention.wq.weight")
+        layer.wk = self._matrix(prefix + "attention.wk.weight")
+        layer.wv = self._matrix(prefix + "attention.wv.weight")
+        layer.wo = self._matrix(prefix + "attention.wo.weight")
+        layer.w1 = self._matrix(prefix + "feed_forward.w1.weight")
+        layer.w2 = self._matrix(prefix + "feed_forward.w2.weight")
+        layer.w3 = self._matrix(prefix + "feed_forward.w3.weight")
         return 0
 
-    cdef void *_scratch(self, dtype, int64_t n) except NULL:
-        cdef size_t address
-        array = np.zeros(max(n, 1), dtype)
-        self.arrays.append(array)
-        address = array.ctypes.data
-        return <void *> address
+    cdef float *_floats(self, int64_t n) except NULL:
+        return <float *> self.scratch.take(n * sizeof(float))
 
     cdef int _allocate(self, config) except -1:
         cdef Work *work = &self.work
-        cdef int64_t widest = max(config.dim, config.hidden_dim, config.q_dim)
-        cdef int64_t padded = padded_columns(widest)
-        cdef int64_t tile_columns = max(<int64_t> CHUNK, self.heads.queries_per_kv)
+        cdef Thread *thread
         cdef int t
-        self.arrays = []
-        work.cos_sin = <float *> self._scratch(np.float32, CHUNK * config.head_dim)
-        work.x = <float *> self._scratch(np.float32, CHUNK * config.dim)
-        work.normed = <float *> self._scratch(np.float32, CHUNK * config.dim)
-        work.q = <float *> self._scratch(np.float32, CHUNK * config.q_dim)
-        work.k = <float *> self._scratch(np.float32, CHUNK * config.kv_dim)
-        work.v = <float *> self._scratch(np.float32, CHUNK * config.kv_dim)
-        work.attended = <float *> self._scratch(np.float32, CHUNK * config.q_dim)
-        work.gate = <float *> self._scratch(np.float32, CHUNK * config.hidden_dim)
-        work.up = <float *> self._scratch(np.float32, CHUNK * config.hidden_dim)
-        work.codes = self._scratch(np.int16, CHUNK * padded)
-        work.scales = <float *> self._scratch(np.float32, CHUNK * padded // INT8_GROUP)
-        work.sums = <int32_t *> self._scratch(np.int32, CHUNK * padded // INT8_GROUP)
+        work.cos_sin = self._floats(CHUNK * config.head_dim)
+        work.x = self._floats(CHUNK * config.dim)
+        work.normed = self._floats(CHUNK * config.dim)
+        work.q = self._floats(CHUNK * config.q_dim)
+        work.k = self._floats(CHUNK * config.kv_dim)
+        work.v = self._floats(CHUNK * config.kv_dim)
+        work.attended = self._floats(CHUNK * config.q_dim)
+        work.gate = self._floats(CHUNK * config.hidden_dim)
+        work.up = self._floats(CHUNK * config.hidden_dim)
+        self.scratch.take_steps(&work.steps, CHUNK)
         for t in range(self.n_threads):
-            self.threads[t].id, self.threads[t].team = t, self.n_threads
-            self.threads[t].tile = <float *> self._scratch(np.float32, tile_columns * ROW_BLOCK)
-            self.threads[t].rows = <float *> self._scratch(np.float32, ROW_BLOCK * widest)
-            self.threads[t].keys = <float *> self._scratch(np.float32, POSITIONS * config.head_dim)
-            self.threads[t].scores = <float *> self._scratch(np.float32, self.heads.queries_per_kv * POSITIONS)
-            self.threads[t].softmax = <float *> self._scratch(np.float32, self.heads.queries_per_kv * 2)
+            thread = &self.threads[t]
+            self.scratch.take_thread(thread, t, self.n_threads, max(<int64_t> CHUNK, self.heads.queries_per_kv))
+            thread.normed = self._floats(config.dim)
+            thread.keys = self._floats(POSITIONS * config.head_dim)
+            thread.scores = self._floats(self.heads.queries_per_kv * POSITIONS)
+            thread.softmax = self._floats(self.heads.queries_per_kv * 2)
         return 0
 
     @property
@@ -154,69 +184,108 @@ cdef class Forward:
     @property
     def scratch_bytes(self):
         """Bytes of scratch memory."""
-        return sum(array.nbytes for array in self.arrays)
+        return sum(array.nbytes for array in self.scratch.arrays)
+
+    @property
+    def step_seconds(self):
+        """Seconds by STEPS (2, len(STEPS)): of chunks with few tokens, and with many."""
+        return np.array(self.seconds)
 
     def run(self, const int32_t[::1] tokens, const int32_t[::1] rows, const int32_t[::1] positions,
             const int32_t[::1] outputs, keys, values):
         """Logits (len(outputs), vocab_size); appends to the cache arrays keys and values. All indices were checked.
 
-        Ctrl-C between two layers raises KeyboardInterrupt.
+        Ctrl-C between two layers of a prompt raises KeyboardInterrupt.
         """
         cdef CacheArrays cache
         cdef size_t keys_address = keys.ctypes.data, values_address = values.ctypes.data
-        cdef int64_t chunk, start, layer
-        cdef int i, n, m = <int> outputs.shape[0]
-        cdef float[:, ::1] hidden = np.empty((m, self.dim), np.float32)  # normed x of the outputs
+        cdef int64_t i, start, n = tokens.shape[0], m = outputs.shape[0]
+        cdef float[:, ::1] hidden = np.empty((m, self.dim), np.float32)
         cdef float[:, ::1] logits = np.empty((m, self.vocab_size), np.float32)
+        cdef int32_t[::1] here = np.empty(m, np.int32)
+        cdef Work *work = &self.work
         cache.keys, cache.values = <void *> keys_address, <void *> values_address
         cache.half = keys.dtype == np.float16
         cache.n_rows, cache.max_seq_len = keys.shape[1], keys.shape[3]
-        for chunk in range((tokens.shape[0] + CHUNK - 1) // CHUNK):
-            start = chunk * CHUNK
-            self.work.n = <int> min(<int64_t> CHUNK, tokens.shape[0] - start)
-            self.work.rows, self.work.positions = &rows[start], &positions[start]
-            with nogil:
-                self._embed(&tokens[start])
-            for layer in range(self.n_layers):
-                with nogil:
-                    self._run_layer(layer, &cache)
-                if self.work.n > 1:
-                    PyErr_CheckSignals()
+        work.n_outputs, work.interrupted = <int> m, False
+        if m:
+            work.outputs, work.hidden, work.logits = &here[0], &hidden[0, 0], &logits[0, 0]
+        for start in range(0, n, CHUNK):
+            work.n, work.last = <int> min(<int64_t> CHUNK, n - start), start + CHUNK >= n
+            work.tokens, work.rows, work.positions = &tokens[start], &rows[start], &positions[start]
             for i in range(m):
-                if start <= outputs[i] < start + self.work.n:
-                    self.kernels.rms_norm(self.work.x + (outputs[i] - start) * self.dim, self.norm, self.norm_eps,
-                                          self.dim, &hidden[i, 0])
-        for chunk in range((m + CHUNK - 1) // CHUNK):
-            i = <int> chunk * CHUNK
-            n = min(<int> CHUNK, m - i)
+                here[i] = <int32_t> (outputs[i] - start)
+            many = work.n > FEW_COLUMNS
+            self.tokens[many] += work.n
+            work.profiled, work.seconds = self.profiled, &self.seconds[<int> many, 0]
             with nogil:
-                self._output(n, &hidden[i, 0], &logits[i, 0])
-            if m > CHUNK:
-                PyErr_CheckSignals()
+                self._run_chunk(&cache)
+            if work.interrupted:
+                error, self.error = self.error, None
+                raise error
         return np.asarray(logits)
 
-    cdef void _embed(self, const int32_t *tokens) noexcept nogil:
+    cdef void _run_chunk(self, const CacheArrays *cache) noexcept nogil:
+        self.work.marked = omp_get_wtime()
+        with parallel(num_threads=self.n_threads):
+            self._run_share(cache, &self.threads[threadid()])
+
+    cdef void _run_share(self, const CacheArrays *cache, Thread *thread) noexcept nogil:
+        """The chunk, as one thread of the team runs it."""
+        cdef Work *work = &self.work
+        cdef int64_t layer
+        self._embed(thread)
+        for layer in range(self.n_layers):
+            run_layer(self.kernels, &self.layers[layer], layer, &self.heads, self.norm_eps, cache, work, thread)
+            if thread.id == 0 and work.n > FEW_COLUMNS and not work.interrupted:
+                work.interrupted = self._signalled()
+            team_barrier()
+            if work.interrupted:
+                return
+        self._output(thread)
+
+    cdef bint _signalled(self) noexcept with gil:
+        """Whether a signal handler raised an exception, which is kept."""
+        try:
+            PyErr_CheckSignals()
+        except BaseException as error:
+            self.error = error
+            return True
+        return False
+
+    cdef void _embed(self, const Thread *thread) noexcept nogil:
         """x = rows of tok_embeddings; the angles of each token's position."""
         cdef Work *work = &self.work
         cdef int t, i, half = <int> (self.heads.head_dim // 2)
         cdef double angle
-        for t in range(work.n):
-            lookup_row(self.kernels, &self.tok_embeddings, tokens[t], work.x + t * self.dim)
+        for t in range(<int> share(work.n, thread.id, thread.team), <int> share(work.n, thread.id + 1, thread.team)):
+            lookup_row(self.kernels, &self.tok_embeddings, work.tokens[t], work.x + t * self.dim)
             for i in range(half):
                 angle = work.positions[t] * self.frequencies[i]
                 work.cos_sin[(t * half + i) * 2] = <float> cos(angle)
                 work.cos_sin[(t * half + i) * 2 + 1] = <float> sin(angle)
+        team_barrier()
+        mark(work, thread, EMBED)
 
-    cdef void _run_layer(self, int64_t layer, const CacheArrays *cache) noexcept nogil:
-        with parallel(num_threads=self.n_threads):
-            run_layer(self.kernels, &self.layers[layer], layer, &self.heads, self.norm_eps, cache, &self.work,
-                      &self.threads[threadid()])
-
-    cdef void _output(self, int n, const float *hidden, float *logits) noexcept nogil:
-        """logits (n, vocab_size) = output matrix times hidden (n, dim)."""
-        with parallel(num_threads=self.n_threads):
-            quantize_and_multiply(self.kernels, &self.output, &self.work, hidden, n, logits,
-                                  &self.threads[threadid()])
+    cdef void _output(self, Thread *thread) noexcept nogil:
+        """norm -> output: hidden of this chunk's outputs, and after the last chunk all logits."""
+        cdef Work *work = &self.work
+        cdef int64_t dim = self.dim
+        cdef Activations act
+        cdef int piece, i, n
+        for i in range(<int> share(work.n_outputs, thread.id, thread.team),
+                       <int> share(work.n_outputs, thread.id + 1, thread.team)):
+            if 0 <= work.outputs[i] < work.n:
+                self.kernels.rms_norm(work.x + work.outputs[i] * dim, self.norm, self.norm_eps, dim,
+                                      work.hidden + i * dim)
+        if work.last:
+            for piece in range((work.n_outputs + CHUNK - 1) // CHUNK):
+                i = piece * <int> CHUNK
+                n = min(<int> CHUNK, work.n_outputs - i)
+                act = input_of(self.kernels, &self.output, work, work.hidden + i * dim, n, thread)
+                matmul(self.kernels, &self.output, &act, n, work.logits + i * self.vocab_size, False, thread)
+                team_barrier()
+        mark(work, thread, NORM_OUTPUT)
 
 
 cdef const float *vector_of(object weight) except NULL:
@@ -227,75 +296,60 @@ cdef const float *vector_of(object weight) except NULL:
     return <const float *> address
 
 
-cdef inline int64_t padded_columns(int64_t columns) noexcept nogil:
-    return (columns + MAX_GROUP - 1) // MAX_GROUP * MAX_GROUP
+cdef inline void mark(Work *work, const Thread *thread, Step step) noexcept nogil:
+    """Count the time since the last mark for a step."""
+    cdef double now
+    if work.profiled and thread.id == 0:
+        now = omp_get_wtime()
+        work.seconds[<int> step] += now - work.marked
+        work.marked = now
 
 
-cdef inline Activations activations(const Work *work, const float *values, int64_t columns) noexcept nogil:
-    """The columns to multiply with: values (n, columns) and their quantized form in the work's buffers."""
-    cdef Activations act
-    act.values, act.value_stride = values, columns
-    act.codes, act.scales, act.sums = work.codes, work.scales, work.sums
-    act.stride = padded_columns(columns)
+cdef inline Activations input_of(const Kernels *kernels, const Matrix *w, const Work *work, const float *values, int n,
+                                 Thread *thread) noexcept nogil:
+    """values (n, w.columns), complete once the threads have met, prepared for products with w."""
+    cdef Activations act = activations(kernels, w, &thread.steps if n == 1 else &work.steps, values, n)
+    team_barrier()
+    if n == 1:
+        prepare(kernels, w, &act, 0)
+    else:
+        prepare_share(kernels, w, &act, n, thread)
+        team_barrier()
     return act
 
 
-cdef inline void quantize_token(const Kernels *kernels, const Matrix *w, const Work *work, const float *values,
-                                int t) noexcept nogil:
-    """The quantized form of row t of values (n, w.columns), if w needs it."""
-    cdef int64_t stride = padded_columns(w.columns)
-    cdef const float *x = values + t * w.columns
-    if w.kind == Q8:
-        kernels.quantize_int16(x, w.columns, w.group_size, stride, <int16_t *> work.codes + t * stride,
-                               work.scales + t * (stride // w.group_size))
-    elif w.kind == Q4:
-        kernels.quantize_int8(x, w.columns, stride, <int8_t *> work.codes + t * stride,
-                              work.scales + t * (stride // INT8_GROUP), work.sums + t * (stride // INT8_GROUP))
-
-
-cdef inline void quantize_tokens(const Kernels *kernels, const Matrix *w, const Work *work, const float *values, int n,
-                                 const Thread *thread) noexcept nogil:
-    """The same for all rows, shared among the threads, after which they meet."""
-    cdef int t
-    team_barrier()  # values are complete
-    for t in range(<int> share(n, thread.id, thread.team), <int> share(n, thread.id + 1, thread.team)):
-        quantize_token(kernels, w, work, values, t)
-    team_barrier()
-
-
-cdef void quantize_and_multiply(const Kernels *kernels, const Matrix *w, const Work *work, const float *values, int n,
-                                float *y, Thread *thread) noexcept nogil:
-    cdef Activations act = activations(work, values, w.columns)
-    quantize_tokens(kernels, w, work, values, n, thread)
-    matmul(kernels, w, &act, n, y, False, thread)
-
-
-cdef inline void norm_tokens(const Kernels *kernels, const Matrix *w, const Work *work, const float *weight, float eps,
-                             const Thread *thread) noexcept nogil:
-    """normed = RMSNorm(x), and its quantized form for w."""
-    cdef int t
-    for t in range(<int> share(work.n, thread.id, thread.team), <int> share(work.n, thread.id + 1, thread.team)):
-        kernels.rms_norm(work.x + t * w.columns, weight, eps, w.columns, work.normed + t * w.columns)
-        quantize_token(kernels, w, work, work.normed, t)
-    team_barrier()
+cdef inline Activations normed_input(const Kernels *kernels, const Matrix *w, const Work *work, const float *weight,
+                                     float eps, Thread *thread) noexcept nogil:
+    """RMSNorm(x), prepared for products with w."""
+    cdef bint alone = work.n == 1
+    cdef float *normed = thread.normed if alone else work.normed
+    cdef Activations act = activations(kernels, w, &thread.steps if alone else &work.steps, normed, work.n)
+    cdef int t, first = 0 if alone else first_column(&act, work.n, thread, 0)
+    for t in range(first, 1 if alone else first_column(&act, work.n, thread, 1)):
+        kernels.rms_norm(work.x + t * w.columns, weight, eps, w.columns, normed + t * w.columns)
+        prepare(kernels, w, &act, t)
+    if not alone:
+        team_barrier()
+    return act
 
 
 cdef void run_layer(const Kernels *kernels, const LayerWeights *layer, int64_t index, const Heads *heads, float eps,
-                    const CacheArrays *cache, const Work *work, Thread *thread) noexcept nogil:
-    """One layer of model.py's Block, as one thread of the team runs it."""
-    cdef int64_t dim = layer.wq.columns, q_dim = layer.wq.rows, kv_dim = layer.wk.rows, hidden = layer.w1.rows
+                    const CacheArrays *cache, Work *work, Thread *thread) noexcept nogil:
+    """One layer of model.py's Block, as one thread of the team runs it. The threads have to meet after it."""
+    cdef int64_t q_dim = layer.wq.rows, kv_dim = layer.wk.rows, hidden = layer.w1.rows
     cdef int64_t head_dim = heads.head_dim, group_dim = heads.queries_per_kv * heads.head_dim
     cdef int64_t unit, units, kv_head, first, count
     cdef int t, n = work.n
     cdef Activations act
 
     # attention_norm -> wq wk wv
-    norm_tokens(kernels, &layer.wq, work, layer.attention_norm, eps, thread)
-    act = activations(work, work.normed, dim)
+    act = normed_input(kernels, &layer.wq, work, layer.attention_norm, eps, thread)
+    mark(work, thread, ATTENTION_NORM)
     matmul(kernels, &layer.wq, &act, n, work.q, False, thread)
     matmul(kernels, &layer.wk, &act, n, work.k, False, thread)
     matmul(kernels, &layer.wv, &act, n, work.v, False, thread)
     team_barrier()
+    mark(work, thread, WQ_WK_WV)
 
     # rope -> kv append
     units = n * heads.n_kv_heads
@@ -305,6 +359,7 @@ cdef void run_layer(const Kernels *kernels, const LayerWeights *layer, int64_t i
                         work.cos_sin + t * head_dim, work.q + t * q_dim + kv_head * group_dim,
                         work.k + t * kv_dim + kv_head * head_dim, work.v + t * kv_dim + kv_head * head_dim)
     team_barrier()
+    mark(work, thread, ROPE_KV_APPEND)
 
     # attention; later tokens see more, so units are dealt out in turn
     for unit in range((units - thread.id + thread.team - 1) // thread.team):
@@ -314,22 +369,24 @@ cdef void run_layer(const Kernels *kernels, const LayerWeights *layer, int64_t i
                work.q + t * q_dim + kv_head * group_dim, work.attended + t * q_dim + kv_head * group_dim, thread)
 
     # wo + residual
-    quantize_tokens(kernels, &layer.wo, work, work.attended, n, thread)
-    act = activations(work, work.attended, q_dim)
+    act = input_of(kernels, &layer.wo, work, work.attended, n, thread)
+    mark(work, thread, ATTENTION)
     matmul(kernels, &layer.wo, &act, n, work.x, True, thread)
     team_barrier()
+    mark(work, thread, WO_RESIDUAL)
 
     # ffn_norm -> w1 w3 -> silu * ; a thread's share of w1's rows is its share of w3's
-    norm_tokens(kernels, &layer.w1, work, layer.ffn_norm, eps, thread)
-    act = activations(work, work.normed, dim)
+    act = normed_input(kernels, &layer.w1, work, layer.ffn_norm, eps, thread)
+    mark(work, thread, FFN_NORM)
     matmul(kernels, &layer.w1, &act, n, work.gate, False, thread)
     matmul(kernels, &layer.w3, &act, n, work.up, False, thread)
-    first = share((hidden + ROW_BLOCK - 1) // ROW_BLOCK, thread.id, thread.team) * ROW_BLOCK
-    count = min(hidden, share((hidden + ROW_BLOCK - 1) // ROW_BLOCK, thread.id + 1, thread.team) * ROW_BLOCK) - first
+    first = first_row(kernels, &layer.w1, &act, thread, 0)
+    count = first_row(kernels, &layer.w1, &act, thread, 1) - first
     for t in range(n):
         kernels.silu_product(work.gate + t * hidden + first, work.up + t * hidden + first, count)
 
     # w2 + residual
-    quantize_tokens(kernels, &layer.w2, work, work.gate, n, thread)
-    act = activations(work, work.gate, hidden)
+    act = input_of(kernels, &layer.w2, work, work.gate, n, thread)
+    mark(work, thread, W1_W3_SILU)
     matmul(kernels, &layer.w2, &act, n, work.x, True, thread)
+    mark(work, thread, W2_RESIDUAL)

@@ -1,38 +1,58 @@
 """kernels/kernels.h for Cython: what each function computes is said there."""
 
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t
 
 
 cdef extern from "kernels/kernels.h" nogil:
     enum:
         ROW_BLOCK
         QUAD
-        INT8_GROUP
+        LANES
         MAX_GROUP
+        MAX_PANEL_ROWS
+        KINDS
+
+    ctypedef enum Kind:
+        FLOAT32
+        FLOAT16
+        Q8
+        Q4
+
+    ctypedef struct Matrix:
+        Kind kind
+        int group_size
+        int64_t rows
+        int64_t columns
+        const void *data
+        const uint16_t *scales
 
     ctypedef struct Activations:
         const float *values
-        const void *codes
-        const float *scales
-        const int32_t *sums
         int64_t value_stride
-        int64_t stride
+        const void *steps
+        const float *scales
+        const int32_t *offsets
+        int64_t n_steps
+        int64_t n_groups
+        int interleave
+
+    ctypedef struct Product:
+        void (*prepare)(const Matrix *w, const float *x, int interleave, void *steps, float *scales,
+                        int32_t *offsets) noexcept nogil
+        void (*block)(const Matrix *w, int64_t block, const Activations *x, int n, float *out) noexcept nogil
+        void (*pack)(const Matrix *w, int64_t panel, int64_t g0, int64_t g1, void *steps,
+                     float *scales) noexcept nogil
+        void (*panel)(const Matrix *w, const void *steps, const float *scales, int64_t g0, int64_t g1,
+                      const Activations *x, int64_t c0, float *totals, int64_t total_stride) noexcept nogil
 
     ctypedef struct Kernels:
         const char *name
-        void (*matmul_f32)(const float *w, int64_t w_stride, int rows, int64_t inputs, const Activations *x, int n,
-                           float *out) noexcept nogil
-        void (*matmul_q8)(const int8_t *codes, const uint16_t *scales, int64_t n_groups, int group_size,
-                          const Activations *x, int n, float *out) noexcept nogil
-        void (*matmul_q4)(const uint8_t *codes, const uint16_t *scales, int64_t n_groups, int group_size,
-                          const Activations *x, int n, float *out) noexcept nogil
+        Product *products
+        int panel_rows
+        int panel_columns
         void (*widen_f16)(const uint16_t *x, float *y, int64_t n) noexcept nogil
         void (*narrow_f16)(const float *x, uint16_t *y, int64_t n) noexcept nogil
         void (*rms_norm)(const float *x, const float *w, float eps, int64_t n, float *y) noexcept nogil
-        void (*quantize_int8)(const float *x, int64_t n, int64_t stride, int8_t *codes, float *scales,
-                              int32_t *sums) noexcept nogil
-        void (*quantize_int16)(const float *x, int64_t n, int group_size, int64_t stride, int16_t *codes,
-                               float *scales) noexcept nogil
         void (*silu_product)(float *gate, const float *x, int64_t n) noexcept nogil
         float (*exp_sum)(float *scores, float maximum, int64_t n) noexcept nogil
         void (*weighted_sum)(float *out, float keep, const float *p, const float *values, int64_t n,
@@ -41,5 +61,7 @@ cdef extern from "kernels/kernels.h" nogil:
         float (*quantize_group_q4)(const float *x, int group_size, uint8_t *codes) noexcept nogil
 
     const Kernels *kernels_find(const char *name) noexcept nogil
+    int64_t groups_of(const Matrix *w) noexcept nogil
+    int64_t steps_of(const Matrix *w) noexcept nogil
     float half_to_float(uint16_t h) noexcept nogil
     uint16_t float_to_half(float f) noexcept nogil

@@ -1,37 +1,64 @@
-"""A weight matrix as C code sees it, and its product with activations."""
+"""Products of a weight matrix with activations, one thread's share at a time."""
 
-from libc.stdint cimport int64_t, uint16_t
+from libc.stdint cimport int32_t, int64_t
 
-from .kernels cimport Activations, Kernels
+from .kernels cimport Activations, Kernels, Matrix
 
-
-cdef enum WeightKind:
-    FLOAT32
-    FLOAT16
-    Q8
-    Q4
+cdef enum:
+    FEW_COLUMNS = 12           # up to which a matrix is taken block by block, unpacked again for each tile
+    PANEL_BYTES = 96 * 1024    # packed weights that a thread sweeps over all columns; part of the L2 cache
+    PANEL_INPUTS = 1024        # of a quantized matrix that are packed together
 
 
-cdef struct Matrix:
-    WeightKind kind
-    int64_t rows
-    int64_t columns
-    int group_size            # 0 for float kinds
-    const void *data          # laid out as weights.py says
-    const uint16_t *scales    # float16 bits; NULL for float kinds
+cdef struct Steps:             # where activations are prepared, see struct Activations
+    void *codes
+    float *scales
+    int32_t *offsets
 
 
 cdef struct Thread:
     int id
-    int team                  # number of threads
-    float *tile               # (columns of a chunk, 8)
-    float *rows               # (8, widest row): float16 rows widened
-    float *keys               # (POSITIONS, head_dim): float16 keys, then values, widened
-    float *scores             # (queries that share a key head, POSITIONS)
-    float *softmax            # (queries that share a key head, 2): running maximum and sum
+    int team                   # number of threads
+    Steps steps                # of one column of its own
+    float *normed              # (dim,) of one token
+    float *tile                # (columns, 8)
+    void *panels               # packed weights of some panels, and their scales
+    float *panel_scales
+    float *totals              # (columns, rows of those panels)
+    float *keys                # (POSITIONS, head_dim): float16 keys, then values, widened
+    float *scores              # (queries that share a key head, POSITIONS)
+    float *softmax             # (queries that share a key head, 2): running maximum and sum
+
+
+cdef class Scratch:
+    """Aligned memory that grows no more, for products with any of the matrices that it was told to cover."""
+    cdef const Kernels *kernels
+    cdef readonly list arrays
+    cdef int64_t n_steps, n_groups, panel_bytes, panel_scales, panel_rows  # largest that a matrix wants
+
+    cdef void cover(self, const Matrix *w) noexcept
+    cdef void *take(self, int64_t n_bytes) except NULL
+    cdef int take_steps(self, Steps *steps, int64_t columns) except -1
+    cdef int take_thread(self, Thread *thread, int id, int team, int64_t columns) except -1
+
+
+cdef struct PanelPlan:         # how multiply_panels() takes a matrix
+    int64_t groups             # packed at a time
+    int64_t bytes              # of one panel of so many groups
+    int64_t scales
+    int64_t together           # panels swept together
 
 
 cdef Matrix matrix_of(object weight) except *
+cdef PanelPlan plan_panels(const Kernels *kernels, const Matrix *w) noexcept nogil
+cdef Activations activations(const Kernels *kernels, const Matrix *w, const Steps *steps, const float *values,
+                             int n) noexcept nogil
+cdef void prepare(const Kernels *kernels, const Matrix *w, const Activations *x, int column) noexcept nogil
 cdef void matmul(const Kernels *kernels, const Matrix *w, const Activations *x, int n, float *y, bint add,
                  Thread *thread) noexcept nogil
+cdef int64_t first_row(const Kernels *kernels, const Matrix *w, const Activations *x, const Thread *thread,
+                       int further) noexcept nogil
+cdef int first_column(const Activations *x, int n, const Thread *thread, int further) noexcept nogil
+cdef void prepare_share(const Kernels *kernels, const Matrix *w, const Activations *x, int n,
+                        const Thread *thread) noexcept nogil
 cdef void lookup_row(const Kernels *kernels, const Matrix *w, int64_t row, float *y) noexcept nogil

@@ -1,15 +1,23 @@
 """Products of weight matrices with activations, shared among the threads of a team.
 
-Design: a block of 8 rows is the unit of work for every weight type. A thread takes a contiguous share of the blocks
-and sweeps all columns for each, so that a weight is read once per call; its results do not depend on how the rows
-were shared or on how many columns there are.
+Design: each thread takes a contiguous share of the rows, and its results depend neither on how rows were shared nor
+on how many columns there are. With few columns a block of 8 rows is the unit of work: it streams through the cores
+once, unpacked in registers for every tile of columns. With many columns the unit is a panel of more rows, which is
+unpacked once, to where it stays in cache, and swept over all columns.
 """
 
-from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t
-from libc.string cimport memcpy
+from cython.parallel cimport parallel, threadid
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
 
-from .kernels cimport QUAD, ROW_BLOCK, Activations, Kernels, half_to_float
-from .openmp cimport share
+import numpy as np
+
+from .kernels cimport (
+    FLOAT16, FLOAT32, Q4, Q8, QUAD, ROW_BLOCK, Activations, Kernels, Matrix, Product, groups_of, half_to_float,
+    kernels_find, steps_of,
+)
+from .openmp cimport share, team_barrier
 
 _KINDS = {"float32": FLOAT32, "float16": FLOAT16, "q8": Q8, "q4": Q4}
 
@@ -29,48 +37,209 @@ cdef Matrix matrix_of(object weight) except *:
     return matrix
 
 
-cdef inline void block_product(const Kernels *kernels, const Matrix *w, const Activations *x, int n, int64_t block,
-                               int rows, Thread *thread) noexcept nogil:
-    """thread.tile (n, 8) = rows of one block times the n columns of x."""
-    cdef int64_t groups = 0
-    cdef const uint16_t *half_rows
-    if w.group_size:
-        groups = (w.columns + w.group_size - 1) // w.group_size
-    cdef int64_t codes = block * groups * w.group_size * ROW_BLOCK  # that lie before this block
-    if w.kind == Q4:
-        kernels.matmul_q4(<const uint8_t *> w.data + codes // 2, w.scales + block * groups * ROW_BLOCK, groups,
-                          w.group_size, x, n, thread.tile)
-    elif w.kind == Q8:
-        kernels.matmul_q8(<const int8_t *> w.data + codes, w.scales + block * groups * ROW_BLOCK, groups,
-                          w.group_size, x, n, thread.tile)
-    elif w.kind == FLOAT16:
-        half_rows = <const uint16_t *> w.data + block * ROW_BLOCK * w.columns
-        kernels.widen_f16(half_rows, thread.rows, rows * w.columns)
-        kernels.matmul_f32(thread.rows, w.columns, rows, w.columns, x, n, thread.tile)
-    else:
-        kernels.matmul_f32(<const float *> w.data + block * ROW_BLOCK * w.columns, w.columns, rows, w.columns, x, n,
-                           thread.tile)
+cdef Activations activations(const Kernels *kernels, const Matrix *w, const Steps *steps, const float *values,
+                             int n) noexcept nogil:
+    """n columns values (n, w.columns) for products with w, to be prepared in steps."""
+    cdef Activations act
+    act.values, act.value_stride = values, w.columns
+    act.steps, act.scales, act.offsets = steps.codes, steps.scales, steps.offsets
+    act.n_steps = steps_of(w)
+    act.n_groups = groups_of(w) if w.group_size else 0
+    act.interleave = kernels.panel_columns if n > FEW_COLUMNS and kernels.panel_rows else 1
+    return act
+
+
+cdef void prepare(const Kernels *kernels, const Matrix *w, const Activations *x, int column) noexcept nogil:
+    """Write the steps of one column."""
+    cdef int64_t first = column // x.interleave * x.interleave, lane = column % x.interleave
+    cdef int32_t *steps = <int32_t *> x.steps
+    kernels.products[<int> w.kind].prepare(w, x.values + column * x.value_stride, x.interleave,
+                                     steps + first * x.n_steps + lane, <float *> x.scales + first * x.n_groups + lane,
+                                     <int32_t *> x.offsets + first * x.n_groups + lane)
+
+
+cdef int64_t first_row(const Kernels *kernels, const Matrix *w, const Activations *x, const Thread *thread,
+                       int further) noexcept nogil:
+    """The first row of the share of the thread that comes so many further."""
+    cdef int64_t unit = kernels.panel_rows if x.interleave > 1 else ROW_BLOCK
+    return min(w.rows, share((w.rows + unit - 1) // unit, thread.id + further, thread.team) * unit)
+
+
+cdef int first_column(const Activations *x, int n, const Thread *thread, int further) noexcept nogil:
+    """The same for n columns. Interleaved ones stay together."""
+    cdef int units = (n + x.interleave - 1) // x.interleave
+    return min(n, <int> share(units, thread.id + further, thread.team) * x.interleave)
 
 
 cdef void matmul(const Kernels *kernels, const Matrix *w, const Activations *x, int n, float *y, bint add,
                  Thread *thread) noexcept nogil:
     """y (n, rows) = x (n, columns) times w transposed, or y += that when add is set: this thread's share of rows."""
-    cdef int64_t n_blocks = (w.rows + ROW_BLOCK - 1) // ROW_BLOCK
-    cdef int64_t block
-    cdef int c, r, rows
-    cdef float *target
-    cdef const float *source
-    for block in range(share(n_blocks, thread.id, thread.team), share(n_blocks, thread.id + 1, thread.team)):
-        rows = <int> min(<int64_t> ROW_BLOCK, w.rows - block * ROW_BLOCK)
-        block_product(kernels, w, x, n, block, rows, thread)
-        for c in range(n):
-            target = y + c * w.rows + block * ROW_BLOCK
-            source = thread.tile + c * ROW_BLOCK
-            if add:
-                for r in range(rows):
-                    target[r] += source[r]
-            else:
-                memcpy(target, source, rows * sizeof(float))
+    if x.interleave > 1:
+        multiply_panels(kernels, w, x, n, y, add, thread)
+    else:
+        multiply_blocks(kernels, w, x, n, y, add, thread)
+
+
+cdef void multiply_blocks(const Kernels *kernels, const Matrix *w, const Activations *x, int n, float *y, bint add,
+                          Thread *thread) noexcept nogil:
+    cdef int64_t block, row, end = first_row(kernels, w, x, thread, 1)
+    for block in range(first_row(kernels, w, x, thread, 0) // ROW_BLOCK, (end + ROW_BLOCK - 1) // ROW_BLOCK):
+        row = block * ROW_BLOCK
+        kernels.products[<int> w.kind].block(w, block, x, n, thread.tile)
+        write_back(thread.tile, ROW_BLOCK, n, min(<int64_t> ROW_BLOCK, end - row), y + row, w.rows, add)
+
+
+cdef PanelPlan plan_panels(const Kernels *kernels, const Matrix *w) noexcept nogil:
+    cdef PanelPlan plan
+    if w.group_size:
+        plan.groups = min(groups_of(w), <int64_t> PANEL_INPUTS // w.group_size)
+        plan.bytes = steps_of(w) // groups_of(w) * plan.groups * 4 * kernels.panel_rows
+    else:
+        plan.groups = 1  # float panels take all inputs at a time
+        plan.bytes = steps_of(w) * 4 * kernels.panel_rows
+    plan.scales = plan.groups * kernels.panel_rows
+    plan.together = max(<int64_t> 1, PANEL_BYTES // plan.bytes) if plan.bytes else 1
+    return plan
+
+
+cdef void multiply_panels(const Kernels *kernels, const Matrix *w, const Activations *x, int n, float *y, bint add,
+                          Thread *thread) noexcept nogil:
+    cdef const Product *product = &kernels.products[<int> w.kind]
+    cdef PanelPlan plan = plan_panels(kernels, w)
+    cdef int64_t height = kernels.panel_rows, groups = groups_of(w) if w.group_size else 1
+    cdef int64_t row = first_row(kernels, w, x, thread, 0), end = first_row(kernels, w, x, thread, 1)
+    cdef int64_t part, g, last, p, panels, stride
+    cdef int tile, c
+    while row < end:
+        panels = min(plan.together, (end - row + height - 1) // height)
+        stride = panels * height
+        memset(thread.totals, 0, (n + x.interleave - 1) // x.interleave * x.interleave * stride * sizeof(float))
+        for part in range((groups + plan.groups - 1) // plan.groups):
+            g, last = part * plan.groups, min(groups, (part + 1) * plan.groups)
+            for p in range(panels):
+                product.pack(w, row // height + p, g, last, <char *> thread.panels + p * plan.bytes,
+                             thread.panel_scales + p * plan.scales)
+            for tile in range((n + x.interleave - 1) // x.interleave):
+                c = tile * x.interleave
+                for p in range(panels):
+                    product.panel(w, <char *> thread.panels + p * plan.bytes, thread.panel_scales + p * plan.scales, g,
+                                  last, x, c, thread.totals + c * stride + p * height, stride)
+        write_back(thread.totals, stride, n, min(stride, end - row), y + row, w.rows, add)
+        row += stride
+
+
+cdef inline void write_back(const float *source, int64_t source_stride, int n, int64_t rows, float *y, int64_t y_stride,
+                            bint add) noexcept nogil:
+    """y (n, rows) = or += source (n, rows)."""
+    cdef int c
+    cdef int64_t r
+    for c in range(n):
+        if add:
+            for r in range(rows):
+                y[c * y_stride + r] += source[c * source_stride + r]
+        else:
+            memcpy(y + c * y_stride, source + c * source_stride, rows * sizeof(float))
+
+
+cdef class Scratch:
+
+    def __cinit__(self):
+        self.arrays = []
+
+    cdef void cover(self, const Matrix *w) noexcept:
+        """Make room for products with w."""
+        cdef PanelPlan plan
+        self.n_steps = max(self.n_steps, steps_of(w))
+        self.n_groups = max(self.n_groups, groups_of(w) if w.group_size else 0)
+        if self.kernels.panel_rows:
+            plan = plan_panels(self.kernels, w)
+            self.panel_bytes = max(self.panel_bytes, plan.bytes * plan.together)
+            self.panel_scales = max(self.panel_scales, plan.scales * plan.together)
+            self.panel_rows = max(self.panel_rows, plan.together * self.kernels.panel_rows)
+
+    cdef void *take(self, int64_t n_bytes) except NULL:
+        """Zeros that start at a multiple of 64 bytes; memory is only taken up by what was written."""
+        cdef size_t address
+        array = np.zeros(n_bytes + 64, np.uint8)
+        self.arrays.append(array)
+        address = array.ctypes.data
+        return <void *> ((address + 63) // 64 * 64)
+
+    cdef int take_steps(self, Steps *steps, int64_t columns) except -1:
+        columns += self.kernels.panel_columns
+        steps.codes = self.take(columns * self.n_steps * 4)
+        steps.scales = <float *> self.take(columns * self.n_groups * sizeof(float))
+        steps.offsets = <int32_t *> self.take(columns * self.n_groups * sizeof(int32_t))
+        return 0
+
+    cdef int take_thread(self, Thread *thread, int id, int team, int64_t columns) except -1:
+        """What a thread needs for products with so many columns."""
+        thread.id, thread.team = id, team
+        self.take_steps(&thread.steps, 1)
+        thread.tile = <float *> self.take(columns * ROW_BLOCK * sizeof(float))
+        thread.panels = self.take(self.panel_bytes)
+        thread.panel_scales = <float *> self.take(self.panel_scales * sizeof(float))
+        columns += self.kernels.panel_columns
+        thread.totals = <float *> self.take(columns * self.panel_rows * sizeof(float))
+        return 0
+
+
+cdef class MatrixProduct:
+    """Products with one weight by itself, for tests and measurements.
+
+    MatrixProduct(weight, columns, n_threads, isa)(x) is x (n, columns) float32 times weight transposed, (n, rows)
+    float32, for n up to columns.
+    """
+
+    cdef Matrix matrix
+    cdef Scratch scratch
+    cdef Steps steps
+    cdef Thread *threads
+    cdef int n_threads
+    cdef object weight
+
+    def __cinit__(self, weight, int columns, int n_threads=1, str isa=""):
+        cdef bytes name = isa.encode()
+        cdef int t
+        self.weight, self.matrix, self.n_threads = weight, matrix_of(weight), n_threads
+        self.scratch = Scratch()
+        self.scratch.kernels = kernels_find(name)
+        if self.scratch.kernels is NULL:
+            raise ValueError(f"this CPU has no instruction set {isa!r}")
+        self.threads = <Thread *> calloc(n_threads, sizeof(Thread))
+        if self.threads is NULL:
+            raise MemoryError("no memory for the threads' table")
+        self.scratch.cover(&self.matrix)
+        self.scratch.take_steps(&self.steps, columns)
+        for t in range(n_threads):
+            self.scratch.take_thread(&self.threads[t], t, n_threads, columns)
+
+    def __dealloc__(self):
+        free(self.threads)
+
+    def __call__(self, const float[:, ::1] x):
+        cdef int n = <int> x.shape[0]
+        cdef float[:, ::1] y = np.empty((n, self.matrix.rows), np.float32)
+        cdef Activations act = activations(self.scratch.kernels, &self.matrix, &self.steps, &x[0, 0], n)
+        with nogil, parallel(num_threads=self.n_threads):
+            multiply_as(self.scratch.kernels, &self.matrix, &act, n, &y[0, 0], &self.threads[threadid()])
+        return np.asarray(y)
+
+
+cdef void multiply_as(const Kernels *kernels, const Matrix *w, const Activations *x, int n, float *y,
+                      Thread *thread) noexcept nogil:
+    """All of a product, as one thread of the team runs it."""
+    prepare_share(kernels, w, x, n, thread)
+    team_barrier()
+    matmul(kernels, w, x, n, y, False, thread)
+
+
+cdef void prepare_share(const Kernels *kernels, const Matrix *w, const Activations *x, int n,
+                        const Thread *thread) noexcept nogil:
+    """Write the steps of this thread's share of n columns."""
+    cdef int c
+    for c in range(first_column(x, n, thread, 0), first_column(x, n, thread, 1)):
+        prepare(kernels, w, x, c)
 
 
 cdef void lookup_row(const Kernels *kernels, const Matrix *w, int64_t row, float *y) noexcept nogil:
@@ -86,7 +255,7 @@ cdef void lookup_row(const Kernels *kernels, const Matrix *w, int64_t row, float
     if w.kind == FLOAT16:
         kernels.widen_f16(<const uint16_t *> w.data + row * w.columns, y, w.columns)
         return
-    groups = (w.columns + w.group_size - 1) // w.group_size
+    groups = groups_of(w)
     block = row // ROW_BLOCK
     for i in range(w.columns):
         if w.kind == Q8:

@@ -1,6 +1,6 @@
 """All that this package knows of OpenMP's run time.
 
-Design: a parallel region is entered once per layer (forward.pyx). Every step inside it is a function of the thread's
+Design: a parallel region is entered once per chunk of tokens (forward.pyx). Every step inside it is a function of the thread's
 number and the team's size, which takes its own share of rows, tokens or heads and meets the others at barriers.
 """
 
@@ -13,6 +13,7 @@ cdef extern from *:
     static inline void team_barrier(void) { _Pragma("omp barrier") }
     """
     void team_barrier() noexcept nogil
+    double omp_get_wtime() noexcept nogil
 
 
 cdef inline int64_t share(int64_t n, int part, int parts) noexcept nogil:

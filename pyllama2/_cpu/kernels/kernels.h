@@ -1,14 +1,17 @@
 /* The inner loops of the CPU backend: one table of functions per instruction set.
  *
- * vector.h     vector types, and float16 by hand
- * portable.h   steps written once with vector types, included by every table
- * scalar.h     the table for any machine, and the definition of what each function computes
- * avx2.h       the table for x86-64 with AVX2, FMA and F16C
+ * vector.h      vector types, and float16 by hand
+ * portable.h    steps written once with vector types, included by every table
+ * scalar.h      the table for any machine, and the definition of what each product computes
+ * tiles256.h    products with 256-bit integer vectors: included by the x86 tables, each with its dot product
+ * panels.h      products of packed panels with vectors of either width: likewise
+ * avx2.h        the tables for x86-64 with AVX2, FMA and F16C, and with AVX-VNNI besides
+ * avx512.h      the table for x86-64 with AVX-512 and its VNNI
  *
  * Nothing is compiled for the build machine's CPU: functions carry target attributes, and
  * kernels_find() takes the best table that the CPU can run. All floating-point contraction is off
  * (setup.py), so whatever is not an explicit fused multiply-add gives the same bits everywhere;
- * q8 and q4 products are such.
+ * q8 and q4 products have one per group, in the same place in each table.
  *
  * Called by the Cython modules of _cpu; layouts are those of weights.py.
  */
@@ -21,48 +24,71 @@
 #include <string.h>
 
 enum {
-  ROW_BLOCK = 8, /* rows of a matrix that are interleaved, and that one call computes */
+  ROW_BLOCK = 8, /* rows of a matrix that are interleaved */
   QUAD = 4, /* inputs of one row that lie together */
-  INT8_GROUP = 32, /* inputs of an int8 activation vector that share a scale */
-  MAX_GROUP = 128, /* largest group of weights; quantized vectors are padded to a multiple of it */
+  LANES = 8, /* partial sums of a float32 product: inputs i, i + 8, i + 16, ... */
+  MAX_GROUP = 128, /* largest group of weights */
+  MAX_PANEL_ROWS = 64, /* most rows of a panel in any table */
 };
 
-/* n columns (one per token) that a matrix is multiplied with. values is always there; the quantized form,
- * value = code * scale, in the type that the matrix asks for:
+typedef enum { FLOAT32, FLOAT16, Q8, Q4, KINDS } Kind;
+
+typedef struct {
+  Kind kind;
+  int group_size; /* of quantized kinds, else 0 */
+  int64_t rows, columns;
+  const void* data; /* as weights.py lays it out */
+  const uint16_t* scales; /* float16 bits; NULL for float kinds */
+} Matrix;
+
+/* n columns, one per token, that a matrix is multiplied with: as float32, and in the form that the matrix's kind asks
+ * for, a row of steps of 4 bytes:
  *
- *   q4   int8 codes in groups of INT8_GROUP. Its own error is far larger.
- *   q8   int16 codes in groups of the matrix's. int8 would add an error larger than that of the weights (on SmolLM2 a
- *        mean KL divergence of 0.0037 to their 0.0025), and signed bytes must be widened for the product anyhow.
+ *   float kinds   one float32 a step, sorted by lane: inputs 0, 8, 16, ..., then 1, 9, 17, ...; zeros after the last
+ *   q8            two int16 codes a step. int8 would add an error larger than that of the weights (on SmolLM2 a mean
+ *                 KL divergence of 0.0037 to their 0.0025)
+ *   q4            four int8 codes a step
+ *
+ * Codes are in groups of the matrix's, value = code * scale, zeros after the last input. Columns are interleaved step
+ * by step, interleave at a time: column c's step s is at [c / interleave][s][c % interleave], and scales and offsets
+ * likewise by group. Float kinds have steps only when interleave > 1.
  */
 typedef struct {
   const float* values; /* [n][value_stride] */
-  const void* codes; /* [n][stride] int8 or int16, zeros beyond the last input */
-  const float* scales; /* [n][stride / group] */
-  const int32_t* sums; /* q4: [n][stride / INT8_GROUP], sum of the codes of a group */
-  int64_t value_stride, stride;
+  int64_t value_stride;
+  const void* steps;
+  const float* scales;
+  const int32_t* offsets; /* q4: -8 * the sum of a group's codes, which takes off the zero point of the weights */
+  int64_t n_steps, n_groups; /* of one column */
+  int interleave;
 } Activations;
+
+/* Products of one kind of matrix. For one (row, column) the order of additions depends on the number of inputs only,
+ * and is the same in block() and panel(). */
+typedef struct {
+  /* The steps of one column x (w->columns) */
+  void (*prepare)(const Matrix* w, const float* x, int interleave, void* steps, float* scales, int32_t* offsets);
+  /* out[c][r] = sum over i of w[8 block + r][i] * x[c][i]; out is [n][8]. Wants interleave == 1. */
+  void (*block)(const Matrix* w, int64_t block, const Activations* x, int n, float* out);
+
+  /* Groups g0 .. g1 (float kinds: everything) of a panel of Kernels.panel_rows rows, unpacked: [step][row] of 4 bytes,
+   * and scales [group][row]. Rows beyond the matrix are zeros. */
+  void (*pack)(const Matrix* w, int64_t panel, int64_t g0, int64_t g1, void* steps, float* scales);
+  /* totals[c][row] += their product with columns c0 .. c0 + interleave; float kinds set them instead. */
+  void (*panel)(const Matrix* w, const void* steps, const float* scales, int64_t g0, int64_t g1, const Activations* x,
+                int64_t c0, float* totals, int64_t total_stride);
+} Product;
 
 typedef struct {
   const char* name;
-
-  /* out[c][r] = sum over i of w[r][i] * x[c][i], for up to 8 rows; out is [n][8].
-   * The order of additions for one (r, c) depends on the number of inputs only. */
-  void (*matmul_f32)(const float* w, int64_t w_stride, int rows, int64_t inputs, const Activations* x, int n,
-                     float* out);
-  /* The same for one interleaved block of 8 rows. */
-  void (*matmul_q8)(const int8_t* codes, const uint16_t* scales, int64_t n_groups, int group_size, const Activations* x,
-                    int n, float* out);
-  void (*matmul_q4)(const uint8_t* codes, const uint16_t* scales, int64_t n_groups, int group_size,
-                    const Activations* x, int n, float* out);
+  Product products[KINDS];
+  int panel_rows, panel_columns; /* 0 where there are no panels */
 
   void (*widen_f16)(const uint16_t* x, float* y, int64_t n);
   void (*narrow_f16)(const float* x, uint16_t* y, int64_t n);
 
   /* y = w * x / sqrt(mean(x^2) + eps) */
   void (*rms_norm)(const float* x, const float* w, float eps, int64_t n, float* y);
-  /* One activation vector of n numbers in its quantized form, padded to stride. */
-  void (*quantize_int8)(const float* x, int64_t n, int64_t stride, int8_t* codes, float* scales, int32_t* sums);
-  void (*quantize_int16)(const float* x, int64_t n, int group_size, int64_t stride, int16_t* codes, float* scales);
   /* gate = silu(gate) * x */
   void (*silu_product)(float* gate, const float* x, int64_t n);
   /* scores = exp(scores - maximum); returns their sum */
@@ -78,17 +104,34 @@ typedef struct {
 
 #include "vector.h"
 
+/* Groups of one row of a quantized matrix. */
+INLINE int64_t groups_of(const Matrix* w) { return (w->columns + w->group_size - 1) / w->group_size; }
+
+/* Bytes of codes of one block of 8 rows. */
+INLINE int64_t block_bytes(const Matrix* w) {
+  return groups_of(w) * w->group_size * ROW_BLOCK / (w->kind == Q4 ? 2 : 1);
+}
+
+/* Steps of one column, or of one row of a panel, for a matrix of this kind. */
+INLINE int64_t steps_of(const Matrix* w) {
+  if (w->kind == Q4) return groups_of(w) * w->group_size / 4;
+  if (w->kind == Q8) return groups_of(w) * w->group_size / 2;
+  return (w->columns + LANES - 1) / LANES * LANES;
+}
+
 #include "scalar.h"
 #if defined(__x86_64__)
 #include "avx2.h"
+#include "avx512.h"
 #endif
 
 /* The table called name, or the best one when name is NULL or empty; NULL when this CPU cannot run it. */
 static inline const Kernels* kernels_find(const char* name) {
   const Kernels* tables[] = {
 #if defined(__x86_64__)
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") ? &kernels_avx2
-                                                                                                        : NULL,
+      cpu_has_avx512() ? &kernels_avx512 : NULL,
+      cpu_has_avx_vnni() ? &kernels_avx_vnni : NULL,
+      cpu_has_avx2() ? &kernels_avx2 : NULL,
 #endif
       &kernels_scalar,
   };

@@ -4,6 +4,8 @@
  *   TARGET            the attribute that selects its instruction set
  *   MIN8(a, b), MAX8  of two v8f, since compilers make no single instruction of a comparison and a choice
  *
+ * which the table undefines when it is done.
+ *
  * Sums run in eight lanes that are added at the end in one fixed order, so that the bits depend neither on the
  * instruction set nor on how the compiler unrolls.
  */
@@ -120,40 +122,66 @@ TARGET INLINE void NAME(round_all)(const float* x, float factor, float low, floa
   }
 }
 
-/* Scale, and codes within +-limit as whole floats, of one group of activations; n <= size numbers of it are there.
+/* Scale, and codes within +-limit as whole floats, of one group of activations, of which n numbers are there.
  * An infinite or NaN input makes the scale NaN, and with it every result: errors must stay visible. */
 TARGET INLINE float NAME(quantize_activation_group)(const float* x, int64_t n, int size, float limit, float* rounded) {
-  float group[MAX_GROUP] = {0};
-  if (n > 0) memcpy(group, x, (size_t)(n < size ? n : size) * 4);
-  float most = NAME(largest_magnitude)(group, size);
+  float padded[MAX_GROUP];
+  if (n < size) {
+    memset(padded, 0, sizeof padded);
+    memcpy(padded, x, (size_t)n * 4);
+    x = padded;
+  }
+  float most = NAME(largest_magnitude)(x, size);
   float factor = most > 0.0f ? limit / most : 0.0f;
   if (!(factor < INFINITY)) factor = 0.0f; /* magnitudes too small to divide by */
-  NAME(round_all)(group, factor, -limit, limit, size, rounded);
+  NAME(round_all)(x, factor, -limit, limit, size, rounded);
   return most < INFINITY ? most / limit : NAN;
 }
 
-TARGET static void NAME(quantize_int8)(const float* x, int64_t n, int64_t stride, int8_t* codes, float* scales,
-                                       int32_t* sums) {
-  for (int64_t g = 0; g < stride / INT8_GROUP; g++) {
-    float rounded[INT8_GROUP];
-    scales[g] = NAME(quantize_activation_group)(x + g * INT8_GROUP, n - g * INT8_GROUP, INT8_GROUP, 127.0f, rounded);
+/* Spreads a column's steps, interleave apart. */
+INLINE void NAME(scatter_steps)(const void* column, int64_t n, int interleave, char* steps) {
+  for (int64_t s = 0; s < n; s++) memcpy(steps + s * interleave * 4, (const char*)column + s * 4, 4);
+}
+
+TARGET static void NAME(prepare_q4)(const Matrix* w, const float* x, int interleave, void* steps, float* scales,
+                                    int32_t* offsets) {
+  const int size = w->group_size;
+  for (int64_t g = 0; g < groups_of(w); g++) {
+    float rounded[MAX_GROUP];
+    int8_t codes[MAX_GROUP];
     int32_t sum = 0;
-    for (int i = 0; i < INT8_GROUP; i++) {
+    scales[g * interleave] = NAME(quantize_activation_group)(x + g * size, w->columns - g * size, size, 127.0f, rounded);
+    for (int i = 0; i < size; i++) {
       int32_t code = (int32_t)rounded[i];
-      codes[g * INT8_GROUP + i] = (int8_t)code;
+      codes[i] = (int8_t)code;
       sum += code;
     }
-    sums[g] = sum;
+    offsets[g * interleave] = -8 * sum;
+    NAME(scatter_steps)(codes, size / 4, interleave, (char*)steps + g * size * interleave);
   }
 }
 
-TARGET static void NAME(quantize_int16)(const float* x, int64_t n, int group_size, int64_t stride, int16_t* codes,
-                                        float* scales) {
-  for (int64_t g = 0; g < stride / group_size; g++) {
+TARGET static void NAME(prepare_q8)(const Matrix* w, const float* x, int interleave, void* steps, float* scales,
+                                    int32_t* offsets) {
+  const int size = w->group_size;
+  (void)offsets;
+  for (int64_t g = 0; g < groups_of(w); g++) {
     float rounded[MAX_GROUP];
-    scales[g] = NAME(quantize_activation_group)(x + g * group_size, n - g * group_size, group_size, 32767.0f, rounded);
-    for (int i = 0; i < group_size; i++) codes[g * group_size + i] = (int16_t)rounded[i];
+    int16_t codes[MAX_GROUP];
+    scales[g * interleave] =
+        NAME(quantize_activation_group)(x + g * size, w->columns - g * size, size, 32767.0f, rounded);
+    for (int i = 0; i < size; i++) codes[i] = (int16_t)rounded[i];
+    NAME(scatter_steps)(codes, size / 2, interleave, (char*)steps + g * size * 2 * interleave);
   }
+}
+
+TARGET static void NAME(prepare_float)(const Matrix* w, const float* x, int interleave, void* steps, float* scales,
+                                       int32_t* offsets) {
+  float* target = steps;
+  (void)scales, (void)offsets;
+  if (interleave == 1) return; /* block() reads the values themselves */
+  for (int64_t lane = 0; lane < LANES; lane++)
+    for (int64_t i = lane; i < steps_of(w); i += LANES, target += interleave) *target = i < w->columns ? x[i] : 0.0f;
 }
 
 TARGET INLINE float NAME(quantize_group_constant_q8)(const float* x, const int group_size, int8_t* codes) {
@@ -221,8 +249,3 @@ TARGET static float NAME(quantize_group_q4)(const float* x, int group_size, uint
   if (group_size == 64) return NAME(quantize_group_constant_q4)(x, 64, codes);
   return NAME(quantize_group_constant_q4)(x, 128, codes);
 }
-
-#undef NAME
-#undef TARGET
-#undef MIN8
-#undef MAX8

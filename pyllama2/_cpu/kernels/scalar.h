@@ -16,73 +16,79 @@ static void narrow_f16_scalar(const float* x, uint16_t* y, int64_t n) {
   for (int64_t i = 0; i < n; i++) y[i] = float_to_half(x[i]);
 }
 
-static void matmul_f32_scalar(const float* w, int64_t w_stride, int rows, int64_t inputs, const Activations* x, int n,
-                              float* out) {
-  for (int c = 0; c < n; c++) {
-    const float* column = x->values + c * x->value_stride;
-    for (int r = 0; r < rows; r++) {
-      const float* row = w + r * w_stride;
-      v8f lanes = V8F(0.0f);
-      int64_t i = 0;
-      for (; i + 8 <= inputs; i += 8) lanes += LOAD8(row + i) * LOAD8(column + i);
-      float sum = SUM8(lanes);
-      for (; i < inputs; i++) sum += row[i] * column[i];
-      out[c * ROW_BLOCK + r] = sum;
+static void block_float_scalar(const Matrix* w, int64_t block, const Activations* x, int n, float* out) {
+  for (int c = 0; c < n; c++)
+    for (int64_t r = block * ROW_BLOCK; r < (block + 1) * ROW_BLOCK; r++, out++) {
+      const float* column = x->values + c * x->value_stride;
+      float lanes[LANES] = {0};
+      for (int64_t i = 0; r < w->rows && i < w->columns; i++) {
+        int64_t at = r * w->columns + i;
+        float weight = w->kind == FLOAT16 ? half_to_float(((const uint16_t*)w->data)[at]) : ((const float*)w->data)[at];
+        lanes[i % LANES] += weight * column[i];
+      }
+      *out = SUM8(lanes);
     }
-  }
 }
 
-static void matmul_q8_scalar(const int8_t* codes, const uint16_t* scales, int64_t n_groups, int group_size,
-                             const Activations* x, int n, float* out) {
-  for (int c = 0; c < n; c++) {
-    const int16_t* x_codes = (const int16_t*)x->codes + c * x->stride;
-    const float* x_scales = x->scales + c * (x->stride / group_size);
-    float total[ROW_BLOCK] = {0};
-    for (int64_t g = 0; g < n_groups; g++) {
-      const int8_t* w = codes + g * group_size * ROW_BLOCK;
-      for (int r = 0; r < ROW_BLOCK; r++) {
+static void block_q8_scalar(const Matrix* w, int64_t block, const Activations* x, int n, float* out) {
+  const int8_t* codes = (const int8_t*)w->data + block * block_bytes(w);
+  const uint16_t* scales = w->scales + block * groups_of(w) * ROW_BLOCK;
+  for (int c = 0; c < n; c++)
+    for (int r = 0; r < ROW_BLOCK; r++) {
+      const int16_t* column = (const int16_t*)x->steps + c * x->n_steps * 2;
+      float total = 0;
+      for (int64_t g = 0; g < x->n_groups; g++) {
         int32_t sum = 0;
-        for (int i = 0; i < group_size; i++)
-          sum += w[i / QUAD * ROW_BLOCK * QUAD + r * QUAD + i % QUAD] * x_codes[g * group_size + i];
-        total[r] += (float)sum * (half_to_float(scales[g * ROW_BLOCK + r]) * x_scales[g]);
+        for (int64_t i = g * w->group_size; i < (g + 1) * w->group_size; i++)
+          sum += codes[i / QUAD * ROW_BLOCK * QUAD + r * QUAD + i % QUAD] * column[i];
+        total = fmaf((float)sum, half_to_float(scales[g * ROW_BLOCK + r]) * x->scales[c * x->n_groups + g], total);
       }
+      out[c * ROW_BLOCK + r] = total;
     }
-    memcpy(out + c * ROW_BLOCK, total, sizeof total);
-  }
 }
 
-/* Groups of 64 and 128 hold inputs i and i + group_size/2 in one byte; a group of 32 activations is then the low or
- * the high nibbles of 8 quads, taken alternately. A group of 32 weights is one group of activations. */
-static void matmul_q4_scalar(const uint8_t* codes, const uint16_t* scales, int64_t n_groups, int group_size,
-                             const Activations* x, int n, float* out) {
-  const int half = group_size / 2, pieces = group_size / INT8_GROUP;
-  for (int c = 0; c < n; c++) {
-    const int8_t* x_codes = (const int8_t*)x->codes + c * x->stride;
-    const float* x_scales = x->scales + c * (x->stride / INT8_GROUP);
-    float total[ROW_BLOCK] = {0};
-    for (int64_t g = 0; g < n_groups; g++)
-      for (int p = 0; p < pieces; p++) {
-        int a = pieces == 1 ? 0 : p / 2 + p % 2 * (pieces / 2);
-        const uint8_t* w = codes + g * half * ROW_BLOCK;
-        const int8_t* xq = x_codes + g * group_size;
-        for (int r = 0; r < ROW_BLOCK; r++) {
-          int32_t sum = 0;
-          for (int i = a * INT8_GROUP; i < (a + 1) * INT8_GROUP; i++) {
-            int j = i % half; /* which byte */
-            uint8_t byte = w[j / QUAD * ROW_BLOCK * QUAD + r * QUAD + j % QUAD];
-            sum += ((i < half ? byte & 15 : byte >> 4) - 8) * xq[i];
-          }
-          total[r] += (float)sum * (half_to_float(scales[g * ROW_BLOCK + r]) * x_scales[g * pieces + a]);
+static void block_q4_scalar(const Matrix* w, int64_t block, const Activations* x, int n, float* out) {
+  const uint8_t* codes = (const uint8_t*)w->data + block * block_bytes(w);
+  const uint16_t* scales = w->scales + block * groups_of(w) * ROW_BLOCK;
+  const int half = w->group_size / 2; /* a byte holds inputs j and half + j of a group */
+  for (int c = 0; c < n; c++)
+    for (int r = 0; r < ROW_BLOCK; r++) {
+      const int8_t* column = (const int8_t*)x->steps + c * x->n_steps * 4;
+      float total = 0;
+      for (int64_t g = 0; g < x->n_groups; g++) {
+        int32_t sum = x->offsets[c * x->n_groups + g];
+        for (int j = 0; j < half; j++) {
+          uint8_t byte = codes[(g * half + j / QUAD * QUAD) * ROW_BLOCK + r * QUAD + j % QUAD];
+          sum += (byte & 15) * column[g * w->group_size + j] + (byte >> 4) * column[g * w->group_size + half + j];
         }
+        total = fmaf((float)sum, half_to_float(scales[g * ROW_BLOCK + r]) * x->scales[c * x->n_groups + g], total);
       }
-    memcpy(out + c * ROW_BLOCK, total, sizeof total);
-  }
+      out[c * ROW_BLOCK + r] = total;
+    }
 }
 
 static const Kernels kernels_scalar = {
-    "scalar",          matmul_f32_scalar,   matmul_q8_scalar,         matmul_q4_scalar,         widen_f16_scalar,
-    narrow_f16_scalar, rms_norm_scalar,     quantize_int8_scalar,     quantize_int16_scalar,    silu_product_scalar,
-    exp_sum_scalar,    weighted_sum_scalar, quantize_group_q8_scalar, quantize_group_q4_scalar,
+    .name = "scalar",
+    .products =
+        {
+            [FLOAT32] = {.prepare = prepare_float_scalar, .block = block_float_scalar},
+            [FLOAT16] = {.prepare = prepare_float_scalar, .block = block_float_scalar},
+            [Q8] = {.prepare = prepare_q8_scalar, .block = block_q8_scalar},
+            [Q4] = {.prepare = prepare_q4_scalar, .block = block_q4_scalar},
+        },
+    .widen_f16 = widen_f16_scalar,
+    .narrow_f16 = narrow_f16_scalar,
+    .rms_norm = rms_norm_scalar,
+    .silu_product = silu_product_scalar,
+    .exp_sum = exp_sum_scalar,
+    .weighted_sum = weighted_sum_scalar,
+    .quantize_group_q8 = quantize_group_q8_scalar,
+    .quantize_group_q4 = quantize_group_q4_scalar,
 };
+
+#undef NAME
+#undef TARGET
+#undef MIN8
+#undef MAX8
 
 #endif

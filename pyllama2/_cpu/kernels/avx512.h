@@ -1,0 +1,54 @@
+/* The table for x86-64 with AVX-512 (F, BW, VL, DQ) and its VNNI: panels in 512-bit vectors, blocks of 8 rows in 256-bit
+ * ones with twice the registers. Included after avx2.h, from which it takes what is bound by memory anyhow. */
+#ifndef PYLLAMA2_AVX512_H
+#define PYLLAMA2_AVX512_H
+
+#define NAME(f) f##_avx512
+#define AVX512_TARGET "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
+#define TARGET __attribute__((target(AVX512_TARGET)))
+#define TARGET_INLINE static inline __attribute__((always_inline, target(AVX512_TARGET)))
+
+#define TILE_COLUMNS 8
+#define FLOAT_COLUMNS 6
+#define DOT_U8(acc, u, s) _mm256_dpbusd_epi32(acc, u, s)
+#define SUM_U8(acc) (acc)
+#define DOT_S16(acc, a, b) _mm256_dpwssd_epi32(acc, a, b)
+#undef KEEP
+#define KEEP(x) __asm__("" : "+v"(x))
+#include "tiles256.h"
+
+#define WIDE_INT __m512i
+#define WIDE __m512
+#define WIDE_ROWS 16
+#define wide_zero() _mm512_setzero_si512()
+#define wide_zero_float() _mm512_setzero_ps()
+#define wide_load_int(p) _mm512_loadu_si512(p)
+#define wide_broadcast_int(p) _mm512_castps_si512(_mm512_set1_ps(*(const float*)(p)))
+#define wide_add_int(a, b) _mm512_add_epi32(a, b)
+#define wide_convert(a) _mm512_cvtepi32_ps(a)
+#define wide_load(p) _mm512_loadu_ps(p)
+#define wide_store(p, v) _mm512_storeu_ps(p, v)
+#define wide_broadcast(p) _mm512_set1_ps(*(p))
+#define wide_add(a, b) _mm512_add_ps(a, b)
+#define wide_mul(a, b) _mm512_mul_ps(a, b)
+#define wide_fma(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define WIDE_DOT_U8(acc, u, s) _mm512_dpbusd_epi32(acc, u, s)
+#define WIDE_SUM_U8(acc) (acc)
+#define WIDE_DOT_S16(acc, a, b) _mm512_dpwssd_epi32(acc, a, b)
+#define WIDE_FLUSH 128
+#define PANEL_COLUMNS 12
+#include "panels.h"
+
+static const Kernels kernels_avx512 = {.name = "avx512", PRODUCTS, AVX2_STEPS};
+
+static inline int cpu_has_avx512(void) {
+  return cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+
+#undef NAME
+#undef TARGET
+#undef TARGET_INLINE
+
+#endif

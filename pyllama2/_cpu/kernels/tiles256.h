@@ -1,0 +1,219 @@
+/* Products of blocks of 8 rows with a few columns, in 256-bit vectors. An x86 table includes this file with
+ *
+ *   NAME, TARGET          as for portable.h; TARGET_INLINE inlines besides
+ *   TILE_COLUMNS          columns whose accumulators fit the registers
+ *   FLOAT_COLUMNS         the same for 4 rows of float32
+ *   DOT_U8(acc, u, s)     acc += products of unsigned and signed bytes; acc is what SUM_U8 turns into 8 int32 sums,
+ *                         of at most 8 products of codes of q4 with int8
+ *   DOT_S16(acc, a, b)    acc += sums of two products of int16, 8 int32
+ *
+ * One register holds 8 rows x 4 inputs of a quantized matrix. Each tile function takes its number of columns and its
+ * group size as constants and is inlined, so that its accumulators live in registers; what one column computes does
+ * not depend on that number.
+ */
+
+TARGET_INLINE float NAME(sum_lanes)(__m256 v) { /* in the order of SUM8 */
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+
+TARGET_INLINE __m256 NAME(load_weights)(const void* row, int64_t i, const int HALF) {
+  if (HALF) return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)((const uint16_t*)row + i)));
+  return _mm256_loadu_ps((const float*)row + i);
+}
+
+/* Four rows (the last repeated when there are fewer) times COLUMNS columns. */
+TARGET_INLINE void NAME(tile_float)(const void* const row[4], int rows, int64_t inputs, const float* x,
+                                    int64_t x_stride, const int COLUMNS, const int HALF, float* out) {
+  __m256 sum[4][FLOAT_COLUMNS], column[FLOAT_COLUMNS];
+  for (int r = 0; r < 4; r++)
+    for (int c = 0; c < COLUMNS; c++) sum[r][c] = _mm256_setzero_ps();
+  int64_t i = 0;
+  for (; i + 8 <= inputs; i += 8) {
+#pragma GCC unroll 8
+    for (int c = 0; c < COLUMNS; c++) column[c] = _mm256_loadu_ps(x + c * x_stride + i);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) {
+      __m256 weights = NAME(load_weights)(row[r], i, HALF);
+#pragma GCC unroll 8
+      for (int c = 0; c < COLUMNS; c++) {
+        sum[r][c] = _mm256_fmadd_ps(weights, column[c], sum[r][c]);
+        KEEP(sum[r][c]);
+      }
+    }
+  }
+  if (i < inputs) {
+    const size_t count = (size_t)(inputs - i), size = HALF ? 2 : 4;
+    for (int r = 0; r < 4; r++) {
+      float last[8] = {0};
+      memcpy(last, (const char*)row[r] + (size_t)i * size, count * size);
+      __m256 weights = NAME(load_weights)(last, 0, HALF);
+      for (int c = 0; c < COLUMNS; c++) {
+        float values[8] = {0};
+        memcpy(values, x + c * x_stride + i, count * 4);
+        sum[r][c] = _mm256_fmadd_ps(weights, _mm256_loadu_ps(values), sum[r][c]);
+      }
+    }
+  }
+  for (int c = 0; c < COLUMNS; c++)
+    for (int r = 0; r < rows; r++) out[c * ROW_BLOCK + r] = NAME(sum_lanes)(sum[r][c]);
+}
+
+/* Two registers of int16 hold 4 rows x 4 inputs each; adding neighbours at the end of a group gives 8 sums. The
+ * largest, 128 * 127 * 32767, fits 32 bits. */
+TARGET_INLINE void NAME(tile_q8)(const int8_t* w, const uint16_t* scales, const Activations* x, int c0,
+                                 const int GROUP, const int COLUMNS, float* out) {
+  const int64_t stride = x->n_steps * 2;
+  const int16_t* xq = (const int16_t*)x->steps + c0 * stride;
+  const float* xs = x->scales + c0 * x->n_groups;
+  __m256 total[TILE_COLUMNS];
+  for (int c = 0; c < COLUMNS; c++) total[c] = _mm256_setzero_ps();
+  for (int64_t g = 0; g < x->n_groups; g++, scales += ROW_BLOCK) {
+    __m256i upper[TILE_COLUMNS], lower[TILE_COLUMNS];
+    for (int c = 0; c < COLUMNS; c++) upper[c] = lower[c] = _mm256_setzero_si256();
+#pragma GCC unroll 8
+    for (int j = 0; j < GROUP / QUAD; j++, w += 32, xq += QUAD) {
+      __m256i rows0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)w));
+      __m256i rows4 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(w + 16)));
+#pragma GCC unroll 8
+      for (int c = 0; c < COLUMNS; c++) {
+        __m256i input = _mm256_castpd_si256(_mm256_broadcast_sd((const double*)(xq + c * stride)));
+        lower[c] = DOT_S16(lower[c], rows0, input);
+        upper[c] = DOT_S16(upper[c], rows4, input);
+        KEEP(lower[c]);
+        KEEP(upper[c]);
+      }
+    }
+    __m256 w_scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)scales));
+    for (int c = 0; c < COLUMNS; c++) {
+      /* hadd works within 128-bit halves: rows 0 1 4 5 | 2 3 6 7 */
+      __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(lower[c], upper[c]), _MM_SHUFFLE(3, 1, 2, 0));
+      __m256 scale = _mm256_mul_ps(w_scale, _mm256_broadcast_ss(xs + c * x->n_groups + g));
+      total[c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), scale, total[c]);
+    }
+  }
+  for (int c = 0; c < COLUMNS; c++) _mm256_storeu_ps(out + (c0 + c) * ROW_BLOCK, total[c]);
+}
+
+TARGET_INLINE void NAME(tile_q4)(const uint8_t* w, const uint16_t* scales, const Activations* x, int c0,
+                                 const int GROUP, const int COLUMNS, float* out) {
+  const __m256i nibble = _mm256_set1_epi8(15);
+  const int REGISTERS = GROUP / 8, COUNT = REGISTERS < 8 ? REGISTERS : 8;
+  const int64_t stride = x->n_steps * 4;
+  const int8_t* xq = (const int8_t*)x->steps + c0 * stride;
+  const float* xs = x->scales + c0 * x->n_groups;
+  const int32_t* offsets = x->offsets + c0 * x->n_groups;
+  __m256 total[TILE_COLUMNS];
+  for (int c = 0; c < COLUMNS; c++) total[c] = _mm256_setzero_ps();
+  for (int64_t g = 0; g < x->n_groups; g++, scales += ROW_BLOCK, xq += GROUP) {
+    __m256i sums[TILE_COLUMNS];
+    for (int c = 0; c < COLUMNS; c++) sums[c] = _mm256_set1_epi32(offsets[c * x->n_groups + g]);
+    for (int j0 = 0; j0 < REGISTERS; j0 += 8) {
+      __m256i low[TILE_COLUMNS], high[TILE_COLUMNS];
+      for (int c = 0; c < COLUMNS; c++) low[c] = high[c] = _mm256_setzero_si256();
+#pragma GCC unroll 8
+      for (int j = 0; j < COUNT; j++, w += 32) {
+        __m256i bytes = _mm256_loadu_si256((const __m256i*)w);
+        __m256i lows = _mm256_and_si256(bytes, nibble), highs = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+#pragma GCC unroll 8
+        for (int c = 0; c < COLUMNS; c++) {
+          const int8_t* input = xq + c * stride + QUAD * (j0 + j);
+          low[c] = DOT_U8(low[c], lows, BROADCAST_STEP(input));
+          high[c] = DOT_U8(high[c], highs, BROADCAST_STEP(input + GROUP / 2));
+          KEEP(low[c]);
+          KEEP(high[c]);
+        }
+      }
+      for (int c = 0; c < COLUMNS; c++)
+        sums[c] = _mm256_add_epi32(sums[c], _mm256_add_epi32(SUM_U8(low[c]), SUM_U8(high[c])));
+    }
+    __m256 w_scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)scales));
+    for (int c = 0; c < COLUMNS; c++) {
+      __m256 scale = _mm256_mul_ps(w_scale, _mm256_broadcast_ss(xs + c * x->n_groups + g));
+      total[c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[c]), scale, total[c]);
+    }
+  }
+  for (int c = 0; c < COLUMNS; c++) _mm256_storeu_ps(out + (c0 + c) * ROW_BLOCK, total[c]);
+}
+
+/* Sweeps n columns in tiles of most, and the rest in one tile; TILE(first column, constant number of columns). */
+#define SWEEP_COLUMNS(n, most, TILE)                 \
+  int c = 0;                                         \
+  for (; c + (most) <= (n); c += (most)) TILE(most); \
+  if ((n) - c == 1) TILE(1);                         \
+  if ((n) - c == 2) TILE(2);                         \
+  if ((most) > 3 && (n) - c == 3) TILE(3);           \
+  if ((most) > 4 && (n) - c == 4) TILE(4);           \
+  if ((most) > 5 && (n) - c == 5) TILE(5);           \
+  if ((most) > 6 && (n) - c == 6) TILE(6);           \
+  if ((most) > 7 && (n) - c == 7) TILE(7)
+
+TARGET_INLINE void NAME(block_of)(const Matrix* w, int64_t block, const Activations* x, int n, const int HALF,
+                                  float* out) {
+  const int size = HALF ? 2 : 4;
+  for (int r0 = 0; r0 < ROW_BLOCK; r0 += 4) {
+    int64_t first = block * ROW_BLOCK + r0, rows = w->rows - first < 4 ? w->rows - first : 4;
+    if (rows <= 0) return;
+    const void* row[4];
+    for (int r = 0; r < 4; r++)
+      row[r] = (const char*)w->data + (first + (r < rows ? r : rows - 1)) * w->columns * size;
+#define TILE(COLUMNS)                                                                                         \
+  NAME(tile_float)(row, (int)rows, w->columns, x->values + c * x->value_stride, x->value_stride, COLUMNS, HALF, \
+                   out + c * ROW_BLOCK + r0)
+    SWEEP_COLUMNS(n, FLOAT_COLUMNS, TILE);
+#undef TILE
+  }
+}
+
+TARGET static void NAME(block_f32)(const Matrix* w, int64_t block, const Activations* x, int n, float* out) {
+  NAME(block_of)(w, block, x, n, 0, out);
+}
+
+TARGET static void NAME(block_f16)(const Matrix* w, int64_t block, const Activations* x, int n, float* out) {
+  NAME(block_of)(w, block, x, n, 1, out);
+}
+
+/* A function for each group size, as a constant. */
+#define BLOCK(KIND, CODE, GROUP)                                                                                   \
+  TARGET static void NAME(block_##KIND##_##GROUP)(const CODE* codes, const uint16_t* scales, const Activations* x, \
+                                                  int n, float* out) {                                             \
+    SWEEP_COLUMNS(n, TILE_COLUMNS, TILE);                                                                          \
+  }
+#define TILE(COLUMNS) NAME(tile_q8)(codes, scales, x, c, 32, COLUMNS, out)
+BLOCK(q8, int8_t, 32)
+#undef TILE
+#define TILE(COLUMNS) NAME(tile_q8)(codes, scales, x, c, 64, COLUMNS, out)
+BLOCK(q8, int8_t, 64)
+#undef TILE
+#define TILE(COLUMNS) NAME(tile_q8)(codes, scales, x, c, 128, COLUMNS, out)
+BLOCK(q8, int8_t, 128)
+#undef TILE
+#define TILE(COLUMNS) NAME(tile_q4)(codes, scales, x, c, 32, COLUMNS, out)
+BLOCK(q4, uint8_t, 32)
+#undef TILE
+#define TILE(COLUMNS) NAME(tile_q4)(codes, scales, x, c, 64, COLUMNS, out)
+BLOCK(q4, uint8_t, 64)
+#undef TILE
+#define TILE(COLUMNS) NAME(tile_q4)(codes, scales, x, c, 128, COLUMNS, out)
+BLOCK(q4, uint8_t, 128)
+#undef TILE
+
+TARGET static void NAME(block_q8)(const Matrix* w, int64_t block, const Activations* x, int n, float* out) {
+  const int8_t* codes = (const int8_t*)w->data + block * block_bytes(w);
+  const uint16_t* scales = w->scales + block * x->n_groups * ROW_BLOCK;
+  if (w->group_size == 32) NAME(block_q8_32)(codes, scales, x, n, out);
+  if (w->group_size == 64) NAME(block_q8_64)(codes, scales, x, n, out);
+  if (w->group_size == 128) NAME(block_q8_128)(codes, scales, x, n, out);
+}
+
+TARGET static void NAME(block_q4)(const Matrix* w, int64_t block, const Activations* x, int n, float* out) {
+  const uint8_t* codes = (const uint8_t*)w->data + block * block_bytes(w);
+  const uint16_t* scales = w->scales + block * x->n_groups * ROW_BLOCK;
+  if (w->group_size == 32) NAME(block_q4_32)(codes, scales, x, n, out);
+  if (w->group_size == 64) NAME(block_q4_64)(codes, scales, x, n, out);
+  if (w->group_size == 128) NAME(block_q4_128)(codes, scales, x, n, out);
+}
+
+#undef BLOCK
+#undef SWEEP_COLUMNS
