@@ -9,7 +9,6 @@ cdef extern from "kernels/kernels.h" nogil:
         QUAD
         LANES
         MAX_GROUP
-        MAX_PANEL_ROWS
         KINDS
 
     ctypedef enum Kind:

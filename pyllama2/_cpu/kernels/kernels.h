@@ -28,7 +28,9 @@ enum {
   QUAD = 4, /* inputs of one row that lie together */
   LANES = 8, /* partial sums of a float32 product: inputs i, i + 8, i + 16, ... */
   MAX_GROUP = 128, /* largest group of weights */
-  MAX_PANEL_ROWS = 64, /* most rows of a panel in any table */
+  /* How far ahead a stream of weights is asked for. Without it decoding reached 70% of the read bandwidth on a Sapphire
+   * Rapids, with it all; 4 to 8 KB did equally well. */
+  PREFETCH_BYTES = 6144,
 };
 
 typedef enum { FLOAT32, FLOAT16, Q8, Q4, KINDS } Kind;

@@ -74,6 +74,7 @@ TARGET_INLINE void NAME(tile_q8)(const int8_t* w, const uint16_t* scales, const 
     for (int c = 0; c < COLUMNS; c++) upper[c] = lower[c] = _mm256_setzero_si256();
 #pragma GCC unroll 8
     for (int j = 0; j < GROUP / QUAD; j++, w += 32, xq += QUAD) {
+      if (j % 2 == 0) _mm_prefetch((const char*)w + PREFETCH_BYTES, _MM_HINT_T1);
       __m256i rows0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)w));
       __m256i rows4 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(w + 16)));
 #pragma GCC unroll 8
@@ -114,6 +115,7 @@ TARGET_INLINE void NAME(tile_q4)(const uint8_t* w, const uint16_t* scales, const
       for (int c = 0; c < COLUMNS; c++) low[c] = high[c] = _mm256_setzero_si256();
 #pragma GCC unroll 8
       for (int j = 0; j < COUNT; j++, w += 32) {
+        if (j % 2 == 0) _mm_prefetch((const char*)w + PREFETCH_BYTES, _MM_HINT_T1);
         __m256i bytes = _mm256_loadu_si256((const __m256i*)w);
         __m256i lows = _mm256_and_si256(bytes, nibble), highs = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
 #pragma GCC unroll 8
