@@ -113,7 +113,8 @@ cdef void multiply_panels(const Kernels *kernels, const Matrix *w, const Activat
     while row < end:
         panels = min(plan.together, (end - row + height - 1) // height)
         stride = panels * height
-        memset(thread.totals, 0, (n + x.interleave - 1) // x.interleave * x.interleave * stride * sizeof(float))
+        if w.group_size:
+            memset(thread.totals, 0, (n + x.interleave - 1) // x.interleave * x.interleave * stride * sizeof(float))
         for part in range((groups + plan.groups - 1) // plan.groups):
             g, last = part * plan.groups, min(groups, (part + 1) * plan.groups)
             for p in range(panels):

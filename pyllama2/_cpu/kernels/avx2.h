@@ -37,7 +37,7 @@
 #define WIDE_FLUSH 8
 #define TILE_COLUMNS 4
 #define FLOAT_COLUMNS 3
-#define PANEL_COLUMNS 4
+#define PANEL_COLUMNS 6
 #define WIDE_DOT_U8 DOT_U8
 #define WIDE_SUM_U8 SUM_U8
 #define WIDE_DOT_S16 DOT_S16

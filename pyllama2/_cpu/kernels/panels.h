@@ -160,28 +160,35 @@ TARGET_INLINE void NAME(transpose8)(__m256 v[8]) {
   }
 }
 
-/* Inputs of one lane after the other: step lane * (steps / 8) + i / 8 holds input i. */
-TARGET_INLINE void NAME(pack_float)(const Matrix* w, int64_t panel, const int HALF, float* steps) {
-  const int64_t per_lane = steps_of(w) / LANES, size = HALF ? 2 : 4;
-  for (int b = 0; b < 2 * WIDE_ROWS / ROW_BLOCK; b++) {
-    int64_t first = panel * 2 * WIDE_ROWS + b * ROW_BLOCK;
-    for (int64_t j = 0; j < per_lane; j++) {
-      int64_t count = w->columns - j * LANES < LANES ? w->columns - j * LANES : LANES;
-      __m256 v[8];
-      for (int r = 0; r < 8; r++) {
-        const char* row = (const char*)w->data + ((first + r) * w->columns + j * LANES) * size;
-        float last[8] = {0};
-        if (first + r < w->rows && count < LANES) memcpy(last, row, (size_t)(count * size));
-        if (first + r >= w->rows)
-          v[r] = _mm256_setzero_ps();
-        else
-          v[r] = NAME(load_weights)(count < LANES ? (const char*)last : row, 0, HALF);
-      }
-      NAME(transpose8)(v);
-      for (int lane = 0; lane < LANES; lane++)
-        _mm256_storeu_ps(steps + (lane * per_lane + j) * 2 * WIDE_ROWS + b * ROW_BLOCK, v[lane]);
+/* 8 inputs from i on of the 8 rows from first on, one vector per input; zeros beyond the matrix. */
+TARGET_INLINE void NAME(load_block)(const Matrix* w, int64_t first, int64_t i, const int HALF, __m256 v[8]) {
+  const int64_t size = HALF ? 2 : 4, count = w->columns - i < 8 ? w->columns - i : 8;
+  for (int r = 0; r < 8; r++) {
+    const char* row = (const char*)w->data + ((first + r) * w->columns + i) * size;
+    float last[8] = {0};
+    if (first + r < w->rows && count == 8) {
+      v[r] = NAME(load_weights)(row, 0, HALF);
+      _mm_prefetch(row + 512, _MM_HINT_T0);
+    } else {
+      if (first + r < w->rows && count > 0) memcpy(last, row, (size_t)(count * size));
+      v[r] = NAME(load_weights)(last, 0, HALF);
     }
   }
+  NAME(transpose8)(v);
+}
+
+/* Inputs of one lane after the other: step lane * (steps / 8) + i / 8 holds input i. Two by two, so that cache lines are
+ * read and written as a whole. */
+TARGET_INLINE void NAME(pack_float)(const Matrix* w, int64_t panel, const int HALF, float* steps) {
+  const int64_t per_lane = steps_of(w) / LANES;
+  for (int64_t j0 = 0; j0 < per_lane; j0 += 2)
+    for (int b = 0; b < 2 * WIDE_ROWS / ROW_BLOCK; b++)
+      for (int64_t j = j0; j < j0 + 2 && j < per_lane; j++) {
+        __m256 v[8];
+        NAME(load_block)(w, panel * 2 * WIDE_ROWS + b * ROW_BLOCK, j * LANES, HALF, v);
+        for (int lane = 0; lane < LANES; lane++)
+          _mm256_storeu_ps(steps + (lane * per_lane + j) * 2 * WIDE_ROWS + b * ROW_BLOCK, v[lane]);
+      }
 }
 
 TARGET static void NAME(pack_f32)(const Matrix* w, int64_t panel, int64_t g0, int64_t g1, void* steps, float* scales) {
@@ -194,9 +201,10 @@ TARGET static void NAME(pack_f16)(const Matrix* w, int64_t panel, int64_t g0, in
   NAME(pack_float)(w, panel, 1, steps);
 }
 
-/* sums (columns, rows) = the panel times the columns over n steps. */
-TARGET_INLINE void NAME(panel_lane)(const float* w, const float* x, int64_t n, float* sums) {
-  enum { C = PANEL_COLUMNS };
+/* sums = the panel times the columns over n steps, plus earlier sums, of n_earlier arrays of SIZE numbers, the last
+ * first. */
+TARGET_INLINE void NAME(panel_lane)(const float* w, const float* x, int64_t n, float* sums, int n_earlier) {
+  enum { C = PANEL_COLUMNS, SIZE = 2 * WIDE_ROWS * C };
   WIDE acc[2][C];
   for (int c = 0; c < C; c++) acc[0][c] = acc[1][c] = wide_zero_float();
   for (int64_t s = 0; s < n; s++, w += 2 * WIDE_ROWS, x += C) {
@@ -210,15 +218,19 @@ TARGET_INLINE void NAME(panel_lane)(const float* w, const float* x, int64_t n, f
       KEEP(acc[1][c]);
     }
   }
+  for (; n_earlier > 0; n_earlier--, sums -= SIZE)
+    for (int c = 0; c < C; c++)
+      for (int v = 0; v < 2; v++) acc[v][c] = wide_add(acc[v][c], wide_load(sums - SIZE + (2 * c + v) * WIDE_ROWS));
   for (int c = 0; c < C; c++)
     for (int v = 0; v < 2; v++) wide_store(sums + (2 * c + v) * WIDE_ROWS, acc[v][c]);
 }
 
-/* Each lane's sum is a product of its own; lanes are added as SUM8 adds them, by pairs, pairs of pairs, halves. */
+/* Each lane's sum is a product of its own; lanes are added as SUM8 adds them, by pairs, pairs of pairs, halves: a stack
+ * of sums on which two of the same size become one. */
 TARGET static void NAME(panel_float)(const Matrix* w, const void* steps, const float* scales, int64_t g0, int64_t g1,
                                      const Activations* x, int64_t c0, float* totals, int64_t total_stride) {
   enum { C = PANEL_COLUMNS, SIZE = 2 * WIDE_ROWS * C };
-  static const int order[LANES] = {0, 4, 2, 6, 1, 5, 3, 7};
+  static const int order[LANES] = {0, 4, 2, 6, 1, 5, 3, 7}, pairs[LANES] = {0, 1, 0, 2, 0, 1, 0, 3};
   const int64_t per_lane = x->n_steps / LANES;
   const float* columns = (const float*)x->steps + c0 * x->n_steps;
   float sums[4][SIZE] __attribute__((aligned(64)));
@@ -226,10 +238,8 @@ TARGET static void NAME(panel_float)(const Matrix* w, const void* steps, const f
   (void)w, (void)scales, (void)g0, (void)g1;
   for (int i = 0; i < LANES; i++) {
     const int64_t first = order[i] * per_lane;
-    NAME(panel_lane)((const float*)steps + first * 2 * WIDE_ROWS, columns + first * C, per_lane, sums[depth++]);
-    for (int done = i + 1; done % 2 == 0; done /= 2, depth--)
-      for (int k = 0; k < SIZE; k += WIDE_ROWS)
-        wide_store(sums[depth - 2] + k, wide_add(wide_load(sums[depth - 2] + k), wide_load(sums[depth - 1] + k)));
+    NAME(panel_lane)((const float*)steps + first * 2 * WIDE_ROWS, columns + first * C, per_lane, sums[depth], pairs[i]);
+    depth += 1 - pairs[i];
   }
   for (int c = 0; c < C; c++)
     memcpy(totals + c * total_stride, sums[0] + c * 2 * WIDE_ROWS, 2 * WIDE_ROWS * sizeof(float));
