@@ -25,7 +25,7 @@ if sanitize := os.environ.get("PYLLAMA2_SANITIZE"):  # e.g. "address,undefined";
     COMPILE += ["-O1", "-g", f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
     LINK += [f"-fsanitize={sanitize}"]
 
-MODULES = ("matrix", "attention", "forward", "quantizer")
+MODULES = ("matrix", "attention", "forward", "quantizer", "bandwidth")
 HEADERS = ["kernels.h", "vector.h", "portable.h", "scalar.h", "tiles256.h", "panels.h", "avx2.h", "avx512.h"]
 
 setup(

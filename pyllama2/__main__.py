@@ -10,6 +10,7 @@ COMMANDS = {
     "chat": "talk to a model",
     "export": "turn a checkpoint into a model file",
     "quantize": "make a model file smaller",
+    "bench": "measure how fast a model runs",
 }
 
 

@@ -1,12 +1,14 @@
 """Makes a model of random weights in the shape of a real one, for measurements and tests of size.
 
     python scripts/make_random_model.py 7b /data/random-7b --format meta --shards 2
-    python scripts/make_random_model.py 1.1b /data/random-1b.bin --format native --dtype float16 --layers 4
+    python scripts/make_random_model.py 1.1b /data/random-1b.bin --format native --dtype q4 --layers 4
+    python scripts/make_random_model.py 1.1b /data/random-1b.gguf --format gguf --type q4_0
 
 Formats: meta (a directory with consolidated.NN.pth, float16), hf (a directory with model.safetensors, float16),
-llama2c (a version 0 file, float32), native (our own file). The same shape and seed give the same model in each.
-One tensor is in memory at a time. The numbers are one block of random halves, read from another place for each
-tensor, so that it writes as fast as the disk does; activations stay near 1. There is no tokenizer.
+llama2c (a version 0 file, float32), native (our own file), gguf (with all matrices of one type, random_gguf.py). The
+same shape and seed give the same model in each, before quantization. One tensor is in memory at a time. The numbers
+are one block of random halves, read from another place for each tensor, so that it writes as fast as the disk does;
+activations stay near 1. Only gguf has a tokenizer, which other programs ask for.
 """
 
 from __future__ import annotations
@@ -27,13 +29,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+from pyllama2._cpu import quantize_matrix
 from pyllama2.config import ModelConfig
 from pyllama2.modelfile import ModelFile, ModelWriter
 from pyllama2.weights import Quantization, Weight
 
 # Shape, and what params.json says of hidden_dim.
-_SHAPES: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
+SHAPES: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
     "tiny": (ModelConfig(64, 192, 2, 4, 2, 16, 512, 256), {"multiple_of": 64}),
     "1.1b": (ModelConfig(2048, 5632, 22, 32, 4, 64, 32000, 2048), {"multiple_of": 256}),
     "7b": (ModelConfig(4096, 11008, 32, 32, 32, 128, 32000, 4096), {"multiple_of": 256}),
@@ -59,7 +63,12 @@ _HF_NAMES = {
 
 
 class RandomWeights:
-    """The tensors of a model, float16, made when asked for."""
+    """The tensors of a model, float16, made when asked for.
+
+    A matrix of n columns is numbers(n), read from starts[name] on and again from the beginning after its end.
+    """
+
+    period = _BLOCK
 
     def __init__(self, config: ModelConfig, seed: int) -> None:
         self.shapes = config.tensor_shapes()
@@ -67,18 +76,21 @@ class RandomWeights:
         self._normal = rng.standard_normal(_BLOCK, np.float32)
         self._norms = rng.uniform(0.5, 1.5, config.dim).astype(np.float16)
         self._scaled: dict[int, NDArray[np.float16]] = {}
-        self._starts = {name: int(rng.integers(_BLOCK)) for name in self.shapes}
+        self.starts = {name: int(rng.integers(_BLOCK)) for name in self.shapes}
+
+    def numbers(self, columns: int) -> NDArray[np.float16]:
+        """The numbers (period,) that matrices of so many columns repeat."""
+        if columns not in self._scaled:
+            self._scaled[columns] = (self._normal * columns**-0.5).astype(np.float16)
+        return self._scaled[columns]
 
     def __getitem__(self, name: str) -> NDArray[np.float16]:
         shape = self.shapes[name]
         if len(shape) == 1:
             return self._norms
-        columns = shape[1]
-        if columns not in self._scaled:
-            self._scaled[columns] = (self._normal * columns**-0.5).astype(np.float16)
-        block = self._scaled[columns]
+        block = self.numbers(shape[1])
         tensor = np.empty(math.prod(shape), np.float16)
-        done, start = 0, self._starts[name]
+        done, start = 0, self.starts[name]
         while done < tensor.size:
             piece = block[start : start + tensor.size - done]
             tensor[done : done + piece.size] = piece
@@ -221,12 +233,16 @@ def _llama2c_order(config: ModelConfig) -> Iterator[str]:
 
 
 def write_native(path: str, config: ModelConfig, weights: RandomWeights, dtype: str) -> None:
-    """Our own file, unquantized."""
+    """Our own file, of dtype float32, float16, q8 or q4 as quantize makes them."""
     quantization = Quantization.of(dtype)
     with ModelWriter(path, ModelFile(config, quantization, source="random weights")) as writer:
         for name, shape in weights.shapes.items():
             type = quantization.type_of(name, config)
-            writer.write(Weight(name, type, shape, weights[name].astype(type)))
+            if type in ("q8", "q4"):
+                codes, scales = quantize_matrix(weights[name], type, quantization.group_size)
+                writer.write(Weight(name, type, shape, codes, scales, quantization.group_size))
+            else:
+                writer.write(Weight(name, type, shape, weights[name].astype(type)))
 
 
 def _write_array(file: BinaryIO, array: NDArray[Any]) -> None:
@@ -241,15 +257,17 @@ def _write_json(path: str, values: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Make the model that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shape", choices=_SHAPES)
-    parser.add_argument("out", help="directory (meta, hf) or file (llama2c, native) to write")
-    parser.add_argument("--format", choices=["meta", "hf", "llama2c", "native"], default="meta")
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("out", help="directory (meta, hf) or file (llama2c, native, gguf) to write")
+    parser.add_argument("--format", choices=["meta", "hf", "llama2c", "native", "gguf"], default="meta")
     parser.add_argument("--layers", type=int, metavar="N", help="only the first N layers")
     parser.add_argument("--shards", type=int, default=1, metavar="N", help="files of the meta format (default 1)")
-    parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the native format")
+    dtypes = ["float32", "float16", "q8", "q4"]
+    parser.add_argument("--dtype", choices=dtypes, default="float32", help="of the native format")
+    parser.add_argument("--type", choices=["f32", "f16", "q8_0", "q4_0"], default="f32", help="of the gguf format")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    config, extra = _SHAPES[options.shape]
+    config, extra = SHAPES[options.shape]
     if options.layers is not None:
         if not 1 <= options.layers <= config.n_layers:
             parser.error(f"--layers must be 1 to {config.n_layers}")
@@ -263,6 +281,10 @@ def main(arguments: list[str] | None = None) -> None:
         write_hf(options.out, config, weights)
     elif options.format == "llama2c":
         write_llama2c(options.out, config, weights)
+    elif options.format == "gguf":
+        from random_gguf import write_gguf  # which wants the package gguf
+
+        write_gguf(options.out, config, weights, options.type)
     else:
         write_native(options.out, config, weights, options.dtype)
 

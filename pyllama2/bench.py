@@ -1,0 +1,335 @@
+"""python -m pyllama2.bench: how fast a model runs here, and what share of the memory's speed its decoding reaches.
+
+Decoding a token reads every weight once, and the keys and values of all tokens before it; tokens/s times these bytes
+is the rate of reading, which cannot exceed what the memory gives. That limit is measured between the repeats, since
+on a machine that others use it changes from minute to minute.
+
+The scripts that compare with other engines measure through the functions here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backend import Backend, Batch, KVCache, select
+from .command_line import add_model_flags, positive, run_command
+from .errors import ContextLengthError, NumericalError
+from .loading import load_model
+from .memory import available_bytes
+from .model_path import find_model
+from .modelfile import ModelFile
+from .progress import progress_bar
+
+_PROMPT_TOKENS, _NEW_TOKENS = 512, 64
+_BANDWIDTH_BYTES = 512 << 20  # well above the caches, yet soon touched
+_BANDWIDTH_PASSES = 3
+_WORDS_PER_ROW = 32  # of the buffer that bandwidth.pyx reads
+
+_EPILOG = """\
+The prompt is processed from an empty cache. Decoding starts at position 0, or after --context tokens whose keys and
+values are made up, not computed. Speeds are medians over the repeats, with the lowest and the highest.
+
+"read" is decode tokens/s times the bytes that a token needs: all weights but the embedding's other rows, and the keys
+and values of the positions before it. "bandwidth" is what the same threads read from a large buffer, between the
+repeats. A model that fits in the processor's cache may exceed it. "logits" is a hash of every logit computed: it
+changes with the instruction set and the model, not with the number of threads.
+
+--json prints one object with these figures; speeds are objects of median, min and max, in tokens/s or GB/s (10^9
+bytes).
+"""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, lowest and highest of repeated measurements."""
+
+    median: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one value."""
+        return cls(statistics.median(values), min(values), max(values))
+
+    def __str__(self) -> str:
+        digits = 0 if self.median >= 1000 else 1 if self.median >= 10 else 2
+        return f"{self.median:.{digits}f} ({self.min:.{digits}f} to {self.max:.{digits}f})"
+
+
+class ReadBandwidth:
+    """A large buffer, which n_threads threads of the CPU backend's team read."""
+
+    def __init__(self, n_threads: int) -> None:
+        from ._cpu.bandwidth import read, touch
+
+        available = available_bytes()
+        n_bytes = _BANDWIDTH_BYTES if available is None else min(_BANDWIDTH_BYTES, available // 2)
+        rows = max(n_threads, n_bytes // (8 * _WORDS_PER_ROW))
+        self._buffer = np.empty((rows, _WORDS_PER_ROW), np.uint64)
+        self._n_threads = n_threads
+        self._read = read
+        touch(self._buffer, n_threads)
+
+    def measure(self) -> list[float]:
+        """GB/s of some passes over the buffer."""
+        rates = []
+        for _ in range(_BANDWIDTH_PASSES):
+            started = time.perf_counter()
+            self._read(self._buffer, self._n_threads)
+            rates.append(self._buffer.nbytes / (time.perf_counter() - started) / 1e9)
+        return rates
+
+
+def fill_cache(backend: Backend, cache: KVCache, n_tokens: int, row: int = 0) -> None:
+    """Give a row of the cache n_tokens positions without computing them: those of a few tokens, again and again."""
+    if n_tokens == 0:
+        return
+    sample = min(n_tokens, 16)
+    tokens = random_tokens(backend.config.vocab_size, sample)
+    backend.forward(Batch.of_sequence(tokens, row=row, outputs="none"), cache)
+    arrays = {}
+    for name, array in cache.save_row(row, sample).items():
+        indices = np.arange(n_tokens) % sample
+        arrays[name] = np.take(array, indices, axis=2)  # positions
+    cache.load_row(row, arrays)
+
+
+def random_tokens(vocab_size: int, n: int) -> list[int]:
+    """The same n token ids each time."""
+    return [int(token) for token in np.random.default_rng(1).integers(0, vocab_size, n)]
+
+
+def weight_bytes_per_token(model: ModelFile) -> int:
+    """Bytes of weights that decoding a token reads: all but the other rows of an embedding."""
+    embedding = 0 if model.config.tied_embeddings else model.weights["tok_embeddings.weight"].nbytes
+    return model.nbytes - embedding
+
+
+@dataclass(frozen=True)
+class Run:
+    """One repeat: tokens/s, and a hash of all logits."""
+
+    prompt: float
+    decode: float
+    logits: str
+
+
+def measure(backend: Backend, cache: KVCache, n_prompt: int, n_new: int, context: int) -> Run:
+    """Process a prompt of n_prompt tokens from position 0, then decode n_new tokens from position context on.
+
+    The cache must be filled up to context. Its first n_prompt positions are written, with the same values each time.
+    """
+    tokens = random_tokens(backend.config.vocab_size, max(n_prompt, n_new))
+    started = time.perf_counter()
+    logits = [backend.forward(Batch.of_sequence(tokens[:n_prompt]), cache)]
+    prompt_s = time.perf_counter() - started
+    steps = [Batch.of_sequence([token], start=context + i) for i, token in enumerate(tokens[:n_new])]
+    started = time.perf_counter()
+    logits += [backend.forward(step, cache) for step in steps]
+    decode_s = time.perf_counter() - started
+    return Run(n_prompt / prompt_s, n_new / decode_s, logits_hash(logits))
+
+
+def logits_hash(logits: Sequence[NDArray[np.float32]]) -> str:
+    """16 hexadecimal digits that stand for the bits of some logits. Raises NumericalError when one is not finite."""
+    digest = hashlib.sha256()
+    for array in logits:
+        if not np.isfinite(array).all():
+            raise NumericalError("the model computed logits that are not finite")
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one model does on one device. Speeds are tokens/s; rates GB/s; bytes are those of one decoded token.
+
+    bandwidth  None when it was not measured, on other devices than the CPU
+    share      of the bandwidth that decoding reads
+    in_cache   whether the weights fit in the processor's last cache; None where its size is unknown
+    logits     see logits_hash()
+    """
+
+    model: str
+    n_parameters: int
+    quantization: str
+    group_size: int
+    device: str
+    instruction_set: str | None
+    n_threads: int | None
+    kv_dtype: str | None
+    prompt_tokens: int
+    new_tokens: int
+    context: int
+    repeat: int
+    prompt: Spread
+    decode: Spread
+    weight_bytes: int
+    cache_bytes: int
+    read: float
+    bandwidth: Spread | None
+    share: float | None
+    in_cache: bool | None
+    logits: str
+
+    def to_json(self) -> str:
+        """One object."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    def __str__(self) -> str:
+        groups = f" (groups of {self.group_size})" if self.group_size else ""
+        facts = [
+            self.device,
+            self.instruction_set,
+            self.n_threads and f"{self.n_threads} thread{'s' * (self.n_threads > 1)}",
+        ]
+        facts.append(self.kv_dtype and f"{self.kv_dtype} keys and values")
+        lines = [
+            f"model      {self.model}: {self.n_parameters / 1e6:.1f}M parameters, {self.quantization}{groups}",
+            f"device     {', '.join(str(fact) for fact in facts if fact)}",
+            f"prompt     {self.prompt} tokens/s, {self.prompt_tokens} tokens",
+            f"decode     {self.decode} tokens/s, {self.new_tokens} tokens from position {self.context} on",
+            f"read       {self.read:.2f} GB/s; for a token {self.weight_bytes / 1e6:.2f} MB of weights "
+            f"and {self.cache_bytes / 1e6:.2f} MB of keys and values",
+        ]
+        if self.bandwidth is not None and self.share is not None:
+            note = "; the weights fit in the processor's cache, so that over 100% are possible" if self.in_cache else ""
+            lines.append(f"bandwidth  {self.bandwidth} GB/s, of which decoding reads {self.share:.0%}{note}")
+        return "\n".join([*lines, f"logits     {self.logits}"])
+
+
+def run_benchmark(
+    name: str, model: ModelFile, backend: Backend, n_prompt: int, n_new: int, context: int, repeat: int
+) -> Report:
+    """The report on a model called name. Raises NumericalError when two repeats give other logits."""
+    facts = backend.describe()
+    n_threads = facts.get("n_threads")
+    memory = ReadBandwidth(n_threads) if facts["device"] == "cpu" and n_threads else None
+    length = max(n_prompt, context + n_new)
+    with closing(backend.new_cache(1, length)) as cache:
+        measure(backend, cache, min(n_prompt, 64), min(n_new, 2), 0)  # pages in weights, wakes threads
+        fill_cache(backend, cache, context)
+        cache_bytes = round(cache.nbytes / length * (context + (n_new + 1) / 2))
+        runs, rates = [], [] if memory is None else memory.measure()
+        for _ in range(repeat):
+            runs.append(measure(backend, cache, n_prompt, n_new, context))
+            rates += [] if memory is None else memory.measure()
+    hashes = {run.logits for run in runs}
+    if len(hashes) > 1:
+        raise NumericalError(f"the logits of {repeat} equal runs differ: {', '.join(sorted(hashes))}")
+    weight_bytes = weight_bytes_per_token(model)
+    decode = Spread.of([run.decode for run in runs])
+    read = decode.median * (weight_bytes + cache_bytes) / 1e9
+    bandwidth = Spread.of(rates) if rates else None
+    cache_size = last_cache_bytes()
+    return Report(
+        model=name,
+        n_parameters=model.config.n_parameters,
+        quantization=model.quantization.type,
+        group_size=model.quantization.group_size,
+        device=facts["device"],
+        instruction_set=facts.get("isa"),
+        n_threads=n_threads,
+        kv_dtype=facts.get("kv_dtype"),
+        prompt_tokens=n_prompt,
+        new_tokens=n_new,
+        context=context,
+        repeat=repeat,
+        prompt=Spread.of([run.prompt for run in runs]),
+        decode=decode,
+        weight_bytes=weight_bytes,
+        cache_bytes=cache_bytes,
+        read=read,
+        bandwidth=bandwidth,
+        share=None if bandwidth is None else read / bandwidth.median,
+        in_cache=None if cache_size is None or bandwidth is None else weight_bytes < cache_size,
+        logits=hashes.pop(),
+    )
+
+
+def last_cache_bytes() -> int | None:
+    """Size of the first processor's largest cache; None where the system does not say."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        try:
+            text = path.read_text().strip()
+            sizes.append(int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]])
+        except (OSError, ValueError, KeyError, IndexError):  # a file system that is made up otherwise
+            return None
+    return max(sizes, default=None)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="pyllama2 bench",
+        description="Measure how fast a model runs here.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--prompt-tokens", type=positive, metavar="N", help=f"length of the prompt ({_PROMPT_TOKENS}, if it fits)")
+    add("--new-tokens", type=positive, metavar="N", help=f"tokens to decode ({_NEW_TOKENS}, if they fit)")
+    add("--context", type=_not_negative, default=0, metavar="N", help="position of the first decoded token (0)")
+    add("--repeat", type=positive, default=3, metavar="N", help="measurements of each (%(default)s)")
+    add("--json", action="store_true", help="print one JSON object")
+    add_model_flags(parser)
+    return run_command(parser, argv, _bench)
+
+
+def _not_negative(text: str) -> int:
+    return 0 if text.strip() == "0" else positive(text)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    backend_class, _ = select(args.device or os.environ.get("PYLLAMA2_DEVICE") or "auto")
+    path = find_model(args.model)
+    with progress_bar("convert") as progress:
+        model = load_model(
+            path,
+            quant=args.quant,
+            tokenizer=args.tokenizer,
+            n_ctx=args.ctx,
+            kv_dtype=args.kv_dtype,
+            progress=progress,
+        )
+    n_ctx = args.ctx or model.config.max_seq_len
+    n_prompt, n_new = _lengths(args, n_ctx)
+    with closing(backend_class(model, n_threads=args.threads, kv_dtype=args.kv_dtype)) as backend:
+        name = os.path.basename(os.path.abspath(path))
+        report = run_benchmark(name, model, backend, n_prompt, n_new, args.context, args.repeat)
+    print(report.to_json() if args.json else report)
+    return 0
+
+
+def _lengths(args: Any, n_ctx: int) -> tuple[int, int]:
+    """Prompt and new tokens: as asked, else the usual ones or as many as fit. Raises ContextLengthError."""
+    n_prompt = args.prompt_tokens or min(_PROMPT_TOKENS, n_ctx)
+    n_new = args.new_tokens or max(1, min(_NEW_TOKENS, n_ctx - args.context))
+    if n_prompt > n_ctx:
+        raise ContextLengthError(f"a prompt of {n_prompt} tokens does not fit in a context of {n_ctx}")
+    if args.context + n_new > n_ctx:
+        raise ContextLengthError(
+            f"decoding {n_new} tokens from position {args.context} on needs a context of {args.context + n_new}, "
+            f"and it has {n_ctx}"
+        )
+    return n_prompt, n_new
+
+
+if __name__ == "__main__":
+    sys.exit(main())
