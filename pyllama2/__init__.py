@@ -19,6 +19,7 @@ from .errors import (
     NumericalError,
     Pyllama2Error,
 )
+from .evaluation import Perplexity, perplexity
 from .llama import Llama
 from .sampling import SamplingParams
 
@@ -32,6 +33,7 @@ __all__ = [
     "ContextLengthError",
     "Llama",
     "NumericalError",
+    "Perplexity",
     "Pyllama2Error",
     "SamplingParams",
     "Timings",
@@ -39,5 +41,6 @@ __all__ = [
     "Usage",
     "__version__",
     "export",
+    "perplexity",
     "quantize",
 ]

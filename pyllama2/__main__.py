@@ -8,6 +8,7 @@ import sys
 COMMANDS = {
     "generate": "continue a text",
     "chat": "talk to a model",
+    "perplexity": "say how well a model predicts a text",
     "export": "turn a checkpoint into a model file",
     "quantize": "make a model file smaller",
     "bench": "measure how fast a model runs",

@@ -6,29 +6,56 @@ Answers go to stdout as they come; all else goes to stderr.
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from .chat_format import CHAT_FORMATS
 from .command_line import add_model_flags, add_sampling_flags, open_model, run_command, sampling_params
+from .completion import Completion
+from .conversation import Messages, read_messages, without_oldest_turns, write_messages
 from .errors import ContextLengthError
 from .generate import timings_line
 from .llama import Llama
 from .sampling import SamplingParams
 
-_EPILOG = """\
-Messages are lines of standard input. /clear forgets the conversation, /exit or the end of the input ends it.
+_COMMANDS = """\
+  /reset         forget the conversation, except for the system prompt; also /clear
+  /system TEXT   replace the system prompt from now on; without TEXT, do without one
+  /save PATH     write the messages to a file, as JSON
+  /load PATH     go on with the messages of a file
+  /stats         tokens, speeds, and how much of the context is used
+  /help          this list
+  /exit          end, as the end of the input does
+"""
+_EPILOG = f"""\
+Messages are lines of standard input. A line may also be one of these commands:
+
+{_COMMANDS}
+A message that is to begin with / and a word is written with //. Ctrl-C ends an answer, of which the part that came is
+kept, and the chat goes on. A message that is refused, because it does not fit into the context or for another
+reason, is not kept, and the chat goes on; when messages come from a pipe, the exit code in the end is then 1.
+
+--drop-oldest forgets whole turns, the oldest first, so that the rest and an answer of -n tokens, or of a quarter of
+the context if that is less, fit into the context.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="pyllama2 chat", description="Talk to a model.", epilog=_EPILOG)
+    parser = argparse.ArgumentParser(
+        prog="pyllama2 chat",
+        description="Talk to a model.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("-s", "--system", help="the system prompt")
     parser.add_argument("-p", "--prompt", metavar="FIRST_MESSAGE", help="the first message, before any that is read")
     parser.add_argument("--single-turn", action="store_true", help="end after one answer")
     parser.add_argument("--template", choices=CHAT_FORMATS, help="the chat format (default: the model's own)")
+    parser.add_argument("--drop-oldest", action="store_true", help="forget the oldest turns when the context is full")
     add_model_flags(parser)
     add_sampling_flags(parser)
     return run_command(parser, argv, lambda args: _chat(parser, args))
@@ -37,24 +64,23 @@ def main(argv: list[str] | None = None) -> int:
 def _chat(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     params = sampling_params(parser, args)
     with open_model(args) as llm:
-        conversation = _Conversation(llm, params, args)
-        text = args.prompt if args.prompt is not None else _read_message()
-        while text is not None:
-            if text == "/clear":
-                conversation.clear()
-            else:
-                conversation.ask(text)
-                if args.single_turn:
-                    break
-            text = _read_message()
-    return 0
+        chat = _Chat(llm, params, args)
+        chat.reset()
+        if args.single_turn:
+            text = args.prompt if args.prompt is not None else _read_message()
+            return 0 if text is None or chat.ask(text) else 130
+        if args.prompt is not None:
+            chat.try_to_ask(args.prompt)
+        while (line := _read_message()) is not None and chat.take(line):
+            pass
+    return 1 if chat.refused and not sys.stdin.isatty() else 0
 
 
 def _read_message() -> str | None:
     """The next line that is not blank; None at the end."""
     while True:
         line = _read_line()
-        if line is None or line.strip() == "/exit":
+        if line is None:
             return None
         if line.strip():
             return line.strip()
@@ -64,7 +90,7 @@ def _read_line() -> str | None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return sys.stdin.readline() or None
     with suppress(ImportError):
-        import readline  # noqa: F401 (input() can edit lines once it is there)
+        import readline  # noqa: F401 (input() edits lines, and remembers them, once it is there)
     try:
         return input("> ")
     except EOFError:
@@ -73,43 +99,155 @@ def _read_line() -> str | None:
 
 
 @dataclass
-class _Conversation:
-    """The messages so far, and how answers are made."""
+class _Chat:
+    """The messages so far, and what is done with a line.
+
+    system    the prompt that reset() goes back to
+    refused   whether anything was answered with an error
+    last      the last answer
+    """
 
     llm: Llama
     params: SamplingParams
     args: argparse.Namespace
-    messages: list[dict[str, str]] = field(default_factory=list)
+    messages: Messages = field(default_factory=list)
+    system: str | None = None
+    refused: bool = False
+    last: Completion | None = None
+    n_generated: int = 0
 
     def __post_init__(self) -> None:
-        self.clear()
+        self.system = self.args.system
 
-    def clear(self) -> None:
-        """Back to the system prompt."""
-        system = self.args.system
-        self.messages = [] if system is None else [{"role": "system", "content": system}]
-
-    def ask(self, text: str) -> None:
-        """Print the answer to a message, and keep both; a message that is refused is not kept."""
-        asked = [*self.messages, {"role": "user", "content": text}]
+    def take(self, line: str) -> bool:
+        """Obey a command or answer a message; False when it was to end."""
+        found = re.fullmatch(r"/([A-Za-z]+)(?:\s+(.*))?", line)
+        if found is None:
+            self.try_to_ask(line[1:] if line.startswith("//") else line)
+            return True
+        if line == "/exit":
+            return False
         try:
+            self._obey(found[1], found[2])
+        except OSError as error:
+            self._refuse(f"{found[2]}: {error.strerror}")
+        except ValueError as error:
+            self._refuse(str(error))
+        return True
+
+    def try_to_ask(self, text: str) -> None:
+        """ask(); a message that is refused is said to be so."""
+        try:
+            self.ask(text)
+        except ContextLengthError as error:
+            hint = "" if self.args.drop_oldest else "; --drop-oldest forgets the oldest turns"
+            self._refuse(f"{error} (/clear starts again{hint})")
+        except ValueError as error:
+            self._refuse(str(error))
+
+    def ask(self, text: str) -> bool:
+        """Print the answer to a message, and keep both; False when Ctrl-C ended it.
+
+        Of an answer that was ended, what came is kept; a message without any answer is not.
+        """
+        stream = None
+        interrupted = False
+        asked: Messages = [*self.messages, {"role": "user", "content": text}]
+        try:
+            asked = self._fitting(asked)
             stream = self.llm.stream_chat(asked, self.params, template=self.args.template)
-        except (ContextLengthError, ValueError) as error:
-            if self.args.single_turn or not sys.stdin.isatty():
-                raise
-            print(f"{error} (/clear starts again)", file=sys.stderr)  # a person can try another message
-            return
-        try:
             for chunk in stream:
                 print(chunk.text, end="", flush=True)
+        except KeyboardInterrupt:
+            interrupted = True
         finally:
-            print(flush=True)
-        answer = stream.completion
+            if stream is not None:
+                stream.close()
+                print(flush=True)
+        if stream is not None:
+            self._keep(asked, stream.completion)
+        if interrupted:
+            print("(stopped)", file=sys.stderr)
+        return not interrupted
+
+    def reset(self) -> None:
+        """Back to the system prompt."""
+        self.messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        self.last = None
+
+    def _keep(self, asked: Messages, answer: Completion) -> None:
+        self.n_generated += answer.usage.completion_tokens
+        if answer.finish_reason == "cancelled" and not answer.text.strip():
+            return
+        self.last = answer
         self.messages = [*asked, {"role": "assistant", "content": answer.text}]
         if answer.finish_reason == "length":
             print(f"(the answer was cut after {answer.usage.completion_tokens} tokens)", file=sys.stderr)
         if self.args.verbose:
             print(timings_line(self.llm, answer, verbose=True), file=sys.stderr)
+
+    def _fitting(self, asked: Messages) -> Messages:
+        """asked, without the oldest turns if there is no room for them and it was asked for."""
+        if not self.args.drop_oldest:
+            return asked
+        quarter = self.llm.n_ctx // 4
+        room = quarter if self.params.max_tokens is None else min(quarter, self.params.max_tokens)
+
+        def count(messages: Messages) -> int:
+            return len(self.llm.chat_tokens(messages, template=self.args.template))
+
+        kept = without_oldest_turns(asked, count, self.llm.n_ctx - room)
+        if len(kept) < len(asked):
+            n_turns = (len(asked) - len(kept)) // 2
+            print(f"(forgot the oldest {f'{n_turns} turns' if n_turns > 1 else 'turn'})", file=sys.stderr)
+        return kept
+
+    def _obey(self, name: str, argument: str | None) -> None:
+        """A command. Raises ValueError for an unknown or incomplete one, OSError for files."""
+        if name in ("reset", "clear", "stats", "help", "exit") and argument is not None:
+            raise ValueError(f"/{name} takes nothing after it (// begins a message with /)")
+        if name in ("save", "load") and argument is None:
+            raise ValueError(f"/{name} needs the path of a file")
+        if name in ("reset", "clear"):
+            self.reset()
+        elif name == "system":
+            self._set_system(argument)
+        elif name == "save":
+            write_messages(os.path.expanduser(argument or ""), self.messages)
+        elif name == "load":
+            self._set_messages(read_messages(os.path.expanduser(argument or "")))
+        elif name == "stats":
+            self._print_stats()
+        elif name == "help":
+            print(_COMMANDS, end="", file=sys.stderr)
+        else:
+            raise ValueError(f"there is no command /{name}; /help lists them (// begins a message with /)")
+
+    def _set_system(self, text: str | None) -> None:
+        self.system = text
+        rest = self.messages[int(self._has_system()) :]
+        self.messages = ([] if text is None else [{"role": "system", "content": text}]) + rest
+
+    def _set_messages(self, messages: Messages) -> None:
+        self.messages = messages
+        self.system = messages[0]["content"] if self._has_system() else None
+        self.last = None
+
+    def _has_system(self) -> bool:
+        return bool(self.messages) and self.messages[0]["role"] == "system"
+
+    def _print_stats(self) -> None:
+        n_turns = (len(self.messages) - int(self._has_system())) // 2
+        print(f"{n_turns} turns; {self.n_generated} tokens generated in all", file=sys.stderr)
+        if self.last is not None:
+            usage = self.last.usage
+            used = usage.prompt_tokens + usage.completion_tokens
+            print(f"context: {used} of {self.llm.n_ctx} tokens used", file=sys.stderr)
+            print(f"last answer: {timings_line(self.llm, self.last, verbose=True)}", file=sys.stderr)
+
+    def _refuse(self, message: str) -> None:
+        self.refused = True
+        print(" ".join(message.split()), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -121,13 +121,28 @@ def positive(text: str) -> int:
     return value
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
+def read_text(path: str, what: str) -> str:
+    """The text of a UTF-8 file, "-" for standard input. Raises ValueError, in which what names it, for other bytes."""
+    if path == "-":
+        data = sys.stdin.buffer.read()
+    else:
+        with open(path, "rb") as file:
+            data = file.read()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} is not UTF-8: byte {data[error.start]:#04x} at {error.start}") from None
+
+
+def add_model_flags(
+    parser: argparse.ArgumentParser, *, ctx_help: str = "longest sequence in tokens (default: the model's)"
+) -> None:
     """The flags that make a Llama; see open_model()."""
     add = parser.add_argument_group("model").add_argument
     add("-m", "--model", help="a model file or checkpoint, or smollm2 (default: PYLLAMA2_MODEL, else the demo model)")
     add("--tokenizer", metavar="PATH", help="a tokenizer file, for checkpoints without one")
     add("--quant", choices=("q8", "q4"), help="convert the weights in memory (default: a checkpoint's as float32)")
-    add("-c", "--ctx", type=positive, metavar="CTX", help="longest sequence in tokens (default: the model's)")
+    add("-c", "--ctx", type=positive, metavar="CTX", help=ctx_help)
     add("-t", "--threads", type=positive, help="threads (default: PYLLAMA2_NUM_THREADS, else the physical cores)")
     add("--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: PYLLAMA2_DEVICE, else auto)")
     add("--kv-dtype", choices=("float32", "float16", "int8"), help="type of keys and values (default: the device's)")

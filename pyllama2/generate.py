@@ -10,7 +10,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from .command_line import add_model_flags, add_sampling_flags, open_model, run_command, sampling_params
+from .command_line import add_model_flags, add_sampling_flags, open_model, read_text, run_command, sampling_params
 from .completion import Completion
 from .llama import Llama
 
@@ -73,18 +73,10 @@ def _generate(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def _read_prompt(args: argparse.Namespace) -> str:
-    if args.prompt == "-" or args.file == "-":
-        data = sys.stdin.buffer.read()
-    elif args.file is not None:
-        with open(args.file, "rb") as file:
-            data = file.read()
-    else:
+    path = "-" if args.prompt == "-" else args.file
+    if path is None:
         return args.prompt or ""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the prompt is not UTF-8: byte {data[error.start]:#04x} at {error.start}") from None
-    return text.removesuffix("\n").removesuffix("\r")
+    return read_text(path, "the prompt").removesuffix("\n").removesuffix("\r")
 
 
 def _json_fields(completion: Completion) -> dict[str, object]:

@@ -24,8 +24,9 @@ LAYERS = [
     },
     {"mapped", "safetensors_header", "weights", "modelfile", "checkpoint"},
     {"memory", "backend", "_cpu", "_gpu"},
-    {"convert", "loading", "generation", "llama", "scheduler"},
-    {"callable_module", "progress", "command_line", "generate", "chat", "export", "quantize", "bench", "perplexity"},
+    {"convert", "loading", "generation", "llama", "scheduler", "evaluation"},
+    {"callable_module", "progress", "command_line", "generate", "chat", "export", "quantize", "bench", "perplexity",
+     "conversation"},
     {"__init__", "__main__"},
 ]  # fmt: skip
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}

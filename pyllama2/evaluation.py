@@ -1,0 +1,195 @@
+"""How well a model predicts a text, and how close it is to another model.
+
+    perplexity      exp(-mean(log p(token | the tokens before it))), natural logarithms
+    bits per byte   -sum(log2 p) / bytes of UTF-8: compares models whose vocabularies differ
+    KL divergence   sum over the vocabulary of p_against * (log p_against - log p_model), a mean over tokens
+
+The text is cut into windows of at most `window` tokens, each begun with BOS where the model has one. The first window
+scores all of its tokens; every later one moves on by `stride` tokens and scores these alone, with the rest of the
+window as their context. The first token of the text is not counted.
+
+Used by perplexity.py, the command line.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .convert import Progress
+from .llama import Llama
+from .sampling import log_probabilities
+
+Model = Llama | str | os.PathLike[str]
+
+_DEFAULT_WINDOW = 1024
+_CHUNK = 64  # tokens whose distributions are in memory as float64 at once
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """How well a model predicts a text.
+
+    perplexity           exp of the mean negative log-probability per token
+    bits_per_byte        the same in bits, per byte of UTF-8 instead of per token
+    n_tokens, n_bytes    what was scored: the text without its first token
+    window, stride       in tokens, as they were used
+    kl_divergence        mean over tokens of KL(against || model), in nats; None without a model to compare with
+    kl_divergence_p99    its 99th percentile
+    top_1_agreement      share of tokens before which both models find the same next token likeliest
+    """
+
+    perplexity: float
+    bits_per_byte: float
+    n_tokens: int
+    n_bytes: int
+    window: int
+    stride: int
+    kl_divergence: float | None = None
+    kl_divergence_p99: float | None = None
+    top_1_agreement: float | None = None
+
+
+def perplexity(
+    model: Model,
+    text: str,
+    *,
+    against: Model | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    progress: Progress | None = None,
+) -> Perplexity:
+    """Perplexity of a model on a text, in windows; with against also the divergence from that model.
+
+    model, against  a Llama, or anything that Llama() opens; both must have the same vocabulary
+    window          tokens of a window, BOS included; None: the models' context, but at most 1024
+    stride          tokens that each window after the first scores, below window; None: half the window
+    progress        called as progress(tokens done, tokens in all, "")
+
+    The first window scores all of its tokens but the text's first; a later one its last stride tokens, with the
+    rest as context. Memory: without against that of score(); with it also the logits of a window, (window,
+    vocab_size) float32, for both models. Raises ValueError for wrong arguments, different vocabularies, and a
+    text of fewer than two tokens; else what Llama() and Llama.logits() raise.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"the text must be a string, not {type(text).__name__}")
+    with ExitStack() as stack:
+        llm = _opened(model, window, stack)
+        other = None if against is None else _opened(against, window, stack)
+        n_ctx = llm.n_ctx if other is None else min(llm.n_ctx, other.n_ctx)
+        window = min(n_ctx, _DEFAULT_WINDOW) if window is None else _between("window", window, 2, n_ctx)
+        stride = max(1, window // 2) if stride is None else _between("stride", stride, 1, window - 1)
+        if other is not None:
+            _check_same_vocabulary(llm, other)
+        ids, bos = llm.tokenize(text, bos=False), llm.tokenize("")
+        if len(ids) < 2:
+            raise ValueError(f"the text has {len(ids)} tokens, at least 2 are needed")
+        scores, divergences, agreements = _score(llm, other, _Windows(ids, bos, window, stride), progress)
+        first = llm.tokenizer.token_bytes(ids[0], first=True)
+    n_bytes = len(text.encode()) - len(first)
+    mean = -float(scores.mean())
+    return Perplexity(
+        perplexity=math.exp(mean) if mean < 700 else math.inf,
+        bits_per_byte=mean * len(scores) / math.log(2) / n_bytes,
+        n_tokens=len(scores),
+        n_bytes=n_bytes,
+        window=window,
+        stride=stride,
+        kl_divergence=None if other is None else float(divergences.mean()),
+        kl_divergence_p99=None if other is None else float(np.percentile(divergences, 99)),
+        top_1_agreement=None if other is None else float(agreements.mean()),
+    )
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """The token ids of a text, without BOS, in windows."""
+
+    ids: list[int]
+    bos: list[int]
+    window: int
+    stride: int
+
+    def __iter__(self) -> Iterator[tuple[list[int], int]]:
+        """Token ids of each window, BOS included, and how many of its last tokens it scores; in sum len(ids) - 1."""
+        room = self.window - len(self.bos)
+        end = min(room, len(self.ids))
+        if end > 1:
+            yield self.bos + self.ids[:end], end - 1
+        while end < len(self.ids):
+            n = min(self.stride, len(self.ids) - end)
+            end += n
+            yield self.bos + self.ids[max(0, end - room) : end], n
+
+
+def _score(
+    llm: Llama, against: Llama | None, windows: _Windows, progress: Progress | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Log-probability of every token but the first, and, with against, divergence and agreement before each."""
+    total = len(windows.ids) - 1
+    scores = np.empty(total)
+    divergences = np.empty(total if against else 0)
+    agreements = np.empty(total if against else 0, np.bool_)
+    done = 0
+    for ids, n in windows:
+        part = slice(done, done + n)
+        if against is None:
+            scores[part] = llm.score(ids)[-n:]
+        else:
+            # The distribution of a token is that after the one before it.
+            exact = against.logits(ids)[-n - 1 : -1].copy()  # a copy, so that the rest of the window can go
+            found = llm.logits(ids)[-n - 1 : -1]
+            scores[part], divergences[part], agreements[part] = _compare(exact, found, ids[-n:])
+        done += n
+        if progress is not None:
+            progress(done, total, "")
+    return scores, divergences, agreements
+
+
+def _compare(
+    exact: NDArray[np.float32], found: NDArray[np.float32], ids: list[int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Scores of ids by found, KL(exact || found), and whether both are largest at the same place; n of each.
+
+    exact, found (n, vocab_size) are logits.
+    """
+    n = len(ids)
+    scores, divergences = np.empty(n), np.empty(n)
+    for start in range(0, n, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        p, q = log_probabilities(exact[part]), log_probabilities(found[part])
+        scores[part] = q[np.arange(len(q)), ids[part]]
+        divergences[part] = (np.exp(p) * (p - q)).sum(axis=-1)
+    return scores, divergences, exact.argmax(axis=-1) == found.argmax(axis=-1)
+
+
+def _opened(model: Model, window: int | None, stack: ExitStack) -> Llama:
+    """model itself, or the Llama of a path, which ends with stack."""
+    return model if isinstance(model, Llama) else stack.enter_context(Llama(model, n_ctx=window))
+
+
+def _check_same_vocabulary(llm: Llama, other: Llama) -> None:
+    sizes = llm.config.vocab_size, other.config.vocab_size
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"the models have different vocabularies, of {sizes[0]} and {sizes[1]} tokens")
+    mine, theirs = llm.tokenizer, other.tokenizer
+    for id in range(sizes[0]):
+        if mine.piece(id) != theirs.piece(id):
+            raise ValueError(
+                f"the models have different vocabularies: token {id} is {mine.piece(id)!r} and {theirs.piece(id)!r}"
+            )
+    if llm.tokenize("") != other.tokenize(""):
+        raise ValueError("the models have different vocabularies: their texts begin with different tokens")
+
+
+def _between(name: str, value: int, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= value <= high:
+        raise ValueError(f"{name} must be between {low} and {high}, not {value!r}")
+    return int(value)

@@ -1,0 +1,83 @@
+"""python -m pyllama2.perplexity: how well a model predicts a text. The work is done in evaluation.py."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict
+
+from .callable_module import make_callable
+from .command_line import add_model_flags, open_model, positive, read_text, run_command
+from .evaluation import Perplexity, perplexity
+from .progress import progress_bar
+
+_EPILOG = """\
+Perplexity is exp(-mean(log p(token | the tokens before it))). The text is cut into windows of at most -c tokens,
+each begun with BOS where the model has one. The first window scores all of its tokens; every later one moves on
+by --stride tokens and scores these alone, with the rest of the window as their context. The first token of the
+text is not counted. Bits per byte, of UTF-8, compare models whose vocabularies differ.
+
+--against gives KL(against || model) in nats, its mean over tokens and its 99th percentile, and how often both find
+the same next token likeliest. The model compared with is taken as it is: --quant and --kv-dtype are for -m alone.
+
+--json prints one object with the fields
+  perplexity         exp of the mean negative log-probability per token
+  bits_per_byte      the same in bits, per byte of UTF-8
+  n_tokens, n_bytes  what was scored
+  window, stride     in tokens, as they were used
+  kl_divergence, kl_divergence_p99, top_1_agreement   null without --against
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="pyllama2 perplexity",
+        description="Say how well a model predicts a text, and how close it is to another model.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-f", "--file", required=True, metavar="TEXT", help='a text, UTF-8; "-" is standard input')
+    parser.add_argument("--against", metavar="MODEL", help="a model to compare with, of the same vocabulary")
+    parser.add_argument("--stride", type=positive, metavar="N", help="tokens a window scores (default: half of it)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add_model_flags(parser, ctx_help="tokens of a window (default: the model's context, but at most 1024)")
+    return run_command(parser, argv, lambda args: _perplexity(parser, args))
+
+
+def _perplexity(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    if args.ctx is not None and args.stride is not None and args.stride >= args.ctx:
+        parser.error(f"--stride {args.stride} must be below -c {args.ctx}")
+    text = read_text(args.file, "the text")
+    with ExitStack() as stack:
+        llm = stack.enter_context(open_model(args))
+        against = None
+        if args.against is not None:
+            changed = {**vars(args), "model": args.against, "quant": None, "kv_dtype": None}
+            against = stack.enter_context(open_model(argparse.Namespace(**changed)))
+        with progress_bar("perplexity") as progress:
+            result = perplexity(llm, text, against=against, window=args.ctx, stride=args.stride, progress=progress)
+    print(json.dumps(asdict(result)) if args.json else _lines(result))
+    return 0
+
+
+def _lines(result: Perplexity) -> str:
+    lines = [
+        f"perplexity: {result.perplexity:.4f} ({result.n_tokens} tokens in windows of {result.window}, "
+        f"stride {result.stride})",
+        f"bits per byte: {result.bits_per_byte:.4f} ({result.n_bytes} bytes)",
+    ]
+    if result.kl_divergence is not None:
+        lines += [
+            f"KL divergence: {result.kl_divergence:.6f} nats, 99th percentile {result.kl_divergence_p99:.6f}",
+            f"top-1 agreement: {100 * (result.top_1_agreement or 0):.2f}%",
+        ]
+    return "\n".join(lines)
+
+
+make_callable(__name__, perplexity)
+
+if __name__ == "__main__":
+    sys.exit(main())
