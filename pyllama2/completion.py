@@ -29,7 +29,7 @@ class Usage:
 
     prompt_tokens      of the prompt, BOS included
     completion_tokens  generated, the one that ended the text included
-    cached_tokens      of the prompt, that need not be computed again
+    cached_tokens      of the prompt, that were computed before, for a sequence that began the same way
     """
 
     prompt_tokens: int
@@ -41,8 +41,9 @@ class Usage:
 class Timings:
     """Seconds spent on one text, and tokens per second; 0 where nothing was done.
 
-    prompt_s  until the first token was chosen
-    decode_s  for all later tokens; in a list of prompts, the steps are shared with the others
+    prompt_s             until the first token was chosen
+    decode_s             for all later tokens; steps are shared with the other texts that are decoded
+    prompt_tokens_per_s  of the tokens that were computed, not those found in the cache
     """
 
     prompt_s: float

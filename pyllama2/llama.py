@@ -10,8 +10,9 @@ import logging
 import os
 import random
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import closing
 from types import TracebackType
 from typing import Any, cast, overload
@@ -19,23 +20,26 @@ from typing import Any, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import Backend, Batch, KVCache, select
+from .backend import Backend, KVCache, select
 from .chat_format import ChatFormat, Message, make_chat_format
-from .completion import Completion
+from .completion import Chunk, Completion
 from .config import ModelConfig
 from .convert import Progress
-from .errors import ContextLengthError, NumericalError
-from .generation import Request, Stream, Text, run
+from .errors import ContextLengthError
+from .generation import Request, Text
 from .loading import load_model
-from .memory import rows_that_fit
+from .memory import cache_bytes, rows_that_fit
 from .model_path import find_model
-from .sampling import SamplingParams, check_seed, log_probabilities
+from .prefix_cache import PrefixCache
+from .prompt import Prompt, check_token_ids, checked_ids, is_list_of_prompts
+from .sampling import SamplingParams, check_seed
+from .scheduler import Scheduler
+from .scoring import logits_of, scores_of
+from .state import SequenceLayout, StateFile, save_sequences
+from .stream import Stream, pulled_in_threads
 from .tokenizer import Tokenizer, load_tokenizer
 
 log = logging.getLogger("pyllama2")
-
-Prompt = str | Sequence[int]
-_SCORE_CHUNK = 256  # tokens whose logits are in memory at once
 
 
 class Llama:
@@ -51,8 +55,16 @@ class Llama:
     kv_dtype   "float32", "float16" or, where the backend has it, "int8" keys and values; None: its own choice
     tokenizer  path of a tokenizer, for checkpoints without one
     seed       of requests that bring none: two instances with one seed repeat each other
+    context    "stop": a text ends when it fills the context. "roll": it goes on; when prompt and text together are
+               longer than n_ctx, the model sees the first 4 tokens and the newest n_ctx // 2 of them, computed
+               anew from position 0 on, until that has grown to n_ctx tokens again. With max_tokens=None such a
+               text goes on until it ends itself
     verbose    say on stderr which device was taken and why
     progress   called as by export() while weights are converted in memory
+
+    Any number of threads and streams may use one Llama: their texts are decoded together, and none says anything
+    else than alone. Sequences stay in memory, up to 1 GiB of them or one, and a prompt that begins like one of them
+    computes only the rest.
 
     Raises CheckpointError for bad files, Pyllama2Error when memory does not suffice, BackendUnavailableError for
     a device that cannot be used, ValueError for wrong arguments.
@@ -69,9 +81,12 @@ class Llama:
         kv_dtype: str | None = None,
         tokenizer: str | os.PathLike[str] | None = None,
         seed: int | None = None,
+        context: str = "stop",
         verbose: bool = False,
         progress: Progress | None = None,
     ) -> None:
+        if context not in ("stop", "roll"):
+            raise ValueError(f"context must be stop or roll, not {context!r}")
         self._random = random.Random(None if seed is None else check_seed(seed))
         backend_class, why = select(os.environ.get("PYLLAMA2_DEVICE") or device if device == "auto" else device)
         if verbose:
@@ -82,11 +97,14 @@ class Llama:
         self._model = load_model(
             path, quant=quant, tokenizer=tokenizer, n_ctx=n_ctx, kv_dtype=kv_dtype, progress=progress
         )
+        self._rolls = context == "roll"
         self.n_ctx = self.config.max_seq_len if n_ctx is None else n_ctx
         spec = self._model.tokenizer
         self._tokenizer = None if spec is None else load_tokenizer(spec, self.config.vocab_size)
         self._chat_formats: dict[str | None, ChatFormat] = {}
+        self._chat_lock = threading.Lock()
         self._backend: Backend | None = backend_class(self._model, n_threads=n_threads, kv_dtype=kv_dtype)
+        self._scheduler = self._new_scheduler()
 
     @property
     def config(self) -> ModelConfig:
@@ -119,7 +137,7 @@ class Llama:
         TypeError for wrong arguments, NumericalError when the model computes NaN.
         """
         params = SamplingParams.of(params, **sampling)
-        if not _is_list_of_prompts(prompt):
+        if not is_list_of_prompts(prompt):
             return self._complete([self._request(cast(Prompt, prompt), params)])[0]
         requests = []
         for i, one in enumerate(cast(Sequence[Prompt], prompt)):
@@ -137,6 +155,16 @@ class Llama:
         all that came so far, and close().
         """
         return self._stream(self._request(prompt, SamplingParams.of(params, **sampling)))
+
+    def astream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any
+    ) -> AsyncGenerator[Chunk, None]:
+        """stream() for asyncio: `async for chunk in llm.astream(...)`.
+
+        Chunks are computed in a thread of the event loop's executor. A task that is cancelled, or leaves the loop and
+        calls aclose(), ends the generation.
+        """
+        return pulled_in_threads(self._stream(self._request(prompt, SamplingParams.of(params, **sampling))))
 
     def chat(
         self,
@@ -170,6 +198,20 @@ class Llama:
             self._chat_request(messages, SamplingParams.of(params, **sampling), template, allow_markers)
         )
 
+    def astream_chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        template: str | None = None,
+        allow_markers: bool = False,
+        **sampling: Any,
+    ) -> AsyncGenerator[Chunk, None]:
+        """stream_chat() for asyncio, as astream() is stream()."""
+        return pulled_in_threads(
+            self.stream_chat(messages, params, template=template, allow_markers=allow_markers, **sampling)
+        )
+
     def tokenize(self, text: str, *, bos: bool = True) -> list[int]:
         """Token ids of a text, after BOS if bos and the model begins with one. No special token comes from text."""
         ids = self.tokenizer.encode(text)
@@ -183,7 +225,8 @@ class Llama:
         self, messages: Sequence[Message], *, template: str | None = None, allow_markers: bool = False
     ) -> list[int]:
         """The token ids that chat() feeds the model."""
-        return self._chat_format(template).encode(messages, allow_markers=allow_markers)
+        with self._chat_lock:
+            return self._chat_format(template).encode(messages, allow_markers=allow_markers)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Raw logits (len(tokens), vocab_size) float32 after each token.
@@ -192,9 +235,7 @@ class Llama:
         """
         ids = self._checked_ids(tokens)
         with closing(self._new_cache(1, max(1, len(ids)))) as cache:
-            logits = self._open().forward(Batch.of_sequence(ids, outputs="all"), cache)
-        _check_finite(logits, 0)
-        return logits
+            return logits_of(self._open(), cache, ids)
 
     def score(self, text_or_tokens: Prompt) -> NDArray[np.float32]:
         """Natural log-probabilities of each token after the first, (len(tokens) - 1,) float32.
@@ -202,15 +243,28 @@ class Llama:
         A text is tokenized as a prompt is. Raises what logits() does.
         """
         ids = self._prompt_ids(text_or_tokens)
-        scores = np.empty(len(ids) - 1, np.float32)
         with closing(self._new_cache(1, len(ids))) as cache:
-            for start in range(0, len(scores), _SCORE_CHUNK):
-                part = ids[start : min(start + _SCORE_CHUNK, len(scores))]
-                logits = self._open().forward(Batch.of_sequence(part, start=start, outputs="all"), cache)
-                _check_finite(logits, start)
-                following = ids[start + 1 : start + 1 + len(part)]
-                scores[start : start + len(part)] = log_probabilities(logits)[np.arange(len(part)), following]
-        return scores
+            return scores_of(self._open(), cache, ids)
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Write the sequences in the cache to a file: what generate() and chat() read and said last, keys and values.
+
+        A safetensors file under a temporary name that becomes path at the end. Raises CheckpointError when it
+        cannot be written.
+        """
+        layout = SequenceLayout(self._open(), self._model)
+        with self._scheduler.rows(to_read=True) as rows:
+            save_sequences(os.fspath(path), rows, layout)
+
+    def load_state(self, path: str | os.PathLike[str]) -> None:
+        """Add the sequences of a file that save_state() wrote; prompts that begin like them compute only the rest.
+
+        Raises CheckpointError for a bad file and one of another model, quantization or kv_dtype; nothing is
+        added then. Pyllama2Error when memory does not suffice.
+        """
+        layout = SequenceLayout(self._open(), self._model)
+        with closing(StateFile(os.fspath(path), layout)) as file, self._scheduler.rows() as rows:
+            file.load_into(rows, self.n_ctx)
 
     def describe(self) -> dict[str, Any]:
         """Facts for people: where the model is from, its dimensions, quantization, and what the backend says of itself.
@@ -235,6 +289,7 @@ class Llama:
     def close(self) -> None:
         """Give back all memory. Anything but close() raises ValueError afterwards."""
         if self._backend is not None:
+            self._scheduler.close()
             self._backend.close()
             self._backend = None
             self._model.weights.clear()
@@ -284,20 +339,11 @@ class Llama:
         return self._checked_ids(ids)
 
     def _checked_ids(self, tokens: Sequence[int]) -> list[int]:
-        """tokens as ints. Raises ValueError outside the vocabulary and ContextLengthError beyond n_ctx."""
-        ids = []
-        for token in tokens:
-            if isinstance(token, (bool, str)) or not isinstance(token, (int, np.integer)):
-                raise TypeError(f"token ids must be integers, not {token!r}")
-            if not 0 <= token < self.config.vocab_size:
-                raise ValueError(f"token id {token} is outside the vocabulary of {self.config.vocab_size} tokens")
-            ids.append(int(token))
-        if len(ids) > self.n_ctx:
-            raise ContextLengthError(f"{len(ids)} tokens do not fit in a context of {self.n_ctx}")
-        return ids
+        return checked_ids(tokens, self.config.vocab_size, self.n_ctx)
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
-        self._check_params(params)
+        self._open()
+        check_token_ids(params, self.config.vocab_size)
         ids = self._prompt_ids(prompt)
         echo = "" if not params.echo else prompt if isinstance(prompt, str) else self.detokenize(ids)
         return Request(ids, params, self._seed(params), self._stop_ids(params), echo)
@@ -305,20 +351,12 @@ class Llama:
     def _chat_request(
         self, messages: Sequence[Message], params: SamplingParams, template: str | None, allow_markers: bool
     ) -> Request:
-        self._check_params(params)
+        self._open()
+        check_token_ids(params, self.config.vocab_size)
         ids = self._checked_ids(self.chat_tokens(messages, template=template, allow_markers=allow_markers))
         stop_ids = self._stop_ids(params, self._chat_format(template).stop_ids)
         echo = self.detokenize(ids) if params.echo else ""
         return Request(ids, params, self._seed(params), stop_ids, echo, continues=False)
-
-    def _check_params(self, params: SamplingParams) -> None:
-        self._open()
-        for name in ("logit_bias", "stop_token_ids"):
-            for token in getattr(params, name) or ():
-                if token >= self.config.vocab_size:
-                    raise ValueError(
-                        f"{name} has token id {token}, outside the vocabulary of {self.config.vocab_size} tokens"
-                    )
 
     def _stop_ids(self, params: SamplingParams, chat_ids: Sequence[int] = ()) -> frozenset[int]:
         own = () if params.ignore_eos else (*self.tokenizer.eos_ids, *chat_ids)
@@ -338,29 +376,31 @@ class Llama:
         return self._open().new_cache(rows_that_fit(self.config, n_rows, n_tokens, kv_dtype), n_tokens)
 
     def _text(self, request: Request) -> Text:
-        return Text(request, self.tokenizer, self.n_ctx)
+        return Text(request, self.tokenizer, self.n_ctx, self._rolls)
+
+    def _new_scheduler(self) -> Scheduler:
+        backend = self._open()
+        kv_dtype = backend.describe()["kv_dtype"]
+        return Scheduler(
+            backend,
+            PrefixCache(
+                backend.new_cache,
+                lambda n_rows, n_tokens: rows_that_fit(self.config, n_rows, n_tokens, kv_dtype),
+                self.n_ctx,
+                cache_bytes(self.config, 1, kv_dtype),
+            ),
+        )
 
     def _stream(self, request: Request) -> Stream:
-        text = self._text(request)
-        return Stream(text, run(self._open().forward, self._new_cache, [text]))
+        self._open()
+        return Stream(self._scheduler, self._text(request))
 
     def _complete(self, requests: Sequence[Request]) -> list[Completion]:
+        self._open()
         texts = list(map(self._text, requests))
-        for _ in run(self._open().forward, self._new_cache, texts):
-            pass
+        if self._scheduler.driven_here():  # by a logits processor, whose text waits for it
+            with closing(self._new_scheduler()) as scheduler:
+                scheduler.run(texts)
+        else:
+            self._scheduler.run(texts)
         return [text.completion() for text in texts]
-
-
-def _is_list_of_prompts(prompt: Any) -> bool:
-    """Whether it is a list of prompts rather than one: [] is one of no prompts, [1, 2] is one of two tokens."""
-    if isinstance(prompt, str):
-        return False
-    if isinstance(prompt, bytes) or not isinstance(prompt, (Sequence, np.ndarray)):
-        raise TypeError(f"a prompt must be a string or a list of token ids, not {type(prompt).__name__}")
-    return len(prompt) == 0 or isinstance(prompt[0], (str, Sequence, np.ndarray))
-
-
-def _check_finite(logits: NDArray[np.float32], start: int) -> None:
-    finite = np.isfinite(logits).all(-1)
-    if not finite.all():
-        raise NumericalError(f"the model computed NaN or infinite logits at position {start + int(finite.argmin())}")

@@ -60,3 +60,16 @@ def llm(one_thread: None, path: Path) -> Iterator[Llama]:
     """The Llama of that model."""
     with Llama(path) as llm:
         yield llm
+
+
+@pytest.fixture(scope="module")
+def long_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with room for longer prompts."""
+    return write_tiny(tmp_path_factory.mktemp("models") / "long.bin", max_seq_len=1024)
+
+
+@pytest.fixture
+def fresh(one_thread: None, long_path: Path) -> Iterator[Llama]:
+    """A Llama whose cache is empty."""
+    with Llama(long_path) as llm:
+        yield llm

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from tiny_llama import PROMPT, PROMPTS, forced, same, says
+from numpy.typing import NDArray
+from tiny_llama import CHATML, PROMPT, PROMPTS, forced, same, says, write_tiny
 
 import pyllama2
 from pyllama2 import Chunk, Llama
@@ -75,6 +79,45 @@ class TestEndings:
         assert everything.finish_reason == "length"
 
 
+class TestRollingContext:
+    def test_sees_the_first_tokens_and_the_newest_half(self, path: Path) -> None:
+        with Llama(path, n_ctx=30, context="roll") as llm:
+            ids = llm.tokenize(PROMPT)
+            context, expected = list(ids), []
+            for _ in range(80):
+                token = int(llm.logits(context)[-1].argmax())
+                expected.append(token)
+                context.append(token)
+                if len(context) > 30:
+                    context = context[:4] + context[-15:]
+            found = llm.generate(PROMPT, temperature=0, max_tokens=80, ignore_eos=True)
+            assert found.token_ids == expected and found.finish_reason == "length"
+            assert found.usage.completion_tokens == 80
+
+    def test_is_the_same_beside_others(self, path: Path) -> None:
+        sampling: dict[str, Any] = {"seed": 1, "temperature": 1.0, "max_tokens": 100, "ignore_eos": True}
+        with Llama(path, n_ctx=30, context="roll") as llm:
+            alone = [llm.generate(prompt, **sampling) for prompt in PROMPTS]
+            assert all(map(same, llm.generate(PROMPTS, **sampling), alone))
+            streams = [llm.stream(prompt, **sampling) for prompt in PROMPTS]
+            for _ in zip(*streams, strict=True):
+                pass
+            assert all(same(stream.completion, c) for stream, c in zip(streams, alone, strict=True))
+
+    def test_ends_of_its_own(self, path: Path) -> None:
+        with Llama(path, n_ctx=16, context="roll") as llm:
+            completion = llm.generate([1] * 16, max_tokens=None, temperature=1.5, seed=3)
+            assert completion.finish_reason == "stop" and completion.usage.completion_tokens > 1
+            with pytest.raises(pyllama2.ContextLengthError):
+                llm.generate([1] * 17)
+        with Llama(path, n_ctx=1, context="roll") as llm:
+            assert len(llm.generate([1], max_tokens=5, ignore_eos=True).token_ids) == 5
+
+    def test_only_when_asked_for(self, path: Path) -> None:
+        with pytest.raises(ValueError, match="context must be stop or roll"):
+            Llama(path, context="rolling")
+
+
 class TestStream:
     def test_adds_up_to_the_completion(self, llm: Llama) -> None:
         for sampling in (
@@ -135,6 +178,86 @@ class TestStream:
         for thread in threads:
             thread.join()
         assert [found[i] for i in range(len(PROMPTS))] == expected
+
+
+def test_chats_from_several_threads(tmp_path: Path) -> None:
+    with Llama(write_tiny(tmp_path / "chat.bin", template=CHATML)) as llm:
+        questions = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+        expected = [llm.chat_tokens(messages) for messages in questions]
+        found: dict[int, list[int]] = {}
+
+        def work(i: int) -> None:
+            for _ in range(10):
+                found[i] = llm.chat_tokens(questions[i])
+                assert found[i] == expected[i]
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(questions))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [found.get(i) for i in range(len(questions))] == expected
+
+
+class TestAsync:
+    def test_is_the_stream(self, llm: Llama) -> None:
+        async def texts() -> list[str]:
+            async def one(prompt: str) -> str:
+                return "".join([chunk.text async for chunk in llm.astream(prompt, seed=1, max_tokens=20)])
+
+            return await asyncio.gather(*map(one, PROMPTS))
+
+        expected = [llm.generate(prompt, seed=1, max_tokens=20).text for prompt in PROMPTS]
+        assert asyncio.run(texts()) == expected
+
+    def test_chat(self, llm: Llama) -> None:
+        messages = [{"role": "user", "content": "hello"}]
+
+        async def answer() -> str:
+            chunks = llm.astream_chat(messages, template="chatml", seed=1, max_tokens=5)
+            return "".join([chunk.text async for chunk in chunks])
+
+        assert asyncio.run(answer()) == llm.chat(messages, template="chatml", seed=1, max_tokens=5).text
+
+    def test_arguments_are_checked_at_once(self, llm: Llama) -> None:
+        with pytest.raises(ValueError, match="top_p"):
+            llm.astream(PROMPT, top_p=0)
+
+    def test_a_cancelled_task_ends_its_text(self, llm: Llama) -> None:
+        begun = threading.Event()
+        release = threading.Event()
+
+        def processor(ids: list[int], logits: NDArray[np.float32]) -> None:
+            begun.set()
+            release.wait(30)
+
+        async def consume() -> None:
+            async for _ in llm.astream(PROMPT, ignore_eos=True, logits_processors=[processor]):
+                pass
+
+        async def main() -> None:
+            task = asyncio.create_task(consume())
+            await asyncio.to_thread(begun.wait, 30)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            release.set()
+
+        asyncio.run(main())
+        jobs = llm._scheduler._jobs
+        assert llm.generate(PROMPT, max_tokens=1).usage.completion_tokens == 1
+        assert all(job.cancelled for job in jobs) and not llm._scheduler._jobs
+
+    def test_errors_reach_the_task(self, llm: Llama) -> None:
+        def broken(ids: list[int], logits: NDArray[np.float32]) -> None:
+            raise KeyError("mine")
+
+        async def consume() -> None:
+            async for _ in llm.astream(PROMPT, logits_processors=[broken]):
+                pass
+
+        with pytest.raises(KeyError, match="mine"):
+            asyncio.run(consume())
 
 
 class TestLogprobs:

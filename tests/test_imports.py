@@ -24,7 +24,10 @@ LAYERS = [
     },
     {"mapped", "safetensors_header", "weights", "modelfile", "checkpoint"},
     {"memory", "backend", "_cpu", "_gpu"},
-    {"convert", "loading", "generation", "llama", "scheduler", "evaluation"},
+    {
+        "convert", "loading", "prompt", "scoring", "generation", "interrupts", "prefix_cache", "scheduler",
+        "stream", "state", "llama", "evaluation",
+    },
     {"callable_module", "progress", "command_line", "generate", "chat", "export", "quantize", "bench", "perplexity",
      "conversation"},
     {"__init__", "__main__"},

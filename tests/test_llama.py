@@ -20,7 +20,8 @@ from pyllama2 import (
     Llama,
     NumericalError,
     SamplingParams,
-    generation,
+    prefix_cache,
+    scheduler,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -61,15 +62,18 @@ class TestGenerate:
         assert mixed[0].text == llm.generate(PROMPTS[0], seed=7, temperature=1.5, max_tokens=20).text
 
     def test_more_prompts_than_rows_and_prompts_longer_than_a_step(
-        self, llm: Llama, monkeypatch: pytest.MonkeyPatch
+        self, llm: Llama, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         prompts = [PROMPT[: 1 + i % 12] * (1 + i % 3) for i in range(11)]
         params = SamplingParams(seed=3, temperature=1.0, max_tokens=9)
         alone = [llm.generate(prompt, params) for prompt in prompts]
-        monkeypatch.setattr(generation, "_MAX_ROWS", 3)
-        monkeypatch.setattr(generation, "_PROMPT_TOKENS", 4)
-        assert all(map(same, llm.generate(prompts, params), alone))
-        assert same(llm.generate(prompts[8], params), alone[8])
+        monkeypatch.setattr(prefix_cache, "MAX_ROWS", 3)
+        monkeypatch.setattr(prefix_cache, "_KEPT_ROWS", 1)
+        monkeypatch.setattr(scheduler, "_PROMPT_TOKENS", 4)
+        monkeypatch.setattr(scheduler, "_PROMPT_TOKENS_BESIDE_OTHERS", 2)
+        with Llama(path) as small:
+            assert all(map(same, small.generate(prompts, params), alone))
+            assert same(small.generate(prompts[8], params), alone[8])
 
     def test_no_prompts(self, llm: Llama) -> None:
         assert llm.generate([]) == []
@@ -138,10 +142,11 @@ class TestGenerate:
         assert forced(llm, "there was").text == " there was"
 
     def test_timings(self, llm: Llama) -> None:
-        timings = llm.generate(PROMPT, max_tokens=5, ignore_eos=True).timings
-        n_prompt = len(llm.tokenize(PROMPT))
+        completion = llm.generate(PROMPT, max_tokens=5, ignore_eos=True)
+        timings = completion.timings
+        n_computed = len(llm.tokenize(PROMPT)) - completion.usage.cached_tokens
         assert timings.prompt_s > 0 and timings.decode_s > 0
-        assert timings.prompt_tokens_per_s == pytest.approx(n_prompt / timings.prompt_s)
+        assert timings.prompt_tokens_per_s == pytest.approx(n_computed / timings.prompt_s)
         assert timings.decode_tokens_per_s == pytest.approx(4 / timings.decode_s)
         assert llm.generate(PROMPT, max_tokens=1).timings.decode_tokens_per_s == 0
         assert llm.generate(PROMPT, max_tokens=0).timings == pyllama2.Timings(0, 0, 0, 0)
@@ -293,7 +298,7 @@ class TestTokensAndScores:
         log_softmax = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         expected = [log_softmax[i, ids[i + 1]] for i in range(len(ids) - 1)]
         for chunk in (256, 3):
-            monkeypatch.setattr("pyllama2.llama._SCORE_CHUNK", chunk)
+            monkeypatch.setattr("pyllama2.scoring._CHUNK", chunk)
             assert np.allclose(llm.score(ids), expected, atol=1e-4)
             assert np.array_equal(llm.score("lived in the forest. [INST]"), llm.score(ids))
         assert llm.score("").shape == (0,)

@@ -66,5 +66,6 @@ def forced(llm: Llama, text_or_ids: str | list[int], prompt: str | list[int] = P
 
 
 def same(a: Completion, b: Completion) -> bool:
-    """Whether two completions differ in their timings at most."""
-    return replace(a, timings=b.timings) == b
+    """Whether two completions differ at most in their timings, and in what was in the cache before them."""
+    usage = replace(a.usage, cached_tokens=b.usage.cached_tokens)
+    return replace(a, timings=b.timings, usage=usage) == b

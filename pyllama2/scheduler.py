@@ -1,0 +1,347 @@
+"""Many texts through one model at once: whoever calls, they are decoded together.
+
+    next(job), run(texts)      callers, in any threads
+         |  one of them at a time is the driver, the others wait for it; no thread of its own
+    _step: admit texts to rows -> one forward pass: a piece of each prompt that is not in the cache yet, and the
+           newest token of every other text -> each samples its next token -> pieces in the jobs' queues
+
+Texts join and leave at any step, in order of their arrival when rows are short. A text whose consumer is elsewhere
+runs at most AHEAD pieces ahead of it; then it pauses, and gives up its row to a text that waits for one.
+The driver alone changes rows and cache; it holds Ctrl-C back except where that harms its own caller's texts only.
+
+Used by llama.py.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backend import Backend, Batch
+from .generation import Piece, Text
+from .interrupts import Interrupts
+from .prefix_cache import PrefixCache, Row, common_prefix
+
+# Pieces a text may be ahead of its consumer.
+AHEAD = 4
+# Prompt tokens a step; fewer while texts are decoded, which wait for it.
+_PROMPT_TOKENS = 512
+_PROMPT_TOKENS_BESIDE_OTHERS = 128
+# A prompt waits for an earlier one that is just computing the same tokens, if there are this many.
+_WORTH_WAITING = 32
+
+T = TypeVar("T")
+
+
+class Job:
+    """A text on its way through a scheduler. ahead: how many pieces may wait to be taken, None for any number."""
+
+    def __init__(self, text: Text, ahead: int | None = AHEAD) -> None:
+        self.text = text
+        self.queue: deque[Piece] = deque()
+        self.row: Row | None = None
+        self.error: BaseException | None = None
+        self.cancelled = False
+        self.arrival: int | None = None  # counts up; None before its first piece was asked for
+        self.pulled = 0  # when a piece was last asked for; counts up
+        self.ahead = ahead
+        piece = text.start()
+        if piece is not None:
+            self.queue.append(piece)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more pieces will be made."""
+        return self.cancelled or self.error is not None or self.text.finish_reason is not None
+
+    @property
+    def paused(self) -> bool:
+        """Whether it may not get further before its consumer takes a piece."""
+        return self.ahead is not None and len(self.queue) >= self.ahead
+
+    @property
+    def wants_row(self) -> bool:
+        """Whether it waits to be admitted; one that lost its row while paused does not before it was caught up with."""
+        return self.row is None and not self.ended and not self.queue
+
+    @property
+    def n_left(self) -> int:
+        """How many of its tokens are still to be fed to the model."""
+        return 0 if self.row is None else len(self.text.context) - len(self.row.ids)
+
+
+class Scheduler:
+    """Drives the texts of one backend. All methods may be called from any thread, close() at any time."""
+
+    def __init__(self, backend: Backend, rows: PrefixCache) -> None:
+        self._backend = backend
+        self._rows = rows
+        self._lock = threading.Lock()  # held for moments only; it guards the next five
+        self._driver: int | None = None  # identity of the thread that has the driver's role
+        self._waiters: list[threading.Lock] = []
+        self._arrivals: list[Job] = []
+        self._clock = 0
+        self._closed = False
+        self._jobs: list[Job] = []  # the driver's, in order of arrival
+
+    def next(self, job: Job) -> Piece | None:
+        """The next piece of a text; None after its end. An exception ends it."""
+        try:
+            with Interrupts() as interrupts:
+                job.pulled = self._clock
+                return self._drive([job], lambda: self._pop(job), interrupts)[0]
+        except BaseException:
+            job.cancelled = True
+            raise
+
+    def run(self, texts: Sequence[Text]) -> None:
+        """Generate texts to their ends. An exception of one of them ends them all."""
+        jobs = [Job(text, ahead=None) for text in texts]
+        try:
+            with Interrupts() as interrupts:
+                self._drive(jobs, lambda: self._all_ended(jobs), interrupts)
+        finally:
+            for job in jobs:
+                job.cancelled = True
+        for job in jobs:
+            for piece in job.queue:
+                job.text.deliver(piece)
+
+    def driven_here(self) -> bool:
+        """Whether the calling thread is inside a step: in a logits processor, that is. It must not wait for another."""
+        return self._driver == threading.get_ident()
+
+    @contextmanager
+    def rows(self, *, to_read: bool = False) -> Iterator[PrefixCache]:
+        """The cache, to oneself between two steps; Ctrl-C raises inside only to_read. Raises ValueError when closed."""
+        with Interrupts() as interrupts:
+            if self.driven_here():
+                raise ValueError("a logits processor cannot use the cache of the generation that it is part of")
+            while not self._become_driver([], interrupts):
+                pass
+            try:
+                if self._closed:
+                    raise ValueError("this Llama is closed")
+                if to_read:
+                    with interrupts.allowed():
+                        yield self._rows
+                else:
+                    yield self._rows
+            finally:
+                self._leave()
+
+    def close(self) -> None:
+        """End all texts, whose callers get ValueError, and give the memory back after the step that is under way."""
+        self._closed = True
+        if self.driven_here():
+            return  # the end of the step does it
+        with Interrupts() as interrupts:
+            while not self._become_driver([], interrupts):
+                pass
+            self._leave()
+
+    def _pop(self, job: Job) -> tuple[Piece | None] | None:
+        """What next() returns, or None when there is nothing yet."""
+        if not job.ended:
+            self._check_open()
+        if job.queue and not job.cancelled:
+            piece = job.queue.popleft()
+            job.text.deliver(piece)
+            return (piece,)
+        if job.error is not None and not job.cancelled:
+            raise job.error
+        return (None,) if job.ended else None
+
+    def _all_ended(self, jobs: Collection[Job]) -> bool | None:
+        for job in jobs:
+            if job.error is not None:
+                raise job.error
+        if all(job.ended for job in jobs):
+            return True
+        self._check_open()
+        return None
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("this Llama is closed")
+
+    def _drive(self, jobs: Sequence[Job], outcome: Callable[[], T | None], interrupts: Interrupts) -> T:
+        """Take part in driving until there is an outcome of these jobs."""
+        if self.driven_here():
+            raise ValueError("a logits processor cannot wait for a stream of the model that it works for")
+        while True:
+            interrupts.call_pending()  # before the next piece is taken
+            with self._lock:
+                result = outcome()
+            if result is not None:
+                return result
+            if self._become_driver(jobs, interrupts):
+                try:
+                    self._step(jobs, interrupts)
+                finally:
+                    self._leave()
+
+    def _become_driver(self, jobs: Sequence[Job], interrupts: Interrupts) -> bool:
+        """Whether this thread is the driver now; if not, another was, and has made a step meanwhile."""
+        with self._lock:
+            for job in jobs:
+                if job.arrival is None:
+                    self._clock += 1
+                    job.arrival = self._clock
+                    self._arrivals.append(job)
+            if self._driver is None:
+                self._driver = threading.get_ident()
+                return True
+            waiter = threading.Lock()
+            waiter.acquire()
+            self._waiters.append(waiter)
+        with interrupts.allowed():
+            waiter.acquire()
+        return False
+
+    def _leave(self) -> None:
+        """The driver lets others drive."""
+        if self._closed:
+            self._jobs.clear()
+            self._rows.close()
+        with self._lock:
+            self._driver = None
+            waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.release()
+
+    def _step(self, own: Collection[Job], interrupts: Interrupts) -> None:
+        """Advance all texts that may advance. own are the jobs of the driving caller, who alone gets an exception."""
+        if self._closed:
+            return
+        with self._lock:
+            self._jobs += self._arrivals
+            self._arrivals.clear()
+            self._clock += 1
+        self._retire()
+        self._admit()
+        started = time.perf_counter()
+        parts = self._parts()
+        if parts:
+            assert self._rows.cache is not None
+            batch = _batch(parts)
+            with interrupts.allowed():
+                logits = self._backend.forward(batch, self._rows.cache)
+            elapsed = time.perf_counter() - started
+            for job, part in parts:
+                assert job.row is not None
+                job.row.ids += part
+                job.text.add_time(elapsed)
+            sampling = [job for job, _ in parts if job.n_left == 0]
+            self._sample(list(zip(sampling, logits, strict=True)), own, interrupts)
+        self._retire()
+        if not self._jobs:
+            self._rows.trim()
+
+    def _sample(
+        self, sampling: list[tuple[Job, NDArray[np.float32]]], own: Collection[Job], interrupts: Interrupts
+    ) -> None:
+        """Sample a token of each text. What a logits processor raises is its own text's."""
+        theirs = {id(job) for job in own}
+        for job, logits in sampling:
+            if id(job) not in theirs:
+                _advance(job, logits)
+        # Nothing is left undone now if Ctrl-C raises anywhere below: the caller's texts end with it.
+        with interrupts.allowed():
+            for job, logits in sampling:
+                if id(job) in theirs:
+                    _advance(job, logits)
+
+    def _retire(self) -> None:
+        """Free the rows of texts that have ended."""
+        for job in self._jobs:
+            if job.ended and job.row is not None:
+                self._rows.release(job.row)
+                job.row = None
+        self._jobs = [job for job in self._jobs if not job.ended]
+
+    def _admit(self) -> None:
+        """Give rows to the texts that wait for one, none before an earlier one has its own."""
+        for job in self._jobs:
+            if not job.wants_row:
+                continue
+            try:
+                if not self._find_room(job):
+                    return
+                row = self._rows.take(job.text.context)
+            except Exception as error:
+                job.error = error
+                continue
+            job.row = row
+            job.text.add_cached(len(row.ids))
+
+    def _find_room(self, job: Job) -> bool:
+        """Whether there is a row for a text, if need be one that a paused text had."""
+        while True:
+            n_texts = sum(job.row is not None or job.wants_row for job in self._jobs)
+            if self._rows.make_room(n_texts, job.text.n_positions):
+                return True
+            paused = [other for other in self._jobs if other.row is not None and other.paused]
+            if not paused:
+                return False
+            longest_ago = min(paused, key=lambda other: other.pulled)
+            assert longest_ago.row is not None
+            self._rows.release(longest_ago.row)
+            longest_ago.row = None
+
+    def _parts(self) -> list[tuple[Job, list[int]]]:
+        """What the next step feeds of each text: its newest token, or a part of its prompt if there is room."""
+        active = [job for job in self._jobs if job.row is not None and not job.paused]
+        room = _PROMPT_TOKENS_BESIDE_OTHERS if any(job.n_left == 1 for job in active) else _PROMPT_TOKENS
+        parts = []
+        prompts: list[list[int]] = []  # of texts that are computing one, or waiting to
+        for job in active:
+            row, ids = job.row, job.text.context
+            assert row is not None
+            if job.n_left > 1:
+                job.text.add_cached(self._rows.extend(row, ids))
+            start = len(row.ids)
+            end = start + 1
+            if end < len(ids):
+                shared = start + _WORTH_WAITING
+                waits = any(len(ids) > shared and ids[:shared] == other[:shared] for other in prompts)
+                prompts.append(ids)
+                end = start if waits else min(len(ids), start + room)
+                room -= end - start
+            if end > start:
+                parts.append((job, ids[start:end]))
+        return parts
+
+
+def _advance(job: Job, logits: NDArray[np.float32]) -> None:
+    row, context = job.row, job.text.context
+    try:
+        job.queue.append(job.text.advance(logits))
+        if row is not None and job.text.context is not context:  # it has rolled: all else is computed anew
+            del row.ids[common_prefix(row.ids, job.text.context, len(job.text.context) - 1) :]
+    except BaseException as error:
+        job.error = error
+
+
+def _batch(parts: Sequence[tuple[Job, list[int]]]) -> Batch:
+    """One batch of the parts; the logits of those that are the end of their text are wanted."""
+    tokens: list[int] = []
+    rows: list[int] = []
+    positions: list[int] = []
+    outputs: list[int] = []
+    for job, part in parts:
+        assert job.row is not None
+        start = len(job.row.ids)
+        tokens += part
+        rows += [job.row.index] * len(part)
+        positions += range(start, start + len(part))
+        if start + len(part) == len(job.text.context):
+            outputs.append(len(tokens) - 1)
+    return Batch(*(np.array(column, np.int32) for column in (tokens, rows, positions, outputs)))
