@@ -26,7 +26,7 @@ if sanitize := os.environ.get("PYLLAMA2_SANITIZE"):  # e.g. "address,undefined";
     LINK += [f"-fsanitize={sanitize}"]
 
 MODULES = ("matrix", "attention", "forward", "quantizer", "bandwidth")
-HEADERS = ["kernels.h", "vector.h", "portable.h", "scalar.h", "tiles256.h", "panels.h", "avx2.h", "avx512.h"]
+HEADERS = ("kernels", "vector", "portable", "scalar", "tiles256", "panels", "attention", "avx2", "avx512")
 
 setup(
     ext_modules=cythonize(
@@ -34,7 +34,7 @@ setup(
             Extension(
                 f"pyllama2._cpu.{module}",
                 [f"pyllama2/_cpu/{module}.pyx"],
-                depends=[f"pyllama2/_cpu/kernels/{header}" for header in HEADERS],
+                depends=[f"pyllama2/_cpu/kernels/{header}.h" for header in HEADERS],
                 include_dirs=["pyllama2/_cpu"],
                 define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
                 extra_compile_args=COMPILE,

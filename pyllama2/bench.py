@@ -224,7 +224,8 @@ def run_benchmark(
     with closing(backend.new_cache(1, length)) as cache:
         measure(backend, cache, min(n_prompt, 64), min(n_new, 2), 0)  # pages in weights, wakes threads
         fill_cache(backend, cache, context)
-        cache_bytes = round(cache.nbytes / length * (context + (n_new + 1) / 2))
+        position_bytes = sum(array.nbytes for array in cache.save_row(0, 1).values())
+        cache_bytes = round(position_bytes * (context + (n_new + 1) / 2))
         runs, rates = [], [] if memory is None else memory.measure()
         for _ in range(repeat):
             runs.append(measure(backend, cache, n_prompt, n_new, context))

@@ -32,8 +32,9 @@ def weight_bytes(config: ModelConfig, quantization: Quantization) -> int:
 
 
 def cache_bytes(config: ModelConfig, n_tokens: int, kv_dtype: str) -> int:
-    """Bytes of the keys and values of n_tokens tokens."""
-    return 2 * config.n_layers * config.kv_dim * n_tokens * _ITEM_BYTES[kv_dtype]
+    """Bytes of the keys and values of n_tokens tokens; int8 has a float32 scale for each vector of a head."""
+    vector = config.head_dim * _ITEM_BYTES[kv_dtype] + (4 if kv_dtype == "int8" else 0)
+    return 2 * config.n_layers * config.n_kv_heads * vector * n_tokens
 
 
 def check_model_fits(config: ModelConfig, quantization: Quantization, n_ctx: int, kv_dtype: str) -> None:

@@ -148,7 +148,7 @@ def test_an_empty_batch() -> None:
 
 
 class TestCache:
-    @pytest.mark.parametrize("kv_dtype", ["float32", "float16"])
+    @pytest.mark.parametrize("kv_dtype", ["float32", "float16", "int8"])
     def test_copies_saves_and_loads_prefixes(self, kv_dtype: str) -> None:
         backend = make(GQA, "float32", kv_dtype=kv_dtype)
         cache = backend.new_cache(3, 20)
@@ -170,8 +170,8 @@ class TestCache:
         assert np.array_equal(first[4:], again)
 
     def test_bytes(self) -> None:
-        cache = make(GQA, "float32", kv_dtype="float16").new_cache(2, 10)
-        assert cache.nbytes == 2 * 2 * (2 * 10 * 3 * 8) * 2  # bytes, keys and values, sizes, layers
+        cache = make(MHA, "float32", kv_dtype="float16").new_cache(2, 32)
+        assert cache.nbytes == 2 * 2 * (2 * 32 * 4 * 16) * 3  # bytes, keys and values, sizes, layers
 
     def test_bounds(self) -> None:
         backend = make(GQA, "float32")

@@ -71,7 +71,7 @@ class TestLoading:
             data = llm._model.weights["layers.0.attention.wq.weight"].data
             assert not data.flags.owndata and not data.flags.writeable
 
-    @pytest.mark.parametrize("kv_dtype", ["float32", "float16"])
+    @pytest.mark.parametrize("kv_dtype", ["float32", "float16", "int8"])
     def test_kv_dtype(self, path: Path, kv_dtype: str) -> None:
         with Llama(path, kv_dtype=kv_dtype) as llm:
             assert llm.describe()["kv_dtype"] == kv_dtype

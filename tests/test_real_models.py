@@ -106,6 +106,23 @@ class TestSmolLM2:
             print(f"\n{quant}: mean KL {kl:.5f}, top-1 agreement {agreement:.4f}, {len(text_tokens)} tokens")
         assert kl < max_kl and agreement > min_agreement
 
+    @pytest.mark.parametrize(("kv_dtype", "max_kl"), [("float16", 1e-5), ("int8", 3e-3)])
+    def test_narrow_caches_are_close(
+        self,
+        smollm2: Llama,
+        text_tokens: list[int],
+        kv_dtype: str,
+        max_kl: float,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        exact = logprobs_of(smollm2, text_tokens)
+        with Llama("smollm2", kv_dtype=kv_dtype) as narrow:
+            found = logprobs_of(narrow, text_tokens)
+        kl = float((np.exp(exact) * (exact - found)).sum(-1).mean())
+        with capsys.disabled():
+            print(f"\nkeys and values in {kv_dtype}: mean KL {kl:.7f}, {len(text_tokens)} tokens")
+        assert kl < max_kl
+
 
 class TestStories260K:
     @pytest.mark.parametrize("exported", [False, True], ids=["llama2.c", "ours"])

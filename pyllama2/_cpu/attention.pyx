@@ -1,24 +1,57 @@
-"""Attention over a KV cache, one token and one key head at a time.
+"""Attention over a KV cache, for all tokens of a chunk.
 
     out_h = sum over s <= position of softmax_s(q_h . k_s / sqrt(head_dim)) v_s
 
-Design: the unit of work is one token and one key head with all query heads that share it, so that each key and value
-is read, and widened from float16, once for all of them. Positions are taken in blocks of POSITIONS counted from 0
-with a running maximum and sum (online softmax, arXiv:1805.02867): the result depends on the sequence alone.
+Design: the columns of a tile are the queries of consecutive tokens of one sequence, for all heads that share a key
+head, so that keys and values are read once for many of them. Positions are cut into spans of SPAN, counted from 0. A
+span has a softmax of its own (kernels/attention.h), and spans are merged in order, as in online softmax
+(arXiv:1805.02867): the result depends on the sequence alone. Threads share tiles and key heads; where these are few,
+as for one token of a long sequence, they share the spans too, and merge them after a barrier.
 """
 
-from libc.math cimport INFINITY, expf, sqrt
-from libc.stdint cimport int64_t, uint16_t
-from libc.string cimport memcpy, memset
+from libc.math cimport sqrt
+from libc.stdint cimport int8_t, int32_t, int64_t, uint16_t
+from libc.string cimport memcpy
 
-from .kernels cimport FLOAT32, ROW_BLOCK, Activations, Kernels, Matrix
+import numpy as np
+
+from .kernels cimport (
+    ATTENTION_COLUMNS, CACHE_FLOAT16, CACHE_FLOAT32, CACHE_INT8, KEY_BLOCK, SPAN, CacheSpan, Kernels,
+)
+from .openmp cimport share, team_barrier
+
+cdef enum:
+    TILE_COLUMNS = 64          # of a tile, unless one token has more; what it needs stays in the L2 cache
+    WIDE_POSITIONS = 64        # that kernels/attention.h widens together
+    FEW_UNITS = 8              # tiles and key heads per thread, below which threads share spans
+
+cdef double LOG2_E = 1.4426950408889634
+
+_KINDS = {"float32": CACHE_FLOAT32, "float16": CACHE_FLOAT16, "int8": CACHE_INT8}
 
 
-cdef inline int64_t place(const Heads *heads, const CacheArrays *cache, int64_t layer, int64_t row, int64_t kv_head,
-                          int64_t position) noexcept nogil:
-    """Index in the cache's arrays of a head's vector at a position."""
-    cdef int64_t head = (layer * cache.n_rows + row) * heads.n_kv_heads + kv_head
-    return (head * cache.max_seq_len + position) * heads.head_dim
+cdef char *address_of(object array) except? NULL:
+    """NULL for None."""
+    cdef size_t address = 0 if array is None else array.ctypes.data
+    return <char *> address
+
+
+cdef CacheArrays cache_arrays(object cache) except *:
+    """The arrays of a CpuKVCache, which must outlive the pointers."""
+    cdef CacheArrays arrays
+    arrays.kind = _KINDS[cache.keys.dtype.name]
+    arrays.item_size = cache.keys.itemsize
+    arrays.keys, arrays.values = address_of(cache.keys), address_of(cache.values)
+    arrays.key_scales = <float *> address_of(cache.key_scales)
+    arrays.value_scales = <float *> address_of(cache.value_scales)
+    arrays.n_rows, arrays.value_dim = cache.values.shape[1], cache.values.shape[5]
+    arrays.n_positions = cache.values.shape[3] * KEY_BLOCK
+    return arrays
+
+
+cdef inline int64_t head_index(const Heads *heads, const CacheArrays *cache, int64_t layer, int64_t row,
+                               int64_t kv_head) noexcept nogil:
+    return (layer * cache.n_rows + row) * heads.n_kv_heads + kv_head
 
 
 cdef inline void rotate(float *x, const float *cos_sin, int64_t head_dim) noexcept nogil:
@@ -31,84 +64,256 @@ cdef inline void rotate(float *x, const float *cos_sin, int64_t head_dim) noexce
         x[i + 1] = a * cos_sin[i + 1] + b * cos_sin[i]
 
 
-cdef inline void store(const Kernels *kernels, bint half, void *array, int64_t index, const float *x,
-                       int64_t n) noexcept nogil:
-    if half:
-        kernels.narrow_f16(x, <uint16_t *> array + index, n)
+cdef inline const void *narrowed(const Kernels *kernels, CacheKind kind, const float *x, int64_t n, void *narrow,
+                                 float *scale) noexcept nogil:
+    """x (n,) in the cache's type, in place or in narrow; sets scale for int8."""
+    if kind == CACHE_FLOAT32:
+        return x
+    if kind == CACHE_FLOAT16:
+        kernels.narrow_f16(x, <uint16_t *> narrow, n)
     else:
-        memcpy(<float *> array + index, x, n * sizeof(float))
-
-
-cdef inline const float *wide(const Kernels *kernels, bint half, const void *array, int64_t index, int64_t n,
-                              float *buffer) noexcept nogil:
-    """n numbers of a cache array as float32: in place, or widened into buffer."""
-    if not half:
-        return <const float *> array + index
-    kernels.widen_f16(<const uint16_t *> array + index, buffer, n)
-    return buffer
+        scale[0] = kernels.quantize_vector(x, n, <int8_t *> narrow)
+    return narrow
 
 
 cdef void rope_and_append(const Kernels *kernels, const Heads *heads, const CacheArrays *cache, int64_t layer, int row,
-                          int position, int64_t kv_head, const float *cos_sin, float *q, float *k,
-                          const float *v) noexcept nogil:
+                          int position, int64_t kv_head, const float *cos_sin, float *q, float *k, const float *v,
+                          void *narrow) noexcept nogil:
     """Rotate the queries q (queries_per_kv, head_dim) and the key k of one head; put k and v into the cache."""
-    cdef int64_t h, index = place(heads, cache, layer, row, kv_head, position)
+    cdef int64_t d, h, dim = heads.head_dim
+    cdef int64_t place = head_index(heads, cache, layer, row, kv_head) * cache.n_positions + position
+    cdef int64_t key_place = (place - position % KEY_BLOCK) * dim + position % KEY_BLOCK
+    cdef const void *numbers
     for h in range(heads.queries_per_kv):
-        rotate(q + h * heads.head_dim, cos_sin, heads.head_dim)
-    rotate(k, cos_sin, heads.head_dim)
-    store(kernels, cache.half, cache.keys, index, k, heads.head_dim)
-    store(kernels, cache.half, cache.values, index, v, heads.head_dim)
+        rotate(q + h * dim, cos_sin, dim)
+    rotate(k, cos_sin, dim)
+    numbers = narrowed(kernels, cache.kind, k, dim, narrow, cache.key_scales + place)
+    if cache.kind == CACHE_FLOAT32:
+        for d in range(dim):
+            (<float *> cache.keys)[key_place + d * KEY_BLOCK] = (<const float *> numbers)[d]
+    elif cache.kind == CACHE_FLOAT16:
+        for d in range(dim):
+            (<uint16_t *> cache.keys)[key_place + d * KEY_BLOCK] = (<const uint16_t *> numbers)[d]
+    else:
+        for d in range(dim):
+            (<int8_t *> cache.keys)[key_place + d * KEY_BLOCK] = (<const int8_t *> numbers)[d]
+    numbers = narrowed(kernels, cache.kind, v, dim, narrow, cache.value_scales + place)
+    memcpy(cache.values + place * cache.value_dim * cache.item_size, numbers, dim * cache.item_size)
 
 
-cdef inline void score_block(const Kernels *kernels, const Heads *heads, const float *keys, int n, const float *q,
-                             Thread *thread) noexcept nogil:
-    """thread.scores (queries_per_kv, POSITIONS) = q . k / sqrt(head_dim) for n keys (n, head_dim)."""
-    cdef Activations queries
-    cdef Matrix matrix
-    cdef float scale = <float> (1.0 / sqrt(<double> heads.head_dim))
-    cdef int block, first, rows, s, h
-    memset(&queries, 0, sizeof(queries))
-    memset(&matrix, 0, sizeof(matrix))
-    queries.values = q
-    queries.value_stride = heads.head_dim
-    matrix.kind, matrix.rows, matrix.columns, matrix.data = FLOAT32, n, heads.head_dim, keys
-    for block in range((n + ROW_BLOCK - 1) // ROW_BLOCK):
-        first = block * ROW_BLOCK
-        rows = min(<int> ROW_BLOCK, n - first)
-        kernels.products[<int> FLOAT32].block(&matrix, block, &queries, <int> heads.queries_per_kv, thread.tile)
+cdef void take_queries(const Heads *heads, const TokenTile *tile, const int32_t *positions, const float *q,
+                       int64_t stride, TileScratch *scratch) noexcept nogil:
+    """Columns of a tile: its tokens' queries q (tokens, stride) of the heads that share a key head, scaled."""
+    cdef int64_t dim = heads.head_dim, h, d
+    cdef float scale = <float> (LOG2_E / sqrt(<double> dim))
+    cdef float *target
+    cdef const float *source
+    cdef int t, c = 0
+    for t in range(tile.n):
         for h in range(heads.queries_per_kv):
-            for s in range(rows):
-                thread.scores[h * POSITIONS + first + s] = thread.tile[h * ROW_BLOCK + s] * scale
+            source = q + (tile.first + t) * stride + h * dim
+            target = scratch.queries + c // ATTENTION_COLUMNS * ATTENTION_COLUMNS * dim + c % ATTENTION_COLUMNS
+            for d in range(dim):
+                target[d * ATTENTION_COLUMNS] = source[d] * scale
+            scratch.positions[c] = positions[tile.first + t]
+            c += 1
+    scratch.tile.n = c
 
 
-cdef void attend(const Kernels *kernels, const Heads *heads, const CacheArrays *cache, int64_t layer, int row,
-                 int position, int64_t kv_head, const float *q, float *out, Thread *thread) noexcept nogil:
-    """out (queries_per_kv, head_dim) = attention of the queries q, of that shape, at a position to all up to it."""
-    cdef int64_t dim = heads.head_dim, h, index
-    cdef int b, start, n, s
-    cdef float maximum, keep
-    cdef float *scores
-    cdef const float *vectors
-    for h in range(heads.queries_per_kv):
-        thread.softmax[2 * h] = -INFINITY
-        thread.softmax[2 * h + 1] = 0
-    memset(out, 0, heads.queries_per_kv * dim * sizeof(float))
-    for b in range(position // POSITIONS + 1):
-        start = b * POSITIONS
-        n = min(<int> POSITIONS, position + 1 - start)
-        index = place(heads, cache, layer, row, kv_head, start)
-        vectors = wide(kernels, cache.half, cache.keys, index, n * dim, thread.keys)
-        score_block(kernels, heads, vectors, n, q, thread)
-        vectors = wide(kernels, cache.half, cache.values, index, n * dim, thread.keys)
-        for h in range(heads.queries_per_kv):
-            scores = thread.scores + h * POSITIONS
-            maximum = thread.softmax[2 * h]
-            for s in range(n):
-                maximum = max(maximum, scores[s])
-            keep = expf(thread.softmax[2 * h] - maximum)  # 0 for the first block
-            thread.softmax[2 * h] = maximum
-            thread.softmax[2 * h + 1] = thread.softmax[2 * h + 1] * keep + kernels.exp_sum(scores, maximum, n)
-            kernels.weighted_sum(out + h * dim, keep, scores, vectors, n, dim)
-    for h in range(heads.queries_per_kv):
-        for index in range(dim):
-            out[h * dim + index] /= thread.softmax[2 * h + 1]
+cdef void attend_span(const Kernels *kernels, const Heads *heads, const CacheArrays *cache, int64_t head, int span,
+                      TileScratch *scratch) noexcept nogil:
+    """Attention of the columns that were taken to one span; head is a head_index()."""
+    cdef CacheSpan part
+    cdef int64_t place = head * cache.n_positions + span * SPAN
+    cdef int c, n = scratch.tile.n
+    for c in range(n):
+        scratch.counts[c] = max(0, min(<int> SPAN, scratch.positions[c] + 1 - span * <int> SPAN))
+    for c in range(n, (n + ATTENTION_COLUMNS - 1) // ATTENTION_COLUMNS * ATTENTION_COLUMNS):
+        scratch.counts[c] = scratch.counts[n - 1]  # columns that are computed for nothing
+    part.kind, part.head_dim, part.value_dim = cache.kind, heads.head_dim, cache.value_dim
+    part.keys = cache.keys + place * heads.head_dim * cache.item_size
+    part.values = cache.values + place * cache.value_dim * cache.item_size
+    part.key_scales, part.value_scales = cache.key_scales + place, cache.value_scales + place
+    kernels.attend(&part, &scratch.tile)
+
+
+cdef void merge(const Kernels *kernels, int64_t value_dim, int span, TileScratch *scratch, const float *part,
+                const float *maxima, const float *sums) noexcept nogil:
+    """The running attention of a tile's columns, after one more span."""
+    cdef int c
+    for c in range(scratch.tile.n):
+        if scratch.positions[c] >= span * SPAN:
+            kernels.merge_spans(scratch.running + c * value_dim, scratch.running_maxima + c, scratch.running_sums + c,
+                                part + c * value_dim, maxima[c], sums[c], value_dim)
+
+
+cdef void finish(const Heads *heads, const TokenTile *tile, const float *running, const float *sums,
+                 int64_t value_dim, float *out, int64_t stride) noexcept nogil:
+    """out (tokens, stride) of the heads that share a key head = what was gathered, over the sum of its weights."""
+    cdef int64_t c, d, dim = heads.head_dim
+    cdef float factor
+    cdef float *target
+    for c in range(tile.n * heads.queries_per_kv):
+        target = out + (tile.first + c // heads.queries_per_kv) * stride + c % heads.queries_per_kv * dim
+        factor = 1 / sums[c]
+        for d in range(dim):
+            target[d] = running[c * value_dim + d] * factor
+
+
+cdef inline void into_running(TileScratch *scratch) noexcept nogil:
+    scratch.tile.out = scratch.running
+    scratch.tile.maxima, scratch.tile.sums = scratch.running_maxima, scratch.running_sums
+
+
+cdef inline void into_part(TileScratch *scratch, float *part, float *maxima, float *sums) noexcept nogil:
+    scratch.tile.out, scratch.tile.maxima, scratch.tile.sums = part, maxima, sums
+
+
+cdef void attend(const Kernels *kernels, const Heads *heads, const CacheArrays *cache, int64_t layer,
+                 const AttentionPlan *plan, const int32_t *positions, const float *q, float *out,
+                 const Thread *thread) noexcept nogil:
+    """out (n, n_heads * head_dim) = attention of the chunk's queries q: this thread's share.
+
+    The threads have to meet after it.
+    """
+    cdef int64_t group_dim = heads.queries_per_kv * heads.head_dim, stride = heads.n_kv_heads * group_dim
+    cdef int64_t unit, units = plan.n_tiles * heads.n_kv_heads, kv_head
+    cdef TileScratch *scratch = &plan.threads[thread.id]
+    cdef const TokenTile *tile
+    cdef int i, span
+    if plan.by_spans:
+        attend_by_spans(kernels, heads, cache, layer, plan, positions, q, out, thread)
+        return
+    # Later tokens see more: longest first, and dealt out in turn.
+    for i in range(<int> ((units - thread.id + thread.team - 1) // thread.team)):
+        unit = thread.id + i * thread.team
+        tile = &plan.tiles[plan.n_tiles - 1 - unit // heads.n_kv_heads]
+        kv_head = unit % heads.n_kv_heads
+        take_queries(heads, tile, positions, q + kv_head * group_dim, stride, scratch)
+        into_running(scratch)
+        for span in range(tile.spans):
+            attend_span(kernels, heads, cache, head_index(heads, cache, layer, tile.row, kv_head), span, scratch)
+            if span:
+                merge(kernels, plan.value_dim, span, scratch, scratch.part, scratch.part_maxima, scratch.part_sums)
+            else:
+                into_part(scratch, scratch.part, scratch.part_maxima, scratch.part_sums)
+        finish(heads, tile, scratch.running, scratch.running_sums, plan.value_dim, out + kv_head * group_dim, stride)
+
+
+cdef void attend_by_spans(const Kernels *kernels, const Heads *heads, const CacheArrays *cache, int64_t layer,
+                          const AttentionPlan *plan, const int32_t *positions, const float *q, float *out,
+                          const Thread *thread) noexcept nogil:
+    """The same, where each span is one thread's, and each tile and key head is merged by one after a barrier."""
+    cdef int64_t group_dim = heads.queries_per_kv * heads.head_dim, stride = heads.n_kv_heads * group_dim
+    cdef int64_t item = 0, part, kv_head, width = plan.part_columns
+    cdef int64_t first = share(plan.n_items, thread.id, thread.team)
+    cdef int64_t end = share(plan.n_items, thread.id + 1, thread.team)
+    cdef TileScratch *scratch = &plan.threads[thread.id]
+    cdef const TokenTile *tile
+    cdef int i, span
+    for i in range(plan.n_tiles):
+        tile = &plan.tiles[i]
+        for kv_head in range(heads.n_kv_heads):
+            if item < end and item + tile.spans > first:
+                take_queries(heads, tile, positions, q + kv_head * group_dim, stride, scratch)
+                for span in range(<int> max(0, first - item), <int> min(<int64_t> tile.spans, end - item)):
+                    part = (item + span) * width
+                    into_part(scratch, plan.parts + part * plan.value_dim, plan.part_maxima + part,
+                              plan.part_sums + part)
+                    attend_span(kernels, heads, cache, head_index(heads, cache, layer, tile.row, kv_head), span,
+                                scratch)
+            item += tile.spans
+    team_barrier()
+    item = 0
+    for i in range(plan.n_tiles):
+        tile = &plan.tiles[i]
+        for kv_head in range(heads.n_kv_heads):
+            if (i * heads.n_kv_heads + kv_head) % thread.team == thread.id:
+                take_parts(kernels, heads, plan, tile, item, positions, scratch)
+                finish(heads, tile, scratch.running, scratch.running_sums, plan.value_dim, out + kv_head * group_dim,
+                       stride)
+            item += tile.spans
+
+
+cdef void take_parts(const Kernels *kernels, const Heads *heads, const AttentionPlan *plan, const TokenTile *tile,
+                     int64_t item, const int32_t *positions, TileScratch *scratch) noexcept nogil:
+    """Merge the spans of a tile and key head, whose first is item."""
+    cdef int c, span, columns = tile.n * <int> heads.queries_per_kv
+    cdef int64_t part = item * plan.part_columns
+    memcpy(scratch.running, plan.parts + part * plan.value_dim, columns * plan.value_dim * sizeof(float))
+    memcpy(scratch.running_maxima, plan.part_maxima + part, columns * sizeof(float))
+    memcpy(scratch.running_sums, plan.part_sums + part, columns * sizeof(float))
+    for c in range(columns):
+        scratch.positions[c] = positions[tile.first + c // <int> heads.queries_per_kv]
+    scratch.tile.n = columns
+    for span in range(1, tile.spans):
+        part += plan.part_columns
+        merge(kernels, plan.value_dim, span, scratch, plan.parts + part * plan.value_dim, plan.part_maxima + part,
+              plan.part_sums + part)
+
+
+cdef class Planner:
+
+    cdef int allocate(self, Scratch scratch, const Heads *heads, int n_threads, int chunk) except -1:
+        """Memory for chunks of so many tokens, from scratch."""
+        cdef int64_t columns = max(<int64_t> TILE_COLUMNS, heads.queries_per_kv)
+        cdef int64_t value_dim = (heads.head_dim + KEY_BLOCK - 1) // KEY_BLOCK * KEY_BLOCK
+        cdef TileScratch *thread
+        cdef int t
+        columns = (columns + ATTENTION_COLUMNS - 1) // ATTENTION_COLUMNS * ATTENTION_COLUMNS
+        self.heads, self.n_threads, self.plan.value_dim = heads[0], n_threads, value_dim
+        self.plan.tiles = <TokenTile *> scratch.take(chunk * sizeof(TokenTile))
+        self.plan.threads = <TileScratch *> scratch.take(n_threads * sizeof(TileScratch))
+        for t in range(n_threads):
+            thread = &self.plan.threads[t]
+            thread.queries = <float *> scratch.take(columns * heads.head_dim * sizeof(float))
+            thread.counts = <int32_t *> scratch.take(columns * sizeof(int32_t))
+            thread.positions = <int32_t *> scratch.take(columns * sizeof(int32_t))
+            thread.running = <float *> scratch.take(columns * value_dim * sizeof(float))
+            thread.running_maxima = <float *> scratch.take(columns * sizeof(float))
+            thread.running_sums = <float *> scratch.take(columns * sizeof(float))
+            thread.part = <float *> scratch.take(columns * value_dim * sizeof(float))
+            thread.part_maxima = <float *> scratch.take(columns * sizeof(float))
+            thread.part_sums = <float *> scratch.take(columns * sizeof(float))
+            thread.narrow = scratch.take(heads.head_dim * sizeof(float))
+            thread.tile.queries, thread.tile.counts = thread.queries, thread.counts
+            thread.tile.weights = <float *> scratch.take(columns * SPAN * sizeof(float))
+            thread.tile.wide = <float *> scratch.take(WIDE_POSITIONS * value_dim * sizeof(float))
+        return 0
+
+    cdef int make_plan(self, int n, const int32_t *rows, const int32_t *positions) except -1:
+        """Cut the n tokens of a chunk into tiles."""
+        cdef AttentionPlan *plan = &self.plan
+        cdef TokenTile *tile
+        cdef int most = max(1, <int> (TILE_COLUMNS // self.heads.queries_per_kv)), t = 0, longest = 0
+        cdef int64_t units, spans = 0
+        plan.n_tiles = 0
+        while t < n:
+            tile = &plan.tiles[plan.n_tiles]
+            plan.n_tiles += 1
+            tile.first, tile.row, tile.n = t, rows[t], 1
+            while tile.n < most and t + tile.n < n and rows[t + tile.n] == tile.row:
+                tile.n += 1
+            t += tile.n
+            tile.spans = positions[t - 1] // <int> SPAN + 1
+            longest, spans = max(longest, tile.n), spans + tile.spans
+        units = plan.n_tiles * self.heads.n_kv_heads
+        plan.n_items = spans * self.heads.n_kv_heads
+        plan.by_spans = (plan.n_items > units and units < FEW_UNITS * self.n_threads
+                         and self.heads.n_kv_heads % self.n_threads)
+        if plan.by_spans:
+            plan.part_columns = longest * self.heads.queries_per_kv + ATTENTION_COLUMNS
+            self._make_room(plan.n_items * plan.part_columns)
+        return 0
+
+    cdef int _make_room(self, int64_t columns) except -1:
+        """Parts of so many columns."""
+        cdef int64_t needed = columns * (self.plan.value_dim + 2) + KEY_BLOCK
+        cdef size_t address
+        if self.parts is None or self.parts.size < needed:
+            self.parts = np.empty(needed, np.float32)
+        address = self.parts.ctypes.data
+        self.plan.parts = <float *> ((address + 63) // 64 * 64)
+        self.plan.part_maxima = self.plan.parts + columns * self.plan.value_dim
+        self.plan.part_sums = self.plan.part_maxima + columns
+        return 0

@@ -15,7 +15,7 @@ from .cache import CpuKVCache
 from .forward import Forward
 from .threads import default_threads
 
-KV_DTYPES = ("float32", "float16")
+KV_DTYPES = ("float32", "float16", "int8")
 _MAX_THREADS = 1024
 
 
@@ -23,7 +23,7 @@ class CpuBackend(Backend):
     """A model on the CPU. Weights are used where they lie, in a mapped file or in memory.
 
     n_threads  threads of the OpenMP team; None: default_threads()
-    kv_dtype   "float32" or "float16"; None: float32 for float32 models, else float16
+    kv_dtype   "float32", "float16" or "int8"; None: float32 for float32 models, else float16
     """
 
     @classmethod
@@ -38,7 +38,7 @@ class CpuBackend(Backend):
         if kv_dtype is None:
             kv_dtype = "float32" if model.quantization.type == "float32" else "float16"
         if kv_dtype not in KV_DTYPES:
-            raise ValueError(f"kv_dtype must be {' or '.join(KV_DTYPES)} on the CPU, not {kv_dtype!r}")
+            raise ValueError(f"kv_dtype must be {', '.join(KV_DTYPES[:-1])} or {KV_DTYPES[-1]}, not {kv_dtype!r}")
         self.config = model.config
         self.kv_dtype = kv_dtype
         self.n_threads = n_threads
@@ -58,7 +58,7 @@ class CpuBackend(Backend):
         with self._lock:
             if self._forward is None:
                 raise ValueError("this backend is closed")
-            return self._forward.run(batch.tokens, batch.rows, batch.positions, batch.outputs, cache.keys, cache.values)
+            return self._forward.run(batch.tokens, batch.rows, batch.positions, batch.outputs, cache)
 
     def describe(self) -> dict[str, Any]:
         """Device, threads, instruction set and bytes in use."""

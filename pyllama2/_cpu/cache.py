@@ -1,66 +1,125 @@
-"""The KV cache of the CPU backend: two arrays that attention.pyx reads and writes in place."""
+"""The KV cache of the CPU backend: arrays that attention.pyx reads and writes in place."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from ..backend import KVCache
 from ..config import ModelConfig
 
+_BLOCK = 16  # KEY_BLOCK of kernels.h: positions whose keys are interleaved, and what values are padded to
+_ALIGNMENT = 64  # bytes
+
 
 class CpuKVCache(KVCache):
-    """keys and values, (n_layers, n_rows, n_kv_heads, max_seq_len, head_dim), float32 or float16.
+    """Keys and values of n_rows sequences, laid out as attention reads them. Positions lie in blocks of 16.
 
-    A head's positions lie one after the other, since attention reads them so. Memory is only taken
-    up by the positions that were written.
+        keys          (n_layers, n_rows, n_kv_heads, n_blocks, head_dim, 16)
+        values        (n_layers, n_rows, n_kv_heads, n_blocks, 16, head_dim rounded up to 16)
+        key_scales    (n_layers, n_rows, n_kv_heads, n_blocks, 16) float32, of int8: a number is a code -127 .. 127
+        value_scales  times the scale of its position
+
+    dtype is float32, float16 or int8. Memory is only taken up by the positions that were written.
     """
+
+    keys: NDArray[Any]
+    values: NDArray[Any]
+    key_scales: NDArray[np.float32] | None
+    value_scales: NDArray[np.float32] | None
 
     def __init__(self, config: ModelConfig, n_rows: int, max_seq_len: int, dtype: str) -> None:
         if n_rows < 1 or max_seq_len < 1:
             raise ValueError("a cache needs at least one row and one position")
-        shape = (config.n_layers, n_rows, config.n_kv_heads, max_seq_len, config.head_dim)
+        n_blocks = math.ceil(max_seq_len / _BLOCK)
+        heads = (config.n_layers, n_rows, config.n_kv_heads)
         self.n_rows = n_rows
         self.max_seq_len = max_seq_len
-        self.keys = np.zeros(shape, dtype)
-        self.values = np.zeros(shape, dtype)
+        self.head_dim = config.head_dim
+        self.keys = _zeros((*heads, n_blocks, config.head_dim, _BLOCK), dtype)
+        self.values = _zeros((*heads, n_blocks, _BLOCK, math.ceil(config.head_dim / _BLOCK) * _BLOCK), dtype)
+        self.key_scales = self.value_scales = None
+        if dtype == "int8":
+            self.key_scales = _zeros((*heads, n_blocks, _BLOCK), np.float32)
+            self.value_scales = _zeros((*heads, n_blocks, _BLOCK), np.float32)
 
     @property
     def nbytes(self) -> int:
         """Bytes reserved for keys and values."""
-        return self.keys.nbytes + self.values.nbytes
+        arrays = (self.keys, self.values, self.key_scales, self.value_scales)
+        return sum(array.nbytes for array in arrays if array is not None)
 
     def copy_prefix(self, src_row: int, dst_row: int, length: int) -> None:
         """Make the first length positions of dst_row those of src_row."""
         self._check(src_row, length)
         self._check(dst_row, length)
-        for array in (self.keys, self.values):
-            array[:, dst_row, :, :length] = array[:, src_row, :, :length]
+        full, rest = divmod(length, _BLOCK)
+        source, target = self._views(src_row), self._views(dst_row)
+        for name in source:
+            target[name][:, :, :full] = source[name][:, :, :full]
+            target[name][:, :, full : full + 1, :rest] = source[name][:, :, full : full + 1, :rest]
 
     def save_row(self, row: int, length: int) -> dict[str, NDArray[Any]]:
-        """Copies of the first length positions of a row."""
+        """Copies of the first length positions of a row.
+
+        keys, values               (n_layers, n_kv_heads, length, head_dim)
+        key_scales, value_scales   (n_layers, n_kv_heads, length), for int8
+        """
         self._check(row, length)
-        return {"keys": self.keys[:, row, :, :length].copy(), "values": self.values[:, row, :, :length].copy()}
+        saved = {}
+        for name, view in self._views(row).items():
+            blocks = view[:, :, : math.ceil(length / _BLOCK)].copy()
+            saved[name] = blocks.reshape(*_shape(view, -1))[:, :, :length].copy()
+        return saved
 
     def load_row(self, row: int, arrays: dict[str, NDArray[Any]]) -> None:
         """Put back what save_row() gave. Raises ValueError when shapes or dtypes do not fit this cache."""
+        views = self._views(row)
         length = arrays["keys"].shape[2] if arrays["keys"].ndim == 4 else 0
         self._check(row, length)
-        for name, target in (("keys", self.keys), ("values", self.values)):
-            part = target[:, row, :, :length]
-            if arrays[name].shape != part.shape or arrays[name].dtype != part.dtype:
+        for name, view in views.items():
+            if name not in arrays:
+                raise ValueError(f"this cache wants saved {name}")
+            if arrays[name].shape != _shape(view, length) or arrays[name].dtype != view.dtype:
                 raise ValueError(f"saved {name} {arrays[name].dtype} {arrays[name].shape} do not fit this cache")
-            part[...] = arrays[name]
+        full, rest = divmod(length, _BLOCK)
+        for name, view in views.items():
+            whole = arrays[name][:, :, : full * _BLOCK]
+            view[:, :, :full] = whole.reshape(*view.shape[:2], full, *view.shape[3:])
+            view[:, :, full : full + 1, :rest] = arrays[name][:, :, None, full * _BLOCK :]
 
     def close(self) -> None:
         """Give the memory back."""
-        self.keys = self.values = np.empty((0, 0, 0, 0, 0), self.keys.dtype)
+        self.keys = np.empty((0,) * 6, self.keys.dtype)
+        self.values = np.empty((0,) * 6, self.values.dtype)
+        self.key_scales = self.value_scales = None
         self.n_rows = 0
+
+    def _views(self, row: int) -> dict[str, NDArray[Any]]:
+        """Views of one row, (n_layers, n_kv_heads, n_blocks, 16, head_dim); scales without head_dim."""
+        views = {"keys": self.keys[:, row].swapaxes(-1, -2), "values": self.values[:, row, ..., : self.head_dim]}
+        if self.key_scales is not None and self.value_scales is not None:
+            views |= {"key_scales": self.key_scales[:, row], "value_scales": self.value_scales[:, row]}
+        return views
 
     def _check(self, row: int, length: int) -> None:
         if not 0 <= row < self.n_rows:
             raise ValueError(f"row {row} is not in 0 .. {self.n_rows - 1}")
         if not 0 <= length <= self.max_seq_len:
             raise ValueError(f"length {length} is not in 0 .. {self.max_seq_len}")
+
+
+def _zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """np.zeros, at an address that vectors of any instruction set load from whole cache lines."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    array = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -array.ctypes.data % _ALIGNMENT
+    return array[start : start + size].view(dtype).reshape(shape)
+
+
+def _shape(view: NDArray[Any], length: int) -> tuple[int, ...]:
+    """Of saved arrays of so many positions."""
+    return (*view.shape[:2], length, *view.shape[4:])

@@ -1,9 +1,8 @@
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ..modelfile import ModelFile
+from .cache import CpuKVCache
 
 class Forward:
     def __init__(self, model: ModelFile, n_threads: int, isa: str) -> None: ...
@@ -17,6 +16,5 @@ class Forward:
         rows: NDArray[np.int32],
         positions: NDArray[np.int32],
         outputs: NDArray[np.int32],
-        keys: NDArray[Any],
-        values: NDArray[Any],
+        cache: CpuKVCache,
     ) -> NDArray[np.float32]: ...

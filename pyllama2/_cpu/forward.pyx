@@ -18,7 +18,7 @@ from libc.stdlib cimport calloc, free
 
 import numpy as np
 
-from .attention cimport POSITIONS, CacheArrays, Heads, attend, rope_and_append
+from .attention cimport AttentionPlan, CacheArrays, Heads, Planner, attend, cache_arrays, rope_and_append
 from .kernels cimport Activations, Kernels, Matrix, kernels_find
 from .matrix cimport (
     FEW_COLUMNS, Scratch, Steps, Thread, activations, first_column, first_row, lookup_row, matmul, matrix_of, prepare,
@@ -74,6 +74,7 @@ cdef struct Work:  # one chunk on its way through the layers; n tokens
     float *gate              # (n, hidden_dim)
     float *up                # (n, hidden_dim)
     Steps steps              # of whichever vectors are multiplied next
+    const AttentionPlan *attention
     bint interrupted
     bint profiled
     double marked            # when the last step ended
@@ -99,6 +100,7 @@ cdef class Forward:
     cdef readonly list tokens    # how many tokens these were
     cdef readonly bint profiled
     cdef Scratch scratch
+    cdef Planner planner
     cdef object model            # keeps the weights alive
     cdef object error            # what a signal handler raised
 
@@ -116,7 +118,7 @@ cdef class Forward:
         self.heads.queries_per_kv = config.n_heads // config.n_kv_heads
         self.frequencies = np.asarray(config.rope_frequencies(), np.float64)
         self.seconds, self.tokens = np.zeros((2, N_STEPS)), [0, 0]
-        self.scratch = Scratch()
+        self.scratch, self.planner = Scratch(), Planner()
         self.scratch.kernels = self.kernels
         self.layers = <LayerWeights *> calloc(self.n_layers, sizeof(LayerWeights))
         self.threads = <Thread *> calloc(n_threads, sizeof(Thread))
@@ -169,11 +171,10 @@ cdef class Forward:
         self.scratch.take_steps(&work.steps, CHUNK)
         for t in range(self.n_threads):
             thread = &self.threads[t]
-            self.scratch.take_thread(thread, t, self.n_threads, max(<int64_t> CHUNK, self.heads.queries_per_kv))
+            self.scratch.take_thread(thread, t, self.n_threads, CHUNK)
             thread.normed = self._floats(config.dim)
-            thread.keys = self._floats(POSITIONS * config.head_dim)
-            thread.scores = self._floats(self.heads.queries_per_kv * POSITIONS)
-            thread.softmax = self._floats(self.heads.queries_per_kv * 2)
+        self.planner.allocate(self.scratch, &self.heads, self.n_threads, CHUNK)
+        work.attention = &self.planner.plan
         return 0
 
     @property
@@ -192,21 +193,17 @@ cdef class Forward:
         return np.array(self.seconds)
 
     def run(self, const int32_t[::1] tokens, const int32_t[::1] rows, const int32_t[::1] positions,
-            const int32_t[::1] outputs, keys, values):
-        """Logits (len(outputs), vocab_size); appends to the cache arrays keys and values. All indices were checked.
+            const int32_t[::1] outputs, cache):
+        """Logits (len(outputs), vocab_size); appends to the CpuKVCache. All indices were checked.
 
         Ctrl-C between two layers of a prompt raises KeyboardInterrupt.
         """
-        cdef CacheArrays cache
-        cdef size_t keys_address = keys.ctypes.data, values_address = values.ctypes.data
+        cdef CacheArrays arrays = cache_arrays(cache)
         cdef int64_t i, start, n = tokens.shape[0], m = outputs.shape[0]
         cdef float[:, ::1] hidden = np.empty((m, self.dim), np.float32)
         cdef float[:, ::1] logits = np.empty((m, self.vocab_size), np.float32)
         cdef int32_t[::1] here = np.empty(m, np.int32)
         cdef Work *work = &self.work
-        cache.keys, cache.values = <void *> keys_address, <void *> values_address
-        cache.half = keys.dtype == np.float16
-        cache.n_rows, cache.max_seq_len = keys.shape[1], keys.shape[3]
         work.n_outputs, work.interrupted = <int> m, False
         if m:
             work.outputs, work.hidden, work.logits = &here[0], &hidden[0, 0], &logits[0, 0]
@@ -217,9 +214,10 @@ cdef class Forward:
                 here[i] = <int32_t> (outputs[i] - start)
             many = work.n > FEW_COLUMNS
             self.tokens[many] += work.n
+            self.planner.make_plan(work.n, work.rows, work.positions)
             work.profiled, work.seconds = self.profiled, &self.seconds[<int> many, 0]
             with nogil:
-                self._run_chunk(&cache)
+                self._run_chunk(&arrays)
             if work.interrupted:
                 error, self.error = self.error, None
                 raise error
@@ -357,16 +355,13 @@ cdef void run_layer(const Kernels *kernels, const LayerWeights *layer, int64_t i
         t, kv_head = <int> (unit // heads.n_kv_heads), unit % heads.n_kv_heads
         rope_and_append(kernels, heads, cache, index, work.rows[t], work.positions[t], kv_head,
                         work.cos_sin + t * head_dim, work.q + t * q_dim + kv_head * group_dim,
-                        work.k + t * kv_dim + kv_head * head_dim, work.v + t * kv_dim + kv_head * head_dim)
+                        work.k + t * kv_dim + kv_head * head_dim, work.v + t * kv_dim + kv_head * head_dim,
+                        work.attention.threads[thread.id].narrow)
     team_barrier()
     mark(work, thread, ROPE_KV_APPEND)
 
-    # attention; later tokens see more, so units are dealt out in turn
-    for unit in range((units - thread.id + thread.team - 1) // thread.team):
-        unit = thread.id + unit * thread.team
-        t, kv_head = <int> (unit // heads.n_kv_heads), unit % heads.n_kv_heads
-        attend(kernels, heads, cache, index, work.rows[t], work.positions[t], kv_head,
-               work.q + t * q_dim + kv_head * group_dim, work.attended + t * q_dim + kv_head * group_dim, thread)
+    # attention
+    attend(kernels, heads, cache, index, work.attention, work.positions, work.q, work.attended, thread)
 
     # wo + residual
     act = input_of(kernels, &layer.wo, work, work.attended, n, thread)

@@ -10,6 +10,33 @@ cdef extern from "kernels/kernels.h" nogil:
         LANES
         MAX_GROUP
         KINDS
+        KEY_BLOCK
+        SPAN
+        ATTENTION_COLUMNS
+
+    ctypedef enum CacheKind:
+        CACHE_FLOAT32
+        CACHE_FLOAT16
+        CACHE_INT8
+
+    ctypedef struct CacheSpan:
+        const void *keys
+        const void *values
+        const float *key_scales
+        const float *value_scales
+        CacheKind kind
+        int64_t head_dim
+        int64_t value_dim
+
+    ctypedef struct AttentionTile:
+        int n
+        const float *queries
+        const int32_t *counts
+        float *weights
+        float *wide
+        float *maxima
+        float *sums
+        float *out
 
     ctypedef enum Kind:
         FLOAT32
@@ -53,9 +80,10 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*narrow_f16)(const float *x, uint16_t *y, int64_t n) noexcept nogil
         void (*rms_norm)(const float *x, const float *w, float eps, int64_t n, float *y) noexcept nogil
         void (*silu_product)(float *gate, const float *x, int64_t n) noexcept nogil
-        float (*exp_sum)(float *scores, float maximum, int64_t n) noexcept nogil
-        void (*weighted_sum)(float *out, float keep, const float *p, const float *values, int64_t n,
-                             int64_t dim) noexcept nogil
+        void (*attend)(const CacheSpan *span, const AttentionTile *tile) noexcept nogil
+        void (*merge_spans)(float *out, float *maximum, float *sum, const float *later, float later_maximum,
+                            float later_sum, int64_t dim) noexcept nogil
+        float (*quantize_vector)(const float *x, int64_t n, int8_t *codes) noexcept nogil
         float (*quantize_group_q8)(const float *x, int group_size, int8_t *codes) noexcept nogil
         float (*quantize_group_q4)(const float *x, int group_size, uint8_t *codes) noexcept nogil
 

@@ -25,9 +25,6 @@ cdef struct Thread:
     void *panels               # packed weights of some panels, and their scales
     float *panel_scales
     float *totals              # (columns, rows of those panels)
-    float *keys                # (POSITIONS, head_dim): float16 keys, then values, widened
-    float *scores              # (queries that share a key head, POSITIONS)
-    float *softmax             # (queries that share a key head, 2): running maximum and sum
 
 
 cdef class Scratch:

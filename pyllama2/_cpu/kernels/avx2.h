@@ -24,6 +24,13 @@
 #define wide_add(a, b) _mm256_add_ps(a, b)
 #define wide_mul(a, b) _mm256_mul_ps(a, b)
 #define wide_fma(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define wide_set(x) _mm256_set1_ps(x)
+#define wide_sub(a, b) _mm256_sub_ps(a, b)
+#define wide_max(a, b) _mm256_max_ps(a, b) /* b where one is NaN */
+#define wide_min(a, b) _mm256_min_ps(a, b) /* likewise */
+#define wide_exponent(a) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23)) /* lowest bits become it */
+#define wide_load_half(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p)))
+#define wide_load_codes(p) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p))))
 
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #define TARGET_INLINE static inline __attribute__((always_inline, target("avx2,fma,f16c")))
@@ -38,6 +45,8 @@
 #define TILE_COLUMNS 4
 #define FLOAT_COLUMNS 3
 #define PANEL_COLUMNS 6
+#define ATTEND_COLUMNS 4
+#define ATTEND_REGISTERS 8
 #define WIDE_DOT_U8 DOT_U8
 #define WIDE_SUM_U8 SUM_U8
 #define WIDE_DOT_S16 DOT_S16
@@ -45,6 +54,7 @@
 #include "tiles256.h"
 
 #include "panels.h"
+#include "attention.h"
 
 TARGET static void widen_f16_avx2(const uint16_t* x, float* y, int64_t n) {
   int64_t i = 0;
@@ -61,18 +71,20 @@ TARGET static void narrow_f16_avx2(const float* x, uint16_t* y, int64_t n) {
 
 #define PRODUCT(prepare_, kind, panel_) \
   {.prepare = prepare_, .block = NAME(block_##kind), .pack = NAME(pack_##kind), .panel = NAME(panel_)}
-#define PRODUCTS                                                       \
+#define PRODUCTS                                                          \
   .products = {[FLOAT32] = PRODUCT(prepare_float_avx2, f32, panel_float), \
                [FLOAT16] = PRODUCT(prepare_float_avx2, f16, panel_float), \
                [Q8] = PRODUCT(prepare_q8_avx2, q8, panel_quantized),      \
                [Q4] = PRODUCT(prepare_q4_avx2, q4, panel_quantized)},     \
   .panel_rows = NAME(panel_rows), .panel_columns = PANEL_COLUMNS
-#define AVX2_STEPS                                                                                           \
-  .widen_f16 = widen_f16_avx2, .narrow_f16 = narrow_f16_avx2, .rms_norm = rms_norm_avx2,                     \
-  .silu_product = silu_product_avx2, .exp_sum = exp_sum_avx2, .weighted_sum = weighted_sum_avx2,             \
+#define AVX2_STEPS                                                                       \
+  .widen_f16 = widen_f16_avx2, .narrow_f16 = narrow_f16_avx2, .rms_norm = rms_norm_avx2, \
+  .silu_product = silu_product_avx2, .quantize_vector = quantize_vector_avx2,            \
   .quantize_group_q8 = quantize_group_q8_avx2, .quantize_group_q4 = quantize_group_q4_avx2
 
-static const Kernels kernels_avx2 = {.name = "avx2", PRODUCTS, AVX2_STEPS};
+#define ATTENTION(isa) .attend = attend_##isa, .merge_spans = merge_spans_##isa
+
+static const Kernels kernels_avx2 = {.name = "avx2", PRODUCTS, AVX2_STEPS, ATTENTION(avx2)};
 
 static inline int cpu_has_avx2(void) {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -96,7 +108,7 @@ static inline int cpu_has_avx2(void) {
 
 #include "panels.h"
 
-static const Kernels kernels_avx_vnni = {.name = "avx_vnni", PRODUCTS, AVX2_STEPS};
+static const Kernels kernels_avx_vnni = {.name = "avx_vnni", PRODUCTS, AVX2_STEPS, ATTENTION(avx2)};
 
 static inline int cpu_has_avx_vnni(void) { return cpu_has_avx2() && __builtin_cpu_supports("avxvnni"); }
 
@@ -128,5 +140,14 @@ static inline int cpu_has_avx_vnni(void) { return cpu_has_avx2() && __builtin_cp
 #undef wide_add
 #undef wide_mul
 #undef wide_fma
+#undef wide_set
+#undef wide_sub
+#undef wide_max
+#undef wide_min
+#undef wide_exponent
+#undef wide_load_half
+#undef wide_load_codes
+#undef ATTEND_COLUMNS
+#undef ATTEND_REGISTERS
 
 #endif

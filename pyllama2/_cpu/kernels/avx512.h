@@ -32,14 +32,24 @@
 #define wide_add(a, b) _mm512_add_ps(a, b)
 #define wide_mul(a, b) _mm512_mul_ps(a, b)
 #define wide_fma(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define wide_set(x) _mm512_set1_ps(x)
+#define wide_sub(a, b) _mm512_sub_ps(a, b)
+#define wide_max(a, b) _mm512_max_ps(a, b)
+#define wide_min(a, b) _mm512_min_ps(a, b)
+#define wide_exponent(a) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23))
+#define wide_load_half(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(p)))
+#define wide_load_codes(p) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(p))))
 #define WIDE_DOT_U8(acc, u, s) _mm512_dpbusd_epi32(acc, u, s)
 #define WIDE_SUM_U8(acc) (acc)
 #define WIDE_DOT_S16(acc, a, b) _mm512_dpwssd_epi32(acc, a, b)
 #define WIDE_FLUSH 128
 #define PANEL_COLUMNS 12
+#define ATTEND_COLUMNS 8
+#define ATTEND_REGISTERS 16
 #include "panels.h"
+#include "attention.h"
 
-static const Kernels kernels_avx512 = {.name = "avx512", PRODUCTS, AVX2_STEPS};
+static const Kernels kernels_avx512 = {.name = "avx512", PRODUCTS, AVX2_STEPS, ATTENTION(avx512)};
 
 static inline int cpu_has_avx512(void) {
   return cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -5,6 +5,7 @@
  * scalar.h      the table for any machine, and the definition of what each product computes
  * tiles256.h    products with 256-bit integer vectors: included by the x86 tables, each with its dot product
  * panels.h      products of packed panels with vectors of either width: likewise
+ * attention.h   attention to a span of the cache, with vectors of any width: included by every table
  * avx2.h        the tables for x86-64 with AVX2, FMA and F16C, and with AVX-VNNI besides
  * avx512.h      the table for x86-64 with AVX-512 and its VNNI
  *
@@ -81,6 +82,36 @@ typedef struct {
                 int64_t c0, float* totals, int64_t total_stride);
 } Product;
 
+enum {
+  KEY_BLOCK = 16, /* positions whose keys are interleaved */
+  SPAN = 256, /* positions, counted from 0, that share a softmax; spans are then merged in order */
+  ATTENTION_COLUMNS = 8, /* queries that are interleaved */
+};
+
+typedef enum { CACHE_FLOAT32, CACHE_FLOAT16, CACHE_INT8 } CacheKind;
+
+/* Keys and values of one key head at the positions of a span. int8: number = code * scale of the position. */
+typedef struct {
+  const void* keys; /* [SPAN / 16][head_dim][16] */
+  const void* values; /* [SPAN][value_dim] */
+  const float* key_scales; /* [SPAN] */
+  const float* value_scales;
+  CacheKind kind;
+  int64_t head_dim, value_dim; /* value_dim: head_dim rounded up to 16, zeros at its end */
+} CacheSpan;
+
+/* n columns: the queries of some tokens of one sequence, for heads that share a key head, in the tokens' order. */
+typedef struct {
+  int n;
+  const float* queries; /* [n / 8][head_dim][8], times log2(e) / sqrt(head_dim) */
+  const int32_t* counts; /* [n] positions of the span that are seen; they ascend, the last is not 0 */
+  float* weights; /* [n][SPAN] scratch; n rounded up to 8 */
+  float* wide; /* [64][value_dim] scratch */
+  float* maxima; /* [n] largest score, in units of log 2; -infinity where the count is 0 */
+  float* sums; /* [n] of 2^(score - maximum) */
+  float* out; /* [n][value_dim] sums of these times values; n rounded up to 8 */
+} AttentionTile;
+
 typedef struct {
   const char* name;
   Product products[KINDS];
@@ -93,10 +124,12 @@ typedef struct {
   void (*rms_norm)(const float* x, const float* w, float eps, int64_t n, float* y);
   /* gate = silu(gate) * x */
   void (*silu_product)(float* gate, const float* x, int64_t n);
-  /* scores = exp(scores - maximum); returns their sum */
-  float (*exp_sum)(float* scores, float maximum, int64_t n);
-  /* out = out * keep + sum over s of p[s] * values[s], values is [n][dim] */
-  void (*weighted_sum)(float* out, float keep, const float* p, const float* values, int64_t n, int64_t dim);
+  void (*attend)(const CacheSpan* span, const AttentionTile* tile);
+  /* out (dim), maximum and sum of one column become those of both parts of its sequence; dim is a multiple of 16 */
+  void (*merge_spans)(float* out, float* maximum, float* sum, const float* later, float later_maximum, float later_sum,
+                      int64_t dim);
+  /* Codes -127..127 of n numbers; returns their scale, not finite when one of the numbers is not. */
+  float (*quantize_vector)(const float* x, int64_t n, int8_t* codes);
 
   /* Codes of one group of a row. q8: -127..127; q4: 0..15. Returns the scale, a float16's value, or NaN when
    * the group is not finite or does not fit a float16 scale. */
@@ -120,6 +153,14 @@ INLINE int64_t steps_of(const Matrix* w) {
   if (w->kind == Q8) return groups_of(w) * w->group_size / 2;
   return (w->columns + LANES - 1) / LANES * LANES;
 }
+
+/* From place KEY_BLOCK - n on, the least that leaves n scores of a group as they are and hides the others. */
+#define FOUR(x) (x), (x), (x), (x)
+static const float seen_first[2 * KEY_BLOCK] = {
+    FOUR(INFINITY),  FOUR(INFINITY),  FOUR(INFINITY),  FOUR(INFINITY),
+    FOUR(-INFINITY), FOUR(-INFINITY), FOUR(-INFINITY), FOUR(-INFINITY),
+};
+#undef FOUR
 
 #include "scalar.h"
 #if defined(__x86_64__)

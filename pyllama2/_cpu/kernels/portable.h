@@ -58,47 +58,6 @@ TARGET static void NAME(silu_product)(float* gate, const float* x, int64_t n) {
   }
 }
 
-TARGET static float NAME(exp_sum)(float* scores, float maximum, int64_t n) {
-  v8f lanes = V8F(0.0f);
-  for (int64_t i = 0; i < n; i += 8) {
-    float s[8] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY};
-    int64_t m = n - i < 8 ? n - i : 8;
-    memcpy(s, scores + i, (size_t)m * 4);
-    v8f e = LOAD8(s) - V8F(maximum);
-    NAME(exp8)(&e, &e);
-    lanes += e;
-    STORE8(s, e);
-    memcpy(scores + i, s, (size_t)m * 4);
-  }
-  return SUM8(lanes);
-}
-
-TARGET static void NAME(weighted_sum)(float* out, float keep, const float* p, const float* values, int64_t n,
-                                      int64_t dim) {
-  int64_t d = 0;
-  for (; d + 32 <= dim; d += 32) {
-    v8f a = LOAD8(out + d) * V8F(keep), b = LOAD8(out + d + 8) * V8F(keep);
-    v8f c = LOAD8(out + d + 16) * V8F(keep), e = LOAD8(out + d + 24) * V8F(keep);
-    for (int64_t s = 0; s < n; s++) {
-      const float* v = values + s * dim + d;
-      v8f weight = V8F(p[s]);
-      a += weight * LOAD8(v);
-      b += weight * LOAD8(v + 8);
-      c += weight * LOAD8(v + 16);
-      e += weight * LOAD8(v + 24);
-    }
-    STORE8(out + d, a);
-    STORE8(out + d + 8, b);
-    STORE8(out + d + 16, c);
-    STORE8(out + d + 24, e);
-  }
-  for (; d < dim; d++) {
-    float a = out[d] * keep;
-    for (int64_t s = 0; s < n; s++) a += p[s] * values[s * dim + d];
-    out[d] = a;
-  }
-}
-
 /* Largest magnitude of n numbers, n a multiple of 8. NaN counts as infinite. */
 TARGET INLINE float NAME(largest_magnitude)(const float* x, int64_t n) {
   v8i largest = {0};
@@ -120,6 +79,27 @@ TARGET INLINE void NAME(round_all)(const float* x, float factor, float low, floa
     v = MAX8(MIN8(v, V8F(high)), V8F(low));
     STORE8(rounded + i, v + V8F(ROUNDER) - V8F(ROUNDER));
   }
+}
+
+/* By eights, zeros after the last. */
+TARGET static float NAME(quantize_vector)(const float* x, int64_t n, int8_t* codes) {
+  float most = 0.0f;
+  for (int64_t i = 0; i < n; i += 8) {
+    float part[8] = {0};
+    memcpy(part, x + i, (size_t)(n - i < 8 ? n - i : 8) * 4);
+    float magnitude = NAME(largest_magnitude)(part, 8);
+    most = magnitude > most ? magnitude : most;
+  }
+  float scale = most / 127.0f, factor = scale > 0.0f ? 1.0f / scale : 0.0f;
+  if (!(factor < INFINITY)) factor = 0.0f; /* magnitudes too small to divide by */
+  for (int64_t i = 0; i < n; i += 8) {
+    float part[8] = {0};
+    int64_t m = n - i < 8 ? n - i : 8;
+    memcpy(part, x + i, (size_t)m * 4);
+    NAME(round_all)(part, factor, -127.0f, 127.0f, 8, part);
+    for (int64_t j = 0; j < m; j++) codes[i + j] = (int8_t)part[j];
+  }
+  return scale;
 }
 
 /* Scale, and codes within +-limit as whole floats, of one group of activations, of which n numbers are there.
@@ -150,7 +130,8 @@ TARGET static void NAME(prepare_q4)(const Matrix* w, const float* x, int interle
     float rounded[MAX_GROUP];
     int8_t codes[MAX_GROUP];
     int32_t sum = 0;
-    scales[g * interleave] = NAME(quantize_activation_group)(x + g * size, w->columns - g * size, size, 127.0f, rounded);
+    scales[g * interleave] =
+        NAME(quantize_activation_group)(x + g * size, w->columns - g * size, size, 127.0f, rounded);
     for (int i = 0; i < size; i++) {
       int32_t code = (int32_t)rounded[i];
       codes[i] = (int8_t)code;

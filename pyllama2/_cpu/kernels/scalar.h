@@ -8,6 +8,35 @@
 #define MAX8(a, b) SELECT8((a) > (b), a, b)
 #include "portable.h"
 
+/* Attention in vectors of 4, which every machine has in some form. */
+INLINE v4f load_half4(const uint16_t* p) {
+  return (v4f){half_to_float(p[0]), half_to_float(p[1]), half_to_float(p[2]), half_to_float(p[3])};
+}
+
+INLINE v4f exponent4(v4f x) { return (v4f)((v4i)x << 23); }
+
+#define TARGET_INLINE INLINE
+#define KEEP(x)
+#define WIDE v4f
+#define WIDE_ROWS 4
+#define wide_set(x) ((v4f){(x), (x), (x), (x)})
+#define wide_zero_float() wide_set(0.0f)
+#define wide_load(p) LOAD4(p)
+#define wide_store(p, v) STORE4(p, v)
+#define wide_broadcast(p) wide_set(*(p))
+#define wide_add(a, b) ((a) + (b))
+#define wide_sub(a, b) ((a) - (b))
+#define wide_mul(a, b) ((a) * (b))
+#define wide_fma(a, b, c) ((a) * (b) + (c))
+#define wide_max(a, b) max4(a, b)
+#define wide_min(a, b) min4(a, b)
+#define wide_exponent(a) exponent4(a)
+#define wide_load_half(p) load_half4(p)
+#define wide_load_codes(p) ((v4f){(float)(p)[0], (float)(p)[1], (float)(p)[2], (float)(p)[3]})
+#define ATTEND_COLUMNS 4
+#define ATTEND_REGISTERS 8
+#include "attention.h"
+
 static void widen_f16_scalar(const uint16_t* x, float* y, int64_t n) {
   for (int64_t i = 0; i < n; i++) y[i] = half_to_float(x[i]);
 }
@@ -80,8 +109,9 @@ static const Kernels kernels_scalar = {
     .narrow_f16 = narrow_f16_scalar,
     .rms_norm = rms_norm_scalar,
     .silu_product = silu_product_scalar,
-    .exp_sum = exp_sum_scalar,
-    .weighted_sum = weighted_sum_scalar,
+    .attend = attend_scalar,
+    .merge_spans = merge_spans_scalar,
+    .quantize_vector = quantize_vector_scalar,
     .quantize_group_q8 = quantize_group_q8_scalar,
     .quantize_group_q4 = quantize_group_q4_scalar,
 };
@@ -90,5 +120,25 @@ static const Kernels kernels_scalar = {
 #undef TARGET
 #undef MIN8
 #undef MAX8
+#undef TARGET_INLINE
+#undef KEEP
+#undef WIDE
+#undef WIDE_ROWS
+#undef wide_set
+#undef wide_zero_float
+#undef wide_load
+#undef wide_store
+#undef wide_broadcast
+#undef wide_add
+#undef wide_sub
+#undef wide_mul
+#undef wide_fma
+#undef wide_max
+#undef wide_min
+#undef wide_exponent
+#undef wide_load_half
+#undef wide_load_codes
+#undef ATTEND_COLUMNS
+#undef ATTEND_REGISTERS
 
 #endif

@@ -6,17 +6,32 @@
 
 typedef float v8f __attribute__((vector_size(32)));
 typedef int32_t v8i __attribute__((vector_size(32)));
+typedef float v4f __attribute__((vector_size(16)));
+typedef int32_t v4i __attribute__((vector_size(16)));
 
 /* Macros rather than functions where a vector would be passed by value: its calling convention changes with the
  * instruction set. */
 #define V8F(x) ((v8f){(x), (x), (x), (x), (x), (x), (x), (x)})
 #define LOAD8(p) (*(const v8f_unaligned*)(p))
 #define STORE8(p, v) (*(v8f_unaligned*)(p) = (v))
+#define LOAD4(p) (*(const v4f_unaligned*)(p))
+#define STORE4(p, v) (*(v4f_unaligned*)(p) = (v))
 #define SUM8(v) ((((v)[0] + (v)[4]) + ((v)[2] + (v)[6])) + (((v)[1] + (v)[5]) + ((v)[3] + (v)[7])))
 /* mask ? a : b, where mask is the result of a comparison */
 #define SELECT8(mask, a, b) ((v8f)(((v8i)(mask) & (v8i)(a)) | (~(v8i)(mask) & (v8i)(b))))
 
 typedef v8f v8f_unaligned __attribute__((aligned(4), may_alias));
+typedef v4f v4f_unaligned __attribute__((aligned(4), may_alias));
+
+INLINE v4f max4(v4f a, v4f b) { /* b where one is NaN */
+  v4i first = a > b;
+  return (v4f)((first & (v4i)a) | (~first & (v4i)b));
+}
+
+INLINE v4f min4(v4f a, v4f b) { /* likewise */
+  v4i first = a < b;
+  return (v4f)((first & (v4i)a) | (~first & (v4i)b));
+}
 
 /* Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even, for |x| < 2^22. */
 #define ROUNDER 12582912.0f
