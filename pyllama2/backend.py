@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from .config import ModelConfig
 from .errors import BackendUnavailableError
 from .modelfile import ModelFile
+from .profile import Profile
 
 # Adding a backend adds one line: device -> "module:class". "auto" takes the first usable one.
 _REGISTRY = {
@@ -141,6 +142,10 @@ class Backend(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Facts: device, kv_dtype, threads or SM count, instruction set, bytes resident."""
+
+    def profile(self) -> Profile:
+        """Time of each step so far; a backend that does not count gives no steps."""
+        return Profile((), 0, 0, 0)
 
     @abstractmethod
     def close(self) -> None:

@@ -146,7 +146,7 @@ def add_model_flags(
     add("-t", "--threads", type=positive, help="threads (default: PYLLAMA2_NUM_THREADS, else the physical cores)")
     add("--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: PYLLAMA2_DEVICE, else auto)")
     add("--kv-dtype", choices=("float32", "float16", "int8"), help="type of keys and values (default: the device's)")
-    add("-v", "--verbose", action="store_true", help="say more on stderr: the device, the model, GB/s")
+    add("-v", "--verbose", action="store_true", help="say more on stderr: device, model, GB/s, time by step")
 
 
 def open_model(args: argparse.Namespace) -> Llama:

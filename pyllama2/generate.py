@@ -69,6 +69,8 @@ def _generate(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         else:
             print("" if live else prompt + completion.text, flush=True)
         print(timings_line(llm, completion, args.verbose), file=sys.stderr)
+        if args.verbose:
+            print(llm.profile(), file=sys.stderr)
     return code
 
 

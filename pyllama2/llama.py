@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, cast, overload
 
@@ -31,6 +32,7 @@ from .loading import load_model
 from .memory import cache_bytes, rows_that_fit
 from .model_path import find_model
 from .prefix_cache import PrefixCache
+from .profile import Profile, StepTime
 from .prompt import Prompt, check_token_ids, checked_ids, is_list_of_prompts
 from .sampling import SamplingParams, check_seed
 from .scheduler import Scheduler
@@ -286,9 +288,22 @@ class Llama:
             **facts,
         }
 
+    def profile(self) -> Profile:
+        """Where the time went so far, by step of the forward pass; str() of it is a table."""
+        profile = self._open().profile()
+        if not profile.steps:
+            return profile
+        sampling = StepTime("sampling, text", self._scheduler.sampling_s[0], self._scheduler.sampling_s[1])
+        return replace(profile, steps=(*profile.steps, sampling))
+
     def close(self) -> None:
-        """Give back all memory. Anything but close() raises ValueError afterwards."""
+        """Give back all memory. Anything but close() raises ValueError afterwards.
+
+        With PYLLAMA2_PROFILE=1 in the environment it prints profile() on stderr.
+        """
         if self._backend is not None:
+            if os.environ.get("PYLLAMA2_PROFILE", "0") not in ("", "0"):
+                print(self.profile(), file=sys.stderr)
             self._scheduler.close()
             self._backend.close()
             self._backend = None

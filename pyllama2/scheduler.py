@@ -90,6 +90,7 @@ class Scheduler:
         self._clock = 0
         self._closed = False
         self._jobs: list[Job] = []  # the driver's, in order of arrival
+        self.sampling_s = [0.0, 0.0]  # spent on sampling and text in steps of single tokens, and in others
 
     def next(self, job: Job) -> Piece | None:
         """The next piece of a text; None after its end. An exception ends it."""
@@ -241,6 +242,7 @@ class Scheduler:
                 job.text.add_time(elapsed)
             sampling = [job for job, _ in parts if job.n_left == 0]
             self._sample(list(zip(sampling, logits, strict=True)), own, interrupts)
+            self.sampling_s[len(batch.tokens) > len(parts)] += time.perf_counter() - started - elapsed
         self._retire()
         if not self._jobs:
             self._rows.trim()

@@ -23,7 +23,7 @@ LAYERS = [
         "_template_worker",
     },
     {"mapped", "safetensors_header", "weights", "modelfile", "checkpoint"},
-    {"memory", "backend", "_cpu", "_gpu"},
+    {"memory", "profile", "backend", "_cpu", "_gpu"},
     {
         "convert", "loading", "prompt", "scoring", "generation", "interrupts", "prefix_cache", "scheduler",
         "stream", "state", "llama", "evaluation",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 
 from ..backend import Backend, Batch, KVCache
 from ..modelfile import ModelFile
+from ..profile import Profile, StepTime
 from .cache import CpuKVCache
-from .forward import Forward
+from .forward import STEPS, Forward
 from .threads import default_threads
 
 KV_DTYPES = ("float32", "float16", "int8")
@@ -43,6 +45,9 @@ class CpuBackend(Backend):
         self.kv_dtype = kv_dtype
         self.n_threads = n_threads
         self._weight_bytes = model.nbytes
+        self._bytes_by_kind: dict[str, int] = defaultdict(int)  # "wq" of all layers together, and so on
+        for name, weight in model.weights.items():
+            self._bytes_by_kind[name.split(".")[-2]] += weight.nbytes
         self._forward: Forward | None = Forward(model, n_threads, os.environ.get("PYLLAMA2_CPU_ISA", ""))
         self._lock = threading.Lock()  # one chunk at a time: scratch memory is shared
 
@@ -72,6 +77,22 @@ class CpuBackend(Backend):
             "weight_bytes": self._weight_bytes,
             "scratch_bytes": self._forward.scratch_bytes,
         }
+
+    def profile(self) -> Profile:
+        """Time of each step so far, waiting for the other threads included."""
+        if self._forward is None:
+            raise ValueError("this backend is closed")
+        few, many = self._forward.step_seconds
+        steps = tuple(
+            StepTime(name, float(few[i]), float(many[i]), sum(map(self._bytes_of, weights)))
+            for i, (name, weights) in enumerate(STEPS.items())
+        )
+        return Profile(steps, self._forward.passes[0], *self._forward.tokens)
+
+    def _bytes_of(self, kind: str) -> int:
+        if kind == "output" and self.config.tied_embeddings:
+            kind = "tok_embeddings"
+        return self._bytes_by_kind.get(kind, 0)
 
     def close(self) -> None:
         """Let go of the weights and of scratch memory."""

@@ -44,8 +44,19 @@ cdef enum Step:  # for the profile
     N_STEPS
 
 
-STEPS = ("embed", "attention_norm", "wq wk wv", "rope, kv append", "attention", "wo + residual", "ffn_norm",
-         "w1 w3, silu *", "w2 + residual", "norm, output")
+# Names of the steps, with the weights that each reads.
+STEPS = {
+    "embed": (),
+    "attention_norm": ("attention_norm",),
+    "wq wk wv": ("wq", "wk", "wv"),
+    "rope, kv append": (),
+    "attention": (),
+    "wo + residual": ("wo",),
+    "ffn_norm": ("ffn_norm",),
+    "w1 w3, silu *": ("w1", "w3"),
+    "w2 + residual": ("w2",),
+    "norm, output": ("norm", "output"),
+}
 
 
 cdef struct LayerWeights:
@@ -76,7 +87,6 @@ cdef struct Work:  # one chunk on its way through the layers; n tokens
     Steps steps              # of whichever vectors are multiplied next
     const AttentionPlan *attention
     bint interrupted
-    bint profiled
     double marked            # when the last step ended
     double *seconds          # (N_STEPS,) spent so far on chunks of this kind
 
@@ -98,26 +108,26 @@ cdef class Forward:
     cdef double[::1] frequencies
     cdef double[:, ::1] seconds  # (2, N_STEPS): of chunks with few tokens, and with many
     cdef readonly list tokens    # how many tokens these were
-    cdef readonly bint profiled
+    cdef readonly list passes    # and how many chunks
     cdef Scratch scratch
     cdef Planner planner
     cdef object model            # keeps the weights alive
     cdef object error            # what a signal handler raised
 
-    def __cinit__(self, model, int n_threads, str isa, bint profiled=False):
+    def __cinit__(self, model, int n_threads, str isa):
         config = model.config
         cdef bytes name = isa.encode()
         cdef int64_t i
         self.kernels = kernels_find(name)
         if self.kernels is NULL:
             raise ValueError(f"this CPU has no instruction set {isa!r}")
-        self.model, self.n_threads, self.profiled = model, n_threads, profiled
+        self.model, self.n_threads = model, n_threads
         self.n_layers, self.dim = config.n_layers, config.dim
         self.vocab_size, self.norm_eps = config.vocab_size, config.norm_eps
         self.heads.n_kv_heads, self.heads.head_dim = config.n_kv_heads, config.head_dim
         self.heads.queries_per_kv = config.n_heads // config.n_kv_heads
         self.frequencies = np.asarray(config.rope_frequencies(), np.float64)
-        self.seconds, self.tokens = np.zeros((2, N_STEPS)), [0, 0]
+        self.seconds, self.tokens, self.passes = np.zeros((2, N_STEPS)), [0, 0], [0, 0]
         self.scratch, self.planner = Scratch(), Planner()
         self.scratch.kernels = self.kernels
         self.layers = <LayerWeights *> calloc(self.n_layers, sizeof(LayerWeights))
@@ -214,8 +224,9 @@ cdef class Forward:
                 here[i] = <int32_t> (outputs[i] - start)
             many = work.n > FEW_COLUMNS
             self.tokens[many] += work.n
+            self.passes[many] += 1
             self.planner.make_plan(work.n, work.rows, work.positions)
-            work.profiled, work.seconds = self.profiled, &self.seconds[<int> many, 0]
+            work.seconds = &self.seconds[<int> many, 0]
             with nogil:
                 self._run_chunk(&arrays)
             if work.interrupted:
@@ -297,7 +308,7 @@ cdef const float *vector_of(object weight) except NULL:
 cdef inline void mark(Work *work, const Thread *thread, Step step) noexcept nogil:
     """Count the time since the last mark for a step."""
     cdef double now
-    if work.profiled and thread.id == 0:
+    if thread.id == 0:
         now = omp_get_wtime()
         work.seconds[<int> step] += now - work.marked
         work.marked = now

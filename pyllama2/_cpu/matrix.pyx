@@ -245,11 +245,11 @@ cdef void prepare_share(const Kernels *kernels, const Matrix *w, const Activatio
 
 cdef void lookup_row(const Kernels *kernels, const Matrix *w, int64_t row, float *y) noexcept nogil:
     """y (columns,) = one row of w as float32."""
-    cdef int64_t i, j, groups, block, position
-    cdef int r = <int> (row % ROW_BLOCK)
-    cdef int half = w.group_size // 2
-    cdef uint8_t byte
-    cdef int code
+    cdef int64_t g, groups, block
+    cdef int r = <int> (row % ROW_BLOCK), half = w.group_size // 2, i, j, n
+    cdef const int8_t *codes
+    cdef const uint8_t *bytes
+    cdef float scale
     if w.kind == FLOAT32:
         memcpy(y, <const float *> w.data + row * w.columns, w.columns * sizeof(float))
         return
@@ -258,13 +258,16 @@ cdef void lookup_row(const Kernels *kernels, const Matrix *w, int64_t row, float
         return
     groups = groups_of(w)
     block = row // ROW_BLOCK
-    for i in range(w.columns):
-        if w.kind == Q8:
-            position = (block * groups * w.group_size + i // QUAD * QUAD) * ROW_BLOCK + r * QUAD + i % QUAD
-            code = (<const int8_t *> w.data)[position]
-        else:
-            j = i % w.group_size % half  # the byte of the group's row; its high nibble is the second half
-            position = (block * groups + i // w.group_size) * half * ROW_BLOCK
-            byte = (<const uint8_t *> w.data)[position + j // QUAD * QUAD * ROW_BLOCK + r * QUAD + j % QUAD]
-            code = <int> (byte & 15 if i % w.group_size < half else byte >> 4) - 8
-        y[i] = code * half_to_float(w.scales[(block * groups + i // w.group_size) * ROW_BLOCK + r])
+    for g in range(groups):
+        scale = half_to_float(w.scales[(block * groups + g) * ROW_BLOCK + r])
+        n = <int> min(<int64_t> w.group_size, w.columns - g * w.group_size)
+        codes = <const int8_t *> w.data + (block * groups + g) * w.group_size * ROW_BLOCK + r * QUAD
+        bytes = <const uint8_t *> w.data + (block * groups + g) * half * ROW_BLOCK + r * QUAD
+        for i in range(n):
+            if w.kind == Q8:
+                y[i] = codes[(i & ~3) * ROW_BLOCK + (i & 3)] * scale
+            else:
+                j = i if i < half else i - half  # the byte of the group's row; its high nibble is the second half
+                j = (j & ~3) * ROW_BLOCK + (j & 3)
+                y[i] = ((bytes[j] & 15 if i < half else bytes[j] >> 4) - 8) * scale
+        y += w.group_size
