@@ -4,6 +4,7 @@ No -march: the kernels choose their instruction set at run time, so that one whe
 """
 
 import os
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -26,7 +27,7 @@ if sanitize := os.environ.get("PYLLAMA2_SANITIZE"):  # e.g. "address,undefined";
     LINK += [f"-fsanitize={sanitize}"]
 
 MODULES = ("matrix", "attention", "forward", "quantizer", "bandwidth")
-HEADERS = ("kernels", "vector", "portable", "scalar", "tiles256", "panels", "attention", "avx2", "avx512")
+HEADERS = [header.as_posix() for header in Path("pyllama2/_cpu/kernels").glob("*.h")]
 
 setup(
     ext_modules=cythonize(
@@ -34,7 +35,7 @@ setup(
             Extension(
                 f"pyllama2._cpu.{module}",
                 [f"pyllama2/_cpu/{module}.pyx"],
-                depends=[f"pyllama2/_cpu/kernels/{header}.h" for header in HEADERS],
+                depends=HEADERS,
                 include_dirs=["pyllama2/_cpu"],
                 define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
                 extra_compile_args=COMPILE,

@@ -15,7 +15,7 @@ from pyllama2.backend import Batch
 from pyllama2.config import ModelConfig
 from pyllama2.memory import cache_bytes
 
-ISAS = ("scalar", "avx2", "avx512")
+ISAS = ("scalar", "avx2", "avx512", "neon")
 KV_DTYPES = ("float32", "float16", "int8")
 HEADS = [(3, 3, 16), (4, 2, 48), (8, 1, 64), (2, 2, 80), (5, 1, 128), (72, 1, 8)]  # heads, key heads, head_dim
 N = 600  # tokens: three spans

@@ -23,7 +23,7 @@ FORMATS = {
     "float32": ("float32", 0), "float16": ("float16", 0), "q8g32": ("q8", 32), "q8g64": ("q8", 64),
     "q8g128": ("q8", 128), "q4g32": ("q4", 32), "q4g64": ("q4", 64), "q4g128": ("q4", 128),
 }  # fmt: skip
-ISAS = ("scalar", "avx2", "avx_vnni", "avx512")
+ISAS = ("scalar", "avx2", "avx_vnni", "avx512", "neon", "neon_dotprod")
 TOKENS = np.random.default_rng(5).integers(0, 50, 45).tolist()
 
 

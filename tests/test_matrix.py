@@ -13,7 +13,7 @@ from pyllama2._cpu import quantize_matrix
 from pyllama2._cpu.matrix import MatrixProduct
 from pyllama2.weights import Weight
 
-ISAS = ("scalar", "avx2", "avx_vnni", "avx512")
+ISAS = ("scalar", "avx2", "avx_vnni", "avx512", "neon", "neon_dotprod")
 KINDS = [("float32", 0), ("float16", 0), *product(("q8", "q4"), (32, 64, 128))]
 SHAPES = [(64, 256), (8, 32), (1, 1), (75, 173), (200, 90), (130, 1100)]
 COUNTS = (1, 2, 3, 5, 7, 8, 12, 13, 25, 41)

@@ -53,9 +53,9 @@ cdef void prepare(const Kernels *kernels, const Matrix *w, const Activations *x,
     """Write the steps of one column."""
     cdef int64_t first = column // x.interleave * x.interleave, lane = column % x.interleave
     cdef int32_t *steps = <int32_t *> x.steps
-    kernels.products[<int> w.kind].prepare(w, x.values + column * x.value_stride, x.interleave,
-                                     steps + first * x.n_steps + lane, <float *> x.scales + first * x.n_groups + lane,
-                                     <int32_t *> x.offsets + first * x.n_groups + lane)
+    cdef const Product *product = &kernels.products[<int> w.kind]
+    product.prepare(w, x.values + column * x.value_stride, x.interleave, steps + first * x.n_steps + lane,
+                    <float *> x.scales + first * x.n_groups + lane, <int32_t *> x.offsets + first * x.n_groups + lane)
 
 
 cdef int64_t first_row(const Kernels *kernels, const Matrix *w, const Activations *x, const Thread *thread,

@@ -1,7 +1,8 @@
 """All that this package knows of OpenMP's run time.
 
-Design: a parallel region is entered once per chunk of tokens (forward.pyx). Every step inside it is a function of the thread's
-number and the team's size, which takes its own share of rows, tokens or heads and meets the others at barriers.
+Design: a parallel region is entered once per chunk of tokens (forward.pyx). Every step inside it is a function of the
+thread's number and the team's size, which takes its own share of rows, tokens or heads and meets the others at
+barriers.
 """
 
 from libc.stdint cimport int64_t

@@ -2,6 +2,7 @@
 #ifndef PYLLAMA2_AVX2_H
 #define PYLLAMA2_AVX2_H
 
+#include <cpuid.h>
 #include <immintrin.h>
 
 /* Keeps the accumulator in its register here: GCC otherwise moves the additions below all the products and spills. */
@@ -86,8 +87,11 @@ TARGET static void narrow_f16_avx2(const float* x, uint16_t* y, int64_t n) {
 
 static const Kernels kernels_avx2 = {.name = "avx2", PRODUCTS, AVX2_STEPS, ATTENTION(avx2)};
 
+/* Asked of the CPU where some versions of GCC and Clang do not know the name. */
 static inline int cpu_has_avx2(void) {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  unsigned a, b, c, d;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) &&
+         (c & bit_F16C);
 }
 
 #undef NAME
@@ -110,7 +114,10 @@ static inline int cpu_has_avx2(void) {
 
 static const Kernels kernels_avx_vnni = {.name = "avx_vnni", PRODUCTS, AVX2_STEPS, ATTENTION(avx2)};
 
-static inline int cpu_has_avx_vnni(void) { return cpu_has_avx2() && __builtin_cpu_supports("avxvnni"); }
+static inline int cpu_has_avx_vnni(void) {
+  unsigned a, b, c, d;
+  return cpu_has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1 << 4);
+}
 
 #undef NAME
 #undef TARGET

@@ -4,10 +4,13 @@
  * portable.h    steps written once with vector types, included by every table
  * scalar.h      the table for any machine, and the definition of what each product computes
  * tiles256.h    products with 256-bit integer vectors: included by the x86 tables, each with its dot product
+ * tiles128.h    the same with 128-bit vectors, for the ARM tables
+ * blocks.h      products of any number of columns by those tiles
  * panels.h      products of packed panels with vectors of either width: likewise
  * attention.h   attention to a span of the cache, with vectors of any width: included by every table
  * avx2.h        the tables for x86-64 with AVX2, FMA and F16C, and with AVX-VNNI besides
  * avx512.h      the table for x86-64 with AVX-512 and its VNNI
+ * neon.h        the tables for 64-bit ARM, and for its dot product instructions besides
  *
  * Nothing is compiled for the build machine's CPU: functions carry target attributes, and
  * kernels_find() takes the best table that the CPU can run. All floating-point contraction is off
@@ -104,7 +107,7 @@ typedef struct {
 typedef struct {
   int n;
   const float* queries; /* [n / 8][head_dim][8], times log2(e) / sqrt(head_dim) */
-  const int32_t* counts; /* [n] positions of the span that are seen; they ascend, the last is not 0 */
+  const int32_t* counts; /* [n] positions that are seen; they ascend, the last is not 0 and fills n up to 8 */
   float* weights; /* [n][SPAN] scratch; n rounded up to 8 */
   float* wide; /* [64][value_dim] scratch */
   float* maxima; /* [n] largest score, in units of log 2; -infinity where the count is 0 */
@@ -166,6 +169,8 @@ static const float seen_first[2 * KEY_BLOCK] = {
 #if defined(__x86_64__)
 #include "avx2.h"
 #include "avx512.h"
+#elif defined(__aarch64__)
+#include "neon.h"
 #endif
 
 /* The table called name, or the best one when name is NULL or empty; NULL when this CPU cannot run it. */
@@ -175,6 +180,9 @@ static inline const Kernels* kernels_find(const char* name) {
       cpu_has_avx512() ? &kernels_avx512 : NULL,
       cpu_has_avx_vnni() ? &kernels_avx_vnni : NULL,
       cpu_has_avx2() ? &kernels_avx2 : NULL,
+#elif defined(__aarch64__)
+      cpu_has_neon_dotprod() ? &kernels_neon_dotprod : NULL,
+      &kernels_neon, /* every CPU with 64-bit ARM has it */
 #endif
       &kernels_scalar,
   };

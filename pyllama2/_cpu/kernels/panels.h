@@ -39,8 +39,7 @@ TARGET_INLINE void NAME(panel_tile)(const char* w, const float* w_scales, int64_
         }
       }
       for (int v = 0; v < 2; v++)
-        for (int c = 0; c < C; c++)
-          sum[v][c] = wide_add_int(sum[v][c], Q4_CODES ? WIDE_SUM_U8(acc[v][c]) : acc[v][c]);
+        for (int c = 0; c < C; c++) sum[v][c] = wide_add_int(sum[v][c], Q4_CODES ? WIDE_SUM_U8(acc[v][c]) : acc[v][c]);
     }
     WIDE scale0 = wide_load(w_scales), scale1 = wide_load(w_scales + WIDE_ROWS);
 #pragma GCC unroll 16
@@ -57,11 +56,11 @@ TARGET_INLINE void NAME(panel_tile)(const char* w, const float* w_scales, int64_
   }
 }
 
-#define PANEL(KIND, GROUP, STEPS, Q4_CODES)                                                                           \
-  TARGET static void NAME(panel_##KIND##_##GROUP)(const char* w, const float* w_scales, int64_t n, const char* x,     \
-                                                  const float* x_scales, const int32_t* offsets, float* totals,       \
-                                                  int64_t stride) {                                                   \
-    NAME(panel_tile)(w, w_scales, n, x, x_scales, offsets, STEPS, Q4_CODES, totals, stride);                          \
+#define PANEL(KIND, GROUP, STEPS, Q4_CODES)                                                                       \
+  TARGET static void NAME(panel_##KIND##_##GROUP)(const char* w, const float* w_scales, int64_t n, const char* x, \
+                                                  const float* x_scales, const int32_t* offsets, float* totals,   \
+                                                  int64_t stride) {                                               \
+    NAME(panel_tile)(w, w_scales, n, x, x_scales, offsets, STEPS, Q4_CODES, totals, stride);                      \
   }
 PANEL(q8, 32, 16, 0)
 PANEL(q8, 64, 32, 0)
@@ -95,8 +94,8 @@ TARGET static void NAME(pack_scales)(const Matrix* w, int64_t panel, int64_t g0,
     const uint16_t* source = w->scales + (block * groups_of(w) + g0) * ROW_BLOCK;
     float* target = scales + b * ROW_BLOCK;
     for (int64_t g = g0; g < g1; g++, source += ROW_BLOCK, target += 2 * WIDE_ROWS)
-      _mm256_storeu_ps(target, block < n_blocks ? _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)source))
-                                                : _mm256_setzero_ps());
+      _mm256_storeu_ps(
+          target, block < n_blocks ? _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)source)) : _mm256_setzero_ps());
   }
 }
 
@@ -126,8 +125,7 @@ TARGET static void NAME(pack_q8)(const Matrix* w, int64_t panel, int64_t g0, int
   NAME(pack_scales)(w, panel, g0, g1, scales);
   for (int b = 0; b < 2 * WIDE_ROWS / ROW_BLOCK; b++) {
     int64_t block = panel * (2 * WIDE_ROWS / ROW_BLOCK) + b, quads = (g1 - g0) * w->group_size / QUAD;
-    const int8_t* source =
-        (const int8_t*)w->data + block * block_bytes(w) + g0 * w->group_size * ROW_BLOCK;
+    const int8_t* source = (const int8_t*)w->data + block * block_bytes(w) + g0 * w->group_size * ROW_BLOCK;
     char* target = (char*)steps + b * 32;
     for (int64_t j = 0; j < quads; j++, source += 32, target += 2 * step) {
       __m256i codes = block < n_blocks ? _mm256_loadu_si256((const __m256i*)source) : _mm256_setzero_si256();
