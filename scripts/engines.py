@@ -69,7 +69,7 @@ class OurEngine:
     def bytes_per_token(self, position: float) -> tuple[int, int]:
         """Of weights, and of keys and values."""
         assert self._cache is not None
-        per_position = self._cache.nbytes / (self._cache.max_seq_len * self._cache.n_rows)
+        per_position = sum(array.nbytes for array in self._cache.save_row(0, 1).values())
         return weight_bytes_per_token(self._model), round(per_position * (position + 1))
 
     def describe(self) -> dict[str, Any]:

@@ -109,6 +109,8 @@ def tokens_and_numbers(llm: Llama) -> None:
     of_ids: NDArray[np.float32] = llm.score(ids)
     vocab_size: int = llm.config.vocab_size
     facts: dict[str, Any] = llm.describe()
+    profile: pyllama2.profile.Profile = llm.profile()
+    print(profile.decode_tokens)
     bos: int | None = llm.tokenizer.bos_id
     assert logits.shape == (len(ids), vocab_size) and scores.shape == of_ids.shape and facts["n_ctx"] == llm.n_ctx
     print(bos, llm)
