@@ -96,7 +96,7 @@ static void fused_block(const Matrix* w, int64_t block, const float* x, int n, f
         lanes[i % LANES] = fmaf(weight, input, lanes[i % LANES]);
         magnitude += fabsf(weight * input);
       }
-      *y = SUM8(lanes);
+      *y = SUM16(lanes);
       *error = magnitude * (float)(w->columns + LANES) * 0x1p-24f + 0x1p-140f;
     }
 }

@@ -1,7 +1,7 @@
 /* Products of blocks of 8 rows with any number of columns, cut into tiles. Included at the end of tiles256.h and tiles128.h,
  * which define
  *
- *   tile_float                4 rows of a float kind times COLUMNS columns
+ *   tile_float                ROWS rows, 1 or 2, of a float kind times COLUMNS columns
  *   tile_q8, tile_q4          a block of 8 rows times COLUMNS columns
  *   TILE_COLUMNS              columns of the largest tile of a quantized kind
  *   FLOAT_COLUMNS             columns of the largest tile of a float kind
@@ -22,19 +22,27 @@
   if ((most) > 6 && (n) - c == 6) TILE(6);           \
   if ((most) > 7 && (n) - c == 7) TILE(7)
 
+/* The rows of a block two by two; one alone where there is one column, so that memory is read as a single stream. */
 TARGET_INLINE void NAME(block_of)(const Matrix* w, int64_t block, const Activations* x, int n, const int HALF,
                                   float* out) {
-  const int size = HALF ? 2 : 4;
-  for (int r0 = 0; r0 < ROW_BLOCK; r0 += 4) {
-    int64_t first = block * ROW_BLOCK + r0, rows = w->rows - first < 4 ? w->rows - first : 4;
-    if (rows <= 0) return;
-    const void* row[4];
-    for (int r = 0; r < 4; r++) row[r] = (const char*)w->data + (first + (r < rows ? r : rows - 1)) * w->columns * size;
-#define TILE(COLUMNS)                                                                                           \
-  NAME(tile_float)(row, (int)rows, w->columns, x->values + c * x->value_stride, x->value_stride, COLUMNS, HALF, \
-                   out + c * ROW_BLOCK + r0)
-    SWEEP_COLUMNS(n, FLOAT_COLUMNS, TILE);
+  const int64_t first = block * ROW_BLOCK, rows = w->rows - first < ROW_BLOCK ? w->rows - first : ROW_BLOCK;
+  const int64_t row_bytes = w->columns * (HALF ? 2 : 4);
+  const char* data = (const char*)w->data + first * row_bytes;
+  const int together = n == 1 ? 1 : 2;
+  for (int64_t r = 0; r < rows; r += together, data += together * row_bytes) {
+    const void* row[2] = {data, r + 1 < rows ? data + row_bytes : data};
+#define FLOAT_TILE(ROWS, COLUMNS)                                                                          \
+  NAME(tile_float)(row, w->columns, x->values + c * x->value_stride, x->value_stride, ROWS, COLUMNS, HALF, \
+                   out + c * ROW_BLOCK + r)
+#define TILE(COLUMNS) FLOAT_TILE(2, COLUMNS)
+    if (n == 1) {
+      const int c = 0;
+      FLOAT_TILE(1, 1);
+    } else {
+      SWEEP_COLUMNS(n, FLOAT_COLUMNS, TILE);
+    }
 #undef TILE
+#undef FLOAT_TILE
   }
 }
 
@@ -46,46 +54,31 @@ TARGET static void NAME(block_f16)(const Matrix* w, int64_t block, const Activat
   NAME(block_of)(w, block, x, n, 1, out);
 }
 
-/* A function for each group size, as a constant. */
-#define BLOCK(KIND, CODE, GROUP)                                                                                   \
-  TARGET static void NAME(block_##KIND##_##GROUP)(const CODE* codes, const uint16_t* scales, const Activations* x, \
-                                                  int n, float* out) {                                             \
-    SWEEP_COLUMNS(n, TILE_COLUMNS, TILE);                                                                          \
+/* A function for each group size, as a constant, and the one that chooses among them. */
+#define BLOCK_OF_GROUP(KIND, GROUP_SIZE)                                                          \
+  TARGET static void NAME(block_##KIND##_##GROUP_SIZE)(const void* codes, const uint16_t* scales, \
+                                                       const Activations* x, int n, float* out) { \
+    enum { GROUP = GROUP_SIZE };                                                                  \
+    SWEEP_COLUMNS(n, TILE_COLUMNS, TILE_##KIND);                                                  \
   }
-#define TILE(COLUMNS) NAME(tile_q8)(codes, scales, x, c, 32, COLUMNS, out)
-BLOCK(q8, int8_t, 32)
-#undef TILE
-#define TILE(COLUMNS) NAME(tile_q8)(codes, scales, x, c, 64, COLUMNS, out)
-BLOCK(q8, int8_t, 64)
-#undef TILE
-#define TILE(COLUMNS) NAME(tile_q8)(codes, scales, x, c, 128, COLUMNS, out)
-BLOCK(q8, int8_t, 128)
-#undef TILE
-#define TILE(COLUMNS) NAME(tile_q4)(codes, scales, x, c, 32, COLUMNS, out)
-BLOCK(q4, uint8_t, 32)
-#undef TILE
-#define TILE(COLUMNS) NAME(tile_q4)(codes, scales, x, c, 64, COLUMNS, out)
-BLOCK(q4, uint8_t, 64)
-#undef TILE
-#define TILE(COLUMNS) NAME(tile_q4)(codes, scales, x, c, 128, COLUMNS, out)
-BLOCK(q4, uint8_t, 128)
-#undef TILE
-
-TARGET static void NAME(block_q8)(const Matrix* w, int64_t block, const Activations* x, int n, float* out) {
-  const int8_t* codes = (const int8_t*)w->data + block * block_bytes(w);
-  const uint16_t* scales = w->scales + block * x->n_groups * ROW_BLOCK;
-  if (w->group_size == 32) NAME(block_q8_32)(codes, scales, x, n, out);
-  if (w->group_size == 64) NAME(block_q8_64)(codes, scales, x, n, out);
-  if (w->group_size == 128) NAME(block_q8_128)(codes, scales, x, n, out);
-}
-
-TARGET static void NAME(block_q4)(const Matrix* w, int64_t block, const Activations* x, int n, float* out) {
-  const uint8_t* codes = (const uint8_t*)w->data + block * block_bytes(w);
-  const uint16_t* scales = w->scales + block * x->n_groups * ROW_BLOCK;
-  if (w->group_size == 32) NAME(block_q4_32)(codes, scales, x, n, out);
-  if (w->group_size == 64) NAME(block_q4_64)(codes, scales, x, n, out);
-  if (w->group_size == 128) NAME(block_q4_128)(codes, scales, x, n, out);
-}
+#define TILE_q8(COLUMNS) NAME(tile_q8)(codes, scales, x, c, GROUP, COLUMNS, out)
+#define TILE_q4(COLUMNS) NAME(tile_q4)(codes, scales, x, c, GROUP, COLUMNS, out)
+#define BLOCK(KIND)                                                                                                \
+  BLOCK_OF_GROUP(KIND, 32)                                                                                         \
+  BLOCK_OF_GROUP(KIND, 64)                                                                                         \
+  BLOCK_OF_GROUP(KIND, 128)                                                                                        \
+  TARGET static void NAME(block_##KIND)(const Matrix* w, int64_t block, const Activations* x, int n, float* out) { \
+    const char* codes = (const char*)w->data + block * block_bytes(w);                                             \
+    const uint16_t* scales = w->scales + block * x->n_groups * ROW_BLOCK;                                          \
+    if (w->group_size == 32) NAME(block_##KIND##_32)(codes, scales, x, n, out);                                    \
+    if (w->group_size == 64) NAME(block_##KIND##_64)(codes, scales, x, n, out);                                    \
+    if (w->group_size == 128) NAME(block_##KIND##_128)(codes, scales, x, n, out);                                  \
+  }
+BLOCK(q8)
+BLOCK(q4)
 
 #undef BLOCK
+#undef TILE_q4
+#undef TILE_q8
+#undef BLOCK_OF_GROUP
 #undef SWEEP_COLUMNS

@@ -30,7 +30,7 @@
 enum {
   ROW_BLOCK = 8, /* rows of a matrix that are interleaved */
   QUAD = 4, /* inputs of one row that lie together */
-  LANES = 8, /* partial sums of a float32 product: inputs i, i + 8, i + 16, ... */
+  LANES = 16, /* partial sums of a float32 product: inputs i, i + 16, i + 32, ... */
   MAX_GROUP = 128, /* largest group of weights */
   /* How far ahead a stream of weights is asked for. Without it decoding reached 70% of the read bandwidth on a Sapphire
    * Rapids, with it all; 4 to 8 KB did equally well. */
@@ -50,7 +50,7 @@ typedef struct {
 /* n columns, one per token, that a matrix is multiplied with: as float32, and in the form that the matrix's kind asks
  * for, a row of steps of 4 bytes:
  *
- *   float kinds   one float32 a step, sorted by lane: inputs 0, 8, 16, ..., then 1, 9, 17, ...; zeros after the last
+ *   float kinds   one float32 a step, sorted by lane: inputs 0, 16, 32, ..., then 1, 17, 33, ...; zeros after the last
  *   q8            two int16 codes a step. int8 would add an error larger than that of the weights (on SmolLM2 a mean
  *                 KL divergence of 0.0037 to their 0.0025)
  *   q4            four int8 codes a step

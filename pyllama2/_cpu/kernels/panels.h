@@ -175,17 +175,17 @@ TARGET_INLINE void NAME(load_block)(const Matrix* w, int64_t first, int64_t i, c
   NAME(transpose8)(v);
 }
 
-/* Inputs of one lane after the other: step lane * (steps / 8) + i / 8 holds input i. Two by two, so that cache lines are
- * read and written as a whole. */
+/* Inputs of one lane after the other: step lane * (steps / 16) + i / 16 holds input i. 16 inputs by 16, so that cache
+ * lines are read and written as a whole. */
 TARGET_INLINE void NAME(pack_float)(const Matrix* w, int64_t panel, const int HALF, float* steps) {
   const int64_t per_lane = steps_of(w) / LANES;
-  for (int64_t j0 = 0; j0 < per_lane; j0 += 2)
+  for (int64_t j = 0; j < per_lane; j++)
     for (int b = 0; b < 2 * WIDE_ROWS / ROW_BLOCK; b++)
-      for (int64_t j = j0; j < j0 + 2 && j < per_lane; j++) {
+      for (int first = 0; first < LANES; first += 8) {
         __m256 v[8];
-        NAME(load_block)(w, panel * 2 * WIDE_ROWS + b * ROW_BLOCK, j * LANES, HALF, v);
-        for (int lane = 0; lane < LANES; lane++)
-          _mm256_storeu_ps(steps + (lane * per_lane + j) * 2 * WIDE_ROWS + b * ROW_BLOCK, v[lane]);
+        NAME(load_block)(w, panel * 2 * WIDE_ROWS + b * ROW_BLOCK, j * LANES + first, HALF, v);
+        for (int lane = 0; lane < 8; lane++)
+          _mm256_storeu_ps(steps + ((first + lane) * per_lane + j) * 2 * WIDE_ROWS + b * ROW_BLOCK, v[lane]);
       }
 }
 
@@ -223,15 +223,16 @@ TARGET_INLINE void NAME(panel_lane)(const float* w, const float* x, int64_t n, f
     for (int v = 0; v < 2; v++) wide_store(sums + (2 * c + v) * WIDE_ROWS, acc[v][c]);
 }
 
-/* Each lane's sum is a product of its own; lanes are added as SUM8 adds them, by pairs, pairs of pairs, halves: a stack
- * of sums on which two of the same size become one. */
+/* Each lane's sum is a product of its own; lanes are added as SUM16 adds them, by pairs, pairs of pairs, ...: a stack of
+ * sums on which two of the same size become one. */
 TARGET static void NAME(panel_float)(const Matrix* w, const void* steps, const float* scales, int64_t g0, int64_t g1,
                                      const Activations* x, int64_t c0, float* totals, int64_t total_stride) {
   enum { C = PANEL_COLUMNS, SIZE = 2 * WIDE_ROWS * C };
-  static const int order[LANES] = {0, 4, 2, 6, 1, 5, 3, 7}, pairs[LANES] = {0, 1, 0, 2, 0, 1, 0, 3};
+  static const int order[LANES] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
+  static const int pairs[LANES] = {0, 1, 0, 2, 0, 1, 0, 3, 0, 1, 0, 2, 0, 1, 0, 4};
   const int64_t per_lane = x->n_steps / LANES;
   const float* columns = (const float*)x->steps + c0 * x->n_steps;
-  float sums[4][SIZE] __attribute__((aligned(64)));
+  float sums[5][SIZE] __attribute__((aligned(64)));
   int depth = 0;
   (void)w, (void)scales, (void)g0, (void)g1;
   for (int i = 0; i < LANES; i++) {

@@ -55,7 +55,7 @@ static void block_float_scalar(const Matrix* w, int64_t block, const Activations
         float weight = w->kind == FLOAT16 ? half_to_float(((const uint16_t*)w->data)[at]) : ((const float*)w->data)[at];
         lanes[i % LANES] += weight * column[i];
       }
-      *out = SUM8(lanes);
+      *out = SUM16(lanes);
     }
 }
 

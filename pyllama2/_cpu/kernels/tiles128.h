@@ -20,54 +20,53 @@ TARGET_INLINE float32x4_t NAME(load_weights)(const void* row, int64_t i, const i
   return vld1q_f32((const float*)row + i);
 }
 
-/* Adds 8 lanes in the order of SUM8. */
-TARGET_INLINE float NAME(sum_lanes)(float32x4_t low, float32x4_t high) {
-  float32x4_t sum = vaddq_f32(low, high);
+/* Adds 16 lanes in the order of SUM16. */
+TARGET_INLINE float NAME(sum_lanes)(const float32x4_t lanes[4]) {
+  float32x4_t sum = vaddq_f32(vaddq_f32(lanes[0], lanes[2]), vaddq_f32(lanes[1], lanes[3]));
   return vpadds_f32(vadd_f32(vget_low_f32(sum), vget_high_f32(sum)));
 }
 
-/* Four rows times COLUMNS columns: 4 inputs, those of lanes 4 half .. 4 half + 3. */
-TARGET_INLINE void NAME(multiply_float)(const void* const row[4], int64_t i, const float* x, int64_t x_stride,
-                                        const int half, const int COLUMNS, const int HALF,
-                                        float32x4_t sum[4][FLOAT_COLUMNS][2]) {
-  float32x4_t column[FLOAT_COLUMNS];
-#pragma GCC unroll 8
-  for (int c = 0; c < COLUMNS; c++) column[c] = vld1q_f32(x + c * x_stride);
+/* sum += 16 inputs of ROWS rows times COLUMNS columns. */
+TARGET_INLINE void NAME(multiply_float)(const void* const row[2], int64_t i, const float* x, int64_t x_stride,
+                                        const int ROWS, const int COLUMNS, const int HALF,
+                                        float32x4_t sum[2][FLOAT_COLUMNS][4]) {
 #pragma GCC unroll 4
-  for (int r = 0; r < 4; r++) {
-    float32x4_t weights = NAME(load_weights)(row[r], i, HALF);
+  for (int part = 0; part < 4; part++) {
+    float32x4_t column[FLOAT_COLUMNS];
 #pragma GCC unroll 8
-    for (int c = 0; c < COLUMNS; c++) {
-      sum[r][c][half] = vfmaq_f32(sum[r][c][half], weights, column[c]);
-      KEEP(sum[r][c][half]);
+    for (int c = 0; c < COLUMNS; c++) column[c] = vld1q_f32(x + c * x_stride + 4 * part);
+#pragma GCC unroll 2
+    for (int r = 0; r < ROWS; r++) {
+      float32x4_t weights = NAME(load_weights)(row[r], i + 4 * part, HALF);
+#pragma GCC unroll 8
+      for (int c = 0; c < COLUMNS; c++) {
+        sum[r][c][part] = vfmaq_f32(sum[r][c][part], weights, column[c]);
+        KEEP(sum[r][c][part]);
+      }
     }
   }
 }
 
-/* Four rows (the last repeated when there are fewer) times COLUMNS columns. */
-TARGET_INLINE void NAME(tile_float)(const void* const row[4], int rows, int64_t inputs, const float* x,
-                                    int64_t x_stride, const int COLUMNS, const int HALF, float* out) {
-  float32x4_t sum[4][FLOAT_COLUMNS][2];
-  for (int r = 0; r < 4; r++)
-    for (int c = 0; c < COLUMNS; c++) sum[r][c][0] = sum[r][c][1] = vdupq_n_f32(0.0f);
+/* ROWS rows times COLUMNS columns. */
+TARGET_INLINE void NAME(tile_float)(const void* const row[2], int64_t inputs, const float* x, int64_t x_stride,
+                                    const int ROWS, const int COLUMNS, const int HALF, float* out) {
+  float32x4_t sum[2][FLOAT_COLUMNS][4];
+  for (int r = 0; r < ROWS; r++)
+    for (int c = 0; c < COLUMNS; c++)
+      for (int part = 0; part < 4; part++) sum[r][c][part] = vdupq_n_f32(0.0f);
   int64_t i = 0;
-  for (; i + LANES <= inputs; i += LANES) {
-    NAME(multiply_float)(row, i, x + i, x_stride, 0, COLUMNS, HALF, sum);
-    NAME(multiply_float)(row, i + 4, x + i + 4, x_stride, 1, COLUMNS, HALF, sum);
-  }
+  for (; i + LANES <= inputs; i += LANES) NAME(multiply_float)(row, i, x + i, x_stride, ROWS, COLUMNS, HALF, sum);
   if (i < inputs) {
     const size_t count = (size_t)(inputs - i), size = HALF ? 2 : 4;
-    float last[4][LANES] = {{0}}, values[FLOAT_COLUMNS][LANES] = {{0}};
-    const void* last_row[4];
-    for (int r = 0; r < 4; r++) last_row[r] = memcpy(last[r], (const char*)row[r] + (size_t)i * size, count * size);
+    float last[2][LANES] = {{0}}, values[FLOAT_COLUMNS][LANES] = {{0}};
+    const void* last_row[2];
+    for (int r = 0; r < ROWS; r++) last_row[r] = memcpy(last[r], (const char*)row[r] + (size_t)i * size, count * size);
     for (int c = 0; c < COLUMNS; c++) memcpy(values[c], x + c * x_stride + i, count * 4);
-    NAME(multiply_float)(last_row, 0, values[0], LANES, 0, COLUMNS, HALF, sum);
-    NAME(multiply_float)(last_row, 4, values[0] + 4, LANES, 1, COLUMNS, HALF, sum);
+    NAME(multiply_float)(last_row, 0, values[0], LANES, ROWS, COLUMNS, HALF, sum);
   }
   for (int c = 0; c < COLUMNS; c++)
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) /* no index may vary: sum would be in memory */
-      if (r < rows) out[c * ROW_BLOCK + r] = NAME(sum_lanes)(sum[r][c][0], sum[r][c][1]);
+#pragma GCC unroll 2
+    for (int r = 0; r < ROWS; r++) out[c * ROW_BLOCK + r] = NAME(sum_lanes)(sum[r][c]);
 }
 
 /* total += sums of a group times the scales of rows and column: 4 rows. */

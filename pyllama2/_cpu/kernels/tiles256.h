@@ -2,7 +2,7 @@
  *
  *   NAME, TARGET          as for portable.h; TARGET_INLINE inlines besides
  *   TILE_COLUMNS          columns whose accumulators fit the registers
- *   FLOAT_COLUMNS         the same for 4 rows of float32
+ *   FLOAT_COLUMNS         the same for 2 rows of float32
  *   DOT_U8(acc, u, s)     acc += products of unsigned and signed bytes; acc is what SUM_U8 turns into 8 int32 sums,
  *                         of at most 8 products of codes of q4 with int8
  *   DOT_S16(acc, a, b)    acc += sums of two products of int16, 8 int32
@@ -12,7 +12,8 @@
  * not depend on that number.
  */
 
-TARGET_INLINE float NAME(sum_lanes)(__m256 v) { /* in the order of SUM8 */
+TARGET_INLINE float NAME(sum_lanes)(__m256 low, __m256 high) { /* in the order of SUM16 */
+  __m256 v = _mm256_add_ps(low, high);
   __m128 sum = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
   return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
@@ -23,41 +24,49 @@ TARGET_INLINE __m256 NAME(load_weights)(const void* row, int64_t i, const int HA
   return _mm256_loadu_ps((const float*)row + i);
 }
 
-/* Four rows (the last repeated when there are fewer) times COLUMNS columns. */
-TARGET_INLINE void NAME(tile_float)(const void* const row[4], int rows, int64_t inputs, const float* x,
-                                    int64_t x_stride, const int COLUMNS, const int HALF, float* out) {
-  __m256 sum[4][FLOAT_COLUMNS], column[FLOAT_COLUMNS];
-  for (int r = 0; r < 4; r++)
-    for (int c = 0; c < COLUMNS; c++) sum[r][c] = _mm256_setzero_ps();
-  int64_t i = 0;
-  for (; i + 8 <= inputs; i += 8) {
+/* sum += 16 inputs of ROWS rows times COLUMNS columns. */
+TARGET_INLINE void NAME(multiply_float)(const void* const row[2], int64_t i, const float* x, int64_t x_stride,
+                                        const int ROWS, const int COLUMNS, const int HALF,
+                                        __m256 sum[2][FLOAT_COLUMNS][2]) {
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; half++) {
+    __m256 column[FLOAT_COLUMNS];
 #pragma GCC unroll 8
-    for (int c = 0; c < COLUMNS; c++) column[c] = _mm256_loadu_ps(x + c * x_stride + i);
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) {
-      __m256 weights = NAME(load_weights)(row[r], i, HALF);
+    for (int c = 0; c < COLUMNS; c++) column[c] = _mm256_loadu_ps(x + c * x_stride + 8 * half);
+#pragma GCC unroll 2
+    for (int r = 0; r < ROWS; r++) {
+      __m256 weights = NAME(load_weights)(row[r], i + 8 * half, HALF);
 #pragma GCC unroll 8
       for (int c = 0; c < COLUMNS; c++) {
-        sum[r][c] = _mm256_fmadd_ps(weights, column[c], sum[r][c]);
-        KEEP(sum[r][c]);
+        sum[r][c][half] = _mm256_fmadd_ps(weights, column[c], sum[r][c][half]);
+        KEEP(sum[r][c][half]);
       }
     }
+  }
+}
+
+/* ROWS rows times COLUMNS columns. */
+TARGET_INLINE void NAME(tile_float)(const void* const row[2], int64_t inputs, const float* x, int64_t x_stride,
+                                    const int ROWS, const int COLUMNS, const int HALF, float* out) {
+  __m256 sum[2][FLOAT_COLUMNS][2];
+  for (int r = 0; r < ROWS; r++)
+    for (int c = 0; c < COLUMNS; c++) sum[r][c][0] = sum[r][c][1] = _mm256_setzero_ps();
+  int64_t i = 0;
+  for (; i + LANES <= inputs; i += LANES) {
+    for (int r = 0; r < ROWS; r++) _mm_prefetch((const char*)row[r] + i * (HALF ? 2 : 4) + PREFETCH_BYTES, _MM_HINT_T1);
+    NAME(multiply_float)(row, i, x + i, x_stride, ROWS, COLUMNS, HALF, sum);
   }
   if (i < inputs) {
     const size_t count = (size_t)(inputs - i), size = HALF ? 2 : 4;
-    for (int r = 0; r < 4; r++) {
-      float last[8] = {0};
-      memcpy(last, (const char*)row[r] + (size_t)i * size, count * size);
-      __m256 weights = NAME(load_weights)(last, 0, HALF);
-      for (int c = 0; c < COLUMNS; c++) {
-        float values[8] = {0};
-        memcpy(values, x + c * x_stride + i, count * 4);
-        sum[r][c] = _mm256_fmadd_ps(weights, _mm256_loadu_ps(values), sum[r][c]);
-      }
-    }
+    float last[2][LANES] = {{0}}, values[FLOAT_COLUMNS][LANES] = {{0}};
+    const void* last_row[2];
+    for (int r = 0; r < ROWS; r++) last_row[r] = memcpy(last[r], (const char*)row[r] + (size_t)i * size, count * size);
+    for (int c = 0; c < COLUMNS; c++) memcpy(values[c], x + c * x_stride + i, count * 4);
+    NAME(multiply_float)(last_row, 0, values[0], LANES, ROWS, COLUMNS, HALF, sum);
   }
   for (int c = 0; c < COLUMNS; c++)
-    for (int r = 0; r < rows; r++) out[c * ROW_BLOCK + r] = NAME(sum_lanes)(sum[r][c]);
+#pragma GCC unroll 2
+    for (int r = 0; r < ROWS; r++) out[c * ROW_BLOCK + r] = NAME(sum_lanes)(sum[r][c][0], sum[r][c][1]);
 }
 
 /* Two registers of int16 hold 4 rows x 4 inputs each; adding neighbours at the end of a group gives 8 sums. The

@@ -17,6 +17,10 @@ typedef int32_t v4i __attribute__((vector_size(16)));
 #define LOAD4(p) (*(const v4f_unaligned*)(p))
 #define STORE4(p, v) (*(v4f_unaligned*)(p) = (v))
 #define SUM8(v) ((((v)[0] + (v)[4]) + ((v)[2] + (v)[6])) + (((v)[1] + (v)[5]) + ((v)[3] + (v)[7])))
+/* 16 lanes of an array, halves onto halves */
+#define SUM16(v)                                                                                           \
+  SUM8(((float[8]){(v)[0] + (v)[8], (v)[1] + (v)[9], (v)[2] + (v)[10], (v)[3] + (v)[11], (v)[4] + (v)[12], \
+                   (v)[5] + (v)[13], (v)[6] + (v)[14], (v)[7] + (v)[15]}))
 /* mask ? a : b, where mask is the result of a comparison */
 #define SELECT8(mask, a, b) ((v8f)(((v8i)(mask) & (v8i)(a)) | (~(v8i)(mask) & (v8i)(b))))
 
