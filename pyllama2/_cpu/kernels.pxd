@@ -9,6 +9,7 @@ cdef extern from "kernels/kernels.h" nogil:
         QUAD
         LANES
         MAX_GROUP
+        QUANTIZER_COLUMNS
         KINDS
         KEY_BLOCK
         SPAN
@@ -85,7 +86,7 @@ cdef extern from "kernels/kernels.h" nogil:
                             float later_sum, int64_t dim) noexcept nogil
         float (*quantize_vector)(const float *x, int64_t n, int8_t *codes) noexcept nogil
         float (*quantize_group_q8)(const float *x, int group_size, int8_t *codes) noexcept nogil
-        float (*quantize_group_q4)(const float *x, int group_size, uint8_t *codes) noexcept nogil
+        void (*quantize_columns_q4)(const float *x, int group_size, uint8_t *codes, float *scales) noexcept nogil
 
     const Kernels *kernels_find(const char *name) noexcept nogil
     int64_t groups_of(const Matrix *w) noexcept nogil

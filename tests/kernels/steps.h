@@ -94,27 +94,28 @@ static void check_vector_quantizer(const Kernels* table, int64_t n, Pattern patt
 }
 
 static void check_quantizers(const Kernels* table, int group_size, Pattern pattern) {
-  Room x = room_for((size_t)group_size * 4), codes = room_for((size_t)group_size);
-  uint8_t expected[MAX_GROUP];
-  random_numbers(x.p, group_size, pattern);
-  for (int kind = Q8; kind <= Q4; kind++) {
-    float scale, expected_scale;
-    memset(codes.p, 0, (size_t)group_size);
-    memset(expected, 0, sizeof expected);
-    if (kind == Q8) {
-      scale = table->quantize_group_q8(x.p, group_size, codes.p);
-      expected_scale = kernels_scalar.quantize_group_q8(x.p, group_size, (int8_t*)expected);
-    } else {
-      scale = table->quantize_group_q4(x.p, group_size, codes.p);
-      expected_scale = kernels_scalar.quantize_group_q4(x.p, group_size, expected);
-    }
-    expect_floats("scale", &scale, &expected_scale, 1);
-    expect_bytes("codes", codes.p, expected, (size_t)group_size);
-    add_floats_to_digest(&scale, 1);
-    add_to_digest(codes.p, (size_t)group_size);
-  }
+  const size_t n = (size_t)group_size * QUANTIZER_COLUMNS;
+  Room x = room_for(n * 4), codes = room_for(n), scales = room_for(QUANTIZER_COLUMNS * 4);
+  uint8_t expected[MAX_GROUP * QUANTIZER_COLUMNS] = {0};
+  float expected_scales[QUANTIZER_COLUMNS];
+  random_numbers(x.p, (int64_t)n, pattern);
+  memset(codes.p, 0, n);
+  *(float*)scales.p = table->quantize_group_q8(x.p, group_size, codes.p);
+  expected_scales[0] = kernels_scalar.quantize_group_q8(x.p, group_size, (int8_t*)expected);
+  expect_floats("scale", scales.p, expected_scales, 1);
+  expect_bytes("codes", codes.p, expected, (size_t)group_size);
+  add_floats_to_digest(scales.p, 1);
+  add_to_digest(codes.p, (size_t)group_size);
+
+  table->quantize_columns_q4(x.p, group_size, codes.p, scales.p);
+  kernels_scalar.quantize_columns_q4(x.p, group_size, expected, expected_scales);
+  expect_floats("scales", scales.p, expected_scales, QUANTIZER_COLUMNS);
+  expect_bytes("codes", codes.p, expected, n);
+  add_floats_to_digest(scales.p, QUANTIZER_COLUMNS);
+  add_to_digest(codes.p, n);
   leave(x);
   leave(codes);
+  leave(scales);
 }
 
 static void check_steps(const Kernels* table) {

@@ -56,6 +56,7 @@
 
 #include "panels.h"
 #include "attention.h"
+#include "quantize.h"
 
 TARGET static void widen_f16_avx2(const uint16_t* x, float* y, int64_t n) {
   int64_t i = 0;
@@ -81,11 +82,11 @@ TARGET static void narrow_f16_avx2(const float* x, uint16_t* y, int64_t n) {
 #define AVX2_STEPS                                                                       \
   .widen_f16 = widen_f16_avx2, .narrow_f16 = narrow_f16_avx2, .rms_norm = rms_norm_avx2, \
   .silu_product = silu_product_avx2, .quantize_vector = quantize_vector_avx2,            \
-  .quantize_group_q8 = quantize_group_q8_avx2, .quantize_group_q4 = quantize_group_q4_avx2
+  .quantize_group_q8 = quantize_group_q8_avx2
+#define WIDE_STEPS(isa) \
+  .attend = attend_##isa, .merge_spans = merge_spans_##isa, .quantize_columns_q4 = quantize_columns_q4_##isa
 
-#define ATTENTION(isa) .attend = attend_##isa, .merge_spans = merge_spans_##isa
-
-static const Kernels kernels_avx2 = {.name = "avx2", PRODUCTS, AVX2_STEPS, ATTENTION(avx2)};
+static const Kernels kernels_avx2 = {.name = "avx2", PRODUCTS, AVX2_STEPS, WIDE_STEPS(avx2)};
 
 /* Asked of the CPU where some versions of GCC and Clang do not know the name. */
 static inline int cpu_has_avx2(void) {
@@ -94,13 +95,7 @@ static inline int cpu_has_avx2(void) {
          (c & bit_F16C);
 }
 
-#undef NAME
-#undef TARGET
-#undef TARGET_INLINE
-#undef DOT_U8
-#undef SUM_U8
-#undef DOT_S16
-#undef WIDE_FLUSH
+#include "undefine_isa.h"
 #define NAME(f) f##_avx_vnni
 #define TARGET __attribute__((target("avx2,fma,f16c,avxvnni")))
 #define TARGET_INLINE static inline __attribute__((always_inline, target("avx2,fma,f16c,avxvnni")))
@@ -112,49 +107,13 @@ static inline int cpu_has_avx2(void) {
 
 #include "panels.h"
 
-static const Kernels kernels_avx_vnni = {.name = "avx_vnni", PRODUCTS, AVX2_STEPS, ATTENTION(avx2)};
+static const Kernels kernels_avx_vnni = {.name = "avx_vnni", PRODUCTS, AVX2_STEPS, WIDE_STEPS(avx2)};
 
 static inline int cpu_has_avx_vnni(void) {
   unsigned a, b, c, d;
   return cpu_has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1 << 4);
 }
 
-#undef NAME
-#undef TARGET
-#undef TARGET_INLINE
-#undef DOT_U8
-#undef SUM_U8
-#undef DOT_S16
-#undef WIDE_FLUSH
-#undef TILE_COLUMNS
-#undef FLOAT_COLUMNS
-#undef PANEL_COLUMNS
-#undef WIDE_DOT_U8
-#undef WIDE_SUM_U8
-#undef WIDE_DOT_S16
-#undef WIDE_INT
-#undef WIDE
-#undef WIDE_ROWS
-#undef wide_zero
-#undef wide_zero_float
-#undef wide_load_int
-#undef wide_broadcast_int
-#undef wide_add_int
-#undef wide_convert
-#undef wide_load
-#undef wide_store
-#undef wide_broadcast
-#undef wide_add
-#undef wide_mul
-#undef wide_fma
-#undef wide_set
-#undef wide_sub
-#undef wide_max
-#undef wide_min
-#undef wide_exponent
-#undef wide_load_half
-#undef wide_load_codes
-#undef ATTEND_COLUMNS
-#undef ATTEND_REGISTERS
+#include "undefine.h"
 
 #endif

@@ -13,7 +13,6 @@
 #define DOT_U8(acc, u, s) _mm256_dpbusd_epi32(acc, u, s)
 #define SUM_U8(acc) (acc)
 #define DOT_S16(acc, a, b) _mm256_dpwssd_epi32(acc, a, b)
-#undef KEEP
 #define KEEP(x) __asm__("" : "+v"(x))
 #include "tiles256.h"
 
@@ -48,8 +47,9 @@
 #define ATTEND_REGISTERS 16
 #include "panels.h"
 #include "attention.h"
+#include "quantize.h"
 
-static const Kernels kernels_avx512 = {.name = "avx512", PRODUCTS, AVX2_STEPS, ATTENTION(avx512)};
+static const Kernels kernels_avx512 = {.name = "avx512", PRODUCTS, AVX2_STEPS, WIDE_STEPS(avx512)};
 
 static inline int cpu_has_avx512(void) {
   return cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -57,47 +57,6 @@ static inline int cpu_has_avx512(void) {
          __builtin_cpu_supports("avx512vnni");
 }
 
-#undef NAME
-#undef TARGET
-#undef TARGET_INLINE
-#undef AVX512_TARGET
-#undef TILE_COLUMNS
-#undef FLOAT_COLUMNS
-#undef DOT_U8
-#undef SUM_U8
-#undef DOT_S16
-#undef KEEP
-#undef WIDE_INT
-#undef WIDE
-#undef WIDE_ROWS
-#undef wide_zero
-#undef wide_zero_float
-#undef wide_load_int
-#undef wide_broadcast_int
-#undef wide_add_int
-#undef wide_convert
-#undef wide_load
-#undef wide_store
-#undef wide_broadcast
-#undef wide_add
-#undef wide_mul
-#undef wide_fma
-#undef wide_set
-#undef wide_sub
-#undef wide_max
-#undef wide_min
-#undef wide_exponent
-#undef wide_load_half
-#undef wide_load_codes
-#undef WIDE_DOT_U8
-#undef WIDE_SUM_U8
-#undef WIDE_DOT_S16
-#undef WIDE_FLUSH
-#undef PANEL_COLUMNS
-#undef ATTEND_COLUMNS
-#undef ATTEND_REGISTERS
-#undef MIN8
-#undef MAX8
-#undef BROADCAST_STEP
+#include "undefine.h"
 
 #endif

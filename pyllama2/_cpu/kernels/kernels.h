@@ -8,6 +8,7 @@
  * blocks.h      products of any number of columns by those tiles
  * panels.h      products of packed panels with vectors of either width: likewise
  * attention.h   attention to a span of the cache, with vectors of any width: included by every table
+ * quantize.h    the search for q4's scales: likewise
  * avx2.h        the tables for x86-64 with AVX2, FMA and F16C, and with AVX-VNNI besides
  * avx512.h      the table for x86-64 with AVX-512 and its VNNI
  * neon.h        the tables for 64-bit ARM, and for its dot product instructions besides
@@ -32,6 +33,7 @@ enum {
   QUAD = 4, /* inputs of one row that lie together */
   LANES = 16, /* partial sums of a float32 product: inputs i, i + 16, i + 32, ... */
   MAX_GROUP = 128, /* largest group of weights */
+  QUANTIZER_COLUMNS = 16, /* groups that are quantized to q4 together */
   /* How far ahead a stream of weights is asked for. Without it decoding reached 70% of the read bandwidth on a Sapphire
    * Rapids, with it all; 4 to 8 KB did equally well. */
   PREFETCH_BYTES = 6144,
@@ -134,10 +136,11 @@ typedef struct {
   /* Codes -127..127 of n numbers; returns their scale, not finite when one of the numbers is not. */
   float (*quantize_vector)(const float* x, int64_t n, int8_t* codes);
 
-  /* Codes of one group of a row. q8: -127..127; q4: 0..15. Returns the scale, a float16's value, or NaN when
+  /* Codes -127..127 of one group of a row. Returns the scale, a float16's value, or NaN when
    * the group is not finite or does not fit a float16 scale. */
   float (*quantize_group_q8)(const float* x, int group_size, int8_t* codes);
-  float (*quantize_group_q4)(const float* x, int group_size, uint8_t* codes);
+  /* Codes 0..15 and such scales of QUANTIZER_COLUMNS groups side by side: x and codes are [group_size][16]. */
+  void (*quantize_columns_q4)(const float* x, int group_size, uint8_t* codes, float* scales);
 } Kernels;
 
 #include "vector.h"

@@ -78,6 +78,7 @@ INLINE float32x4_t load_codes_neon(const int8_t* p) { /* 4 codes; no vector has 
 #define ATTEND_COLUMNS 4
 #define ATTEND_REGISTERS 16
 #include "attention.h"
+#include "quantize.h"
 
 static void widen_f16_neon(const uint16_t* x, float* y, int64_t n) {
   int64_t i = 0;
@@ -109,20 +110,12 @@ static void narrow_f16_neon(const float* x, uint16_t* y, int64_t n) {
       .merge_spans = merge_spans_neon,                                              \
       .quantize_vector = quantize_vector_neon,                                      \
       .quantize_group_q8 = quantize_group_q8_neon,                                  \
-      .quantize_group_q4 = quantize_group_q4_neon,                                  \
+      .quantize_columns_q4 = quantize_columns_q4_neon,                              \
   }
 
 static const Kernels kernels_neon = NEON_TABLE("neon", neon);
 
-#undef NAME
-#undef TARGET
-#undef TARGET_INLINE
-#undef Q4Sums
-#undef ZERO_Q4
-#undef UNPACK_Q4
-#undef DOT_Q4
-#undef KEEP_Q4
-#undef TOTAL_Q4
+#include "undefine_isa.h"
 
 #define NAME(f) f##_neon_dotprod
 #ifdef __ARM_FEATURE_DOTPROD /* the compiler's own target has it, as Apple's */
@@ -157,37 +150,6 @@ static inline int cpu_has_neon_dotprod(void) {
 #endif
 }
 
-#undef NAME
-#undef TARGET
-#undef TARGET_INLINE
-#undef Q4Sums
-#undef ZERO_Q4
-#undef UNPACK_Q4
-#undef DOT_Q4
-#undef KEEP_Q4
-#undef TOTAL_Q4
-#undef TILE_COLUMNS
-#undef FLOAT_COLUMNS
-#undef WIDE
-#undef WIDE_ROWS
-#undef wide_set
-#undef wide_zero_float
-#undef wide_load
-#undef wide_store
-#undef wide_broadcast
-#undef wide_add
-#undef wide_sub
-#undef wide_mul
-#undef wide_fma
-#undef wide_max
-#undef wide_min
-#undef wide_exponent
-#undef wide_load_half
-#undef wide_load_codes
-#undef ATTEND_COLUMNS
-#undef ATTEND_REGISTERS
-#undef KEEP
-#undef MIN8
-#undef MAX8
+#include "undefine.h"
 
 #endif

@@ -175,58 +175,9 @@ TARGET INLINE float NAME(quantize_group_constant_q8)(const float* x, const int g
   return scale;
 }
 
-/* The number of largest magnitude lands on code -8, whatever its sign, since -8 has no positive
- * counterpart. From scales around that one, each with its codes c, least squares finds the best scale
- * for those codes, sum(w x c) / sum(w c c); the candidate that explains most, (sum w x c)^2 / sum(w c c),
- * is kept. The weights w = sqrt|x| favour large numbers a little: on SmolLM2 the mean KL divergence from
- * float32 was 0.353 with them, 0.424 with w = 1, 0.377 with |x| and 0.391 with x^2. */
-TARGET INLINE float NAME(quantize_group_constant_q4)(const float* x, const int group_size, uint8_t* codes) {
-  enum { CANDIDATES = 15 };
-  float most = NAME(largest_magnitude)(x, group_size);
-  if (!(most < INFINITY)) return NAN;
-  float rounded[MAX_GROUP], scale = 0.0f;
-  if (most > 0.0f) {
-    float unit[MAX_GROUP], weight[MAX_GROUP]; /* within +-1: no overflow */
-    int positive = 0;
-    for (int i = 0; i < group_size; i++) {
-      positive |= x[i] == most;
-      unit[i] = x[i] / most;
-      weight[i] = sqrtf(fabsf(unit[i]));
-    }
-    float explained = 0.0f;
-    for (int candidate = 0; candidate < CANDIDATES; candidate++) {
-      float factor = (positive ? -1.0f : 1.0f) * (8.0f + 0.125f * (float)(candidate - CANDIDATES / 2));
-      v8f xc = V8F(0.0f), cc = V8F(0.0f);
-      for (int i = 0; i < group_size; i += 8) {
-        v8f u = LOAD8(unit + i), code = MAX8(MIN8(u * V8F(factor), V8F(7.0f)), V8F(-8.0f));
-        code = code + V8F(ROUNDER) - V8F(ROUNDER);
-        v8f weighted = LOAD8(weight + i) * code;
-        xc += weighted * u;
-        cc += weighted * code;
-      }
-      float sum_xc = SUM8(xc), sum_cc = SUM8(cc);
-      if (sum_xc * sum_xc > explained * sum_cc) {
-        explained = sum_xc * sum_xc / sum_cc;
-        scale = most * (sum_xc / sum_cc);
-      }
-    }
-  }
-  scale = half_to_float(float_to_half(scale));
-  if (!(fabsf(scale) < INFINITY)) return NAN;
-  NAME(round_all)(x, scale != 0.0f ? 1.0f / scale : 0.0f, -8.0f, 7.0f, group_size, rounded);
-  for (int i = 0; i < group_size; i++) codes[i] = (uint8_t)(int)(rounded[i] + 8.0f);
-  return scale;
-}
-
 /* Each group size as a constant: loops of known length become straight vector code. */
 TARGET static float NAME(quantize_group_q8)(const float* x, int group_size, int8_t* codes) {
   if (group_size == 32) return NAME(quantize_group_constant_q8)(x, 32, codes);
   if (group_size == 64) return NAME(quantize_group_constant_q8)(x, 64, codes);
   return NAME(quantize_group_constant_q8)(x, 128, codes);
-}
-
-TARGET static float NAME(quantize_group_q4)(const float* x, int group_size, uint8_t* codes) {
-  if (group_size == 32) return NAME(quantize_group_constant_q4)(x, 32, codes);
-  if (group_size == 64) return NAME(quantize_group_constant_q4)(x, 64, codes);
-  return NAME(quantize_group_constant_q4)(x, 128, codes);
 }

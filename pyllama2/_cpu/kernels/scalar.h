@@ -8,7 +8,7 @@
 #define MAX8(a, b) SELECT8((a) > (b), a, b)
 #include "portable.h"
 
-/* Attention in vectors of 4, which every machine has in some form. */
+/* Vectors of 4, which every machine has in some form. */
 INLINE v4f load_half4(const uint16_t* p) {
   return (v4f){half_to_float(p[0]), half_to_float(p[1]), half_to_float(p[2]), half_to_float(p[3])};
 }
@@ -36,6 +36,7 @@ INLINE v4f exponent4(v4f x) { return (v4f)((v4i)x << 23); }
 #define ATTEND_COLUMNS 4
 #define ATTEND_REGISTERS 8
 #include "attention.h"
+#include "quantize.h"
 
 static void widen_f16_scalar(const uint16_t* x, float* y, int64_t n) {
   for (int64_t i = 0; i < n; i++) y[i] = half_to_float(x[i]);
@@ -113,32 +114,9 @@ static const Kernels kernels_scalar = {
     .merge_spans = merge_spans_scalar,
     .quantize_vector = quantize_vector_scalar,
     .quantize_group_q8 = quantize_group_q8_scalar,
-    .quantize_group_q4 = quantize_group_q4_scalar,
+    .quantize_columns_q4 = quantize_columns_q4_scalar,
 };
 
-#undef NAME
-#undef TARGET
-#undef MIN8
-#undef MAX8
-#undef TARGET_INLINE
-#undef KEEP
-#undef WIDE
-#undef WIDE_ROWS
-#undef wide_set
-#undef wide_zero_float
-#undef wide_load
-#undef wide_store
-#undef wide_broadcast
-#undef wide_add
-#undef wide_sub
-#undef wide_mul
-#undef wide_fma
-#undef wide_max
-#undef wide_min
-#undef wide_exponent
-#undef wide_load_half
-#undef wide_load_codes
-#undef ATTEND_COLUMNS
-#undef ATTEND_REGISTERS
+#include "undefine.h"
 
 #endif

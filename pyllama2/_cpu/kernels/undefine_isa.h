@@ -1,0 +1,14 @@
+/* Forgets what the second table of a header defines anew. */
+#undef NAME
+#undef TARGET
+#undef TARGET_INLINE
+#undef DOT_U8
+#undef SUM_U8
+#undef DOT_S16
+#undef WIDE_FLUSH
+#undef Q4Sums
+#undef ZERO_Q4
+#undef UNPACK_Q4
+#undef DOT_Q4
+#undef KEEP_Q4
+#undef TOTAL_Q4
