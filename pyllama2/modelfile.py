@@ -24,7 +24,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from .config import ModelConfig
 from .errors import CheckpointError
 from .mapped import MappedFile
-from .safetensors_header import ITEM_SIZES, Header, TensorInfo, looks_like_safetensors, read_header
+from .new_file import NewFile
+from .safetensors_header import ITEM_SIZES, Header, TensorInfo, looks_like_safetensors, make_header, read_header
 from .tokenizer import TokenizerSpec
 from .weights import Quantization, Weight, packed_shapes
 
@@ -145,28 +146,18 @@ class ModelWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], model: ModelFile) -> None:
-        self.path = os.fspath(path)
-        folder, name = os.path.split(self.path)
-        self._temporary = os.path.join(folder, f".{name}.{os.getpid()}.part")
         self._model = model
         self._layout, self._header = _plan(model)
         self._pending = list(model.config.tensor_shapes())[::-1]
-        self._file: IO[bytes] | None = None
+        self._file = NewFile(path)
 
     def __enter__(self) -> ModelWriter:
-        if os.path.isdir(self.path):
-            raise CheckpointError(f"{self.path} is a directory")
-        try:
-            self._file = open(self._temporary, "xb")
-        except OSError as error:
-            raise CheckpointError(f"cannot write {self.path}: {error.strerror}") from error
-        try:
-            self._guarded(self._header)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._file)
+            self._file.write(self._header)
             if self._model.tokenizer is not None:
                 self._put("tokenizer", self._model.tokenizer.data)
-        except BaseException:
-            self._discard()
-            raise
+            stack.pop_all()
         return self
 
     def write(self, weight: Weight) -> None:
@@ -181,43 +172,20 @@ class ModelWriter:
             self._put(name, np.ascontiguousarray(array).data.cast("B"))
 
     def _put(self, name: str, data: bytes | memoryview) -> None:
-        assert self._file is not None
-        self._guarded(bytes(self._layout[name].offset - self._file.tell()))  # the filler before it
-        self._guarded(data)
-
-    def _guarded(self, data: bytes | memoryview) -> None:
-        assert self._file is not None
-        try:
-            self._file.write(data)
-        except OSError as error:
-            raise CheckpointError(f"cannot write {self.path}: {error.strerror}") from error
+        self._file.fill_to(self._layout[name].offset)
+        self._file.write(data)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._file is not None
-        try:
-            if kind is None:
-                if self._pending:
-                    raise ValueError(f"{self._pending[-1]} was not written")
-                self._guarded(bytes(self._end() - self._file.tell()))
-                self._file.close()
-                os.replace(self._temporary, self.path)
-        except OSError as error:
-            raise CheckpointError(f"cannot write {self.path}: {error.strerror}") from error
-        finally:
-            self._discard()
-
-    def _discard(self) -> None:
-        """Close the temporary file, and remove it if it was not renamed."""
-        assert self._file is not None
-        with contextlib.suppress(OSError):  # of what is left to write on a full disk
-            self._file.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._temporary)
-
-    def _end(self) -> int:
-        return max(info.offset + info.nbytes for info in self._layout.values())
+        if kind is not None:
+            self._file.__exit__(kind, value, trace)
+            return
+        with contextlib.ExitStack() as stack:
+            stack.push(self._file)
+            if self._pending:
+                raise ValueError(f"{self._pending[-1]} was not written")
+            self._file.fill_to(max(info.offset + info.nbytes for info in self._layout.values()))
 
 
 def _plan(model: ModelFile) -> tuple[dict[str, TensorInfo], bytes]:
@@ -239,13 +207,7 @@ def _plan(model: ModelFile) -> tuple[dict[str, TensorInfo], bytes]:
         layout[name] = TensorInfo(dtype, shape, offset, nbytes)
         offset += nbytes
 
-    entries: dict[str, object] = {"__metadata__": _metadata(model)}
-    for name, info in layout.items():
-        offsets = [info.offset, info.offset + info.nbytes]
-        entries[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": offsets}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    header = len(text).to_bytes(8, "little") + text
+    header = make_header(layout, _metadata(model), ALIGNMENT)
     moved = {
         name: TensorInfo(info.dtype, info.shape, info.offset + len(header), info.nbytes)
         for name, info in layout.items()

@@ -1,10 +1,10 @@
-"""The header of a safetensors file, read strictly.
+"""The header of a safetensors file, read strictly, and written.
 
     8 bytes   n, little-endian
     n bytes   JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, ...}
     the rest  data; offsets count from its first byte, without holes or overlaps
 
-Source: https://github.com/huggingface/safetensors#format. Used by modelfile.py and
+Source: https://github.com/huggingface/safetensors#format. Used by modelfile.py, state.py and
 checkpoint/huggingface.py; the `safetensors` package itself is not used at run time because
 it accepts neither our bounds on memory nor in-place views.
 """
@@ -12,6 +12,7 @@ it accepts neither our bounds on memory nor in-place views.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -47,6 +48,17 @@ class Header:
 
     metadata: dict[str, str]
     tensors: dict[str, TensorInfo]
+
+
+def make_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], alignment: int = 8) -> bytes:
+    """The header of a new file, of a multiple of alignment bytes; offsets of tensors count from the first of data."""
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    for name, info in tensors.items():
+        offsets = [info.offset, info.offset + info.nbytes]
+        entries[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": offsets}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % alignment)
+    return len(text).to_bytes(8, "little") + text
 
 
 def looks_like_safetensors(file: MappedFile) -> bool:

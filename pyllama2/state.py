@@ -15,10 +15,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import asdict
-from typing import IO, Any
+from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +26,9 @@ from .backend import Backend
 from .errors import CheckpointError
 from .mapped import MappedFile
 from .modelfile import ModelFile
+from .new_file import NewFile
 from .prefix_cache import MAX_ROWS, PrefixCache
-from .safetensors_header import TensorInfo, read_header
+from .safetensors_header import ITEM_SIZES, TensorInfo, make_header, read_header
 
 FORMAT = "pyllama2-state"
 VERSION = "1"
@@ -93,8 +93,8 @@ def save_sequences(path: str, rows: PrefixCache, layout: SequenceLayout) -> None
     infos: dict[str, tuple[str, tuple[int, ...]]] = {}
     for index, row in enumerate(saved):
         infos |= layout.infos(index, len(row.ids))
-    with _replacing(path) as file:
-        file.write(_header(infos, {"format": FORMAT, "version": VERSION, **layout.identity}))
+    with NewFile(path) as file:
+        file.write(make_header(_layout(infos), {"format": FORMAT, "version": VERSION, **layout.identity}))
         for index, row in enumerate(saved):
             assert rows.cache is not None
             arrays = {"tokens": np.array(row.ids, np.int32), **rows.cache.save_row(row.index, len(row.ids))}
@@ -175,35 +175,11 @@ class StateFile:
         return self._file.array(info.offset, _DTYPES[info.dtype], info.shape)
 
 
-def _header(infos: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": metadata}
+def _layout(infos: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, TensorInfo]:
+    """The arrays one after the other."""
+    layout: dict[str, TensorInfo] = {}
     offset = 0
     for name, (dtype, shape) in infos.items():
-        nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(_DTYPES[dtype]).itemsize
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + nbytes]}
-        offset += nbytes
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-@contextlib.contextmanager
-def _replacing(path: str) -> Iterator[IO[bytes]]:
-    """A new file under a temporary name that becomes path at the end, or is removed when the block fails."""
-    if os.path.isdir(path):
-        raise CheckpointError(f"{path} is a directory")
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{os.getpid()}.part")
-    try:
-        file = open(temporary, "xb")  # noqa: SIM115 (closed below, in a block whose errors are told apart)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        with file:
-            yield file
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        layout[name] = TensorInfo(dtype, shape, offset, prod(shape) * ITEM_SIZES[dtype])
+        offset += layout[name].nbytes
+    return layout

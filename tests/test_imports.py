@@ -22,7 +22,7 @@ LAYERS = [
         "chat_format", "chat_base", "chat_templates", "jinja_chat", "llama2_chat", "template_renderer",
         "_template_worker",
     },
-    {"mapped", "safetensors_header", "weights", "modelfile", "checkpoint"},
+    {"mapped", "new_file", "safetensors_header", "weights", "modelfile", "checkpoint"},
     {"memory", "profile", "backend", "_cpu", "_gpu"},
     {
         "convert", "loading", "prompt", "scoring", "generation", "interrupts", "prefix_cache", "scheduler",
