@@ -7,7 +7,6 @@ cdef extern from "kernels/kernels.h" nogil:
     enum:
         ROW_BLOCK
         QUAD
-        LANES
         MAX_GROUP
         QUANTIZER_COLUMNS
         KINDS
@@ -90,6 +89,7 @@ cdef extern from "kernels/kernels.h" nogil:
 
     const Kernels *kernels_find(const char *name) noexcept nogil
     int64_t groups_of(const Matrix *w) noexcept nogil
+    int64_t panel_bytes(const Matrix *w, int64_t groups, int height) noexcept nogil
     int64_t steps_of(const Matrix *w) noexcept nogil
     float half_to_float(uint16_t h) noexcept nogil
     uint16_t float_to_half(float f) noexcept nogil

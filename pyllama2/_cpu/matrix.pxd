@@ -6,7 +6,7 @@ from .kernels cimport Activations, Kernels, Matrix
 
 cdef enum:
     FEW_COLUMNS = 12           # up to which a matrix is taken block by block, unpacked again for each tile
-    PANEL_BYTES = 96 * 1024    # packed weights that a thread sweeps over all columns; part of the L2 cache
+    PANEL_BYTES = 512 * 1024   # packed weights that a thread sweeps over all columns; part of the L2 cache
     PANEL_INPUTS = 1024        # of a quantized matrix that are packed together
 
 

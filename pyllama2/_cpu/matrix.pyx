@@ -15,7 +15,7 @@ import numpy as np
 
 from .kernels cimport (
     FLOAT16, FLOAT32, Q4, Q8, QUAD, ROW_BLOCK, Activations, Kernels, Matrix, Product, groups_of, half_to_float,
-    kernels_find, steps_of,
+    kernels_find, panel_bytes, steps_of,
 )
 from .openmp cimport share, team_barrier
 
@@ -91,12 +91,10 @@ cdef void multiply_blocks(const Kernels *kernels, const Matrix *w, const Activat
 
 cdef PanelPlan plan_panels(const Kernels *kernels, const Matrix *w) noexcept nogil:
     cdef PanelPlan plan
+    plan.groups = 1  # float panels take all inputs at a time
     if w.group_size:
         plan.groups = min(groups_of(w), <int64_t> PANEL_INPUTS // w.group_size)
-        plan.bytes = steps_of(w) // groups_of(w) * plan.groups * 4 * kernels.panel_rows
-    else:
-        plan.groups = 1  # float panels take all inputs at a time
-        plan.bytes = steps_of(w) * 4 * kernels.panel_rows
+    plan.bytes = panel_bytes(w, plan.groups, kernels.panel_rows)
     plan.scales = plan.groups * kernels.panel_rows
     plan.together = max(<int64_t> 1, PANEL_BYTES // plan.bytes) if plan.bytes else 1
     return plan

@@ -113,7 +113,7 @@ static void check_panels(const Kernels* table, const Matrix* w, const float* val
     memset(totals.p, 0, (size_t)(whole * height) * 4);
     for (int64_t g = 0; g < groups; g += w->group_size ? 2 : 1) {
       const int64_t last = g + 2 < groups ? g + 2 : groups, part = w->group_size ? last - g : 1;
-      Room steps = room_for((size_t)(p.x.n_steps / groups * part * height) * 4);
+      Room steps = room_for((size_t)panel_bytes(w, part, (int)height));
       Room scales = room_for((size_t)(part * height) * 4);
       product->pack(w, panel, g, last, steps.p, scales.p);
       for (int64_t c0 = 0; c0 < n; c0 += columns)

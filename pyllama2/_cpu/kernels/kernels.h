@@ -32,6 +32,7 @@ enum {
   ROW_BLOCK = 8, /* rows of a matrix that are interleaved */
   QUAD = 4, /* inputs of one row that lie together */
   LANES = 16, /* partial sums of a float32 product: inputs i, i + 16, i + 32, ... */
+  LANE_GAP = 16, /* numbers between the lanes of a float panel */
   MAX_GROUP = 128, /* largest group of weights */
   QUANTIZER_COLUMNS = 16, /* groups that are quantized to q4 together */
   /* How far ahead a stream of weights is asked for. Without it decoding reached 70% of the read bandwidth on a Sapphire
@@ -167,6 +168,12 @@ static const float seen_first[2 * KEY_BLOCK] = {
     FOUR(-INFINITY), FOUR(-INFINITY), FOUR(-INFINITY), FOUR(-INFINITY),
 };
 #undef FOUR
+
+/* Bytes of so many groups (float kinds: everything) of a packed panel of height rows. */
+INLINE int64_t panel_bytes(const Matrix* w, int64_t groups, int height) {
+  if (w->group_size) return steps_of(w) / groups_of(w) * groups * height * 4;
+  return (steps_of(w) * height + LANES * LANE_GAP) * 4;
+}
 
 #include "scalar.h"
 #if defined(__x86_64__)

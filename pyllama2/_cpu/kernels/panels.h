@@ -166,7 +166,7 @@ TARGET_INLINE void NAME(load_block)(const Matrix* w, int64_t first, int64_t i, c
     float last[8] = {0};
     if (first + r < w->rows && count == 8) {
       v[r] = NAME(load_weights)(row, 0, HALF);
-      _mm_prefetch(row + 512, _MM_HINT_T0);
+      _mm_prefetch(row + 512, _MM_HINT_T1);
     } else {
       if (first + r < w->rows && count > 0) memcpy(last, row, (size_t)(count * size));
       v[r] = NAME(load_weights)(last, 0, HALF);
@@ -175,17 +175,17 @@ TARGET_INLINE void NAME(load_block)(const Matrix* w, int64_t first, int64_t i, c
   NAME(transpose8)(v);
 }
 
-/* Inputs of one lane after the other: step lane * (steps / 16) + i / 16 holds input i. 16 inputs by 16, so that cache
- * lines are read and written as a whole. */
+/* Inputs of one lane after the other, 16 inputs by 16, so that cache lines are read and written as a whole. Lanes are a
+ * line further apart than they are long: at a distance of a power of two they would drive each other out of the cache. */
 TARGET_INLINE void NAME(pack_float)(const Matrix* w, int64_t panel, const int HALF, float* steps) {
-  const int64_t per_lane = steps_of(w) / LANES;
+  const int64_t per_lane = steps_of(w) / LANES, lane_stride = per_lane * 2 * WIDE_ROWS + LANE_GAP;
   for (int64_t j = 0; j < per_lane; j++)
     for (int b = 0; b < 2 * WIDE_ROWS / ROW_BLOCK; b++)
       for (int first = 0; first < LANES; first += 8) {
         __m256 v[8];
         NAME(load_block)(w, panel * 2 * WIDE_ROWS + b * ROW_BLOCK, j * LANES + first, HALF, v);
-        for (int lane = 0; lane < 8; lane++)
-          _mm256_storeu_ps(steps + ((first + lane) * per_lane + j) * 2 * WIDE_ROWS + b * ROW_BLOCK, v[lane]);
+        float* target = steps + first * lane_stride + j * 2 * WIDE_ROWS + b * ROW_BLOCK;
+        for (int lane = 0; lane < 8; lane++) _mm256_storeu_ps(target + lane * lane_stride, v[lane]);
       }
 }
 
@@ -236,8 +236,8 @@ TARGET static void NAME(panel_float)(const Matrix* w, const void* steps, const f
   int depth = 0;
   (void)w, (void)scales, (void)g0, (void)g1;
   for (int i = 0; i < LANES; i++) {
-    const int64_t first = order[i] * per_lane;
-    NAME(panel_lane)((const float*)steps + first * 2 * WIDE_ROWS, columns + first * C, per_lane, sums[depth], pairs[i]);
+    NAME(panel_lane)((const float*)steps + order[i] * (per_lane * 2 * WIDE_ROWS + LANE_GAP),
+                     columns + order[i] * per_lane * C, per_lane, sums[depth], pairs[i]);
     depth += 1 - pairs[i];
   }
   for (int c = 0; c < C; c++)
