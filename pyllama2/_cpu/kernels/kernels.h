@@ -35,9 +35,10 @@ enum {
   LANE_GAP = 16, /* numbers between the lanes of a float panel */
   MAX_GROUP = 128, /* largest group of weights */
   QUANTIZER_COLUMNS = 16, /* groups that are quantized to q4 together */
-  /* How far ahead a stream of weights is asked for. Without it decoding reached 70% of the read bandwidth on a Sapphire
-   * Rapids, with it all; 4 to 8 KB did equally well. */
-  PREFETCH_BYTES = 6144,
+  /* How far ahead a stream of weights is asked for: into the L2 cache, and again into the L1 cache. On a Sapphire Rapids one
+   * thread's q4 products read 10.1 GB/s without asking, 15.0 with the first, 15.7 with both; a loop that only reads, 16.8. */
+  PREFETCH_L2 = 6144,
+  PREFETCH_L1 = 2048,
 };
 
 typedef enum { FLOAT32, FLOAT16, Q8, Q4, KINDS } Kind;

@@ -90,7 +90,7 @@ TARGET_INLINE void NAME(tile_q8)(const int8_t* w, const uint16_t* scales, const 
       for (int i = 0; i < CHAINS; i++) low[c][i] = high[c][i] = vdupq_n_s32(0);
 #pragma GCC unroll 2
     for (int j = 0; j < GROUP / QUAD; j++, w += 32, xq += QUAD) {
-      if (j % 2 == 0) __builtin_prefetch(w + PREFETCH_BYTES, 0, 2);
+      if (j % 2 == 0) ask_ahead(w);
       const int8x8x4_t codes = vld4_s8(w);
       int16x4_t inputs[TILE_COLUMNS];
 #pragma GCC unroll 8
@@ -168,10 +168,10 @@ TARGET_INLINE void NAME(tile_q4)(const uint8_t* w, const uint16_t* scales, const
       KEEP_Q4(sums[c][HIGH][1]);                                \
     }                                                           \
   } while (0)
-      __builtin_prefetch(w + PREFETCH_BYTES, 0, 2);
+      ask_ahead(w);
       MULTIPLY(0);
       MULTIPLY(1);
-      __builtin_prefetch(w + PREFETCH_BYTES, 0, 2);
+      ask_ahead(w);
       MULTIPLY(2);
       MULTIPLY(3);
 #undef MULTIPLY

@@ -53,7 +53,7 @@ TARGET_INLINE void NAME(tile_float)(const void* const row[2], int64_t inputs, co
     for (int c = 0; c < COLUMNS; c++) sum[r][c][0] = sum[r][c][1] = _mm256_setzero_ps();
   int64_t i = 0;
   for (; i + LANES <= inputs; i += LANES) {
-    for (int r = 0; r < ROWS; r++) _mm_prefetch((const char*)row[r] + i * (HALF ? 2 : 4) + PREFETCH_BYTES, _MM_HINT_T1);
+    for (int r = 0; r < ROWS; r++) ask_ahead((const char*)row[r] + i * (HALF ? 2 : 4));
     NAME(multiply_float)(row, i, x + i, x_stride, ROWS, COLUMNS, HALF, sum);
   }
   if (i < inputs) {
@@ -83,7 +83,7 @@ TARGET_INLINE void NAME(tile_q8)(const int8_t* w, const uint16_t* scales, const 
     for (int c = 0; c < COLUMNS; c++) upper[c] = lower[c] = _mm256_setzero_si256();
 #pragma GCC unroll 8
     for (int j = 0; j < GROUP / QUAD; j++, w += 32, xq += QUAD) {
-      if (j % 2 == 0) _mm_prefetch((const char*)w + PREFETCH_BYTES, _MM_HINT_T1);
+      if (j % 2 == 0) ask_ahead(w);
       __m256i rows0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)w));
       __m256i rows4 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(w + 16)));
 #pragma GCC unroll 8
@@ -124,7 +124,7 @@ TARGET_INLINE void NAME(tile_q4)(const uint8_t* w, const uint16_t* scales, const
       for (int c = 0; c < COLUMNS; c++) low[c] = high[c] = _mm256_setzero_si256();
 #pragma GCC unroll 8
       for (int j = 0; j < COUNT; j++, w += 32) {
-        if (j % 2 == 0) _mm_prefetch((const char*)w + PREFETCH_BYTES, _MM_HINT_T1);
+        if (j % 2 == 0) ask_ahead(w);
         __m256i bytes = _mm256_loadu_si256((const __m256i*)w);
         __m256i lows = _mm256_and_si256(bytes, nibble), highs = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
 #pragma GCC unroll 8

@@ -27,6 +27,12 @@ typedef int32_t v4i __attribute__((vector_size(16)));
 typedef v8f v8f_unaligned __attribute__((aligned(4), may_alias));
 typedef v4f v4f_unaligned __attribute__((aligned(4), may_alias));
 
+/* Asks for what a stream of weights will need. */
+INLINE void ask_ahead(const void* p) {
+  __builtin_prefetch((const char*)p + PREFETCH_L2, 0, 2);
+  __builtin_prefetch((const char*)p + PREFETCH_L1, 0, 3);
+}
+
 INLINE v4f max4(v4f a, v4f b) { /* b where one is NaN */
   v4i first = a > b;
   return (v4f)((first & (v4i)a) | (~first & (v4i)b));
