@@ -97,8 +97,8 @@ class KVCache(ABC):
         """Bytes reserved for keys and values."""
 
     @abstractmethod
-    def copy_prefix(self, src_row: int, dst_row: int, length: int) -> None:
-        """Make the first length positions of dst_row those of src_row."""
+    def copy_prefix(self, src_row: int, dst_row: int, length: int, source: KVCache | None = None) -> None:
+        """Make the first length positions of dst_row those of src_row, in source: another cache of the same backend."""
 
     @abstractmethod
     def save_row(self, row: int, length: int) -> dict[str, NDArray[Any]]:

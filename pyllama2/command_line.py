@@ -146,6 +146,7 @@ def add_model_flags(
     add("-t", "--threads", type=positive, help="threads (default: PYLLAMA2_NUM_THREADS, else the physical cores)")
     add("--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: PYLLAMA2_DEVICE, else auto)")
     add("--kv-dtype", choices=("float32", "float16", "int8"), help="type of keys and values (default: the device's)")
+    add("--no-prompt-lookup", action="store_true", help="do not guess tokens from what the text has said before")
     add("-v", "--verbose", action="store_true", help="say more on stderr: device, model, GB/s, time by step")
 
 
@@ -161,6 +162,7 @@ def open_model(args: argparse.Namespace) -> Llama:
             quant=args.quant,
             kv_dtype=args.kv_dtype,
             tokenizer=args.tokenizer,
+            prompt_lookup=not args.no_prompt_lookup,
             progress=progress,
         )
     facts = ", ".join(f"{name} {value}" for name, value in llm.describe().items() if name != "config")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .completion import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
 from .detokenizer import Detokenizer
+from .prompt_lookup import PromptLookup
 from .sampling import Sampler, SamplingParams, largest, log_probabilities
 from .stop_strings import StopMatcher
 from .tokenizer import Tokenizer
@@ -69,7 +70,9 @@ class Text:
     n_cached       tokens of the prompt that were found in the cache
     """
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, n_ctx: int, rolls: bool = False) -> None:
+    def __init__(
+        self, request: Request, tokenizer: Tokenizer, n_ctx: int, *, rolls: bool = False, guesses: bool = False
+    ) -> None:
         params = request.params
         room = _ENDLESS if rolls else n_ctx - len(request.prompt_ids)
         self.ids = list(request.prompt_ids)
@@ -81,6 +84,7 @@ class Text:
         self._request = request
         self._tokenizer = tokenizer
         self._sampler = Sampler(params, request.seed)
+        self._lookup = PromptLookup(self.ids) if guesses else None
         self._detokenizer = Detokenizer(tokenizer, request.prompt_ids if request.continues else ())
         self._matcher = StopMatcher(tuple(params.stop))
         self._stop_reason: str | int | None = None
@@ -113,6 +117,16 @@ class Text:
         if self._n_generated == self.limit:
             return self._end(text, [token], "length", logits)
         return self._piece(text, [token], logits, None)
+
+    def guess(self, most: int) -> list[int]:
+        """Up to most tokens that may come next, as far as there is room for them."""
+        room = min(self.limit - self._n_generated, self._n_ctx - len(self.context)) - 1
+        return [] if self._lookup is None else self._lookup.guess(min(most, room))
+
+    def learn(self, n_guessed: int, n_true: int) -> None:
+        """Of the last n_guessed guesses, n_true came true before the first wrong one."""
+        if self._lookup is not None:
+            self._lookup.learn(n_guessed, n_true)
 
     def add_time(self, seconds: float) -> None:
         """Count a step of the model that this text took part in."""

@@ -61,6 +61,8 @@ class Llama:
                longer than n_ctx, the model sees the first 4 tokens and the newest n_ctx // 2 of them, computed
                anew from position 0 on, until that has grown to n_ctx tokens again. With max_tokens=None such a
                text goes on until it ends itself
+    prompt_lookup  guess that a text goes on as it did after the same tokens before, in the prompt or since, and
+               check several guesses in one pass. Texts that quote come faster, and no text is another
     verbose    say on stderr which device was taken and why
     progress   called as by export() while weights are converted in memory
 
@@ -84,6 +86,7 @@ class Llama:
         tokenizer: str | os.PathLike[str] | None = None,
         seed: int | None = None,
         context: str = "stop",
+        prompt_lookup: bool = True,
         verbose: bool = False,
         progress: Progress | None = None,
     ) -> None:
@@ -100,6 +103,7 @@ class Llama:
             path, quant=quant, tokenizer=tokenizer, n_ctx=n_ctx, kv_dtype=kv_dtype, progress=progress
         )
         self._rolls = context == "roll"
+        self._guesses = bool(prompt_lookup)
         self.n_ctx = self.config.max_seq_len if n_ctx is None else n_ctx
         spec = self._model.tokenizer
         self._tokenizer = None if spec is None else load_tokenizer(spec, self.config.vocab_size)
@@ -391,7 +395,7 @@ class Llama:
         return self._open().new_cache(rows_that_fit(self.config, n_rows, n_tokens, kv_dtype), n_tokens)
 
     def _text(self, request: Request) -> Text:
-        return Text(request, self.tokenizer, self.n_ctx, self._rolls)
+        return Text(request, self.tokenizer, self.n_ctx, rolls=self._rolls, guesses=self._guesses)
 
     def _new_scheduler(self) -> Scheduler:
         backend = self._open()

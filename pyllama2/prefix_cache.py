@@ -200,7 +200,7 @@ class PrefixCache:
                 rows = self._carried(n_rows)
                 for index, row in enumerate(rows):
                     if row.ids:
-                        new.load_row(index, old.save_row(row.index, len(row.ids)))
+                        new.copy_prefix(row.index, index, len(row.ids), source=old)
         except BaseException:
             new.close()
             raise

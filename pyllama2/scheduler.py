@@ -3,7 +3,8 @@
     next(job), run(texts)      callers, in any threads
          |  one of them at a time is the driver, the others wait for it; no thread of its own
     _step: admit texts to rows -> one forward pass: a piece of each prompt that is not in the cache yet, and the
-           newest token of every other text -> each samples its next token -> pieces in the jobs' queues
+           newest token of every other text, with guesses of what follows it (prompt_lookup.py)
+           -> each samples its next token, and further ones while they were guessed -> pieces in the jobs' queues
 
 Texts join and leave at any step, in order of their arrival when rows are short. A text whose consumer is elsewhere
 runs at most AHEAD pieces ahead of it; then it pauses, and gives up its row to a text that waits for one.
@@ -19,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -28,6 +30,7 @@ from .backend import Backend, Batch
 from .generation import Piece, Text
 from .interrupts import Interrupts
 from .prefix_cache import PrefixCache, Row, common_prefix
+from .prompt_lookup import PromptLookup
 
 # Pieces a text may be ahead of its consumer.
 AHEAD = 4
@@ -36,15 +39,24 @@ _PROMPT_TOKENS = 512
 _PROMPT_TOKENS_BESIDE_OTHERS = 128
 # A prompt waits for an earlier one that is just computing the same tokens, if there are this many.
 _WORTH_WAITING = 32
+# Tokens of a step up to which guesses cost little, because reading the weights is most of its time.
+_WITH_GUESSES = 12
+# Tokens of a step up to which some more cost little, because most of its time is reading the weights.
+_CHEAP_TOKENS = 12
 
 T = TypeVar("T")
 
 
 class Job:
-    """A text on its way through a scheduler. ahead: how many pieces may wait to be taken, None for any number."""
+    """A text on its way through a scheduler.
 
-    def __init__(self, text: Text, ahead: int | None = AHEAD) -> None:
+    ahead   how many pieces may wait to be taken before it pauses, None for any number
+    lookup  what guesses its next tokens, None for nothing
+    """
+
+    def __init__(self, text: Text, ahead: int | None = AHEAD, lookup: PromptLookup | None = None) -> None:
         self.text = text
+        self.lookup = lookup
         self.queue: deque[Piece] = deque()
         self.row: Row | None = None
         self.error: BaseException | None = None
@@ -75,6 +87,29 @@ class Job:
     def n_left(self) -> int:
         """How many of its tokens are still to be fed to the model."""
         return 0 if self.row is None else len(self.text.context) - len(self.row.ids)
+
+
+@dataclass
+class Part:
+    """What a step feeds of a text.
+
+    row      where its keys and values go
+    start    position of the first token
+    tokens   the next ones of the text's
+    guesses  of those after them, if they are the text's last
+    """
+
+    job: Job
+    row: Row
+    start: int
+    tokens: list[int]
+    guesses: list[int] = field(default_factory=list)
+
+    @property
+    def n_outputs(self) -> int:
+        """How many logits are wanted: those after the text's last token, and after each guess."""
+        at_end = self.start + len(self.tokens) == len(self.job.text.context)
+        return 1 + len(self.guesses) if at_end else 0
 
 
 class Scheduler:
@@ -236,30 +271,34 @@ class Scheduler:
             with interrupts.allowed():
                 logits = self._backend.forward(batch, self._rows.cache)
             elapsed = time.perf_counter() - started
-            for job, part in parts:
-                assert job.row is not None
-                job.row.ids += part
-                job.text.add_time(elapsed)
-            sampling = [job for job, _ in parts if job.n_left == 0]
-            self._sample(list(zip(sampling, logits, strict=True)), own, interrupts)
-            self.sampling_s[len(batch.tokens) > len(parts)] += time.perf_counter() - started - elapsed
+            sampling, first = [], 0
+            for part in parts:
+                last = first + part.n_outputs
+                if last > first:
+                    sampling.append((part, logits[first:last]))
+                part.row.ids += part.tokens
+                part.job.text.add_time(elapsed)
+                first = last
+            self._sample(sampling, own, interrupts)
+            has_prompt = any(len(part.tokens) > 1 for part in parts)
+            self.sampling_s[has_prompt] += time.perf_counter() - started - elapsed
         self._retire()
         if not self._jobs:
             self._rows.trim()
 
     def _sample(
-        self, sampling: list[tuple[Job, NDArray[np.float32]]], own: Collection[Job], interrupts: Interrupts
+        self, sampling: list[tuple[Part, NDArray[np.float32]]], own: Collection[Job], interrupts: Interrupts
     ) -> None:
-        """Sample a token of each text. What a logits processor raises is its own text's."""
+        """Sample the tokens of each text. What a logits processor raises is its own text's."""
         theirs = {id(job) for job in own}
-        for job, logits in sampling:
-            if id(job) not in theirs:
-                _advance(job, logits)
+        for part, logits in sampling:
+            if id(part.job) not in theirs:
+                _advance(part, logits)
         # Nothing is left undone now if Ctrl-C raises anywhere below: the caller's texts end with it.
         with interrupts.allowed():
-            for job, logits in sampling:
-                if id(job) in theirs:
-                    _advance(job, logits)
+            for part, logits in sampling:
+                if id(part.job) in theirs:
+                    _advance(part, logits)
 
     def _retire(self) -> None:
         """Free the rows of texts that have ended."""
@@ -298,11 +337,11 @@ class Scheduler:
             self._rows.release(longest_ago.row)
             longest_ago.row = None
 
-    def _parts(self) -> list[tuple[Job, list[int]]]:
+    def _parts(self) -> list[Part]:
         """What the next step feeds of each text: its newest token, or a part of its prompt if there is room."""
         active = [job for job in self._jobs if job.row is not None and not job.paused]
         room = _PROMPT_TOKENS_BESIDE_OTHERS if any(job.n_left == 1 for job in active) else _PROMPT_TOKENS
-        parts = []
+        parts: list[Part] = []
         prompts: list[list[int]] = []  # of texts that are computing one, or waiting to
         for job in active:
             row, ids = job.row, job.text.context
@@ -318,32 +357,42 @@ class Scheduler:
                 end = start if waits else min(len(ids), start + room)
                 room -= end - start
             if end > start:
-                parts.append((job, ids[start:end]))
+                parts.append(Part(job, row, start, ids[start:end]))
+        if not prompts:
+            for part in parts:
+                part.guesses = part.job.text.guess((_CHEAP_TOKENS - len(parts)) // len(parts))
         return parts
 
 
-def _advance(job: Job, logits: NDArray[np.float32]) -> None:
-    row, context = job.row, job.text.context
+def _advance(part: Part, logits: NDArray[np.float32]) -> None:
+    """Sample from logits (1 + guesses, vocab_size) until a token is not the one that was guessed."""
+    job, text, row = part.job, part.job.text, part.row
+    context, n_true = text.context, 0
     try:
-        job.queue.append(job.text.advance(logits))
-        if row is not None and job.text.context is not context:  # it has rolled: all else is computed anew
-            del row.ids[common_prefix(row.ids, job.text.context, len(job.text.context) - 1) :]
+        for i in range(len(logits)):
+            job.queue.append(text.advance(logits[i]))
+            if text.context is not context:  # it has rolled: all else is computed anew
+                del row.ids[common_prefix(row.ids, text.context, len(text.context) - 1) :]
+                break
+            if job.ended or i == len(part.guesses) or context[-1] != part.guesses[i]:
+                break
+            row.ids.append(part.guesses[i])
+            n_true += 1
+        text.learn(len(part.guesses), n_true)
     except BaseException as error:
         job.error = error
 
 
-def _batch(parts: Sequence[tuple[Job, list[int]]]) -> Batch:
-    """One batch of the parts; the logits of those that are the end of their text are wanted."""
+def _batch(parts: Sequence[Part]) -> Batch:
+    """One batch of the parts and the logits that they want."""
     tokens: list[int] = []
     rows: list[int] = []
     positions: list[int] = []
     outputs: list[int] = []
-    for job, part in parts:
-        assert job.row is not None
-        start = len(job.row.ids)
-        tokens += part
-        rows += [job.row.index] * len(part)
-        positions += range(start, start + len(part))
-        if start + len(part) == len(job.text.context):
-            outputs.append(len(tokens) - 1)
+    for part in parts:
+        fed = part.tokens + part.guesses
+        tokens += fed
+        rows += [part.row.index] * len(fed)
+        positions += range(part.start, part.start + len(fed))
+        outputs += range(len(tokens) - part.n_outputs, len(tokens))
     return Batch(*(np.array(column, np.int32) for column in (tokens, rows, positions, outputs)))

@@ -14,7 +14,7 @@ class Stream(Iterator[Chunk]):
 
     close() ends the generation early, as dropping the stream does: its place is free at the next step of the
     model. Generation that fails with an exception has ended. Nothing is generated before the first chunk is asked
-    for, and only a few chunks ahead, and those only while other texts are generated.
+    for, and only a few chunks ahead: while other texts are generated, or when guesses came true (prompt_lookup.py).
     """
 
     def __init__(self, scheduler: Scheduler, text: Text) -> None:

@@ -155,11 +155,17 @@ class TestCache:
         expected = backend.forward(Batch.of_sequence(TOKENS[:12], row=0, outputs="all"), cache)
         cache.copy_prefix(0, 2, 7)
         saved = cache.save_row(0, 7)
-        other = backend.new_cache(1, 9)
+        other = backend.new_cache(2, 40)
         other.load_row(0, saved)
-        for where, row in ((cache, 2), (other, 0)):
+        other.copy_prefix(2, 1, 7, source=cache)
+        for where, row in ((cache, 2), (other, 0), (other, 1)):
             again = backend.forward(Batch.of_sequence(TOKENS[7:9], row=row, start=7, outputs="all"), where)
             assert np.array_equal(again, expected[7:9])
+
+    def test_no_copies_of_another_kind(self) -> None:
+        source = make(GQA, "float32", kv_dtype="float32").new_cache(1, 4)
+        with pytest.raises(ValueError, match="same kind"):
+            make(GQA, "float32", kv_dtype="float16").new_cache(1, 4).copy_prefix(0, 0, 4, source=source)
 
     def test_rewinding_is_free(self) -> None:
         backend = make(GQA, "q8g64")

@@ -52,15 +52,18 @@ class CpuKVCache(KVCache):
         arrays = (self.keys, self.values, self.key_scales, self.value_scales)
         return sum(array.nbytes for array in arrays if array is not None)
 
-    def copy_prefix(self, src_row: int, dst_row: int, length: int) -> None:
-        """Make the first length positions of dst_row those of src_row."""
-        self._check(src_row, length)
+    def copy_prefix(self, src_row: int, dst_row: int, length: int, source: KVCache | None = None) -> None:
+        """Make the first length positions of dst_row those of src_row, in source: another cache of the same backend."""
+        origin = self if source is None else source
+        if not isinstance(origin, CpuKVCache) or origin.keys.dtype != self.keys.dtype:
+            raise ValueError("a row can only be copied from a cache of the same kind")
+        origin._check(src_row, length)
         self._check(dst_row, length)
         full, rest = divmod(length, _BLOCK)
-        source, target = self._views(src_row), self._views(dst_row)
-        for name in source:
-            target[name][:, :, :full] = source[name][:, :, :full]
-            target[name][:, :, full : full + 1, :rest] = source[name][:, :, full : full + 1, :rest]
+        theirs, ours = origin._views(src_row), self._views(dst_row)
+        for name in theirs:
+            ours[name][:, :, :full] = theirs[name][:, :, :full]
+            ours[name][:, :, full : full + 1, :rest] = theirs[name][:, :, full : full + 1, :rest]
 
     def save_row(self, row: int, length: int) -> dict[str, NDArray[Any]]:
         """Copies of the first length positions of a row.
