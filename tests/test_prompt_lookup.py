@@ -77,7 +77,7 @@ class TestGuesses:
         assert lengths == [3, 6, 11, 11]
 
     def test_wrong_ones_are_rationed(self) -> None:
-        """A text in circles that never goes on as it did: less than 3% of 256 tokens may be lost, a guess being 0.3 of a pass."""
+        """A text in circles that never goes on as it did: less than 3% of 256 passes may be lost, at 0.3 a guess."""
         draw = random.Random(1)
         ids = [draw.randrange(3) for _ in range(50)]
         lookup = PromptLookup(ids)
