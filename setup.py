@@ -26,7 +26,7 @@ if sanitize := os.environ.get("PYLLAMA2_SANITIZE"):  # e.g. "address,undefined";
     COMPILE += ["-O1", "-g", f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
     LINK += [f"-fsanitize={sanitize}"]
 
-MODULES = ("matrix", "attention", "forward", "quantizer", "bandwidth")
+MODULES = ("tables", "matrix", "attention", "forward", "quantizer", "bandwidth")
 HEADERS = [header.as_posix() for header in Path("pyllama2/_cpu/kernels").glob("*.h")]
 
 setup(

@@ -19,12 +19,13 @@ from libc.stdlib cimport calloc, free
 import numpy as np
 
 from .attention cimport AttentionPlan, CacheArrays, Heads, Planner, attend, cache_arrays, rope_and_append
-from .kernels cimport Activations, Kernels, Matrix, kernels_find
+from .kernels cimport Activations, Kernels, Matrix
 from .matrix cimport (
     FEW_COLUMNS, Scratch, Steps, Thread, activations, first_column, first_row, lookup_row, matmul, matrix_of, prepare,
     prepare_share,
 )
 from .openmp cimport omp_get_wtime, share, team_barrier
+from .tables cimport find_kernels
 
 cdef enum:
     CHUNK = 512  # tokens that go through the layers together
@@ -116,11 +117,8 @@ cdef class Forward:
 
     def __cinit__(self, model, int n_threads, str isa):
         config = model.config
-        cdef bytes name = isa.encode()
         cdef int64_t i
-        self.kernels = kernels_find(name)
-        if self.kernels is NULL:
-            raise ValueError(f"this CPU has no instruction set {isa!r}")
+        self.kernels = find_kernels(isa)
         self.model, self.n_threads = model, n_threads
         self.n_layers, self.dim = config.n_layers, config.dim
         self.vocab_size, self.norm_eps = config.vocab_size, config.norm_eps

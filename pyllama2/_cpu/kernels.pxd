@@ -1,9 +1,9 @@
-"""kernels/kernels.h for Cython: what each function computes is said there."""
+"""kernels/types.h for Cython: what each function computes is said there."""
 
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t
 
 
-cdef extern from "kernels/kernels.h" nogil:
+cdef extern from "kernels/types.h" nogil:
     enum:
         ROW_BLOCK
         QUAD
@@ -87,7 +87,6 @@ cdef extern from "kernels/kernels.h" nogil:
         float (*quantize_group_q8)(const float *x, int group_size, int8_t *codes) noexcept nogil
         void (*quantize_columns_q4)(const float *x, int group_size, uint8_t *codes, float *scales) noexcept nogil
 
-    const Kernels *kernels_find(const char *name) noexcept nogil
     int64_t groups_of(const Matrix *w) noexcept nogil
     int64_t panel_bytes(const Matrix *w, int64_t groups, int height) noexcept nogil
     int64_t steps_of(const Matrix *w) noexcept nogil

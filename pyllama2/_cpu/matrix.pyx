@@ -15,9 +15,10 @@ import numpy as np
 
 from .kernels cimport (
     FLOAT16, FLOAT32, Q4, Q8, QUAD, ROW_BLOCK, Activations, Kernels, Matrix, Product, groups_of, half_to_float,
-    kernels_find, panel_bytes, steps_of,
+    panel_bytes, steps_of,
 )
 from .openmp cimport share, team_barrier
+from .tables cimport find_kernels
 
 _KINDS = {"float32": FLOAT32, "float16": FLOAT16, "q8": Q8, "q4": Q4}
 
@@ -198,13 +199,10 @@ cdef class MatrixProduct:
     cdef object weight
 
     def __cinit__(self, weight, int columns, int n_threads=1, str isa=""):
-        cdef bytes name = isa.encode()
         cdef int t
         self.weight, self.matrix, self.n_threads = weight, matrix_of(weight), n_threads
         self.scratch = Scratch()
-        self.scratch.kernels = kernels_find(name)
-        if self.scratch.kernels is NULL:
-            raise ValueError(f"this CPU has no instruction set {isa!r}")
+        self.scratch.kernels = find_kernels(isa)
         self.threads = <Thread *> calloc(n_threads, sizeof(Thread))
         if self.threads is NULL:
             raise MemoryError("no memory for the threads' table")

@@ -11,7 +11,8 @@ from libc.string cimport memcpy, memset
 import numpy as np
 
 from ..weights import GROUP_SIZES, packed_shapes
-from .kernels cimport MAX_GROUP, QUAD, QUANTIZER_COLUMNS, ROW_BLOCK, Kernels, float_to_half, kernels_find
+from .kernels cimport MAX_GROUP, QUAD, QUANTIZER_COLUMNS, ROW_BLOCK, Kernels, float_to_half
+from .tables cimport find_kernels
 
 
 cdef struct Source:
@@ -32,10 +33,7 @@ def quantize_matrix(matrix, str type, int group_size, int n_threads, str isa="")
     if matrix.ndim != 2 or matrix.dtype not in (np.float32, np.float16):
         raise ValueError("only a float32 or float16 matrix can be quantized")
     matrix = np.ascontiguousarray(matrix)
-    cdef bytes name = isa.encode()
-    cdef const Kernels *kernels = kernels_find(name)
-    if kernels is NULL:
-        raise ValueError(f"this CPU has no instruction set {isa!r}")
+    cdef const Kernels *kernels = find_kernels(isa)
     codes_shape, scales_shape = packed_shapes(type, matrix.shape, group_size)
     codes = np.empty(codes_shape, np.int8 if type == "q8" else np.uint8)
     scales = np.empty(scales_shape, np.float16)

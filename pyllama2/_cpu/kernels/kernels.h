@@ -1,5 +1,6 @@
 /* The inner loops of the CPU backend: one table of functions per instruction set.
  *
+ * types.h       what they are given, and what a table has
  * vector.h      vector types, and float16 by hand
  * portable.h    steps written once with vector types, included by every table
  * scalar.h      the table for any machine, and the definition of what each product computes
@@ -18,163 +19,12 @@
  * (setup.py), so whatever is not an explicit fused multiply-add gives the same bits everywhere;
  * q8 and q4 products have one per group, in the same place in each table.
  *
- * Called by the Cython modules of _cpu; layouts are those of weights.py.
+ * Compiled once, in tables.pyx.
  */
 #ifndef PYLLAMA2_KERNELS_H
 #define PYLLAMA2_KERNELS_H
 
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-enum {
-  ROW_BLOCK = 8, /* rows of a matrix that are interleaved */
-  QUAD = 4, /* inputs of one row that lie together */
-  LANES = 16, /* partial sums of a float32 product: inputs i, i + 16, i + 32, ... */
-  LANE_GAP = 16, /* numbers between the lanes of a float panel */
-  MAX_GROUP = 128, /* largest group of weights */
-  QUANTIZER_COLUMNS = 16, /* groups that are quantized to q4 together */
-  /* How far ahead a stream of weights is asked for: into the L2 cache, and again into the L1 cache. On a Sapphire Rapids one
-   * thread's q4 products read 10.1 GB/s without asking, 15.0 with the first, 15.7 with both; a loop that only reads, 16.8. */
-  PREFETCH_L2 = 6144,
-  PREFETCH_L1 = 2048,
-};
-
-typedef enum { FLOAT32, FLOAT16, Q8, Q4, KINDS } Kind;
-
-typedef struct {
-  Kind kind;
-  int group_size; /* of quantized kinds, else 0 */
-  int64_t rows, columns;
-  const void* data; /* as weights.py lays it out */
-  const uint16_t* scales; /* float16 bits; NULL for float kinds */
-} Matrix;
-
-/* n columns, one per token, that a matrix is multiplied with: as float32, and in the form that the matrix's kind asks
- * for, a row of steps of 4 bytes:
- *
- *   float kinds   one float32 a step, sorted by lane: inputs 0, 16, 32, ..., then 1, 17, 33, ...; zeros after the last
- *   q8            two int16 codes a step. int8 would add an error larger than that of the weights (on SmolLM2 a mean
- *                 KL divergence of 0.0037 to their 0.0025)
- *   q4            four int8 codes a step
- *
- * Codes are in groups of the matrix's, value = code * scale, zeros after the last input. Columns are interleaved step
- * by step, interleave at a time: column c's step s is at [c / interleave][s][c % interleave], and scales and offsets
- * likewise by group. Float kinds have steps only when interleave > 1.
- */
-typedef struct {
-  const float* values; /* [n][value_stride] */
-  int64_t value_stride;
-  const void* steps;
-  const float* scales;
-  const int32_t* offsets; /* q4: -8 * the sum of a group's codes, which takes off the zero point of the weights */
-  int64_t n_steps, n_groups; /* of one column */
-  int interleave;
-} Activations;
-
-/* Products of one kind of matrix. For one (row, column) the order of additions depends on the number of inputs only,
- * and is the same in block() and panel(). */
-typedef struct {
-  /* The steps of one column x (w->columns) */
-  void (*prepare)(const Matrix* w, const float* x, int interleave, void* steps, float* scales, int32_t* offsets);
-  /* out[c][r] = sum over i of w[8 block + r][i] * x[c][i]; out is [n][8]. Wants interleave == 1. */
-  void (*block)(const Matrix* w, int64_t block, const Activations* x, int n, float* out);
-
-  /* Groups g0 .. g1 (float kinds: everything) of a panel of Kernels.panel_rows rows, unpacked: [step][row] of 4 bytes,
-   * and scales [group][row]. Rows beyond the matrix are zeros. */
-  void (*pack)(const Matrix* w, int64_t panel, int64_t g0, int64_t g1, void* steps, float* scales);
-  /* totals[c][row] += their product with columns c0 .. c0 + interleave; float kinds set them instead. */
-  void (*panel)(const Matrix* w, const void* steps, const float* scales, int64_t g0, int64_t g1, const Activations* x,
-                int64_t c0, float* totals, int64_t total_stride);
-} Product;
-
-enum {
-  KEY_BLOCK = 16, /* positions whose keys are interleaved */
-  SPAN = 256, /* positions, counted from 0, that share a softmax; spans are then merged in order */
-  ATTENTION_COLUMNS = 8, /* queries that are interleaved */
-};
-
-typedef enum { CACHE_FLOAT32, CACHE_FLOAT16, CACHE_INT8 } CacheKind;
-
-/* Keys and values of one key head at the positions of a span. int8: number = code * scale of the position. */
-typedef struct {
-  const void* keys; /* [SPAN / 16][head_dim][16] */
-  const void* values; /* [SPAN][value_dim] */
-  const float* key_scales; /* [SPAN] */
-  const float* value_scales;
-  CacheKind kind;
-  int64_t head_dim, value_dim; /* value_dim: head_dim rounded up to 16, zeros at its end */
-} CacheSpan;
-
-/* n columns: the queries of some tokens of one sequence, for heads that share a key head, in the tokens' order. */
-typedef struct {
-  int n;
-  const float* queries; /* [n / 8][head_dim][8], times log2(e) / sqrt(head_dim) */
-  const int32_t* counts; /* [n] positions that are seen; they ascend, the last is not 0 and fills n up to 8 */
-  float* weights; /* [n][SPAN] scratch; n rounded up to 8 */
-  float* wide; /* [64][value_dim] scratch */
-  float* maxima; /* [n] largest score, in units of log 2; -infinity where the count is 0 */
-  float* sums; /* [n] of 2^(score - maximum) */
-  float* out; /* [n][value_dim] sums of these times values; n rounded up to 8 */
-} AttentionTile;
-
-typedef struct {
-  const char* name;
-  Product products[KINDS];
-  int panel_rows, panel_columns; /* 0 where there are no panels */
-
-  void (*widen_f16)(const uint16_t* x, float* y, int64_t n);
-  void (*narrow_f16)(const float* x, uint16_t* y, int64_t n);
-
-  /* y = w * x / sqrt(mean(x^2) + eps) */
-  void (*rms_norm)(const float* x, const float* w, float eps, int64_t n, float* y);
-  /* gate = silu(gate) * x */
-  void (*silu_product)(float* gate, const float* x, int64_t n);
-  void (*attend)(const CacheSpan* span, const AttentionTile* tile);
-  /* out (dim), maximum and sum of one column become those of both parts of its sequence; dim is a multiple of 16 */
-  void (*merge_spans)(float* out, float* maximum, float* sum, const float* later, float later_maximum, float later_sum,
-                      int64_t dim);
-  /* Codes -127..127 of n numbers; returns their scale, not finite when one of the numbers is not. */
-  float (*quantize_vector)(const float* x, int64_t n, int8_t* codes);
-
-  /* Codes -127..127 of one group of a row. Returns the scale, a float16's value, or NaN when
-   * the group is not finite or does not fit a float16 scale. */
-  float (*quantize_group_q8)(const float* x, int group_size, int8_t* codes);
-  /* Codes 0..15 and such scales of QUANTIZER_COLUMNS groups side by side: x and codes are [group_size][16]. */
-  void (*quantize_columns_q4)(const float* x, int group_size, uint8_t* codes, float* scales);
-} Kernels;
-
-#include "vector.h"
-
-/* Groups of one row of a quantized matrix. */
-INLINE int64_t groups_of(const Matrix* w) { return (w->columns + w->group_size - 1) / w->group_size; }
-
-/* Bytes of codes of one block of 8 rows. */
-INLINE int64_t block_bytes(const Matrix* w) {
-  return groups_of(w) * w->group_size * ROW_BLOCK / (w->kind == Q4 ? 2 : 1);
-}
-
-/* Steps of one column, or of one row of a panel, for a matrix of this kind. */
-INLINE int64_t steps_of(const Matrix* w) {
-  if (w->kind == Q4) return groups_of(w) * w->group_size / 4;
-  if (w->kind == Q8) return groups_of(w) * w->group_size / 2;
-  return (w->columns + LANES - 1) / LANES * LANES;
-}
-
-/* From place KEY_BLOCK - n on, the least that leaves n scores of a group as they are and hides the others. */
-#define FOUR(x) (x), (x), (x), (x)
-static const float seen_first[2 * KEY_BLOCK] = {
-    FOUR(INFINITY),  FOUR(INFINITY),  FOUR(INFINITY),  FOUR(INFINITY),
-    FOUR(-INFINITY), FOUR(-INFINITY), FOUR(-INFINITY), FOUR(-INFINITY),
-};
-#undef FOUR
-
-/* Bytes of so many groups (float kinds: everything) of a packed panel of height rows. */
-INLINE int64_t panel_bytes(const Matrix* w, int64_t groups, int height) {
-  if (w->group_size) return steps_of(w) / groups_of(w) * groups * height * 4;
-  return (steps_of(w) * height + LANES * LANE_GAP) * 4;
-}
+#include "types.h"
 
 #include "scalar.h"
 #if defined(__x86_64__)

@@ -1,0 +1,16 @@
+"""The tables of kernels, one per instruction set: the only module that kernels/kernels.h is compiled in."""
+
+from .kernels cimport Kernels
+
+
+cdef extern from "kernels/kernels.h" nogil:
+    const Kernels *kernels_find(const char *name) noexcept
+
+
+cdef const Kernels *find_kernels(str isa) except NULL:
+    """The table called isa, or the best one when isa is empty. Raises ValueError when this CPU cannot run it."""
+    cdef bytes name = isa.encode()
+    cdef const Kernels *kernels = kernels_find(name)
+    if kernels is NULL:
+        raise ValueError(f"this CPU has no instruction set {isa!r}")
+    return kernels
