@@ -20,7 +20,7 @@ LAYERS = [
         "errors", "config", "sampling", "completion", "model_path",
         "tokenizer", "bpe_tokenizer", "sentencepiece_tokenizer", "sentencepiece_proto", "detokenizer", "stop_strings",
         "chat_format", "chat_base", "chat_templates", "jinja_chat", "llama2_chat", "template_renderer",
-        "_template_worker",
+        "_template_worker", "prompt_lookup",
     },
     {"mapped", "new_file", "safetensors_header", "weights", "modelfile", "checkpoint"},
     {"memory", "profile", "backend", "_cpu", "_gpu"},
