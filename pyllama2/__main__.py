@@ -12,6 +12,7 @@ COMMANDS = {
     "export": "turn a checkpoint into a model file",
     "quantize": "make a model file smaller",
     "bench": "measure how fast a model runs",
+    "inspect": "say what is in a model, and what it needs",
 }
 
 

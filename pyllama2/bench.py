@@ -19,7 +19,6 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,15 +28,12 @@ from .backend import Backend, Batch, KVCache, select
 from .command_line import add_model_flags, positive, run_command
 from .errors import ContextLengthError, NumericalError
 from .loading import load_model
-from .memory import available_bytes
+from .machine import ReadBandwidth, last_cache_bytes
 from .model_path import find_model
 from .modelfile import ModelFile
 from .progress import progress_bar
 
 _PROMPT_TOKENS, _NEW_TOKENS = 512, 64
-_BANDWIDTH_BYTES = 512 << 20  # well above the caches, yet soon touched
-_BANDWIDTH_PASSES = 3
-_WORDS_PER_ROW = 32  # of the buffer that bandwidth.pyx reads
 
 _EPILOG = """\
 The prompt is processed from an empty cache. Decoding starts at position 0, or after --context tokens whose keys and
@@ -69,30 +65,6 @@ class Spread:
     def __str__(self) -> str:
         digits = 0 if self.median >= 1000 else 1 if self.median >= 10 else 2
         return f"{self.median:.{digits}f} ({self.min:.{digits}f} to {self.max:.{digits}f})"
-
-
-class ReadBandwidth:
-    """A large buffer, which n_threads threads of the CPU backend's team read."""
-
-    def __init__(self, n_threads: int) -> None:
-        from ._cpu.bandwidth import read, touch
-
-        available = available_bytes()
-        n_bytes = _BANDWIDTH_BYTES if available is None else min(_BANDWIDTH_BYTES, available // 2)
-        rows = max(n_threads, n_bytes // (8 * _WORDS_PER_ROW))
-        self._buffer = np.empty((rows, _WORDS_PER_ROW), np.uint64)
-        self._n_threads = n_threads
-        self._read = read
-        touch(self._buffer, n_threads)
-
-    def measure(self) -> list[float]:
-        """GB/s of some passes over the buffer."""
-        rates = []
-        for _ in range(_BANDWIDTH_PASSES):
-            started = time.perf_counter()
-            self._read(self._buffer, self._n_threads)
-            rates.append(self._buffer.nbytes / (time.perf_counter() - started) / 1e9)
-        return rates
 
 
 def fill_cache(backend: Backend, cache: KVCache, n_tokens: int, row: int = 0) -> None:
@@ -261,18 +233,6 @@ def run_benchmark(
         in_cache=None if cache_size is None or bandwidth is None else weight_bytes < cache_size,
         logits=hashes.pop(),
     )
-
-
-def last_cache_bytes() -> int | None:
-    """Size of the first processor's largest cache; None where the system does not say."""
-    sizes = []
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        try:
-            text = path.read_text().strip()
-            sizes.append(int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]])
-        except (OSError, ValueError, KeyError, IndexError):  # a file system that is made up otherwise
-            return None
-    return max(sizes, default=None)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,6 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .completion_html import completion_html
+
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
@@ -61,6 +63,8 @@ class Completion:
     logprobs       one for each of token_ids; None unless asked for
     finish_reason  "stop"; "length": max_tokens or the end of the context; "cancelled": the stream was closed
     stop_reason    the stop string, or the id of the token, that ended the text; None for other endings
+
+    A notebook shows its text, with logprobs each token the more coloured the less it was expected.
     """
 
     text: str
@@ -70,6 +74,10 @@ class Completion:
     stop_reason: str | int | None
     usage: Usage
     timings: Timings
+
+    def _repr_html_(self) -> str:
+        """What IPython shows; everything that the model said is escaped."""
+        return completion_html(self)
 
 
 @dataclass(frozen=True)

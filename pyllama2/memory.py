@@ -9,6 +9,7 @@ Used by loading.py, and by llama.py for every generation.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from .config import ModelConfig
@@ -37,10 +38,23 @@ def cache_bytes(config: ModelConfig, n_tokens: int, kv_dtype: str) -> int:
     return 2 * config.n_layers * config.n_kv_heads * vector * n_tokens
 
 
+def weight_bytes_per_token(config: ModelConfig, quantization: Quantization) -> int:
+    """Bytes of weights that decoding a token reads: all but the other rows of an embedding."""
+    if config.tied_embeddings:
+        return weight_bytes(config, quantization)
+    # Without its embedding, the model is as a tied one whose shared matrix has the type of the output matrix.
+    return weight_bytes(replace(config, tied_embeddings=True), quantization)
+
+
+def needed_bytes(config: ModelConfig, quantization: Quantization, n_ctx: int, kv_dtype: str) -> int:
+    """Bytes that a model and one sequence of n_ctx tokens take: weights, keys and values, working memory."""
+    return weight_bytes(config, quantization) + cache_bytes(config, n_ctx, kv_dtype) + _WORKING_BYTES
+
+
 def check_model_fits(config: ModelConfig, quantization: Quantization, n_ctx: int, kv_dtype: str) -> None:
     """Raise Pyllama2Error, with the numbers and what would fit, unless a model and one sequence of n_ctx tokens do."""
     available = available_bytes()
-    needed = weight_bytes(config, quantization) + cache_bytes(config, n_ctx, kv_dtype) + _WORKING_BYTES
+    needed = needed_bytes(config, quantization, n_ctx, kv_dtype)
     if available is not None and needed > available:
         raise Pyllama2Error(
             f"the model needs {_gib(needed)} ({quantization.type}, a context of {n_ctx} tokens), "

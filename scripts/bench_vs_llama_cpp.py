@@ -41,7 +41,8 @@ from benchmarking import Turns, Worker, machine, random_model, say, table, take_
 from engines import OurApi, OurEngine
 
 from pyllama2._cpu import default_threads
-from pyllama2.bench import ReadBandwidth, Spread
+from pyllama2.bench import Spread
+from pyllama2.machine import ReadBandwidth
 from pyllama2.model_path import find_model
 
 OURS, THEIRS = "pyllama2", "llama_cpp"

@@ -25,7 +25,8 @@ from engines import OurEngine
 from make_random_model import SHAPES
 
 from pyllama2._cpu import default_threads
-from pyllama2.bench import ReadBandwidth, Spread, random_tokens
+from pyllama2.bench import Spread, random_tokens
+from pyllama2.machine import ReadBandwidth
 
 PROMPT_TARGET = 1.0  # times PyTorch
 

@@ -19,7 +19,8 @@ from typing import Any
 
 from make_random_model import main as make_random_model
 
-from pyllama2.bench import ReadBandwidth, Spread
+from pyllama2.bench import Spread
+from pyllama2.machine import ReadBandwidth
 
 DISTURBED = 0.1  # processors that others may use
 RETRIES = 6  # turns of a row that may be repeated

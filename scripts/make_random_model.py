@@ -4,11 +4,11 @@
     python scripts/make_random_model.py 1.1b /data/random-1b.bin --format native --dtype q4 --layers 4
     python scripts/make_random_model.py 1.1b /data/random-1b.gguf --format gguf --type q4_0
 
-Formats: meta (a directory with consolidated.NN.pth, float16), hf (a directory with model.safetensors, float16),
-llama2c (a version 0 file, float32), native (our own file), gguf (with all matrices of one type, random_gguf.py). The
-same shape and seed give the same model in each, before quantization. One tensor is in memory at a time. The numbers
-are one block of random halves, read from another place for each tensor, so that it writes as fast as the disk does;
-activations stay near 1. Only gguf has a tokenizer, which other programs ask for.
+Formats: meta (a directory with consolidated.NN.pth, float16, and tokenizer.model), hf (a directory with
+model.safetensors, float16), llama2c (a version 0 file, float32), native (our own file), gguf (with all matrices of one
+type, random_gguf.py). The same shape and seed give the same model in each, before quantization. meta and gguf have a
+tokenizer of made-up words (random_tokenizer.py). One tensor is in memory at a time. The numbers are one block of random
+halves, read from another place for each tensor, so that it writes as fast as the disk does; activations stay near 1.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+from random_tokenizer import sentencepiece_model
 
 from pyllama2._cpu import quantize_matrix
 from pyllama2.config import ModelConfig
@@ -99,8 +101,10 @@ class RandomWeights:
 
 
 def write_meta(folder: str, config: ModelConfig, weights: RandomWeights, extra: dict[str, Any], n_shards: int) -> None:
-    """params.json and consolidated.NN.pth, which torch.load(weights_only=True) reads too."""
+    """params.json, tokenizer.model and consolidated.NN.pth, which torch.load(weights_only=True) reads too."""
     os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "tokenizer.model"), "wb") as file:
+        file.write(sentencepiece_model(config.vocab_size))
     params = {"dim": config.dim, "n_layers": config.n_layers, "n_heads": config.n_heads}
     params |= {"n_kv_heads": config.n_kv_heads, "vocab_size": -1, "norm_eps": config.norm_eps} | extra
     _write_json(os.path.join(folder, "params.json"), params)

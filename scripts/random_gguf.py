@@ -16,6 +16,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
+from random_tokenizer import vocabulary
 
 from pyllama2.config import ModelConfig
 
@@ -132,17 +133,11 @@ def _add_config(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, vocab_size: int) -> None:
-    """SentencePiece's special tokens, bytes and space, then words that no text has."""
-    token_type = gguf.TokenType
-    special = [("<unk>", token_type.UNKNOWN), ("<s>", token_type.CONTROL), ("</s>", token_type.CONTROL)]
-    entries = [*special, *((f"<0x{byte:02X}>", token_type.BYTE) for byte in range(256)), ("\u2581", token_type.NORMAL)]
-    if vocab_size < len(entries):
-        raise SystemExit(f"a tokenizer needs a vocabulary of at least {len(entries)} tokens")
-    entries += [(f"\u2581word{i}", token_type.NORMAL) for i in range(vocab_size - len(entries))]
+    pieces = vocabulary(vocab_size)
     writer.add_tokenizer_model("llama")
-    writer.add_token_list([text for text, _ in entries])
-    writer.add_token_scores([-float(i) for i in range(vocab_size)])
-    writer.add_token_types([int(kind) for _, kind in entries])
+    writer.add_token_list([text for text, _, _ in pieces])
+    writer.add_token_scores([score for _, score, _ in pieces])
+    writer.add_token_types([type for _, _, type in pieces])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)

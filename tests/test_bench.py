@@ -14,7 +14,7 @@ import pytest
 from tiny import GQA, quantized_model, random_weights
 from tiny_llama import CONFIG, write_tiny
 
-from pyllama2 import Llama, __main__, bench
+from pyllama2 import Llama, __main__, bench, machine
 from pyllama2._cpu import CpuBackend
 from pyllama2._cpu.bandwidth import read, touch
 from pyllama2.backend import Batch
@@ -29,7 +29,7 @@ def environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("PYLLAMA2_MODEL", "PYLLAMA2_DEVICE", "PYLLAMA2_NUM_THREADS"):
             patch.delenv(name, raising=False)
-        patch.setattr(bench, "_BANDWIDTH_BYTES", 1 << 20)
+        patch.setattr(machine, "BUFFER_BYTES", 1 << 20)
         yield
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 
 import pytest
 from tiny_llama import CHATML, write_tiny
+
+from pyllama2 import Llama
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
@@ -60,19 +64,69 @@ class TestScripts:
         assert text.count("\n") < 60 and f"python examples/{name} " in text
 
 
-@pytest.mark.usefixtures("environment")
-@pytest.mark.parametrize("name", NOTEBOOKS)
-class TestNotebooks:
-    def test_runs(self, name: str) -> None:
-        nbformat = pytest.importorskip("nbformat")
-        nbclient = pytest.importorskip("nbclient")
-        notebook = nbformat.read(EXAMPLES / name, as_version=4)
-        nbclient.NotebookClient(notebook, timeout=100, kernel_name="python3").execute()
-        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-        assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
-        printed = "".join(output.get("text", "") for output in outputs)
-        assert "Once upon a time" in printed and printed.count("...\n") == 3
+def executed(name: str) -> list[dict[str, Any]]:
+    """The outputs of all cells of a notebook; a cell that fails is an exception."""
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    notebook = nbformat.read(EXAMPLES / name, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=100, kernel_name="python3").execute()
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
+
+def printed(outputs: list[dict[str, Any]]) -> str:
+    return "".join(output.get("text", "") for output in outputs if output.get("name") != "stderr")
+
+
+def plots(outputs: list[dict[str, Any]]) -> int:
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def markdown(name: str) -> str:
+    cells = json.loads((EXAMPLES / name).read_text())["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
+@pytest.mark.usefixtures("environment")
+class TestNotebooks:
+    def test_quickstart(self) -> None:
+        outputs = executed("quickstart.ipynb")
+        assert plots(outputs) == 2
+        text = printed(outputs)
+        assert "Once upon a time" in text and text.count("...\n") == 3
+        pages = ["".join(output["data"]["text/html"]) for output in outputs if "text/html" in output.get("data", {})]
+        assert len(pages) == 2 and all(page.count("<span") > 20 and "rgba(" in page for page in pages)
+        assert "Once upon a time" in pages[0] and "The dragon" in pages[1] and "cancelled" not in pages[1]
+
+    def test_llama_from_scratch(self) -> None:
+        """It compares itself with pyllama2; what it prints is of the bundled model."""
+        with Llama() as llm:
+            config = llm.config
+        outputs = executed("llama_from_scratch.ipynb")
+        text = printed(outputs)
+        assert plots(outputs) == 9
+        assert f"{config.n_layers} layers, {config.n_parameters:,} numbers in all" in text
+        assert text.count("largest difference from") == 2
+        assert "the same tokens as pyllama2's greedy text: True" in text
+        assert f"after {config.n_layers} layers the last word is already there for 100% of the tokens" in text
+        divergences = re.findall(r"^(q[48]), groups of (\d+) .*% +([\d.]+) +[\d.]+%$", text, re.MULTILINE)
+        assert [row[:2] for row in divergences] == [(q, n) for q in ("q8", "q4") for n in ("32", "64", "128")]
+        q8, q4 = ([float(row[2]) for row in divergences if row[0] == q] for q in ("q8", "q4"))
+        assert 0 <= max(q8) < min(q4)
+
+    def test_llama_from_scratch_with_another_model(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Untied, of other sizes, unquantized, with no BOS: nothing in it is the bundled model's."""
+        path = write_tiny(tmp_path / "m.bin", "bpe", max_seq_len=200, n_layers=1, dim=40, head_dim=6, hidden_dim=72)
+        monkeypatch.setenv("PYLLAMA2_MODEL", str(path))
+        text = printed(executed("llama_from_scratch.ipynb"))
+        assert "the same tokens as pyllama2's greedy text: True" in text and "1 layers" in text
+
+    def test_the_text_of_llama_from_scratch_has_no_figures(self) -> None:
+        """Those would be the model's of some day. q8, q4, and the bits that they stand for are names."""
+        text = re.sub(r"\$\$.*?\$\$", "", markdown("llama_from_scratch.ipynb"), flags=re.DOTALL)
+        text = re.sub(r"\]\([^)]*\)|\$[^$]*\$|`[^`]*`", "", text)
+        assert set(re.findall(r"\d+", text)) <= {"2", "4", "8"}
+
+    @pytest.mark.parametrize("name", NOTEBOOKS)
     def test_is_kept_without_outputs(self, name: str) -> None:
         nbformat = pytest.importorskip("nbformat")
         notebook = nbformat.read(EXAMPLES / name, as_version=4)

@@ -17,24 +17,24 @@ PACKAGE = ROOT / "pyllama2"
 # A module may import its own layer and those below; a package's name stands for all of its modules.
 LAYERS = [
     {
-        "errors", "config", "sampling", "completion", "model_path",
+        "errors", "config", "sampling", "completion", "completion_html", "model_path",
         "tokenizer", "bpe_tokenizer", "sentencepiece_tokenizer", "sentencepiece_proto", "detokenizer", "stop_strings",
         "chat_format", "chat_base", "chat_templates", "jinja_chat", "llama2_chat", "template_renderer",
         "_template_worker", "prompt_lookup",
     },
-    {"mapped", "new_file", "safetensors_header", "weights", "modelfile", "checkpoint"},
-    {"memory", "profile", "backend", "_cpu", "_gpu"},
+    {"mapped", "new_file", "safetensors_header", "weights", "tensor_statistics", "modelfile", "checkpoint"},
+    {"memory", "profile", "backend", "machine", "_cpu", "_gpu"},
     {
         "convert", "loading", "prompt", "scoring", "generation", "interrupts", "prefix_cache", "scheduler",
-        "stream", "state", "llama", "evaluation",
+        "stream", "state", "llama", "evaluation", "inspection",
     },
     {"callable_module", "progress", "command_line", "generate", "chat", "export", "quantize", "bench", "perplexity",
-     "conversation"},
+     "conversation", "inspect", "inspection_text"},
     {"__init__", "__main__"},
 ]  # fmt: skip
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 # Within a layer, these must not know each other.
-APART = [{"_cpu", "_gpu"}, {"chat", "export", "quantize", "bench", "perplexity"}]
+APART = [{"_cpu", "_gpu"}, {"chat", "export", "quantize", "bench", "perplexity", "inspect"}]
 # model.py is on its own: it imports config alone, and nothing of the package imports it.
 ALONE = {"model": {"config"}}
 # Where a package may be imported; None: anywhere, but not when a module is loaded.

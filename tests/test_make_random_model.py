@@ -104,12 +104,15 @@ def test_gguf_quantized(
             np.testing.assert_array_equal(tensor.read(), expected, err_msg=name)
 
 
-def test_gguf_tokenizer(tmp_path: Path, script: ModuleType) -> None:
-    script.main(["tiny", str(tmp_path / "model.gguf"), "--format", "gguf"])
-    with pyllama2.Llama(tmp_path / "model.gguf", n_threads=1) as llm:
-        ids = llm.tokenize("a")
+@pytest.mark.parametrize("format", ["gguf", "meta"])
+def test_tokenizer(format: str, tmp_path: Path, script: ModuleType) -> None:
+    script.main(["tiny", str(tmp_path / "model"), "--format", format])
+    with pyllama2.Llama(tmp_path / "model", n_threads=1) as llm:
+        ids = llm.tokenize("a é")
         assert ids[0] == 1
-        assert llm.detokenize(ids[1:]).strip() == "a"
+        assert llm.detokenize(ids[1:]) == "a é"
+        assert llm.tokenizer.eos_ids == (2,) and llm.tokenizer.piece(511) == " word247"
+        assert len(llm.chat_tokens([{"role": "user", "content": "a"}])) > 3  # in Llama-2's format
         assert llm.generate("a", max_tokens=2, ignore_eos=True, seed=0).usage.completion_tokens == 2
 
 

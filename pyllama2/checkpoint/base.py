@@ -17,13 +17,18 @@ from ..tokenizer import TokenizerSpec
 class LazyTensor:
     """A tensor that has not been read yet.
 
-    dtype is the name of its stored type, as its format spells it ("BF16", "Q4_K"); read()
-    gives a float32 or float16 array of its shape, in the order of rows that model.py expects;
-    release() lets the system take back the pages that read() touched.
+    dtype      the name of its stored type, as its format spells it ("BF16", "Q4_K")
+    nbytes     bytes that it is stored in, once
+    read       gives a float32 or float16 array of its shape, in the order of rows that model.py expects
+    read_rows  (start, stop) gives these rows alone, in the order in which they are stored, which for Hugging
+               Face's wq and wk is another; nothing else is read
+    release    lets the system take back the pages that were touched
     """
 
     dtype: str
+    nbytes: int
     read: Callable[[], NDArray[Any]]
+    read_rows: Callable[[int, int], NDArray[Any]]
     release: Callable[[], None]
 
 

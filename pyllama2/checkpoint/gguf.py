@@ -82,15 +82,27 @@ class GgufCheckpoint(Checkpoint):
         if info.type not in BLOCK_TYPES:
             return StoredTensor(self._file, info.type, info.shape, info.offset).lazy()
         release = partial(self._file.release, info.offset, info.nbytes)
-        return LazyTensor(info.type, partial(self._dequantized, info), release)
+        return LazyTensor(
+            info.type,
+            info.nbytes,
+            partial(self._dequantized, info, 0, info.shape[0]),
+            partial(self._dequantized, info),
+            release,
+        )
 
     def close(self) -> None:
         self._file.close()
 
-    def _dequantized(self, info: TensorInfo) -> NDArray[np.float32]:
+    def _dequantized(self, info: TensorInfo, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows start .. stop - 1; a row of a matrix is a whole number of blocks."""
         layout = BLOCK_TYPES[info.type].layout
-        blocks = self._file.array(info.offset, layout, (info.nbytes // layout.itemsize,))
-        return dequantize(info.type, blocks).reshape(info.shape)
+        if len(info.shape) == 1:
+            blocks = self._file.array(info.offset, layout, (info.nbytes // layout.itemsize,))
+            return dequantize(info.type, blocks)[start:stop]
+        row_bytes = info.nbytes // info.shape[0]
+        n_blocks = (stop - start) * row_bytes // layout.itemsize
+        blocks = self._file.array(info.offset + start * row_bytes, layout, (n_blocks,))
+        return dequantize(info.type, blocks).reshape(stop - start, *info.shape[1:])
 
 
 def _read_config(file: MappedFile, header: Header) -> ModelConfig:

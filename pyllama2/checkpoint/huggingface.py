@@ -14,6 +14,7 @@ Made by open_checkpoint().
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -82,9 +83,9 @@ class HuggingFaceCheckpoint(Checkpoint):
     def tensor(self, name: str) -> LazyTensor:
         stored = self._tensors[name]
         if name.endswith("attention.wq.weight"):
-            return LazyTensor(stored.dtype, partial(_unpermuted, stored, self.config.n_heads), stored.release)
+            return replace(stored.lazy(), read=partial(_unpermuted, stored, self.config.n_heads))
         if name.endswith("attention.wk.weight"):
-            return LazyTensor(stored.dtype, partial(_unpermuted, stored, self.config.n_kv_heads), stored.release)
+            return replace(stored.lazy(), read=partial(_unpermuted, stored, self.config.n_kv_heads))
         return stored.lazy()
 
     def close(self) -> None:

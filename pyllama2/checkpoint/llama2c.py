@@ -93,19 +93,27 @@ class Llama2cCheckpoint(Checkpoint):
         nbytes = _stored_size(shape, self._group_size)
         release = partial(self._file.release, offset, nbytes)
         if self._group_size and len(shape) == 2:
-            return LazyTensor("Q8_0", partial(self._dequantized, offset, shape), release)
-        return LazyTensor("F32", partial(self._file.array, offset, "<f4", shape), release)
+            rows = partial(self._dequantized, offset, shape)
+            return LazyTensor("Q8_0", nbytes, partial(rows, 0, shape[0]), rows, release)
+        rows = partial(self._floats, offset, shape)
+        return LazyTensor("F32", nbytes, partial(rows, 0, shape[0]), rows, release)
 
     def close(self) -> None:
         self._file.close()
 
-    def _dequantized(self, offset: int, shape: tuple[int, ...]) -> NDArray[Any]:
-        """A version 2 matrix as float32; its groups run through the rows one after another."""
-        n_groups = prod(shape) // self._group_size
-        codes = self._file.array(offset, np.int8, (n_groups, self._group_size))
-        scales = self._file.array(offset + codes.nbytes, "<f4", (n_groups, 1))
+    def _floats(self, offset: int, shape: tuple[int, ...], start: int, stop: int) -> NDArray[Any]:
+        row = prod(shape[1:])
+        return self._file.array(offset + 4 * start * row, "<f4", (stop - start, *shape[1:]))
+
+    def _dequantized(self, offset: int, shape: tuple[int, ...], start: int, stop: int) -> NDArray[Any]:
+        """Rows of a version 2 matrix as float32; its groups run through the rows one after another."""
+        size, columns = self._group_size, shape[1]
+        first, end = start * columns // size, -(-stop * columns // size)  # groups that the rows lie in
+        codes = self._file.array(offset + first * size, np.int8, (end - first, size))
+        scales = self._file.array(offset + prod(shape) + 4 * first, "<f4", (end - first, 1))
         numbers: NDArray[np.float32] = codes * scales
-        return numbers.reshape(shape)
+        begin = start * columns - first * size
+        return numbers.reshape(-1)[begin:][: (stop - start) * columns].reshape(stop - start, columns)
 
 
 def is_llama2c(file: MappedFile) -> bool:

@@ -63,6 +63,21 @@ class _Pieces:
             shard.release()
         return joined
 
+    @property
+    def nbytes(self) -> int:
+        return self.shards[0].nbytes * (1 if self.axis is None else len(self.shards))
+
+    def read_rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows start .. stop - 1 of the joined tensor, without touching others."""
+        if self.axis is None:
+            return self.shards[0].read_rows(start, stop)
+        if self.axis == 1:
+            return np.concatenate([shard.read_rows(start, stop) for shard in self.shards], axis=1)
+        rows = self.shards[0].shape[0]
+        bounds = [(max(start - i * rows, 0), min(stop - i * rows, rows)) for i in range(len(self.shards))]
+        parts = zip(self.shards, bounds, strict=True)
+        return np.concatenate([shard.read_rows(first, end) for shard, (first, end) in parts if first < end])
+
     def release(self) -> None:
         for shard in self.shards:
             shard.release()
@@ -101,7 +116,7 @@ class MetaCheckpoint(Checkpoint):
 
     def tensor(self, name: str) -> LazyTensor:
         pieces = self._pieces[name]
-        return LazyTensor(pieces.shards[0].dtype, pieces.read, pieces.release)
+        return LazyTensor(pieces.shards[0].dtype, pieces.nbytes, pieces.read, pieces.read_rows, pieces.release)
 
     def close(self) -> None:
         for pieces in self._pieces.values():

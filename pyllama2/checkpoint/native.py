@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from functools import partial
+from typing import Any
+
+from numpy.typing import NDArray
 
 from ..modelfile import ModelFile
-from ..weights import Weight
+from ..weights import ROW_BLOCK, Weight
 from .base import Checkpoint, LazyTensor, with_overrides
 from .tokenizer_files import read_tokenizer_file
 
@@ -35,10 +39,21 @@ class NativeCheckpoint(Checkpoint):
     def tensor(self, name: str) -> LazyTensor:
         weight = self.model.weights[name]
         read = weight.dequantize if weight.scales is not None else lambda: weight.data
-        return LazyTensor(weight.type, read, lambda: self._release(weight))
+        return LazyTensor(weight.type, weight.nbytes, read, partial(_rows, weight), lambda: self._release(weight))
 
     def _release(self, weight: Weight) -> None:
         assert self.model.file is not None  # opened above
         for array in (weight.data, weight.scales):
             if array is not None:
                 self.model.file.release_view(array)
+
+
+def _rows(weight: Weight, start: int, stop: int) -> NDArray[Any]:
+    """Rows start .. stop - 1 of a tensor; of a quantized one the blocks of rows that they lie in are read."""
+    if weight.scales is None:
+        return weight.data[start:stop]
+    blocks = slice(start // ROW_BLOCK, -(-stop // ROW_BLOCK))
+    first = blocks.start * ROW_BLOCK
+    shape = (stop - first, *weight.shape[1:])
+    part = Weight(weight.name, weight.type, shape, weight.data[blocks], weight.scales[blocks], weight.group_size)
+    return part.dequantize()[start - first :]

@@ -7,7 +7,7 @@ safetensors files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -49,6 +49,11 @@ class StoredTensor:
         """The type that read() gives: float16 or float32."""
         return np.dtype(_READ_AS[self.dtype])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements."""
+        return prod(self.shape) * np.dtype(_BITS[self.dtype]).itemsize
+
     def read(self) -> NDArray[Any]:
         """The numbers as float32 or float16; a view of the file unless they are BF16."""
         stored = self._stored()
@@ -65,13 +70,19 @@ class StoredTensor:
         else:
             out[...] = self._stored()
 
+    def read_rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows start .. stop - 1 as read() gives them, without touching others."""
+        row = prod(self.shape[1:]) if self.strides is None else self.strides[0]
+        offset = self.offset + start * row * np.dtype(_BITS[self.dtype]).itemsize
+        return replace(self, shape=(stop - start, *self.shape[1:]), offset=offset).read()
+
     def release(self) -> None:
         """Let the system take back the pages of the tensor."""
         self.file.release(self.offset, self._span().nbytes)
 
     def lazy(self) -> LazyTensor:
         """The same as LazyTensor."""
-        return LazyTensor(self.dtype, self.read, self.release)
+        return LazyTensor(self.dtype, self.nbytes, self.read, self.read_rows, self.release)
 
     def _span(self) -> NDArray[Any]:
         """The elements from the first to the last one used, (n,), a view of the file."""

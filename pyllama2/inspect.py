@@ -1,0 +1,107 @@
+"""python -m pyllama2.inspect: what is in a model, and what it needs. The work is done in inspection.py."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+
+from .command_line import positive, read_text, run_command
+from .inspection import Inspection, cut_text, inspect_model
+from .inspection_text import report, tokens_report
+from .model_path import find_model
+from .progress import progress_bar
+from .tokenizer import Tokenizer
+
+_EPILOG = """\
+Tensors have the names of model.py. Layers are shown together, N x a tensor with the bytes of all of them, unless
+--layers asks for each. Statistics are of the numbers that quantized weights stand for; of a tensor with more than
+262,144 of them a sample is read, 8 rows here and there, and its least and largest numbers are marked with ~.
+--exact reads all.
+
+Memory is that of the weights, of keys and values for the whole context, and 0.2 GiB to work in. Speed is what the
+machine allows at most: the bytes that a token needs over the rate at which as many bytes were read just now, and the
+time of a step that has next to none. pyllama2 bench measures what is reached.
+
+--json prints one object with the fields
+  path, kind, source, files        what was read; files with their sizes
+  config, quantization             quantization is null for checkpoints of others
+  tokenizer, chat_template         null where there is none
+  n_parameters, parameters         all, and by part of the model
+  tensors                          name, shape, type, nbytes, statistics (n_read, not_finite, min, max, mean, std)
+  context, kv_bytes                tokens, and bytes of their keys and values by type
+  available_bytes, cache_bytes     free memory, and the processor's last cache
+  n_threads, needs                 for each way to run it: quant, as_stored, weight_bytes, bytes_per_token, bandwidth
+                                   (GB/s), total_bytes and speed (tokens/s at_start and at_end of the context) by type
+                                   of keys and values
+or, with --tokens, text, n_tokens, n_bytes and tokens: id, text, bytes (hexadecimal), special.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="pyllama2 inspect",
+        description="Say what is in a model, and what it needs.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    model_help = "a model file or checkpoint, or smollm2 (default: PYLLAMA2_MODEL, else the demo model)"
+    add("path", nargs="?", metavar="MODEL", help=model_help)
+    add("-m", "--model", help="the same")
+    add("--tokens", metavar="TEXT", help='show how a text is cut into tokens; "-" reads standard input')
+    add("--layers", action="store_true", help="show the tensors of each layer")
+    add("--exact", action="store_true", help="statistics of all numbers, not of a sample; reads the whole file")
+    add("--json", action="store_true", help="print one JSON object")
+    add("--tokenizer", metavar="PATH", help="a tokenizer file, for checkpoints without one")
+    add("-c", "--ctx", type=positive, metavar="CTX", help="tokens to have memory for (default: the model's context)")
+    add("-t", "--threads", type=positive, help="threads (default: PYLLAMA2_NUM_THREADS, else the physical cores)")
+    return run_command(parser, argv, lambda args: _inspect(parser, args))
+
+
+def _inspect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    if args.path is not None and args.model is not None:
+        parser.error("give either MODEL or -m, not both")
+    path = find_model(args.path if args.path is not None else args.model)
+    if args.tokens is not None:
+        text = read_text("-", "the text") if args.tokens == "-" else args.tokens
+        ids, tokenizer = cut_text(path, text, tokenizer=args.tokenizer)
+        print(_tokens_json(text, ids, tokenizer) if args.json else tokens_report(text, ids, tokenizer, _colour()))
+        return 0
+    with progress_bar("inspect") as progress:
+        found = inspect_model(
+            path,
+            tokenizer=args.tokenizer,
+            n_ctx=args.ctx,
+            n_threads=args.threads,
+            exact=args.exact,
+            progress=progress,
+        )
+    print(_json(found) if args.json else report(found, _colour(), layers=args.layers))
+    return 0
+
+
+def _colour() -> bool:
+    """Whether to use colours: on a terminal, unless NO_COLOR is set (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _json(found: Inspection) -> str:
+    return json.dumps(asdict(found), ensure_ascii=False, allow_nan=False)
+
+
+def _tokens_json(text: str, ids: list[int], tokenizer: Tokenizer) -> str:
+    special = set(tokenizer.special_tokens.values())
+    tokens = [
+        {"id": id, "text": tokenizer.piece(id), "bytes": tokenizer.token_bytes(id).hex(), "special": id in special}
+        for id in ids
+    ]
+    counts = {"n_tokens": len(ids), "n_bytes": len(text.encode())}
+    return json.dumps({"text": text, **counts, "tokens": tokens}, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
