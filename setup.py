@@ -1,4 +1,4 @@
-"""Builds the Cython extensions of pyllama2._cpu; all else stands in pyproject.toml.
+"""Builds the Cython extensions of pyllama2._cpu and pyllama2._sampling; all else stands in pyproject.toml.
 
 No -march: the kernels choose their instruction set at run time, so that one wheel serves every CPU.
 """
@@ -26,22 +26,25 @@ if sanitize := os.environ.get("PYLLAMA2_SANITIZE"):  # e.g. "address,undefined";
     COMPILE += ["-O1", "-g", f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
     LINK += [f"-fsanitize={sanitize}"]
 
-MODULES = ("tables", "matrix", "attention", "forward", "quantizer", "bandwidth")
-HEADERS = [header.as_posix() for header in Path("pyllama2/_cpu/kernels").glob("*.h")]
+MODULES = {
+    "_cpu": ("tables", "matrix", "attention", "forward", "quantizer", "bandwidth"),
+    "_sampling": ("choose",),
+}
 
 setup(
     ext_modules=cythonize(
         [
             Extension(
-                f"pyllama2._cpu.{module}",
-                [f"pyllama2/_cpu/{module}.pyx"],
-                depends=HEADERS,
-                include_dirs=["pyllama2/_cpu"],
+                f"pyllama2.{package}.{module}",
+                [f"pyllama2/{package}/{module}.pyx"],
+                depends=[header.as_posix() for header in Path("pyllama2", package).rglob("*.h")],
+                include_dirs=[f"pyllama2/{package}"],
                 define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
                 extra_compile_args=COMPILE,
                 extra_link_args=LINK,
             )
-            for module in MODULES
+            for package, modules in MODULES.items()
+            for module in modules
         ],
         compiler_directives={
             "language_level": "3",

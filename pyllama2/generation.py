@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .completion import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
 from .detokenizer import Detokenizer
 from .prompt_lookup import PromptLookup
-from .sampling import Sampler, SamplingParams, largest, log_probabilities
+from .sampling import Sampler, SamplingParams, largest, log_probabilities_of
 from .stop_strings import StopMatcher
 from .tokenizer import Tokenizer
 
@@ -195,7 +195,8 @@ class Text:
         )
 
     def _logprob(self, token: int, logits: NDArray[np.float32]) -> TokenLogprob:
-        logprobs, piece = log_probabilities(logits), self._tokenizer.piece
-        best = largest(logprobs, self._request.params.logprobs or 0)
-        top = tuple((int(id), piece(int(id)), float(logprobs[id])) for id in best)
-        return TokenLogprob(token, piece(token), float(logprobs[token]), top)
+        piece = self._tokenizer.piece
+        best = largest(logits, self._request.params.logprobs or 0).tolist()
+        logprob, *others = log_probabilities_of(logits, [token, *best])
+        top = tuple((id, piece(id), other) for id, other in zip(best, others, strict=True))
+        return TokenLogprob(token, piece(token), logprob, top)

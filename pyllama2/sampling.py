@@ -14,8 +14,7 @@ The order of the steps:
     top_p                a token is dropped when the mass before it, largest first, exceeds top_p (arXiv:1904.09751)
     min_p                a token is dropped when it has less than min_p times the largest probability
 
-Whole sorts of the vocabulary would cost more than the rest: each step finds a threshold instead.
-Used by generation.py, for every sequence.
+The loops over the vocabulary are compiled: _sampling/choose.pyx. Used by generation.py, for every sequence.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._sampling import choose
 from .errors import NumericalError
 
 LogitsProcessor = Callable[[list[int], NDArray[np.float32]], "NDArray[np.float32] | None"]
@@ -160,18 +160,24 @@ class Sampler:
         logits (vocab_size,), float32, are left as they are. Raises NumericalError when they are not
         finite, or when no token is left after processors and biases.
         """
-        if not np.isfinite(logits).all():
+        logits = np.ascontiguousarray(logits, np.float32)
+        highest, lowest = choose.extremes(logits)
+        if not -math.inf < lowest <= highest < math.inf:
             raise NumericalError(f"the model computed NaN or infinite logits at position {len(token_ids) - 1}")
-        logits = self._adjust(logits, token_ids, n_prompt)
-        highest = logits.max()  # NaN if any of them is
-        if not np.isfinite(highest):
-            raise NumericalError(
-                f"no token can follow position {len(token_ids) - 1}: logits_processors or logit_bias made the logits "
-                "NaN, +inf or all of them -inf"
-            )
-        if self._params.temperature == 0:
-            return int(logits.argmax())
-        return self._draw(logits, highest)
+        adjusted = self._adjust(logits, token_ids, n_prompt)
+        if adjusted is not logits:
+            highest, lowest = choose.extremes(adjusted)
+            if not -math.inf < highest < math.inf:
+                raise NumericalError(
+                    f"no token can follow position {len(token_ids) - 1}: logits_processors or logit_bias made the "
+                    "logits NaN, +inf or all of them -inf"
+                )
+        params = self._params
+        if params.temperature == 0:
+            return int(adjusted.argmax())
+        return choose.choose(
+            adjusted, highest, params.temperature, params.top_k, params.top_p, params.min_p, self._random.random()
+        )
 
     def _adjust(self, raw: NDArray[np.float32], token_ids: Sequence[int], n_prompt: int) -> NDArray[np.float32]:
         """Logits after processors, penalties and biases; raw itself when there are none."""
@@ -181,47 +187,26 @@ class Sampler:
             given = raw.copy() if logits is raw else logits
             result = process(list(token_ids), given)
             logits = given if result is None else _processed(result, raw.shape)
-        window = token_ids[max(0, len(token_ids) - params.repetition_window) :]
-        repeats = params.repetition_penalty != 1 and len(window) > 0
+        window_start = max(0, len(token_ids) - params.repetition_window)
+        repeats = params.repetition_penalty != 1 and window_start < len(token_ids)
         counts = (params.presence_penalty != 0 or params.frequency_penalty != 0) and len(token_ids) > n_prompt
         if not (repeats or counts or self._biased.size):
             return logits
         logits = logits.copy()
-        with np.errstate(all="ignore"):  # what overflows is seen by sample()
-            if repeats:
-                seen = np.unique(np.asarray(window))
-                values = logits[seen].astype(np.float64)
-                logits[seen] = np.where(
-                    values > 0, values / params.repetition_penalty, values * params.repetition_penalty
-                )
-            if counts:
-                seen, n_times = np.unique(np.asarray(token_ids[n_prompt:]), return_counts=True)
-                logits[seen] -= params.presence_penalty + params.frequency_penalty * n_times
-            logits[self._biased] += self._bias
+        if repeats or counts:
+            choose.penalize(
+                logits,
+                token_ids,
+                window_start if repeats else len(token_ids),
+                n_prompt if counts else len(token_ids),
+                params.repetition_penalty,
+                params.presence_penalty,
+                params.frequency_penalty,
+            )
+        if self._biased.size:
+            with np.errstate(all="ignore"):  # what overflows is seen by sample()
+                logits[self._biased] += self._bias
         return logits
-
-    def _draw(self, logits: NDArray[np.float32], highest: np.float32) -> int:
-        params = self._params
-        ids: NDArray[np.int64] | None = None  # None: the weights are those of all tokens
-        if 0 < params.top_k < logits.size:
-            threshold = np.partition(logits, logits.size - params.top_k)[logits.size - params.top_k]
-            ids = _largest(logits, threshold, params.top_k)
-            logits = logits[ids]
-        with np.errstate(over="ignore"):
-            weights = logits.astype(np.float64)  # in place from here on: fresh arrays of this size cost more than exp
-            weights -= highest
-            weights /= params.temperature
-            np.exp(weights, out=weights)  # the largest is 1
-        if params.top_p < 1:
-            kept = _nucleus(weights, params.top_p)
-            ids, weights = kept if ids is None else ids[kept], weights[kept]
-        if params.min_p > 0:
-            kept = np.flatnonzero(weights >= params.min_p)
-            ids, weights = kept if ids is None else ids[kept], weights[kept]
-        mass = np.cumsum(weights)
-        # random() <= 1 - 2**-53, so the product is below mass[-1] even when rounded, and some mass exceeds it.
-        chosen = int(np.searchsorted(mass, self._random.random() * mass[-1], side="right"))
-        return chosen if ids is None else int(ids[chosen])
 
 
 def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -232,13 +217,21 @@ def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return result
 
 
-def largest(values: NDArray[Any], n: int) -> NDArray[np.int64]:
-    """Indices of the n largest values, largest first, of equals the lowest index first."""
-    n = min(n, values.size)
+def log_probabilities_of(logits: NDArray[np.float32], ids: Sequence[int]) -> list[float]:
+    """Those of ids alone, from the finite logits (vocab_size,) of one token."""
+    logits = np.ascontiguousarray(logits, np.float32)
+    highest, _ = choose.extremes(logits)
+    log_sum = choose.log_sum(logits, highest)
+    return [float(logits[id]) - highest - log_sum for id in ids]
+
+
+def largest(logits: NDArray[np.float32], n: int) -> NDArray[np.int64]:
+    """Ids of the n largest of logits (vocab_size,), none of them NaN; largest first, of equals the lowest id first."""
+    n = min(n, logits.size)
     if n == 0:
         return np.empty(0, np.int64)
-    indices = _largest(values, np.partition(values, values.size - n)[values.size - n], n)
-    return indices[np.argsort(-values[indices], kind="stable")]
+    ids = choose.largest(np.ascontiguousarray(logits, np.float32), n)
+    return ids[np.argsort(-logits[ids], kind="stable")]
 
 
 def check_seed(seed: Any) -> int:
@@ -246,25 +239,6 @@ def check_seed(seed: Any) -> int:
     if _integer("seed", seed) >= SEED_LIMIT:
         raise ValueError(f"seed must be below 2**64, not {seed}")
     return int(seed)
-
-
-def _largest(values: NDArray[Any], threshold: Any, n: int) -> NDArray[np.int64]:
-    """Ascending indices of the n largest values, threshold being the n-th; of equals the lowest indices."""
-    keep = values > threshold
-    ties = np.flatnonzero(values == threshold)
-    keep[ties[: n - np.count_nonzero(keep)]] = True
-    return np.flatnonzero(keep)
-
-
-def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
-    """Ascending indices of the weights that top_p keeps; weights need not sum to 1."""
-    total = weights.sum()
-    # All that lie below this have less than 1 - top_p together, so the mass before each of them exceeds top_p.
-    cutoff = (1 - top_p) * total / weights.size
-    descending = np.sort(weights[weights >= cutoff])[::-1]
-    mass_before = np.concatenate(([0.0], np.cumsum(descending[:-1])))
-    n = int(np.searchsorted(mass_before, top_p * total, side="right"))
-    return _largest(weights, descending[n - 1], n)
 
 
 def _processed(result: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -1,0 +1,26 @@
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+def extremes(logits: NDArray[np.float32]) -> tuple[float, float]: ...
+def penalize(
+    logits: NDArray[np.float32],
+    token_ids: Sequence[int],
+    window_start: int,
+    n_prompt: int,
+    repetition: float,
+    presence: float,
+    frequency: float,
+) -> None: ...
+def choose(
+    logits: NDArray[np.float32],
+    highest: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    uniform: float,
+) -> int: ...
+def largest(logits: NDArray[np.float32], k: int) -> NDArray[np.int64]: ...
+def log_sum(logits: NDArray[np.float32], highest: float) -> float: ...
