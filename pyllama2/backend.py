@@ -123,6 +123,11 @@ class Backend(ABC):
     def unavailable_reason(cls) -> str | None:
         """None when this backend can run here, else one sentence that says what to install."""
 
+    @classmethod
+    def unsupported_reason(cls, model: ModelFile, kv_dtype: str | None = None) -> str | None:
+        """None when this backend, which is usable, can run this model here, else one sentence that says why not."""
+        return None
+
     @abstractmethod
     def __init__(self, model: ModelFile, *, n_threads: int | None = None, kv_dtype: str | None = None) -> None: ...
 
@@ -143,6 +148,10 @@ class Backend(ABC):
     def describe(self) -> dict[str, Any]:
         """Facts: device, kv_dtype, threads or SM count, instruction set, bytes resident."""
 
+    def free_bytes(self) -> int | None:
+        """Bytes that keys and values could have on a device with memory of its own; None: the machine's memory."""
+        return None
+
     def profile(self) -> Profile:
         """Time of each step so far; a backend that does not count gives no steps."""
         return Profile((), 0, 0, 0)
@@ -152,10 +161,14 @@ class Backend(ABC):
         """Let go of the weights and of all scratch memory."""
 
 
-def select(device: str = "auto") -> tuple[type[Backend], str]:
+def select(
+    device: str = "auto", model: ModelFile | None = None, kv_dtype: str | None = None
+) -> tuple[type[Backend], str]:
     """The backend class for "auto", "cpu" or "cuda", and a sentence that says why this one.
 
-    Raises ValueError for an unknown device and BackendUnavailableError for one that cannot run here.
+    model, kv_dtype  what it will be asked to run; None: any model that it can
+
+    Raises ValueError for an unknown device and BackendUnavailableError for one that cannot be used.
     """
     if device != "auto" and device not in _REGISTRY:
         raise ValueError(f"device must be auto, {' or '.join(sorted(_REGISTRY))}, not {device!r}")
@@ -164,6 +177,8 @@ def select(device: str = "auto") -> tuple[type[Backend], str]:
         module, _, class_name = _REGISTRY[name].partition(":")
         backend: type[Backend] = getattr(importlib.import_module(module), class_name)
         reason = backend.unavailable_reason()
+        if reason is None and model is not None:
+            reason = backend.unsupported_reason(model, kv_dtype)
         if reason is None:
             return backend, f"using {name}" + (f" ({'; '.join(reasons)})" if reasons else "")
         reasons.append(f"no {name}: {reason}")

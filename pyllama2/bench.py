@@ -258,7 +258,8 @@ def _not_negative(text: str) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    backend_class, _ = select(args.device or os.environ.get("PYLLAMA2_DEVICE") or "auto")
+    device = args.device or os.environ.get("PYLLAMA2_DEVICE") or "auto"
+    select(device)  # before weights are converted, which may take long
     path = find_model(args.model)
     with progress_bar("convert") as progress:
         model = load_model(
@@ -269,6 +270,7 @@ def _bench(args: argparse.Namespace) -> int:
             kv_dtype=args.kv_dtype,
             progress=progress,
         )
+    backend_class, _ = select(device, model, args.kv_dtype)
     n_ctx = args.ctx or model.config.max_seq_len
     n_prompt, n_new = _lengths(args, n_ctx)
     with closing(backend_class(model, n_threads=args.threads, kv_dtype=args.kv_dtype)) as backend:

@@ -93,15 +93,17 @@ class Llama:
         if context not in ("stop", "roll"):
             raise ValueError(f"context must be stop or roll, not {context!r}")
         self._random = random.Random(None if seed is None else check_seed(seed))
-        backend_class, why = select(os.environ.get("PYLLAMA2_DEVICE") or device if device == "auto" else device)
-        if verbose:
-            print(f"pyllama2: {why}", file=sys.stderr)
-        else:
-            log.info(why)
+        device = os.environ.get("PYLLAMA2_DEVICE") or device if device == "auto" else device
+        select(device)  # before weights are converted, which may take long
         path = find_model(model)
         self._model = load_model(
             path, quant=quant, tokenizer=tokenizer, n_ctx=n_ctx, kv_dtype=kv_dtype, progress=progress
         )
+        backend_class, why = select(device, self._model, kv_dtype)
+        if verbose:
+            print(f"pyllama2: {why}", file=sys.stderr)
+        else:
+            log.info(why)
         self._rolls = context == "roll"
         self._guesses = bool(prompt_lookup)
         self.n_ctx = self.config.max_seq_len if n_ctx is None else n_ctx
@@ -391,8 +393,10 @@ class Llama:
 
     def _new_cache(self, n_rows: int, n_tokens: int) -> KVCache:
         """A cache of up to n_rows rows: as many as there is memory for. Raises Pyllama2Error when it is not one."""
-        kv_dtype = self._open().describe()["kv_dtype"]
-        return self._open().new_cache(rows_that_fit(self.config, n_rows, n_tokens, kv_dtype), n_tokens)
+        backend = self._open()
+        kv_dtype = backend.describe()["kv_dtype"]
+        n_rows = rows_that_fit(self.config, n_rows, n_tokens, kv_dtype, backend.free_bytes())
+        return backend.new_cache(n_rows, n_tokens)
 
     def _text(self, request: Request) -> Text:
         return Text(request, self.tokenizer, self.n_ctx, rolls=self._rolls, guesses=self._guesses)
@@ -404,7 +408,7 @@ class Llama:
             backend,
             PrefixCache(
                 backend.new_cache,
-                lambda n_rows, n_tokens: rows_that_fit(self.config, n_rows, n_tokens, kv_dtype),
+                lambda n_rows, n_tokens: rows_that_fit(self.config, n_rows, n_tokens, kv_dtype, backend.free_bytes()),
                 self.n_ctx,
                 cache_bytes(self.config, 1, kv_dtype),
             ),

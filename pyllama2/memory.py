@@ -62,12 +62,14 @@ def check_model_fits(config: ModelConfig, quantization: Quantization, n_ctx: int
         )
 
 
-def rows_that_fit(config: ModelConfig, n_rows: int, n_tokens: int, kv_dtype: str) -> int:
+def rows_that_fit(config: ModelConfig, n_rows: int, n_tokens: int, kv_dtype: str, available: int | None = None) -> int:
     """How many of n_rows sequences of n_tokens tokens have room for their keys and values at the same time.
+
+    available  bytes of the device they go to; None: of the machine's memory
 
     Raises Pyllama2Error, with the numbers, when not even one has.
     """
-    available = available_bytes()
+    available = available_bytes() if available is None else available
     needed = cache_bytes(config, n_tokens, kv_dtype)
     if available is None or needed * n_rows <= available:
         return n_rows

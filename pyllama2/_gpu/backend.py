@@ -1,0 +1,202 @@
+"""CudaBackend: the Backend contract over CuPy."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backend import Backend, Batch, KVCache
+from ..errors import BackendUnavailableError
+from ..modelfile import ModelFile
+from . import availability
+from .cache import KV_DTYPES, CudaKVCache
+from .device_model import DeviceModel, upload
+from .forward import Forward
+from .launchers.attention import SPAN, spans_of
+from .planner import DECODE_TOKENS, MODULE_BYTES, Plan, plan, unsupported
+from .step_graphs import StepGraphs
+from .workspace import Workspace
+
+CHUNK = 256  # tokens of a prompt that are computed together
+_USUAL_CONTEXT = 2048  # memory must suffice for a sequence of this length; each cache then asks for what it needs
+_NO_TILES = np.empty((0, 2), np.int32)
+
+
+class CudaBackend(Backend):
+    """A q4 or q8 model on CUDA's current device, from compute capability 6.1 on. Weights are copied there.
+
+    n_threads  is of no use here
+    kv_dtype   "float16" or "int8"; None: float16, and int8 where only that leaves room for a sequence
+
+    Raises BackendUnavailableError for a model that it cannot run, Pyllama2Error with the numbers when it does not fit.
+    """
+
+    @classmethod
+    def unavailable_reason(cls) -> str | None:
+        """Why not, with what to install: cupy, a driver, a GPU, or CUDA's compiler and headers are missing."""
+        return availability.unavailable_reason()
+
+    @classmethod
+    def unsupported_reason(cls, model: ModelFile, kv_dtype: str | None = None) -> str | None:
+        """Why not: the type of the weights or of keys and values, or too little memory on the device."""
+        if kv_dtype not in (None, *KV_DTYPES):
+            return f"the CUDA backend has {' or '.join(KV_DTYPES)} keys and values, not {kv_dtype}"
+        reason = unsupported(model.config, model.quantization)
+        return reason or _usual_plan(model, kv_dtype, _free_bytes(availability.import_cupy())).problem
+
+    def __init__(self, model: ModelFile, *, n_threads: int | None = None, kv_dtype: str | None = None) -> None:
+        if kv_dtype not in (None, *KV_DTYPES):
+            raise ValueError(f"kv_dtype must be {' or '.join(KV_DTYPES)} on a GPU, not {kv_dtype!r}")
+        reason = unsupported(model.config, model.quantization)
+        if reason is not None:
+            raise BackendUnavailableError(reason)
+        self._cupy = cupy = availability.import_cupy()
+        planned = _usual_plan(model, kv_dtype, _free_bytes(cupy))
+        planned.check()
+        self.config, self.quantization, self.kv_dtype = model.config, model.quantization, planned.kv_dtype
+        self._lock = threading.RLock()  # one pass at a time: scratch memory is shared
+        self._device = cupy.cuda.Device()
+        self._work: Workspace | None = None  # as long as the longest cache so far
+        with self._device:
+            self._stream = cupy.cuda.Stream(non_blocking=True)  # the default one cannot be captured
+            self._compute_capability = availability.compute_capability(cupy)
+            with self._stream:
+                self._model: DeviceModel | None = upload(cupy, model)
+                self._stream.synchronize()
+                cupy.get_default_memory_pool().free_all_blocks()  # what the weights were copied through
+                self._forward: Forward | None = Forward(
+                    cupy, self.config, self.quantization, self._model, self.kv_dtype, self._compute_capability
+                )
+        self._graphs = StepGraphs(cupy, self._stream)
+
+    def new_cache(self, n_rows: int, max_seq_len: int) -> CudaKVCache:
+        """An empty cache. Raises Pyllama2Error with the numbers when there is no memory for it."""
+        with self._turn():
+            self.plan(n_rows, max_seq_len).check()
+            if self._work is None or self._work.max_seq_len < max_seq_len:
+                self._graphs.clear()
+                self._work = None  # before the larger one is allocated
+                self._work = Workspace(self._cupy, self.config, self.quantization, max_seq_len, CHUNK)
+            return CudaKVCache(self._cupy, self.config, n_rows, max_seq_len, self.kv_dtype, self._stream)
+
+    def plan(self, n_rows: int, max_seq_len: int) -> Plan:
+        """What the model and one cache need together, and whether that fits beside all that is there."""
+        resident = self._model_open().nbytes + (self._work.nbytes if self._work else 0)
+        free = _free_bytes(self._cupy) + resident
+        return plan(self.config, self.quantization, n_rows, max_seq_len, self.kv_dtype, CHUNK, free)
+
+    def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
+        """Logits (m, vocab_size) of batch.outputs; appends all tokens to the cache."""
+        if not isinstance(cache, CudaKVCache):
+            raise TypeError("the cache belongs to another backend")
+        batch.check(self.config, cache)
+        logits = np.empty((len(batch.outputs), self.config.vocab_size), np.float32)
+        with self._turn():
+            for start in range(0, len(batch.tokens), CHUNK):
+                chunk = slice(start, start + CHUNK)
+                wanted = np.flatnonzero((batch.outputs >= start) & (batch.outputs < start + CHUNK))
+                outputs = (batch.outputs[wanted] - start).astype(np.int32)
+                part = Batch(batch.tokens[chunk], batch.rows[chunk], batch.positions[chunk], outputs)
+                compute = self._few if len(part.tokens) <= DECODE_TOKENS else self._many
+                compute(part, cache, logits, wanted)
+                self._stream.synchronize()  # the inputs may be written over; Ctrl-C takes effect here
+        return logits
+
+    def _few(self, part: Batch, cache: CudaKVCache, logits: NDArray[np.float32], wanted: NDArray[np.intp]) -> None:
+        """1 to 8 tokens, with all their logits or none: one graph."""
+        forward, work, n = self._forward_open(), self._workspace(), len(part.tokens)
+        work.put(part, part.outputs[:0], _NO_TILES)
+        spans = spans_of(int(part.positions.max()) + 1)
+        spans = min(1 << (spans - 1).bit_length(), spans_of(cache.max_seq_len))
+        forward.prepare(n)
+        self._graphs.run(
+            cache, (n, spans, wanted.size > 0),
+            lambda: forward.decode_step(n, cache, spans * SPAN, wanted.size > 0, work),
+        )  # fmt: skip
+        if wanted.size:
+            logits[wanted] = work.fetch_logits(n)[part.outputs]
+
+    def _many(self, part: Batch, cache: CudaKVCache, logits: NDArray[np.float32], wanted: NDArray[np.intp]) -> None:
+        """A chunk of prompts, launched kernel by kernel."""
+        forward, work = self._forward_open(), self._workspace()
+        tiles = forward.attend_prompt.tiles(part.rows)
+        outputs, places = np.unique(part.outputs, return_inverse=True)  # there is room for each token once
+        work.put(part, outputs, tiles)
+        forward.prompt_chunk(len(part.tokens), cache, len(tiles), work)
+        for i in range(0, outputs.size, DECODE_TOKENS):
+            n = min(DECODE_TOKENS, outputs.size - i)
+            forward.logits(i, n, work)
+            found = work.fetch_logits(n)
+            asked = np.flatnonzero((places >= i) & (places < i + n))
+            logits[wanted[asked]] = found[places[asked] - i]
+
+    def describe(self) -> dict[str, Any]:
+        """Device, its multiprocessors and compute capability, bytes in use, and how steps are launched."""
+        weight_bytes = self._model_open().nbytes
+        with self._turn():
+            properties = self._cupy.cuda.runtime.getDeviceProperties(self._device.id)
+        problem = self._graphs.problem
+        return {
+            "device": "cuda",
+            "gpu": properties["name"].decode(errors="replace"),
+            "compute_capability": f"{self._compute_capability // 10}.{self._compute_capability % 10}",
+            "n_multiprocessors": int(properties["multiProcessorCount"]),
+            "kv_dtype": self.kv_dtype,
+            "weight_bytes": weight_bytes,
+            "scratch_bytes": self._work.nbytes if self._work else 0,
+            "launches": "one graph for each decoding step" if problem is None else f"kernel by kernel ({problem})",
+        }
+
+    def free_bytes(self) -> int | None:
+        """Bytes of the device that a cache could have, whatever its length: room for scratch memory is left out."""
+        with self._turn():
+            longest = self.plan(1, self.config.max_seq_len)
+            growth = longest.parts["workspace"] - (self._work.nbytes if self._work else 0)
+            return max(0, _free_bytes(self._cupy) - MODULE_BYTES - growth)
+
+    def close(self) -> None:
+        """Let go of the weights, of scratch memory and graphs, and give the device its memory back."""
+        with self._lock:
+            if self._model is None:
+                return
+            with self._turn():
+                self._stream.synchronize()
+                self._graphs.clear()
+                self._model = self._forward = self._work = None
+                self._cupy.get_default_memory_pool().free_all_blocks()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """This thread's turn: cupy's device and stream are those of the backend, which must be open."""
+        with self._lock, self._device, self._stream:
+            self._model_open()
+            yield
+
+    def _model_open(self) -> DeviceModel:
+        if self._model is None:
+            raise ValueError("this backend is closed")
+        return self._model
+
+    def _forward_open(self) -> Forward:
+        assert self._forward is not None
+        return self._forward
+
+    def _workspace(self) -> Workspace:
+        assert self._work is not None  # there is a cache
+        return self._work
+
+
+def _usual_plan(model: ModelFile, kv_dtype: str | None, free_bytes: int) -> Plan:
+    """For one sequence of the usual length."""
+    context = min(model.config.max_seq_len, _USUAL_CONTEXT)
+    return plan(model.config, model.quantization, 1, context, kv_dtype, CHUNK, free_bytes)
+
+
+def _free_bytes(cupy: Any) -> int:
+    """Of the current device, with what CuPy's pool keeps and nothing uses."""
+    return int(cupy.cuda.runtime.memGetInfo()[0]) + int(cupy.get_default_memory_pool().free_bytes())

@@ -1,0 +1,64 @@
+// Sums and maxima over a warp, and the storage formats of matrices and of the vectors they are multiplied with.
+//
+// A quantized matrix (rows, columns) lies on the device in tiles of 32 rows, the last padded with zeros:
+//
+//   codes   (tiles, groups, group size * bits / 128, 32, 16 bytes): one lane has one row, 16 bytes at a time.
+//           q4: byte j of a row's group has input j of the group below and input group size / 2 + j above, both
+//           from 0 to 15 with zero at 8. q8: int8.
+//   scales  (tiles, groups, 32) float16
+//
+// A vector (columns,) that such a matrix is multiplied with is cut into the same groups, with zeros after its end:
+//
+//   q4      codes int8 (stride,), stride = groups * group size; scales float32 (groups,);
+//           offsets int32 (groups,), -8 times the sum of a group's codes
+//   q8      codes (2, stride) bytes: the high ones of int16 numbers, signed, then the low ones, unsigned; scales
+//
+// Products of codes are exact integers; groups are added in order, total = fmaf(sum, weight scale * vector scale,
+// total), as on the CPU. So a product has the CPU's bits, however many columns there are and whichever kernel it is.
+
+#include <cuda_fp16.h>
+
+namespace {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kTileRows = 32;
+
+__device__ __forceinline__ float warp_sum(float v) {
+  for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);
+  return v;
+}
+
+__device__ __forceinline__ int warp_sum(int v) {
+  for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);
+  return v;
+}
+
+__device__ __forceinline__ unsigned warp_max(unsigned v) {
+  for (int offset = 16; offset > 0; offset /= 2) v = max(v, __shfl_xor_sync(kAllLanes, v, offset));
+  return v;
+}
+
+// One quantized vector, or n of them, one after the other.
+struct Quantized {
+  signed char* codes;
+  float* scales;
+  int* offsets;
+  int groups;  // of one vector
+};
+
+// What the last block of a launch does must come after what the others wrote: true in that block alone, whose threads
+// then see it with __ldcg. counter is 0 before and after. All threads of a block have to call it.
+__device__ __forceinline__ bool is_last_block(unsigned* counter, unsigned blocks) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(counter, 1u) == blocks - 1;
+    if (last) *counter = 0;
+  }
+  __syncthreads();
+  if (last) __threadfence();
+  return last;
+}
+
+}  // namespace

@@ -1,0 +1,55 @@
+// Needs: norm.cu
+// Rows of tok_embeddings as float32, and the first layer's norm of them.
+
+namespace {
+
+// A row of a matrix in tiles (common.cu) to out (columns,), by a whole block.
+template <int kBits, int kGroup>
+__device__ void widen_row(const signed char* __restrict__ codes, const __half* __restrict__ scales, int columns,
+                          int row, float* out) {
+  constexpr int kHalf = kGroup / 2, kChunks = kGroup * kBits / 128;
+  const int groups = (columns + kGroup - 1) / kGroup;
+  const size_t tile = row / kTileRows;
+  for (int i = threadIdx.x; i < columns; i += kThreads) {
+    const int g = i / kGroup, in_group = i % kGroup, byte = kBits == 4 ? in_group % kHalf : in_group;
+    const size_t chunk = (tile * groups + g) * kChunks + byte / 16;
+    const int stored = codes[(chunk * kTileRows + row % kTileRows) * 16 + byte % 16];
+    const int code = kBits == 8 ? stored : ((in_group < kHalf ? stored : stored >> 4) & 15) - 8;
+    const float scale = __half2float(scales[(tile * groups + g) * kTileRows + row % kTileRows]);
+    out[i] = static_cast<float>(code) * scale;
+  }
+}
+
+template <int kGroup>
+__device__ __forceinline__ void first_norm(const float* row, const float* norm_weight, float eps, int dim, int bits,
+                                           const Quantized& to) {
+  if (norm_weight == nullptr) return;
+  __syncthreads();
+  norm_vector<kGroup>(row, norm_weight, eps, dim, bits, to, static_cast<int>(blockIdx.x));
+}
+
+}  // namespace
+
+// tokens (n,) -> x (n, dim); where norm_weight is not NULL, also RMSNorm of it, quantized to codes, scales and offsets
+// for a matrix of next_bits. One block per token.
+template <int kBits, int kGroup>
+__global__ void __launch_bounds__(kThreads)
+    embed(const signed char* __restrict__ table, const __half* __restrict__ table_scales,
+          const int* __restrict__ tokens, int dim, float* x, const float* __restrict__ norm_weight, float eps,
+          int next_bits, signed char* codes, float* scales, int* offsets) {
+  float* row = x + static_cast<size_t>(blockIdx.x) * dim;
+  widen_row<kBits, kGroup>(table, table_scales, dim, tokens[blockIdx.x], row);
+  first_norm<kGroup>(row, norm_weight, eps, dim, next_bits, {codes, scales, offsets, (dim + kGroup - 1) / kGroup});
+}
+
+// The same from table (vocab_size, dim) of float or __half.
+template <class Number, int kGroup>
+__global__ void __launch_bounds__(kThreads)
+    embed_plain(const Number* __restrict__ table, const int* __restrict__ tokens, int dim, float* x,
+                const float* __restrict__ norm_weight, float eps, int next_bits, signed char* codes, float* scales,
+                int* offsets) {
+  float* row = x + static_cast<size_t>(blockIdx.x) * dim;
+  const Number* from = table + static_cast<size_t>(tokens[blockIdx.x]) * dim;
+  for (int i = threadIdx.x; i < dim; i += kThreads) row[i] = static_cast<float>(from[i]);
+  first_norm<kGroup>(row, norm_weight, eps, dim, next_bits, {codes, scales, offsets, (dim + kGroup - 1) / kGroup});
+}

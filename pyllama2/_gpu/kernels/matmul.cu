@@ -1,0 +1,146 @@
+// Needs: common.cu, ptx.cu
+// Products of a quantized matrix with many vectors, for prompts: the numbers of the decode kernels, to the bit, since
+// sums of a group are exact and groups are added in the same order.
+//
+// A block takes 64 rows (two tiles) and 64 vectors, and stages one group of them in shared memory at a time; a thread
+// has 4 rows and 4 vectors. This is the kernel for GPUs before sm_80; matmul_mma.cu has that of later ones.
+
+namespace {
+
+constexpr int kMatmulThreads = 256;
+constexpr int kBlockTiles = 2, kBlockRows = kBlockTiles * kTileRows;
+
+// Where the product of a row and a vector goes: out (n, parts, rows). Tiles of the parts (w1, w3) come in turns.
+struct MatmulOutput {
+  float* out;
+  int rows, parts, n;
+  bool accumulate;  // add to what is there
+
+  __device__ __forceinline__ void put(int tile, int row_in_tile, int column, float value) const {
+    const int row = tile / parts * kTileRows + row_in_tile;
+    if (row >= rows || column >= n) return;
+    float* at = out + (static_cast<size_t>(column) * parts + tile % parts) * rows + row;
+    *at = accumulate ? *at + value : value;
+  }
+};
+
+// One group of a block's rows and vectors. Vectors are spaced so that eight of them lie in different banks.
+template <int kBits, int kGroup, int kVectors>
+struct StagedGroup {
+  static constexpr int kPieces = kGroup * kBits / 128;  // of 16 bytes, in a row
+  static constexpr int kVectorPieces = kGroup * kBits / 64;  // in a vector, both planes of q8
+  static constexpr int kStride = kVectorPieces + 1;
+  uint4 rows[kBlockTiles][kPieces][kTileRows];
+  uint4 vectors[kVectors][kStride];
+  __half row_scales[kBlockRows];
+  float vector_scales[kVectors];
+  int offsets[kVectors];
+};
+
+template <int kBits, int kGroup, int kVectors>
+__device__ __forceinline__ void stage_group(StagedGroup<kBits, kGroup, kVectors>& to, const uint4* __restrict__ codes,
+                                            const __half* __restrict__ scales, const Quantized& x, int g, int tiles,
+                                            int first_tile, int first_vector, int n) {
+  using S = StagedGroup<kBits, kGroup, kVectors>;
+  constexpr int kTilePieces = S::kPieces * kTileRows;
+  const int t = static_cast<int>(threadIdx.x);
+  for (int i = t; i < kBlockTiles * kTilePieces; i += kMatmulThreads) {
+    const int tile = min(first_tile + i / kTilePieces, tiles - 1);  // what is beyond the end is not put anywhere
+    const size_t from = (static_cast<size_t>(tile) * x.groups + g) * kTilePieces + i % kTilePieces;
+    to.rows[i / kTilePieces][i % kTilePieces / kTileRows][i % kTileRows] = load_once(codes + from);
+  }
+  constexpr int kPlanePieces = kGroup / 16;
+  for (int i = t; i < kVectors * S::kVectorPieces; i += kMatmulThreads) {
+    const int vector = min(first_vector + i / S::kVectorPieces, n - 1), piece = i % S::kVectorPieces;
+    const size_t plane = static_cast<size_t>(vector) * (kBits / 4) + piece / kPlanePieces;
+    to.vectors[i / S::kVectorPieces][piece] =
+        reinterpret_cast<const uint4*>(x.codes)[(plane * x.groups + g) * kPlanePieces + piece % kPlanePieces];
+  }
+  if (t < kBlockRows) {
+    const int tile = min(first_tile + t / kTileRows, tiles - 1);
+    to.row_scales[t] = scales[(static_cast<size_t>(tile) * x.groups + g) * kTileRows + t % kTileRows];
+  }
+  if (t < kVectors) {
+    const size_t at = static_cast<size_t>(min(first_vector + t, n - 1)) * x.groups + g;
+    to.vector_scales[t] = x.scales[at];
+    if (kBits == 4) to.offsets[t] = x.offsets[at];
+  }
+}
+
+// sum += 16 bytes of a row's codes (32 of q4) times the vector's.
+template <int kBits>
+__device__ __forceinline__ void dot_piece(const uint4& row, const uint4& first, const uint4& second, int& sum,
+                                          int& other) {
+  const unsigned w[4] = {row.x, row.y, row.z, row.w};
+  const unsigned a[4] = {first.x, first.y, first.z, first.w}, b[4] = {second.x, second.y, second.z, second.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    if (kBits == 4) {
+      sum = dp4a_unsigned_signed(w[i] & 0x0f0f0f0fu, static_cast<int>(a[i]), sum);
+      other = dp4a_unsigned_signed(w[i] & 0xf0f0f0f0u, static_cast<int>(b[i]), other);
+    } else {
+      sum = __dp4a(static_cast<int>(w[i]), static_cast<int>(a[i]), sum);
+      other = dp4a_unsigned_signed(b[i], static_cast<int>(w[i]), other);
+    }
+  }
+}
+
+}  // namespace
+
+// Tiles of a matrix -> out (n, parts, rows) = the products with n vectors, or += them. Grid (tiles / 2, n / 64).
+template <int kBits, int kGroup>
+__global__ void __launch_bounds__(kMatmulThreads)
+    matmul(const uint4* __restrict__ codes, const __half* __restrict__ scales, int tiles, int rows, int parts,
+           int groups, const signed char* __restrict__ x_codes, const float* __restrict__ x_scales,
+           const int* __restrict__ x_offsets, int n, float* out, int accumulate) {
+  constexpr int kVectors = 64, kEach = 4, kApart = 16;  // a thread's rows and vectors are 16 apart
+  using S = StagedGroup<kBits, kGroup, kVectors>;
+  __shared__ S staged;
+  const Quantized x = {const_cast<signed char*>(x_codes), const_cast<float*>(x_scales), const_cast<int*>(x_offsets),
+                       groups};
+  const int first_tile = static_cast<int>(blockIdx.x) * kBlockTiles,
+            first_vector = static_cast<int>(blockIdx.y) * kVectors;
+  const int own_row = static_cast<int>(threadIdx.x) % kApart, own_vector = static_cast<int>(threadIdx.x) / kApart;
+  float totals[kEach][kEach] = {};
+  for (int g = 0; g < groups; g++) {
+    __syncthreads();
+    stage_group(staged, codes, scales, x, g, tiles, first_tile, first_vector, n);
+    __syncthreads();
+    int sums[kEach][kEach], others[kEach][kEach] = {};
+#pragma unroll
+    for (int c = 0; c < kEach; c++)
+#pragma unroll
+      for (int r = 0; r < kEach; r++) sums[r][c] = kBits == 4 ? staged.offsets[own_vector + c * kApart] : 0;
+#pragma unroll 1
+    for (int h = 0; h < S::kPieces; h++) {
+      uint4 row[kEach];
+#pragma unroll
+      for (int r = 0; r < kEach; r++)
+        row[r] = staged.rows[(own_row + r * kApart) / kTileRows][h][(own_row + r * kApart) % kTileRows];
+#pragma unroll
+      for (int c = 0; c < kEach; c++) {
+        const uint4* vector = staged.vectors[own_vector + c * kApart] + h;
+        const uint4 first = vector[0], second = vector[kBits == 4 ? S::kPieces : kGroup / 16];
+#pragma unroll
+        for (int r = 0; r < kEach; r++) dot_piece<kBits>(row[r], first, second, sums[r][c], others[r][c]);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kEach; r++)
+#pragma unroll
+      for (int c = 0; c < kEach; c++) {
+        const int sum = kBits == 4 ? sums[r][c] + others[r][c] / 16 : sums[r][c] * 256 + others[r][c];
+        const float scale =
+            __half2float(staged.row_scales[own_row + r * kApart]) * staged.vector_scales[own_vector + c * kApart];
+        totals[r][c] = fmaf(static_cast<float>(sum), scale, totals[r][c]);
+      }
+  }
+  const MatmulOutput output = {out, rows, parts, n, accumulate != 0};
+#pragma unroll
+  for (int r = 0; r < kEach; r++)
+#pragma unroll
+    for (int c = 0; c < kEach; c++) {
+      const int row = own_row + r * kApart, tile = first_tile + row / kTileRows;
+      if (tile < tiles) output.put(tile, row % kTileRows, first_vector + own_vector + c * kApart, totals[r][c]);
+    }
+}

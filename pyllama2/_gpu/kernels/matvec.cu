@@ -1,0 +1,68 @@
+// Needs: product.cu, norm.cu, silu.cu
+// Products of the feed-forward network, of wo and of the output matrix, with what follows each of them fused to it.
+// Vectors are 1 to 8 columns, one per token. See common.cu for matrices and vectors, product.cu for the inner loop.
+
+// out (columns, rows) = the product.
+template <int kBits, int kGroup, int kColumns>
+__global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kBlocks)
+    matvec(const uint4* __restrict__ codes, const __half* __restrict__ scales, int rows, int groups,
+           const signed char* __restrict__ x_codes, const float* __restrict__ x_scales,
+           const int* __restrict__ x_offsets, float* __restrict__ out) {
+  const Quantized x = {const_cast<signed char*>(x_codes), const_cast<float*>(x_scales), const_cast<int*>(x_offsets),
+                       groups};
+  float total[1];
+  multiply<kBits, kGroup, kColumns, 1>(codes, scales, x, static_cast<int>(blockIdx.x), total);
+  const int column = threadIdx.x / 32, row = static_cast<int>(blockIdx.x * kTileRows + threadIdx.x % 32);
+  if (column < kColumns && row < rows) out[static_cast<size_t>(column) * rows + row] = total[0];
+}
+
+// residual (columns, rows) += the product; where norm_weight is not NULL the last block to finish norms the sum and
+// quantizes it to next, for a matrix of next_bits.
+template <int kBits, int kGroup, int kColumns>
+__global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kBlocks)
+    matvec_residual(const uint4* __restrict__ codes, const __half* __restrict__ scales, int rows, int groups,
+                    const signed char* __restrict__ x_codes, const float* __restrict__ x_scales,
+                    const int* __restrict__ x_offsets, float* residual, const float* __restrict__ norm_weight,
+                    float eps, int next_bits, signed char* next_codes, float* next_scales, int* next_offsets,
+                    unsigned* counter) {
+  const Quantized x = {const_cast<signed char*>(x_codes), const_cast<float*>(x_scales), const_cast<int*>(x_offsets),
+                       groups};
+  float total[1];
+  multiply<kBits, kGroup, kColumns, 1>(codes, scales, x, static_cast<int>(blockIdx.x), total);
+  const int column = threadIdx.x / 32, row = static_cast<int>(blockIdx.x * kTileRows + threadIdx.x % 32);
+  if (column < kColumns && row < rows) residual[static_cast<size_t>(column) * rows + row] += total[0];
+  if (norm_weight == nullptr || !is_last_block(counter, gridDim.x)) return;
+  const Quantized next = {next_codes, next_scales, next_offsets, (rows + kGroup - 1) / kGroup};
+  for (int c = 0; c < kColumns; c++)
+    norm_vector<kGroup>(residual + static_cast<size_t>(c) * rows, norm_weight, eps, rows, next_bits, next, c);
+}
+
+// The matrix has the tiles of w1 and w3 in turn. hidden (columns, rows) = silu(w1 x) * (w3 x), and the last block to
+// finish with a group of it quantizes the group to next. counters (groups of next,).
+template <int kBits, int kGroup, int kColumns>
+__global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 2>::kBlocks)
+    matvec_swiglu(const uint4* __restrict__ codes, const __half* __restrict__ scales, int rows, int groups,
+                  const signed char* __restrict__ x_codes, const float* __restrict__ x_scales,
+                  const int* __restrict__ x_offsets, float* hidden, signed char* next_codes, float* next_scales,
+                  int* next_offsets, unsigned* counters) {
+  const Quantized x = {const_cast<signed char*>(x_codes), const_cast<float*>(x_scales), const_cast<int*>(x_offsets),
+                       groups};
+  float total[2];
+  multiply<kBits, kGroup, kColumns, 2>(codes, scales, x, 2 * static_cast<int>(blockIdx.x), total);
+  const int column = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int row = static_cast<int>(blockIdx.x) * kTileRows + lane;
+  float* values = hidden + static_cast<size_t>(column) * rows;
+  if (column < kColumns && row < rows) values[row] = silu_product(total[0], total[1]);
+
+  constexpr int kTilesOfGroup = kGroup / kTileRows;
+  const int group = static_cast<int>(blockIdx.x) / kTilesOfGroup;
+  const int tiles = min(kTilesOfGroup, static_cast<int>(gridDim.x) - group * kTilesOfGroup);
+  if (!is_last_block(counters + group, static_cast<unsigned>(tiles)) || column >= kColumns) return;
+  float y[kGroup / 32];
+  for (int k = 0; k < kGroup / 32; k++) {
+    const int i = group * kGroup + k * 32 + lane;
+    y[k] = i < rows ? __ldcg(values + i) : 0.0f;
+  }
+  quantize_group<kBits, kGroup>(y, {next_codes, next_scales, next_offsets, (rows + kGroup - 1) / kGroup}, column,
+                                group);
+}

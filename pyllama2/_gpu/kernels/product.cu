@@ -1,0 +1,255 @@
+// Needs: common.cu, ptx.cu
+// Products of some tiles of a quantized matrix with 1 to 8 vectors: the inner loop of every decode kernel.
+//
+// Lane = row of the tile. The 16 warps of a block take the groups of a tile in turns, a few at a time, and keep the
+// next ones on their way from memory while they multiply. What a vector has there is the same for all lanes: a warp
+// loads it in whole sectors, and hands it round through shared memory. Each warp leaves the exact sums of its groups in
+// shared memory, where warp c adds those of vector c in the order of the groups. That costs less than shuffles would,
+// and fixes the order of additions.
+
+namespace {
+
+constexpr int kWarps = 16;
+
+template <int kBits, int kGroup, int kColumns, int kTiles>
+struct Plan {
+  static constexpr int kPlanes = kBits / 4;  // of a vector
+  static constexpr int kChunks = kGroup * kBits / 128;  // of 16 bytes, in one row's group
+  static constexpr int kGroupBytes = kTiles * kTileRows * (4 * kColumns + 2);  // of shared memory
+  // Groups that a warp has on their way: 64 bytes a lane, as far as shared memory allows it.
+  static constexpr int kWanted = kChunks * kTiles >= 4 ? 1 : 4 / (kChunks * kTiles);
+  static constexpr int kFits = 19 * 1024 / (kWarps * kGroupBytes);
+  static constexpr int kAhead = kFits >= kWanted ? kWanted : kFits >= 2 && kWanted >= 2 ? 2 : 1;
+  static constexpr int kStep = kAhead * kWarps;  // groups between two barriers
+  static constexpr int kBuffers = 2 * kStep * kGroupBytes <= 36 * 1024 ? 2 : 1;
+  // Vectors that are multiplied at once. A loop over more of them is not unrolled, or registers would be spilled.
+  static constexpr int kFew = kColumns <= 4 ? kColumns : (kColumns + 1) / 2;
+  static constexpr int kAtOnce = kChunks * kTiles >= 8 ? 1 : kChunks * kTiles >= 4 && kFew > 2 ? 2 : kFew;
+  static constexpr int kPlanePieces = kAhead * kGroup / 16;  // of 16 bytes, that a warp takes of a plane
+  static constexpr int kPieces = kAtOnce * kPlanes * kPlanePieces;  // and of these vectors
+  static constexpr int kPiecesOfLane = (kPieces + 31) / 32;
+  static constexpr int kScalesOfLane = (kStep + 31) / 32;
+  // Two blocks on a multiprocessor as long as no registers have to be spilled for it.
+  static constexpr int kBlocks = kColumns == 1 && kAhead * kTiles * kChunks <= 4 ? 2 : 1;
+};
+
+template <class P, int kColumns, int kTiles>
+struct Staged {  // what the warps hand over between two barriers
+  float sums[kTiles][kColumns][P::kStep][kTileRows];
+  __half scales[kTiles][P::kStep][kTileRows];
+};
+
+// Where a warp reads the next groups of a tile's rows: codes and scales of this lane's row.
+struct Place {
+  const uint4* codes;
+  const __half* scale;
+};
+
+template <int kChunks>
+struct RowGroup {  // one group of one row
+  uint4 codes[kChunks];
+  __half scale;
+
+  __device__ __forceinline__ void load(const Place& from, int groups_later) {
+#pragma unroll
+    for (int h = 0; h < kChunks; h++) codes[h] = load_once(from.codes + (groups_later * kChunks + h) * kTileRows);
+    scale = from.scale[groups_later * kTileRows];
+  }
+};
+
+// What one warp multiplies with next: kAhead groups of kAtOnce vectors, on their way from memory and then handed round.
+template <class P, int kGroup>
+struct WarpVectors {
+  uint4 pieces[P::kPiecesOfLane];
+
+  // Vectors from c0 on, groups from `group` on.
+  __device__ __forceinline__ void load(const Quantized& x, int c0, int group) {
+    const int lane = threadIdx.x % 32, plane_stride = x.groups * (kGroup / 16);
+#pragma unroll
+    for (int r = 0; r < P::kPiecesOfLane; r++) {
+      const int piece = r * 32 + lane, plane = P::kPieces == P::kPlanePieces ? 0 : piece / P::kPlanePieces;
+      const int i = piece - plane * P::kPlanePieces;
+      if (piece < P::kPieces && i < (x.groups - group) * (kGroup / 16))
+        pieces[r] = reinterpret_cast<const uint4*>(
+            x.codes)[(c0 * P::kPlanes + plane) * plane_stride + group * (kGroup / 16) + i];
+    }
+  }
+
+  // A warp or block has to meet after this, before it reads them.
+  __device__ __forceinline__ void hand_round(uint4* slot) const {
+    const int lane = threadIdx.x % 32;
+    __syncwarp();  // what was there has been read
+#pragma unroll
+    for (int r = 0; r < P::kPiecesOfLane; r++)
+      if (r * 32 + lane < P::kPieces) slot[r * 32 + lane] = pieces[r];
+  }
+};
+
+// The exact sum of one group of a row times the same group of a vector, whose planes are `apart` pieces from each
+// other; of q4 without the zero point.
+template <int kBits, int kGroup>
+__device__ __forceinline__ int group_sum(const RowGroup<kGroup * kBits / 128>& row, const uint4* x, int apart) {
+  constexpr int kChunks = kGroup * kBits / 128;
+  int sum = 0, other = 0;  // of q4 the nibbles below, and 16 times those above; of q8 the high bytes, and the low ones
+#pragma unroll
+  for (int h = 0; h < kChunks; h++) {
+    const uint4 first = x[h], second = x[kBits == 4 ? kChunks + h : apart + h];
+    const unsigned w[4] = {row.codes[h].x, row.codes[h].y, row.codes[h].z, row.codes[h].w};
+    const unsigned a[4] = {first.x, first.y, first.z, first.w}, b[4] = {second.x, second.y, second.z, second.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      if (kBits == 4) {
+        sum = dp4a_unsigned_signed(w[i] & 0x0f0f0f0fu, static_cast<int>(a[i]), sum);
+        other = dp4a_unsigned_signed(w[i] & 0xf0f0f0f0u, static_cast<int>(b[i]), other);
+      } else {
+        sum = __dp4a(static_cast<int>(w[i]), static_cast<int>(a[i]), sum);
+        other = dp4a_unsigned_signed(b[i], static_cast<int>(w[i]), other);
+      }
+    }
+  }
+  return kBits == 4 ? sum + (other >> 4) : sum * 256 + other;
+}
+
+// Scales and offsets of vector `warp` in the groups of one step, as warps that add up hold them.
+template <class P, int kBits>
+struct VectorScales {
+  float2 values[P::kScalesOfLane];
+
+  __device__ __forceinline__ void load(const Quantized& x, int first) {
+#pragma unroll
+    for (int r = 0; r < P::kScalesOfLane; r++) {
+      const int i = r * 32 + static_cast<int>(threadIdx.x % 32);
+      if (i >= P::kStep || first + i >= x.groups) continue;
+      const int at = static_cast<int>(threadIdx.x / 32) * x.groups + first + i;
+      values[r] = {x.scales[at], kBits == 4 ? static_cast<float>(x.offsets[at]) : 0.0f};
+    }
+  }
+
+  __device__ __forceinline__ void hand_round(float2* slot) const {
+    __syncwarp();
+#pragma unroll
+    for (int r = 0; r < P::kScalesOfLane; r++) {
+      const int i = r * 32 + static_cast<int>(threadIdx.x % 32);
+      if (i < P::kStep) slot[i] = values[r];
+    }
+    __syncwarp();
+  }
+};
+
+// totals[j] += groups 0 .. n of what was staged, in their order. The offset takes off q4's zero point; whole numbers
+// below 2^24 are added exactly.
+template <int kBits, class S, int kTiles>
+__device__ __forceinline__ void add_groups(const S& staged, const float2* vector_scales, int n,
+                                           float (&totals)[kTiles]) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll 8
+  for (int i = 0; i < n; i++) {
+    const float2 vector = vector_scales[i];
+#pragma unroll
+    for (int j = 0; j < kTiles; j++) {
+      const float sum = staged.sums[j][warp][i][lane] + (kBits == 4 ? vector.y : 0.0f);
+      totals[j] = fmaf(sum, __half2float(staged.scales[j][i][lane]) * vector.x, totals[j]);
+    }
+  }
+}
+
+// A warp's share of one step: sums of its groups, of which n are there, with kAtOnce vectors from c0 on.
+template <int kBits, int kGroup, class P, class S, int kTiles>
+__device__ __forceinline__ void multiply_groups(const RowGroup<P::kChunks> (&rows)[P::kAhead][kTiles],
+                                                const uint4* vectors, int c0, int n, S& staged) {
+  const int lane = threadIdx.x % 32, first_place = static_cast<int>(threadIdx.x / 32) * P::kAhead;
+#pragma unroll
+  for (int a = 0; a < P::kAhead; a++) {
+    if (a >= n) continue;
+#pragma unroll
+    for (int c = 0; c < P::kAtOnce; c++)
+#pragma unroll
+      for (int j = 0; j < kTiles; j++) {
+        const uint4* vector = vectors + c * P::kPlanes * P::kPlanePieces + a * (kGroup / 16);
+        const int sum = group_sum<kBits, kGroup>(rows[a][j], vector, P::kPlanePieces);
+        staged.sums[j][c0 + c][first_place + a][lane] = static_cast<float>(sum);
+      }
+  }
+}
+
+// totals[j] = row `lane` of tile first_tile + j, times vector `warp`, in the first kColumns warps; the others get
+// nothing. All threads of a block have to call it.
+template <int kBits, int kGroup, int kColumns, int kTiles>
+__device__ __forceinline__ void multiply(const uint4* __restrict__ codes, const __half* __restrict__ scales,
+                                         const Quantized& x, int first_tile, float (&totals)[kTiles]) {
+  using P = Plan<kBits, kGroup, kColumns, kTiles>;
+  __shared__ Staged<P, kColumns, kTiles> staged[P::kBuffers];
+  __shared__ uint4 vector_slots[kWarps][P::kPieces];
+  __shared__ float2 scale_slots[kColumns][P::kStep];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int group = warp * P::kAhead;  // the first of those that this warp has on their way
+  Place places[kTiles];
+  RowGroup<P::kChunks> rows[P::kAhead][kTiles];
+  WarpVectors<P, kGroup> vectors;
+  VectorScales<P, kBits> vector_scales;
+  const auto load_rows = [&] {
+    const int n = x.groups - group;
+#pragma unroll
+    for (int a = 0; a < P::kAhead; a++)
+#pragma unroll
+      for (int j = 0; j < kTiles; j++)
+        if (a < n) rows[a][j].load(places[j], a);
+  };
+#pragma unroll
+  for (int j = 0; j < kTiles; j++) {
+    const unsigned first = static_cast<unsigned>(first_tile + j) * x.groups + group;
+    places[j] = {codes + static_cast<size_t>(first) * (P::kChunks * kTileRows) + lane,
+                 scales + static_cast<size_t>(first) * kTileRows + lane};
+    totals[j] = 0.0f;
+  }
+  load_rows();
+  vectors.load(x, 0, group);
+  vectors.hand_round(vector_slots[warp]);
+  if (warp < kColumns) vector_scales.load(x, 0);
+  __syncwarp();
+
+  // n of the warp's groups are there. Whole steps know it when they are compiled.
+  const auto do_step = [&](Staged<P, kColumns, kTiles>& here, int n) {
+#pragma unroll 1
+    for (int first = 0; first < kColumns; first += P::kAtOnce) {
+      const int c0 = min(first, kColumns - P::kAtOnce);  // the last ones may be multiplied twice
+      const bool more = first + P::kAtOnce < kColumns;
+      vectors.load(x, more ? min(first + P::kAtOnce, kColumns - P::kAtOnce) : 0, more ? group : group + P::kStep);
+      multiply_groups<kBits, kGroup, P>(rows, vector_slots[warp], c0, n, here);
+      vectors.hand_round(vector_slots[warp]);
+      if (more) __syncwarp();
+    }
+#pragma unroll
+    for (int a = 0; a < P::kAhead; a++)
+#pragma unroll
+      for (int j = 0; j < kTiles; j++)
+        if (a < n) here.scales[j][warp * P::kAhead + a][lane] = rows[a][j].scale;
+    group += P::kStep;
+#pragma unroll
+    for (int j = 0; j < kTiles; j++)
+      places[j].codes += P::kStep * P::kChunks * kTileRows, places[j].scale += P::kStep * kTileRows;
+    load_rows();
+    __syncthreads();
+  };
+  const auto add_up = [&](const Staged<P, kColumns, kTiles>& here, int first, int n) {
+    if (warp < kColumns) {
+      vector_scales.hand_round(scale_slots[warp]);
+      vector_scales.load(x, first + P::kStep);
+      add_groups<kBits>(here, scale_slots[warp], n, totals);
+    }
+    if (P::kBuffers == 1) __syncthreads();  // before the sums are written over
+  };
+  int first = 0, buffer = 0;
+#pragma unroll 1
+  for (; first + P::kStep <= x.groups; first += P::kStep) {
+    do_step(staged[buffer], P::kAhead);
+    add_up(staged[buffer], first, P::kStep);
+    buffer = (buffer + 1) % P::kBuffers;
+  }
+  if (first < x.groups) {
+    do_step(staged[buffer], x.groups - group);
+    add_up(staged[buffer], first, x.groups - first);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,40 @@
+// Instructions that CUDA has no name for, each in a function of its own.
+
+namespace {
+
+// c + the sum of four products: bytes of a without sign, of b with sign.
+__device__ __forceinline__ int dp4a_unsigned_signed(unsigned a, int b, int c) {
+  asm("dp4a.u32.s32 %0, %1, %2, %0;" : "+r"(c) : "r"(a), "r"(b));
+  return c;
+}
+
+// Sixteen bytes that are read once: they do not displace what the L1 cache holds.
+__device__ __forceinline__ uint4 load_once(const uint4* p) {
+#if __CUDA_ARCH__ < 700
+  return __ldg(p);
+#else
+  uint4 v;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(p));
+  return v;
+#endif
+}
+
+// c (16 rows, 8 columns) += a (16, 32) times b (32, 8), whole numbers of 8 bits, by one warp (sm_80 and later). With
+// g = lane / 4 and t = lane % 4: a = rows g, g + 8 at inputs 4t .. 4t + 3, then both at 16 further on; b = column g at
+// inputs 4t .. 4t + 3, and 16 further on; c = row g at columns 2t, 2t + 1, then row g + 8.
+#if __CUDA_ARCH__ >= 800
+__device__ __forceinline__ void mma_signed(int (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+__device__ __forceinline__ void mma_signed_unsigned(int (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+
+}  // namespace

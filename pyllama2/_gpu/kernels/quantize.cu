@@ -1,0 +1,57 @@
+// Needs: common.cu
+// Vectors of floats to the quantized form that a matrix is multiplied with; see common.cu for the form.
+//
+//   codes_i = round(x_i / scale_g), scale_g = max |x| of the group / limit, limit = 127 (q4) or 32767 (q8)
+//
+// as on the CPU, to the bit. A group with an infinite number or NaN gets the scale NaN, and so does every product:
+// errors must stay visible.
+
+namespace {
+
+// Group g of vector number c, of which this warp's lanes bring x[k] = number k * 32 + lane, zeros after its end.
+template <int kBits, int kGroup>
+__device__ __forceinline__ void quantize_group(const float (&x)[kGroup / 32], const Quantized& to, int c, int g) {
+  constexpr float kLimit = kBits == 4 ? 127.0f : 32767.0f;
+  constexpr unsigned kInfinity = 0x7f800000u;
+  const int lane = threadIdx.x % 32;
+  unsigned magnitude = 0;  // as integers, magnitudes are ordered like floats, and NaN is above infinity
+  for (int k = 0; k < kGroup / 32; k++) magnitude = max(magnitude, __float_as_uint(x[k]) & 0x7fffffffu);
+  magnitude = warp_max(magnitude);
+  const bool finite = magnitude < kInfinity;
+  const float most = __uint_as_float(magnitude);
+  float factor = finite && most > 0.0f ? kLimit / most : 0.0f;
+  if (__float_as_uint(factor) >= kInfinity) factor = 0.0f;  // magnitudes too small to divide by
+
+  const size_t stride = static_cast<size_t>(to.groups) * kGroup;
+  signed char* codes = to.codes + static_cast<size_t>(c) * stride * (kBits / 4) + static_cast<size_t>(g) * kGroup;
+  int sum = 0;
+  for (int k = 0; k < kGroup / 32; k++) {
+    const float nearest = rintf(fminf(fmaxf(x[k] * factor, -kLimit), kLimit));
+    const int code = finite ? static_cast<int>(nearest) : 0;
+    if (kBits == 4) {
+      codes[k * 32 + lane] = static_cast<signed char>(code);
+      sum += code;
+    } else {
+      codes[k * 32 + lane] = static_cast<signed char>(code >> 8);
+      codes[stride + k * 32 + lane] = static_cast<signed char>(code & 255);
+    }
+  }
+  if (kBits == 4) sum = warp_sum(sum);
+  if (lane == 0) {
+    const size_t at = static_cast<size_t>(c) * to.groups + g;
+    to.scales[at] = finite ? most / kLimit : __uint_as_float(0x7fffffffu);
+    if (kBits == 4) to.offsets[at] = -8 * sum;
+  }
+}
+
+// The same for a matrix of either kind.
+template <int kGroup>
+__device__ __forceinline__ void quantize_group_for(int bits, const float (&x)[kGroup / 32], const Quantized& to, int c,
+                                                   int g) {
+  if (bits == 4)
+    quantize_group<4, kGroup>(x, to, c, g);
+  else
+    quantize_group<8, kGroup>(x, to, c, g);
+}
+
+}  // namespace

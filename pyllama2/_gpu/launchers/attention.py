@@ -1,0 +1,152 @@
+"""Attention to the cache of one layer: of single tokens, split over its length, and of a prompt's tokens in tiles.
+
+Both give the same bits for a token, whatever else is in the batch. A launch must come after the tokens' own keys and
+values were appended.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...config import ModelConfig
+from ..layout import BITS, Shapes, Vectors
+from ..source import compile_module
+from .arguments import NULL, expect_at_least, integers
+from .cache import CODES
+from .vectors import vector_arguments
+
+if TYPE_CHECKING:
+    from ..cache import LayerCache
+
+SPAN = 256  # positions that share a softmax, as in kernels/softmax.cu
+_CHUNK = 64  # positions whose values are in shared memory together
+_SHARED_BYTES = 48 << 10  # that every GPU lets a block have
+_MOST_QUERIES = 8  # of a block
+_PROMPT_THREADS = 128
+MAX_HEAD_DIM = 256
+_LOG2_E = 1.4426950408889634
+
+
+def queries_of(config: ModelConfig) -> int:
+    """Query heads, of those that share a key head, that one block serves."""
+    head_dim, shared = config.head_dim, config.n_heads // config.n_kv_heads
+    room = _SHARED_BYTES - 64 - _CHUNK * head_dim * 2  # chunk of float16 values
+    most = min(_MOST_QUERIES, room // (4 * (head_dim + SPAN + 16 + 2)))
+    return max(n for n in range(1, max(2, most + 1)) if shared % n == 0)
+
+
+def spans_of(n_positions: int) -> int:
+    """Spans that so many positions, counted from 0, are cut into."""
+    return -(-n_positions // SPAN)
+
+
+def attend_arrays(config: ModelConfig, n: int, max_seq_len: int) -> Shapes:
+    """Scratch arrays of Attend for up to n tokens; counters must be zeros at first."""
+    units = config.n_heads // queries_of(config)
+    return {
+        "parts": ("float32", (n, units, spans_of(max_seq_len), queries_of(config), config.head_dim + 2)),
+        "counters": ("uint32", (n * (units + 1),)),
+    }
+
+
+class _Attention:
+    """What both launchers have in common: sizes, and the arguments that a kernel starts with."""
+
+    def __init__(self, config: ModelConfig, kv_dtype: str) -> None:
+        if config.head_dim > MAX_HEAD_DIM:
+            raise ValueError(f"the GPU computes heads of up to {MAX_HEAD_DIM} numbers, not {config.head_dim}")
+        self._config, self._kv_dtype = config, kv_dtype
+        self._queries = queries_of(config)
+        self._units = config.n_heads // self._queries
+        self._scale = np.float32(_LOG2_E / math.sqrt(config.head_dim))
+
+    def _inputs(self, q: Any, cache: LayerCache, rows: Any, positions: Any, n: int) -> tuple[Any, ...]:
+        expect_at_least("q", q, "float32", n * self._config.q_dim)
+        for name, array in (("rows", rows), ("positions", positions)):
+            expect_at_least(name, array, "int32", n)
+        for name, array in (("keys", cache.keys), ("values", cache.values)):
+            expect_at_least(name, array, self._kv_dtype, cache.n_positions * self._config.kv_dim)
+        scales = (NULL, NULL) if cache.key_scales is None else (cache.key_scales, cache.value_scales)
+        return q, cache.keys, cache.values, *scales, rows, positions
+
+
+class Attend(_Attention):
+    """Attention of a few tokens, one block for each span of each token: decoding.
+
+    kv_dtype    of the cache, "float16" or "int8"
+    group_size  of the quantized vectors that the result goes to
+
+    Raises ValueError for heads that are too wide.
+    """
+
+    def __init__(self, cupy: Any, config: ModelConfig, kv_dtype: str, group_size: int) -> None:
+        super().__init__(config, kv_dtype)
+        name = f"attend<{config.head_dim}, {self._queries}, {group_size}, {CODES[kv_dtype]}>"
+        self._kernel = compile_module(cupy, ["attention"], [name]).get_function(name)
+        self._group_size = group_size
+
+    def __call__(
+        self, q: Any, cache: LayerCache, rows: Any, positions: Any, n: int, n_positions: int, parts: Any, counters: Any,
+        out: Any, to: Vectors,
+    ) -> None:  # fmt: skip
+        """out (n, n_heads * head_dim) float32 = attention of q, of the same shape; to = the same, quantized.
+
+        rows, positions   int32 (n,) of the tokens
+        n_positions       above every token's position; the launch has blocks for so many
+        parts, counters   as attend_arrays() has them
+        """
+        spans = spans_of(n_positions)
+        if to.columns != self._config.q_dim or to.group_size != self._group_size:
+            raise ValueError(f"attention of {self._config.q_dim} numbers in groups of {self._group_size} cannot go to "
+                             f"{to.columns} in groups of {to.group_size}")  # fmt: skip
+        inputs = self._inputs(q, cache, rows, positions, n)
+        expect_at_least("out", out, "float32", n * self._config.q_dim)
+        expect_at_least("counters", counters, "uint32", n * (self._units + 1))
+        if spans > 1:
+            expect_at_least("parts", parts, "float32", n * self._config.n_heads * spans * (self._config.head_dim + 2))
+        sizes = integers(self._config.n_kv_heads, cache.n_positions)
+        arguments = (*inputs, *sizes, self._scale, parts, counters, out, np.int32(BITS[to.type]))
+        self._kernel((spans, self._units, n), (SPAN,), (*arguments, *vector_arguments(to, n)))
+
+
+class AttendPrompt(_Attention):
+    """Attention of many tokens in tiles of consecutive tokens of one row: prompts.
+
+    Raises ValueError for heads that are too wide.
+    """
+
+    def __init__(self, cupy: Any, config: ModelConfig, kv_dtype: str) -> None:
+        super().__init__(config, kv_dtype)
+        name = f"attend_prompt<{config.head_dim}, {self._queries}, {CODES[kv_dtype]}>"
+        self._kernel = compile_module(cupy, ["attention_prompt"], [name]).get_function(name)
+        self.tile_tokens = (32 if config.head_dim <= 128 else 16) // self._queries
+
+    def tiles(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Tiles of tokens of these rows: (n_tiles, 2) first token and number of tokens. At most one for each token."""
+        changes = np.flatnonzero(np.diff(rows)) + 1
+        tiles = [
+            (first, min(self.tile_tokens, end - first))
+            for start, end in zip([0, *changes], [*changes, len(rows)], strict=True)
+            for first in range(start, end, self.tile_tokens)
+        ]
+        return np.array(tiles, np.int32).reshape(-1, 2)
+
+    def __call__(
+        self, q: Any, cache: LayerCache, rows: Any, positions: Any, n: int, tiles: Any, n_tiles: int, out: Any
+    ) -> None:
+        """out (n, n_heads * head_dim) float32 = attention of q, of the same shape.
+
+        rows, positions  int32 (n,) of the tokens
+        tiles            int32 (n_tiles, 2) on the device, as tiles() has them
+        """
+        inputs = self._inputs(q, cache, rows, positions, n)
+        expect_at_least("tiles", tiles, "int32", 2 * n_tiles)
+        expect_at_least("out", out, "float32", n * self._config.q_dim)
+        sizes = integers(self._config.n_kv_heads, cache.n_positions)
+        self._kernel(
+            (n_tiles, self._units), (_PROMPT_THREADS,), (*inputs, tiles, *sizes, self._scale, out)
+        )  # fmt: skip

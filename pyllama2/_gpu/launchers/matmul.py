@@ -1,0 +1,79 @@
+"""Products of quantized matrices with many vectors, and rotation: prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..layout import BITS, TILE_ROWS, DeviceMatrix, Vectors
+from ..source import compile_module
+from .arguments import expect, expect_at_least, integers
+from .matvec import matrix_arguments
+
+_THREADS = 256
+_BLOCK_TILES = 2
+_FIRST_MMA = 80  # compute capability
+
+
+def part_of(matrix: DeviceMatrix, i: int) -> DeviceMatrix:
+    """Part i of a matrix whose parts lie one after the other (wq, wk or wv of the three); no copy."""
+    first = sum(-(-rows // TILE_ROWS) for rows in matrix.parts[:i])
+    tiles = slice(first, first + -(-matrix.parts[i] // TILE_ROWS))
+    return DeviceMatrix(
+        matrix.type, matrix.parts[i : i + 1], matrix.columns, matrix.group_size, matrix.codes[tiles],
+        matrix.scales[tiles],
+    )  # fmt: skip
+
+
+class Matmul:
+    """Products of q4 or q8 matrices with any number of vectors: the bits of Matvec's.
+
+    compute_capability  of the device, as 80 for 8.0: tensor cores are used from there on
+    """
+
+    def __init__(self, cupy: Any, type: str, group_size: int, compute_capability: int) -> None:
+        kernel = "matmul_mma" if compute_capability >= _FIRST_MMA else "matmul"
+        self._block_vectors = 128 if kernel == "matmul_mma" else 64
+        name = f"{kernel}<{BITS[type]}, {group_size}>"
+        self._kernel = compile_module(cupy, [kernel], [name]).get_function(name)
+
+    def __call__(self, matrix: DeviceMatrix, x: Vectors, n: int, out: Any, *, accumulate: bool = False) -> None:
+        """out float32 (n, rows) = the products of vectors 0 .. n, or += them; (n, 2, rows) for w1 and w3 in turns."""
+        weights, vectors = matrix_arguments(matrix, x, n)
+        parts = len(matrix.parts)
+        if len(set(matrix.parts)) != 1:
+            raise ValueError("a product takes one matrix, or several of the same size that lie in turns")
+        expect_at_least("out", out, "float32", n * sum(matrix.parts))
+        grid = (-(-matrix.tiles // _BLOCK_TILES), -(-n // self._block_vectors))
+        sizes = integers(matrix.tiles, matrix.parts[0], parts, matrix.groups)
+        self._kernel(grid, (_THREADS,), (*weights, *sizes, *vectors, np.int32(n), out, np.int32(accumulate)))
+
+
+class Rope:
+    """Rotation of queries and keys."""
+
+    def __init__(self, cupy: Any) -> None:
+        self._kernel = compile_module(cupy, ["rope"], []).get_function("rope")
+
+    def __call__(self, x: Any, n: int, width: int, head_dim: int, turns: Any, positions: Any) -> None:
+        """x float32 (n, width) in place; turns float32 (positions, head_dim / 2, 2), positions int32 (n,)."""
+        expect_at_least("x", x, "float32", n * width)
+        expect_at_least("positions", positions, "int32", n)
+        blocks = max(1, min(64, width // 512))
+        self._kernel((n, blocks), (_THREADS,), (x, turns, positions, *integers(width, head_dim)))
+
+
+class Dequantize:
+    """A quantized matrix as float16, for a library's matrix product."""
+
+    def __init__(self, cupy: Any, type: str, group_size: int) -> None:
+        name = f"dequantize<{BITS[type]}, {group_size}>"
+        self._kernel = compile_module(cupy, ["dequantize"], [name]).get_function(name)
+
+    def __call__(self, matrix: DeviceMatrix, out: Any) -> None:
+        """out float16 (rows, columns) = the matrix, which has one part."""
+        (rows,) = matrix.parts
+        expect("out", out, "float16", (rows, matrix.columns))
+        arguments = (matrix.codes.view(np.int8), matrix.scales, *integers(rows, matrix.columns), out)
+        self._kernel((matrix.groups, matrix.tiles), (1024,), arguments)

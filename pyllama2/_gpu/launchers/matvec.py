@@ -1,0 +1,143 @@
+"""Products of quantized matrices with 1 to 8 vectors, each with the steps that are fused to it: decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..layout import BITS, DeviceMatrix, Vectors, groups_of
+from ..source import compile_module
+from .arguments import NULL, expect_at_least, integers
+from .vectors import THREADS, Norm, norm_arguments, vector_arguments
+
+MAX_COLUMNS = 8
+_KERNELS = {"product": "matvec", "residual": "matvec_residual", "swiglu": "matvec_swiglu"}
+
+
+def matrix_arguments(matrix: DeviceMatrix, x: Vectors, n: int) -> tuple[Any, ...]:
+    """Codes and scales of matrix and the arrays of n vectors x, as kernels take them; ValueError when they differ."""
+    if (matrix.type, matrix.columns, matrix.group_size) != (x.type, x.columns, x.group_size):
+        raise ValueError(f"a {matrix.type} matrix of {matrix.columns} columns in groups of {matrix.group_size} cannot "
+                         f"take {x.type} vectors of {x.columns} in groups of {x.group_size}")  # fmt: skip
+    return (matrix.codes, matrix.scales), vector_arguments(x, n)
+
+
+class Matvec:
+    """Products of q4 or q8 matrices with exactly so many vectors.
+
+    type        of the matrices, "q4" or "q8"
+    n_columns   vectors, 1 to 8
+    methods     that are going to be called: their kernels are compiled now
+
+    Raises ValueError for another number of vectors.
+    """
+
+    def __init__(
+        self, cupy: Any, type: str, group_size: int, n_columns: int, methods: Sequence[str] = tuple(_KERNELS)
+    ) -> None:
+        _check_columns(n_columns)
+        self._group_size, self.n_columns = group_size, n_columns
+        names = {method: f"{_KERNELS[method]}<{BITS[type]}, {group_size}, {n_columns}>" for method in methods}
+        module = compile_module(cupy, ["matvec"], list(names.values()))
+        self._kernels = {method: module.get_function(name) for method, name in names.items()}
+
+    def product(self, matrix: DeviceMatrix, x: Vectors, out: Any) -> None:
+        """out (n_columns, rows) float32 = the products."""
+        weights, vectors = matrix_arguments(matrix, x, self.n_columns)
+        (rows,) = matrix.parts
+        expect_at_least("out", out, "float32", self.n_columns * rows)
+        self._kernels["product"]((matrix.tiles,), (THREADS,), (*weights, *integers(rows, matrix.groups), *vectors, out))
+
+    def residual(self, matrix: DeviceMatrix, x: Vectors, residual: Any, counter: Any, norm: Norm | None = None) -> None:
+        """residual (n_columns, rows) float32 += the products; then norm of it, where one is given.
+
+        counter  uint32 (1,), zero before and after
+        """
+        weights, vectors = matrix_arguments(matrix, x, self.n_columns)
+        (rows,) = matrix.parts
+        expect_at_least("residual", residual, "float32", self.n_columns * rows)
+        expect_at_least("counter", counter, "uint32", 1)
+        following = norm_arguments(norm, rows, self.n_columns, self._group_size)
+        arguments = (*weights, *integers(rows, matrix.groups), *vectors, residual, *following, counter)
+        self._kernels["residual"]((matrix.tiles,), (THREADS,), arguments)
+
+    def swiglu(self, matrix: DeviceMatrix, x: Vectors, hidden: Any, to: Vectors, counters: Any) -> None:
+        """to = silu(w1 x) * (w3 x), quantized; matrix has the tiles of w1 and w3 in turns.
+
+        hidden    float32 (n_columns, hidden_dim) scratch
+        counters  uint32 (groups of to,), zero before and after
+        """
+        weights, vectors = matrix_arguments(matrix, x, self.n_columns)
+        rows, same_rows = matrix.parts
+        if rows != same_rows or (to.type, to.columns, to.group_size) != (matrix.type, rows, matrix.group_size):
+            raise ValueError("the matrix of w1 and w3 does not go with the vectors that its result is for")
+        expect_at_least("hidden", hidden, "float32", self.n_columns * rows)
+        expect_at_least("counters", counters, "uint32", groups_of(rows, self._group_size))
+        target = vector_arguments(to, self.n_columns)
+        arguments = (*weights, *integers(rows, matrix.groups), *vectors, hidden, *target, counters)
+        self._kernels["swiglu"]((matrix.tiles // 2,), (THREADS,), arguments)
+
+
+class QkvMatvec:
+    """wq wk wv -> rope -> kv append for exactly n_columns tokens.
+
+    head_dim  of queries, keys and values
+    kv_dtype  of the cache, "float16" or "int8"
+    """
+
+    def __init__(self, cupy: Any, type: str, group_size: int, n_columns: int, head_dim: int, kv_dtype: str) -> None:
+        _check_columns(n_columns)
+        self.n_columns, self._head_dim, self._kv_dtype = n_columns, head_dim, kv_dtype
+        code = {"float16": "__half", "int8": "signed char"}[kv_dtype]
+        name = f"matvec_qkv<{BITS[type]}, {group_size}, {n_columns}, {head_dim}, {code}>"
+        self._kernel = compile_module(cupy, ["matvec_qkv"], [name]).get_function(name)
+
+    def __call__(
+        self,
+        matrix: DeviceMatrix,
+        x: Vectors,
+        turns: Any,
+        rows: Any,
+        positions: Any,
+        q: Any,
+        kv: Any,
+        counters: Any,
+        n_positions: int,
+        keys: Any,
+        values: Any,
+        key_scales: Any = None,
+        value_scales: Any = None,
+    ) -> None:
+        """q (n_columns, q_dim) float32 = rotated queries; keys and values go to the cache.
+
+        matrix            of wq, wk and wv, one after the other
+        turns             float32 (positions, head_dim / 2, 2): cosine and sine of each position and pair
+        rows, positions   int32 (n_columns,) of the tokens
+        kv, counters      float32 (2, n_columns, kv_dim) scratch and uint32 (2, n_kv_heads) zeros, for int8; else None
+        n_positions       that the cache has room for
+        keys, values      of one layer, as kernels/cache.cu has them; scales for int8
+        """
+        weights, vectors = matrix_arguments(matrix, x, self.n_columns)
+        q_dim, kv_dim, _ = matrix.parts
+        n, int8 = self.n_columns, self._kv_dtype == "int8"
+        expect_at_least("q", q, "float32", n * q_dim)
+        expect_at_least("turns", turns, "float32", self._head_dim)
+        for name, array in (("rows", rows), ("positions", positions)):
+            expect_at_least(name, array, "int32", n)
+        for name, array in (("keys", keys), ("values", values)):
+            expect_at_least(name, array, self._kv_dtype, n_positions * kv_dim)
+        extra = (NULL, NULL, np.int32(n_positions), keys, values, NULL, NULL)
+        if int8:
+            expect_at_least("kv", kv, "float32", 2 * n * kv_dim)
+            expect_at_least("counters", counters, "uint32", 2 * kv_dim // self._head_dim)
+            extra = (kv, counters, np.int32(n_positions), keys, values, key_scales, value_scales)
+        sizes = integers(q_dim, kv_dim, matrix.groups)
+        arguments = (*weights, *sizes, *vectors, turns, rows, positions, q, *extra)
+        self._kernel((matrix.tiles,), (THREADS,), arguments)
+
+
+def _check_columns(n_columns: int) -> None:
+    if not 1 <= n_columns <= MAX_COLUMNS:
+        raise ValueError(f"a product for decoding takes 1 to {MAX_COLUMNS} vectors, not {n_columns}")

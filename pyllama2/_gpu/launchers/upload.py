@@ -1,0 +1,74 @@
+"""Matrices of a model file to the device: copied as they lie in the file, and rearranged there (kernels/upload.cu)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...weights import ROW_BLOCK, Weight
+from ..layout import PIECE, TILE_ROWS, DeviceMatrix
+from ..source import compile_module
+from .arguments import integers
+
+
+class Uploader:
+    """Makes device matrices of quantized weights.
+
+    Scratch memory on the device is as large as the largest weight so far; it goes with this object.
+    """
+
+    def __init__(self, cupy: Any) -> None:
+        self._cupy = cupy
+        module = compile_module(cupy, ["upload"], [])
+        self._codes = module.get_function("arrange_codes")
+        self._scales = module.get_function("arrange_scales")
+        self._scratch: dict[str, Any] = {}
+
+    def matrix(self, *weights: Weight, in_turns: bool = False) -> DeviceMatrix:
+        """One matrix of the rows of all weights, each from a new tile on.
+
+        in_turns  tile by tile from each weight in turn (w1 w3), rather than one weight after the other (wq wk wv)
+
+        Raises ValueError when the weights do not go together or are not quantized.
+        """
+        first = weights[0]
+        if any((w.type, w.shape[1], w.group_size) != (first.type, first.shape[1], first.group_size) for w in weights):
+            raise ValueError("matrices that are laid together must have one type, width and group size")
+        if first.type not in ("q4", "q8"):
+            raise ValueError(f"the GPU computes with q8 and q4 matrices; {first.name} is {first.type}")
+        if in_turns and len({w.shape[0] for w in weights}) != 1:
+            raise ValueError("matrices that are laid in turns must have the same number of rows")
+        parts = tuple(w.shape[0] for w in weights)
+        matrix = DeviceMatrix.empty(self._cupy, first.type, parts, first.shape[1], first.group_size)
+        tile = 0
+        for i, weight in enumerate(weights):
+            step = len(weights) if in_turns else 1
+            tiles = -(-weight.shape[0] // TILE_ROWS)
+            self._arrange(weight, matrix, i if in_turns else tile, step, tiles)
+            tile += tiles
+        return matrix
+
+    def _arrange(self, weight: Weight, matrix: DeviceMatrix, first_tile: int, step: int, tiles: int) -> None:
+        assert weight.scales is not None
+        blocks, groups, _ = weight.scales.shape
+        words = weight.data.size // (blocks * ROW_BLOCK * 4)  # of 4 bytes, in a row
+        codes = self._copy("codes", weight.data.reshape(-1).view(np.uint8))
+        scales = self._copy("scales", weight.scales.reshape(-1))
+        pieces = words * 4 // PIECE
+        self._codes(
+            (pieces, tiles), (128,),
+            (codes.view(np.uint32), matrix.codes.view(np.uint32), *integers(blocks, words, first_tile, step)),
+        )  # fmt: skip
+        self._scales(
+            (groups, tiles), (TILE_ROWS,),
+            (scales.view(np.uint16), matrix.scales.view(np.uint16), *integers(blocks, groups, first_tile, step)),
+        )  # fmt: skip
+
+    def _copy(self, name: str, array: Any) -> Any:
+        if name not in self._scratch or self._scratch[name].size < array.size:
+            self._scratch.pop(name, None)  # before the larger one is allocated
+            self._scratch[name] = self._cupy.empty(array.shape, array.dtype)
+        part = self._scratch[name][: array.size]
+        part.set(np.ascontiguousarray(array))
+        return part

@@ -1,0 +1,111 @@
+"""Embedding, RMSNorm and quantization of vectors, and the greedy choice: one block of threads per token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..layout import BITS, DeviceMatrix, Vectors
+from ..source import compile_module
+from .arguments import NULL, expect, expect_at_least, integers
+
+THREADS = 512
+SAMPLE_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class Norm:
+    """An RMSNorm that a kernel fuses with the step before it: its weight (dim,), and where its result goes."""
+
+    weight: Any
+    eps: float
+    to: Vectors
+
+
+def vector_arguments(x: Vectors, n: int) -> tuple[Any, Any, Any]:
+    """The arrays of at least n vectors as kernels take them."""
+    if x.n < n:
+        raise ValueError(f"there is room for {x.n} vectors, not for {n}")
+    return x.codes, x.scales, x.offsets
+
+
+def norm_arguments(norm: Norm | None, dim: int, n: int, group_size: int) -> tuple[Any, ...]:
+    """weight, eps, bits, codes, scales, offsets of a fused norm; NULLs where there is none."""
+    if norm is None:
+        return NULL, np.float32(0), np.int32(0), NULL, NULL, NULL
+    if norm.to.columns != dim or norm.to.group_size != group_size:
+        raise ValueError(f"a norm of {dim} numbers in groups of {group_size} cannot go to {norm.to.columns} in groups "
+                         f"of {norm.to.group_size}")  # fmt: skip
+    weight = expect("the norm's weight", norm.weight, "float32", (dim,))
+    return weight, np.float32(norm.eps), np.int32(BITS[norm.to.type]), *vector_arguments(norm.to, n)
+
+
+class VectorKernels:
+    """RMSNorm, quantization and embedding for groups of one size.
+
+    table_type  of tok_embeddings: "q4", "q8", "float16" or "float32"
+    """
+
+    def __init__(self, cupy: Any, group_size: int, table_type: str) -> None:
+        self._group_size, self._table_type = group_size, table_type
+        names = [f"rms_norm_quantize<{group_size}>", f"quantize<{group_size}>", f"swiglu_quantize<{group_size}>"]
+        if table_type in BITS:
+            names.append(f"embed<{BITS[table_type]}, {group_size}>")
+        else:
+            names.append(f"embed_plain<{'float' if table_type == 'float32' else '__half'}, {group_size}>")
+        module = compile_module(cupy, ["embed", "prompt"], names)
+        self._norm, self._quantize, self._swiglu, self._embed = (module.get_function(name) for name in names)
+
+    def embed(self, table: Any, tokens: Any, n: int, x: Any, norm: Norm | None = None) -> None:
+        """x (n, dim) = rows of table, a DeviceMatrix or an array (vocab_size, dim), that tokens (n,) name."""
+        quantized = isinstance(table, DeviceMatrix)
+        dim = table.columns if quantized else table.shape[1]
+        if (table.type if quantized else str(table.dtype)) != self._table_type:
+            raise ValueError(f"the table of embeddings must be {self._table_type}")
+        first = (table.codes.view(np.int8), table.scales) if quantized else (table,)
+        expect_at_least("tokens", tokens, "int32", n)
+        expect_at_least("x", x, "float32", n * dim)
+        arguments = (*first, tokens, np.int32(dim), x, *norm_arguments(norm, dim, n, self._group_size))
+        self._embed((n,), (THREADS,), arguments)
+
+    def rms_norm(self, x: Any, n: int, norm: Norm, picked: Any = None) -> None:
+        """norm.to vectors 0 .. n = RMSNorm of x[picked[i]], or of x[i]; x (tokens, dim), picked int32 (n,)."""
+        dim = norm.to.columns
+        weight, eps, bits, *to = norm_arguments(norm, dim, n, self._group_size)
+        expect_at_least("x", x, "float32", dim if picked is not None else n * dim)
+        chosen = NULL if picked is None else expect_at_least("picked", picked, "int32", n)
+        self._norm((n,), (THREADS,), (x, weight, eps, np.int32(dim), chosen, bits, *to))
+
+    def quantize(self, x: Any, n: int, to: Vectors) -> None:
+        """Vectors 0 .. n of to = x (n, columns), quantized."""
+        expect_at_least("x", x, "float32", n * to.columns)
+        self._quantize((n,), (THREADS,), (x, *integers(to.columns, BITS[to.type]), *vector_arguments(to, n)))
+
+    def swiglu(self, gate_up: Any, n: int, to: Vectors) -> None:
+        """Vectors 0 .. n of to = silu(gate) * up, quantized; gate_up (n, 2, hidden_dim)."""
+        expect_at_least("gate_up", gate_up, "float32", 2 * n * to.columns)
+        self._swiglu((n,), (THREADS,), (gate_up, *integers(to.columns, BITS[to.type]), *vector_arguments(to, n)))
+
+
+class Argmax:
+    """The greedy choice on the device."""
+
+    def __init__(self, cupy: Any) -> None:
+        self._kernel = compile_module(cupy, ["sample"], []).get_function("argmax")
+
+    def __call__(
+        self, logits: Any, n: int, vocab_size: int, chosen: Any, tokens: Any = None, positions: Any = None
+    ) -> None:
+        """chosen (n,) = the lowest id with the largest of logits (n, vocab_size); -1 where they are not finite.
+
+        tokens, positions  int32 (n,): become the next step's input, the choice and one more. Both or neither.
+        """
+        expect_at_least("logits", logits, "float32", n * vocab_size)
+        expect_at_least("chosen", chosen, "int32", n)
+        following = (NULL, NULL)
+        if tokens is not None:
+            following = (expect_at_least("tokens", tokens, "int32", n),
+                         expect_at_least("positions", positions, "int32", n))  # fmt: skip
+        self._kernel((n,), (SAMPLE_THREADS,), (logits, np.int32(vocab_size), chosen, *following))

@@ -1,0 +1,71 @@
+"""CUDA graphs of decoding steps: the launches of a step, recorded once and given to the GPU by one call.
+
+    key   what the launches depend on: number of tokens, blocks for the sequence's length, whether logits are wanted
+
+Tokens, rows and positions lie in device memory, so that one graph serves every step of its key. A key's first step is
+launched kernel by kernel, which also loads the kernels; the second is recorded. Where CUDA refuses, steps go on being
+launched kernel by kernel, and problem says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from .cache import CudaKVCache
+
+
+class StepGraphs:
+    """Graphs of each cache, dropped with it: a graph holds addresses, and keeps no memory alive."""
+
+    def __init__(self, cupy: Any, stream: Any) -> None:
+        self._cupy, self._stream = cupy, stream
+        self._graphs: WeakKeyDictionary[CudaKVCache, dict[Hashable, Any]] = WeakKeyDictionary()
+        self.n_captured = 0
+        self.problem: str | None = None
+
+    def run(self, cache: CudaKVCache, key: Hashable, launch: Callable[[], None]) -> None:
+        """What launch() launches on the stream, which must be the current one and not the default one."""
+        graphs = self._graphs.setdefault(cache, {})
+        if self.problem is not None or key not in graphs:
+            graphs[key] = None
+            launch()
+            return
+        if graphs[key] is None:
+            graphs[key] = self._capture(launch)
+        if graphs[key] is None:
+            launch()
+        else:
+            graphs[key].launch(self._stream)
+
+    def clear(self) -> None:
+        """Forgets all graphs: the arrays that they name will be freed."""
+        self._graphs.clear()
+
+    def _capture(self, launch: Callable[[], None]) -> Any:
+        """The graph of launch(), of which nothing is run yet; None where that is not possible."""
+        try:
+            # Other threads of the program may allocate meanwhile.
+            self._stream.begin_capture(self._cupy.cuda.runtime.streamCaptureModeThreadLocal)
+        except (AttributeError, RuntimeError) as error:  # CuPy's CUDARuntimeError is a RuntimeError
+            self._give_up(error)
+            return None
+        graph = None
+        try:
+            launch()
+        except RuntimeError as error:
+            self._give_up(error)
+        finally:  # also after Ctrl-C: the stream must not stay as it is
+            try:
+                graph = self._stream.end_capture()
+            except RuntimeError as error:
+                self._give_up(error)
+        if self.problem is not None:
+            return None
+        self.n_captured += 1
+        return graph
+
+    def _give_up(self, error: Exception) -> None:
+        if self.problem is None:
+            self.problem = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,90 @@
+"""Device memory that a forward pass writes to, made from the plan's list; kept from pass to pass, so that graphs may
+hold its addresses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backend import Batch
+from ..config import ModelConfig
+from ..weights import Quantization
+from .layout import Vectors, allocate
+from .planner import DECODE_TOKENS, INPUTS, workspace_arrays
+
+
+class Workspace:
+    """Scratch arrays for passes of up to n_tokens tokens, over sequences of up to max_seq_len.
+
+    x          (n_tokens, dim) float32, the residual stream; q, k, v, attention, hidden and logits are the others
+    normed     quantized vectors: the input of wqkv and of w13; attended that of wo, gated of w2, last of output
+    turns      (max_seq_len, head_dim / 2, 2) float32, cosine and sine of each position and pair
+    tokens, rows, positions, outputs, tiles   int32, of the pass, after put()
+    counters   zeros between two kernels: "last block" counts, in three parts
+    """
+
+    def __init__(self, cupy: Any, config: ModelConfig, quantization: Quantization, max_seq_len: int, n_tokens: int):
+        shapes = workspace_arrays(config, quantization, 1, max_seq_len, n_tokens)
+        arrays = allocate(cupy, shapes)
+        self.max_seq_len, self.n_tokens = max_seq_len, max(n_tokens, DECODE_TOKENS)
+        self.nbytes = sum(int(array.nbytes) for array in arrays.values())
+        self.x, self.q, self.kv, self.attention = (arrays[name] for name in ("x", "q", "kv", "attention"))
+        self.k, self.v = self.kv[0], self.kv[1]
+        self.hidden, self.logits, self.turns = (arrays[name] for name in ("hidden", "logits", "turns"))
+        self.turns.set(rotations(config, max_seq_len))
+        self.attention_parts, self.attention_counters = arrays["attention.parts"], arrays["attention.counters"]
+        counters = arrays["counters"]
+        for zeros in (counters, self.attention_counters):
+            zeros.fill(0)
+        self.counter, others = counters[:1], counters[1:]
+        self.head_counters, self.group_counters = others[: 2 * config.n_kv_heads], others[2 * config.n_kv_heads :]
+
+        def vectors(name: str, type: str, columns: int) -> Vectors:
+            codes, scales, offsets = (arrays[f"{name}.{part}"] for part in ("codes", "scales", "offsets"))
+            return Vectors(type, codes.shape[0], columns, quantization.group_size, codes, scales, offsets)
+
+        self.normed = vectors("normed", quantization.type, config.dim)
+        self.attended = vectors("attended", quantization.type, config.q_dim)
+        self.gated = vectors("gated", quantization.type, config.hidden_dim)
+        self.last = vectors("last", quantization.output_type, config.dim)
+        self._inputs = arrays["inputs"].reshape(-1)
+        self._staging = pinned(cupy, self._inputs.shape, np.int32)
+        self._fetched = pinned(cupy, self.logits.shape, np.float32)
+
+    def put(self, part: Batch, outputs: NDArray[np.int32], tiles: NDArray[np.int32]) -> None:
+        """Copies the inputs of a pass to the device, at once. What was there must not be needed any more.
+
+        part     the tokens; a pass of decoding has the same addresses, however many they are
+        outputs  indices of tokens, for norm -> output
+        tiles    (n_tiles, 2) as AttendPrompt.tiles() has them
+        """
+        n = len(part.tokens)
+        room = DECODE_TOKENS if n <= DECODE_TOKENS else self.n_tokens
+        staged = self._staging.reshape(-1)[: INPUTS * room]
+        inputs = self._inputs[: INPUTS * room].reshape(INPUTS, room)
+        self.tokens, self.rows, self.positions, self.outputs = (inputs[i] for i in range(4))
+        self.tiles = inputs[4:].reshape(room, 2)
+        for i, values in enumerate((part.tokens, part.rows, part.positions, outputs, tiles.reshape(-1))):
+            staged[i * room : i * room + len(values)] = values
+        self._inputs[: INPUTS * room].set(staged)
+
+    def fetch_logits(self, n: int) -> NDArray[np.float32]:
+        """The first n vectors of logits on the host, valid until the next call; waits for the device."""
+        return np.asarray(self.logits[:n].get(out=self._fetched[:n]))
+
+
+def rotations(config: ModelConfig, max_seq_len: int) -> NDArray[np.float32]:
+    """Cosine and sine of the angle of each position and pair, (max_seq_len, head_dim / 2, 2); float64 until the end."""
+    angles = np.outer(np.arange(max_seq_len, dtype=np.float64), np.asarray(config.rope_frequencies(), np.float64))
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
+
+
+def pinned(cupy: Any, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Host memory that the GPU copies from and to by itself; zeros."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory: NDArray[Any] = np.frombuffer(cupy.cuda.alloc_pinned_memory(size), np.uint8, size)
+    array: NDArray[Any] = memory.view(dtype).reshape(shape)
+    array.fill(0)
+    return array

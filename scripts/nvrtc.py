@@ -1,0 +1,120 @@
+"""CUDA source to machine code by NVRTC, without CuPy, a driver or a GPU. Used by check_cuda.py.
+
+NVRTC and the headers come from the wheels nvidia-cuda-nvrtc-cu12 and nvidia-cuda-runtime-cu12.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+INSTALL = "pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12 nvidia-cuda-nvdisasm"
+
+
+class CompileError(RuntimeError):
+    """The compiler's log."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the assembler says of one kernel. local is the stack frame, which holds spilled registers among others."""
+
+    registers: int
+    shared: int
+    spilled: int
+    local: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Machine code, and for each kernel its mangled name and what it uses, in the order of the expressions."""
+
+    cubin: bytes
+    names: dict[str, str]
+    usage: dict[str, Usage]
+    log: str
+
+
+def wheel_folder(name: str) -> Path | None:
+    """The folder of an NVIDIA wheel, as "cuda_nvrtc" or "cu13"; None when it is not installed."""
+    spec = importlib.util.find_spec("nvidia")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(folder) / name).is_dir():
+            return Path(folder) / name
+    return None
+
+
+class Nvrtc:
+    """NVRTC of the installed wheels. Raises CompileError when they are not there."""
+
+    def __init__(self) -> None:
+        library, headers = wheel_folder("cuda_nvrtc"), wheel_folder("cuda_runtime")
+        if library is None or headers is None:
+            raise CompileError(f"NVRTC's wheels are not installed ({INSTALL})")
+        self._include = str(headers / "include")
+        self._nvrtc = ctypes.CDLL(str(next((library / "lib").glob("libnvrtc.so.*"))))
+        self._nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
+
+    @property
+    def version(self) -> str:
+        """As "12.9"."""
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self._check(self._nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+        return f"{major.value}.{minor.value}"
+
+    def compile(self, source: str, options: Sequence[str], expressions: Sequence[str], architecture: int) -> Compiled:
+        """Machine code for sm_<architecture>, with the options that CuPy adds to those of a RawModule."""
+        program = ctypes.c_void_p()
+        self._check(
+            self._nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None)
+        )
+        try:
+            for expression in expressions:
+                self._check(self._nvrtc.nvrtcAddNameExpression(program, expression.encode()))
+            flags = [*options, f"-I{self._include}", f"-arch=sm_{architecture}", "--device-as-default-execution-space",
+                     "--ptxas-options=-v"]  # fmt: skip
+            array = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
+            failed = self._nvrtc.nvrtcCompileProgram(program, len(flags), array)
+            log = self._text(program, "ProgramLog").decode()
+            if failed:
+                raise CompileError(log)
+            names = {expression: self._lowered(program, expression) for expression in expressions}
+            return Compiled(self._text(program, "CUBIN"), names, _usage(log), log)
+        finally:
+            self._nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+    def _lowered(self, program: ctypes.c_void_p, expression: str) -> str:
+        name = ctypes.c_char_p()
+        self._check(self._nvrtc.nvrtcGetLoweredName(program, expression.encode(), ctypes.byref(name)))
+        assert name.value is not None
+        return name.value.decode()
+
+    def _text(self, program: ctypes.c_void_p, what: str) -> bytes:
+        size = ctypes.c_size_t()
+        self._check(getattr(self._nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+        text = ctypes.create_string_buffer(size.value)
+        self._check(getattr(self._nvrtc, f"nvrtcGet{what}")(program, text))
+        return text.raw if what == "CUBIN" else text.value
+
+    def _check(self, status: int) -> None:
+        if status:
+            raise CompileError(self._nvrtc.nvrtcGetErrorString(status).decode())
+
+
+def _usage(log: str) -> dict[str, Usage]:
+    """Mangled name -> Usage, from the assembler's -v lines."""
+    found = {}
+    name, local, spilled = "", 0, 0
+    for line in log.splitlines():
+        if match := re.search(r"Compiling entry function '(\S+)'", line):
+            name, local, spilled = match[1], 0, 0
+        elif match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            local, spilled = int(match[1]), int(match[2]) + int(match[3])
+        elif name and (match := re.search(r"Used (\d+) registers", line)):
+            shared = re.search(r"(\d+) bytes smem", line)
+            found[name] = Usage(int(match[1]), int(shared[1]) if shared else 0, spilled, local)
+    return found
