@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from .config import ModelConfig
 from .errors import BackendUnavailableError
 from .modelfile import ModelFile
 from .profile import Profile
+from .sampling import Choice
 
 # Adding a backend adds one line: device -> "module:class". "auto" takes the first usable one.
 _REGISTRY = {
@@ -117,6 +119,9 @@ class Backend(ABC):
     """The weights of one model, resident on one device."""
 
     config: ModelConfig
+    # A step of this many tokens takes hardly longer than one of a single token, because reading the weights is most of
+    # its time.
+    cheap_tokens = 12
 
     @classmethod
     @abstractmethod
@@ -143,6 +148,14 @@ class Backend(ABC):
         raises KeyboardInterrupt between two steps; the cache then holds some of the batch's keys and values,
         at the batch's own positions only. Raises ValueError for indices out of bounds.
         """
+
+    def choose(self, batch: Batch, cache: KVCache, choices: Sequence[Choice]) -> NDArray[np.int32] | None:
+        """Like forward(), but the tokens (m,) that are chosen from the logits; -1 where logits are not finite.
+
+        For a device that chooses by itself, so that logits need not be copied. None, and nothing was done, where this
+        backend cannot do that for this batch: then forward() serves.
+        """
+        return None
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

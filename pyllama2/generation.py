@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .completion import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
 from .detokenizer import Detokenizer
 from .prompt_lookup import PromptLookup
-from .sampling import Sampler, SamplingParams, largest, log_probabilities_of
+from .sampling import Choice, Sampler, SamplingParams, largest, log_probabilities_of
 from .stop_strings import StopMatcher
 from .tokenizer import Tokenizer
 
@@ -101,10 +101,17 @@ class Text:
         """The only piece of a text that may not generate anything; None for others."""
         return self._piece("", [], None, "length") if self.limit == 0 else None
 
-    def advance(self, logits: NDArray[np.float32]) -> Piece:
-        """Sample one token from logits (vocab_size,), those of the last of ids."""
+    def choices(self, n: int) -> list[Choice] | None:
+        """How the next n tokens are chosen, if their logits are all that it takes and are not wanted themselves."""
+        return self._sampler.choices(n)
+
+    def advance(self, result: NDArray[np.float32] | int) -> Piece:
+        """Take one token: sampled from logits (vocab_size,), those of the last of ids, or chosen as choices() says."""
         request = self._request
-        token = self._sampler.sample(logits, self.ids, len(request.prompt_ids))
+        if isinstance(result, int):
+            logits, token = None, self._sampler.take(result, len(self.ids))
+        else:
+            logits, token = result, self._sampler.sample(result, self.ids, len(request.prompt_ids))
         self._n_generated += 1
         if token in request.stop_ids:
             self._stop_reason = token
@@ -172,7 +179,7 @@ class Text:
                 first, newest = min(_KEPT_FIRST, self._n_ctx // 4), max(1, self._n_ctx // 2)
                 self.context = self.context[:first] + self.context[len(self.context) - newest :]
 
-    def _end(self, text: str, tokens: list[int], reason: FinishReason, logits: NDArray[np.float32]) -> Piece:
+    def _end(self, text: str, tokens: list[int], reason: FinishReason, logits: NDArray[np.float32] | None) -> Piece:
         """End here: what was held back is text now, unless a stop string is in it."""
         for more, matched in (self._matcher.feed(self._detokenizer.finish()), self._matcher.flush()):
             text += more

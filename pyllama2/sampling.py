@@ -22,9 +22,11 @@ from __future__ import annotations
 import math
 import numbers
 import random
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -144,6 +146,21 @@ class SamplingParams:
         return replace(params, **sampling) if sampling else params
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How one token is chosen from its logits, by the steps from temperature on.
+
+    temperature, top_k, top_p, min_p   as in SamplingParams
+    uniform                            the random number, in [0, 1)
+    """
+
+    temperature: float
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    uniform: float = 0.0
+
+
 class Sampler:
     """Chooses the tokens of one text; its random numbers are its own, so the text depends on nothing else."""
 
@@ -151,6 +168,7 @@ class Sampler:
         """seed: of the random numbers; None: from the system. The one in params is the caller's business."""
         self._params = params
         self._random = random.Random(seed)
+        self._uniforms: deque[float] = deque()  # random numbers that were drawn ahead
         self._biased = np.fromiter(params.logit_bias or (), np.int64)
         self._bias = np.fromiter((params.logit_bias or {}).values(), np.float64)
 
@@ -163,7 +181,7 @@ class Sampler:
         logits = np.ascontiguousarray(logits, np.float32)
         highest, lowest = choose.extremes(logits)
         if not -math.inf < lowest <= highest < math.inf:
-            raise NumericalError(f"the model computed NaN or infinite logits at position {len(token_ids) - 1}")
+            raise _not_finite(len(token_ids))
         adjusted = self._adjust(logits, token_ids, n_prompt)
         if adjusted is not logits:
             highest, lowest = choose.extremes(adjusted)
@@ -175,9 +193,32 @@ class Sampler:
         params = self._params
         if params.temperature == 0:
             return int(adjusted.argmax())
-        return choose.choose(
-            adjusted, highest, params.temperature, params.top_k, params.top_p, params.min_p, self._random.random()
-        )
+        uniform = self._uniforms.popleft() if self._uniforms else self._random.random()
+        return choose.choose(adjusted, highest, params.temperature, params.top_k, params.top_p, params.min_p, uniform)
+
+    def choices(self, n: int) -> list[Choice] | None:
+        """How the next n tokens are chosen; None where that depends on more than their logits, or these are wanted."""
+        params = self._params
+        if (
+            params.logits_processors or params.repetition_penalty != 1 or params.presence_penalty != 0
+            or params.frequency_penalty != 0 or self._biased.size or params.logprobs is not None
+        ):  # fmt: skip
+            return None
+        if params.temperature == 0:
+            return [Choice(0.0)] * n
+        while len(self._uniforms) < n:
+            self._uniforms.append(self._random.random())
+        cuts = (params.temperature, params.top_k, params.top_p, params.min_p)
+        return [Choice(*cuts, uniform) for uniform in islice(self._uniforms, n)]
+
+    def take(self, token: int, n_tokens: int) -> int:
+        """The token that was chosen by the first of choices(), after n_tokens; -1, for logits that are not finite, is
+        NumericalError."""
+        if token < 0:
+            raise _not_finite(n_tokens)
+        if self._uniforms:
+            self._uniforms.popleft()
+        return token
 
     def _adjust(self, raw: NDArray[np.float32], token_ids: Sequence[int], n_prompt: int) -> NDArray[np.float32]:
         """Logits after processors, penalties and biases; raw itself when there are none."""
@@ -239,6 +280,10 @@ def check_seed(seed: Any) -> int:
     if _integer("seed", seed) >= SEED_LIMIT:
         raise ValueError(f"seed must be below 2**64, not {seed}")
     return int(seed)
+
+
+def _not_finite(n_tokens: int) -> NumericalError:
+    return NumericalError(f"the model computed NaN or infinite logits at position {n_tokens - 1}")
 
 
 def _processed(result: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:

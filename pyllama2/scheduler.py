@@ -26,11 +26,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import Backend, Batch
+from .backend import Backend, Batch, KVCache
 from .generation import Piece, Text
 from .interrupts import Interrupts
 from .prefix_cache import PrefixCache, Row, common_prefix
 from .prompt_lookup import PromptLookup
+from .sampling import Choice
 
 # Pieces a text may be ahead of its consumer.
 AHEAD = 4
@@ -39,10 +40,6 @@ _PROMPT_TOKENS = 512
 _PROMPT_TOKENS_BESIDE_OTHERS = 128
 # A prompt waits for an earlier one that is just computing the same tokens, if there are this many.
 _WORTH_WAITING = 32
-# Tokens of a step up to which guesses cost little, because reading the weights is most of its time.
-_WITH_GUESSES = 12
-# Tokens of a step up to which some more cost little, because most of its time is reading the weights.
-_CHEAP_TOKENS = 12
 
 T = TypeVar("T")
 
@@ -269,13 +266,13 @@ class Scheduler:
             assert self._rows.cache is not None
             batch = _batch(parts)
             with interrupts.allowed():
-                logits = self._backend.forward(batch, self._rows.cache)
+                results = self._compute(parts, batch, self._rows.cache)
             elapsed = time.perf_counter() - started
             sampling, first = [], 0
             for part in parts:
                 last = first + part.n_outputs
                 if last > first:
-                    sampling.append((part, logits[first:last]))
+                    sampling.append((part, results[first:last]))
                 part.row.ids += part.tokens
                 part.job.text.add_time(elapsed)
                 first = last
@@ -286,19 +283,31 @@ class Scheduler:
         if not self._jobs:
             self._rows.trim()
 
+    def _compute(self, parts: Sequence[Part], batch: Batch, cache: KVCache) -> NDArray[np.float32] | list[int]:
+        """Logits of the batch's outputs (m, vocab_size), or m tokens where all texts leave the choice to the device."""
+        choices: list[Choice] = []
+        for part in parts:
+            if part.n_outputs:
+                of_part = part.job.text.choices(part.n_outputs)
+                if of_part is None:
+                    return self._backend.forward(batch, cache)
+                choices += of_part
+        tokens = self._backend.choose(batch, cache, choices)
+        return self._backend.forward(batch, cache) if tokens is None else tokens.tolist()
+
     def _sample(
-        self, sampling: list[tuple[Part, NDArray[np.float32]]], own: Collection[Job], interrupts: Interrupts
+        self, sampling: list[tuple[Part, NDArray[np.float32] | list[int]]], own: Collection[Job], interrupts: Interrupts
     ) -> None:
         """Sample the tokens of each text. What a logits processor raises is its own text's."""
         theirs = {id(job) for job in own}
-        for part, logits in sampling:
+        for part, results in sampling:
             if id(part.job) not in theirs:
-                _advance(part, logits)
+                _advance(part, results)
         # Nothing is left undone now if Ctrl-C raises anywhere below: the caller's texts end with it.
         with interrupts.allowed():
-            for part, logits in sampling:
+            for part, results in sampling:
                 if id(part.job) in theirs:
-                    _advance(part, logits)
+                    _advance(part, results)
 
     def _retire(self) -> None:
         """Free the rows of texts that have ended."""
@@ -360,17 +369,17 @@ class Scheduler:
                 parts.append(Part(job, row, start, ids[start:end]))
         if not prompts:
             for part in parts:
-                part.guesses = part.job.text.guess((_CHEAP_TOKENS - len(parts)) // len(parts))
+                part.guesses = part.job.text.guess((self._backend.cheap_tokens - len(parts)) // len(parts))
         return parts
 
 
-def _advance(part: Part, logits: NDArray[np.float32]) -> None:
-    """Sample from logits (1 + guesses, vocab_size) until a token is not the one that was guessed."""
+def _advance(part: Part, results: NDArray[np.float32] | list[int]) -> None:
+    """Take tokens, from logits (1 + guesses, vocab_size) or as they were chosen, until one is not what was guessed."""
     job, text, row = part.job, part.job.text, part.row
     context, n_true = text.context, 0
     try:
-        for i in range(len(logits)):
-            job.queue.append(text.advance(logits[i]))
+        for i in range(len(results)):
+            job.queue.append(text.advance(results[i]))
             if text.context is not context:  # it has rolled: all else is computed anew
                 del row.ids[common_prefix(row.ids, text.context, len(text.context) - 1) :]
                 break

@@ -98,6 +98,14 @@ def test_dot_products_of_bytes(cupy: StandIn) -> None:
         assert (out[row] == (c + products.reshape(32, 4).sum(1)).astype(np.int32)).all()
 
 
+def test_high_half_of_a_product(cupy: StandIn) -> None:
+    a, b = (RNG.integers(0, 2**64, 32, dtype=np.uint64) for _ in range(2))
+    parameters = "const unsigned long long* a, const unsigned long long* b, unsigned long long* out"
+    body = "out[threadIdx.x] = __umul64hi(a[threadIdx.x], b[threadIdx.x]);"
+    out = launch(cupy, body, a, b, np.zeros(32, np.uint64), parameters=parameters)[2]
+    assert out.tolist() == [int(x) * int(y) >> 64 for x, y in zip(a, b, strict=True)]
+
+
 def test_bits(cupy: StandIn) -> None:
     body = """
       const int i = threadIdx.x;

@@ -36,8 +36,10 @@ from pyllama2._gpu import CudaBackend
 from pyllama2._gpu.backend import CHUNK
 from pyllama2.backend import Backend, Batch
 from pyllama2.config import ModelConfig
+from pyllama2.errors import NumericalError
 from pyllama2.loading import load_model
 from pyllama2.modelfile import ModelFile
+from pyllama2.sampling import Choice, Sampler, SamplingParams
 from pyllama2.weights import ROW_BLOCK, Weight
 
 # Widths that are no multiples of groups and tiles: 172, 200, 300
@@ -217,12 +219,66 @@ def test_a_cache_that_grows_keeps_what_was_there() -> None:
     assert_same_logits(cpu, expected, found)
 
 
+@pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
+def test_tokens_chosen_on_the_device_are_those_of_the_sampler(kv_dtype: str) -> None:
+    """Five rows with settings of their own, of which one wants nothing; the cache goes on with either way."""
+    cpu, gpu = pair(make_model(GQA), kv_dtype)
+    ours, theirs = gpu.new_cache(5, 40), cpu.new_cache(5, 40)
+    params = [SamplingParams(temperature=0), SamplingParams(temperature=1.5, top_p=1.0),
+              SamplingParams(temperature=0.8, top_p=0.8),
+              SamplingParams(temperature=2.0, top_k=5, min_p=0.1)]  # fmt: skip
+    host, device = ([Sampler(p, 11) for p in params] for _ in range(2))
+    tokens = [1, 2, 3, 4, 5]
+    for position in range(12):
+        arrays = (np.array(a, np.int32) for a in (tokens, range(5), [position] * 5, [4, 0, 3, 1]))
+        batch = Batch(*arrays)
+        logits = cpu.forward(batch, theirs)
+        expected = [s.sample(row, tokens[:1], 1) for s, row in zip(host, logits, strict=True)]
+        choices = [choice for sampler in device for choice in sampler.choices(1) or []]
+        chosen = gpu.choose(batch, ours, choices)
+        assert chosen is not None
+        assert [s.take(int(token), 1) for s, token in zip(device, chosen, strict=True)] == expected
+        for output, token in zip((4, 0, 3, 1), expected, strict=True):
+            tokens[output] = token
+        if position == 6:  # the same step again, as logits
+            assert_same_logits(cpu, logits, gpu.forward(batch, ours))
+
+
+def test_what_the_device_leaves_to_the_host() -> None:
+    _, gpu = pair(make_model(GQA), "float16")
+    cache, greedy = gpu.new_cache(1, 20), Choice(0.0)
+    many = Batch.of_sequence(list(range(9)))
+    twice = replace(Batch.of_sequence([1, 2]), outputs=np.array([1, 1], np.int32))
+    for batch, choices in ((many, [greedy]), (twice, [greedy] * 2), (Batch.of_sequence([1], outputs="none"), [])):
+        assert gpu.choose(batch, cache, choices) is None
+    with pytest.raises(ValueError):
+        gpu.choose(Batch.of_sequence([1, 2], outputs="all"), cache, [greedy])
+    with pytest.raises(ValueError, match="tokens must lie in"):
+        gpu.choose(Batch.of_sequence([GQA.vocab_size]), cache, [greedy])
+
+
+def test_texts_that_need_logits_get_them(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "tiny.bin", type="q4")
+    found = {}
+    for device in ("cpu", "cuda"):
+        with Llama(path, device=device, kv_dtype="float16", n_threads=1) as llm:
+            settings: list[dict[str, Any]] = [{"logprobs": 2}, {"repetition_penalty": 1.3}, {"logit_bias": {5: 3.0}},
+                                              {"top_k": 9, "min_p": 0.05}, {"temperature": 0}]  # fmt: skip
+            found[device] = [llm.generate(PROMPTS[0], max_tokens=8, seed=1, **more).token_ids for more in settings]
+    assert found["cuda"] == found["cpu"]
+
+
 def test_nan_stays_visible() -> None:
     for type in ("q4", "q8"):
         model = make_model(GQA, type)
         model.weights["layers.1.ffn_norm.weight"].data[3] = np.nan
         backend = CudaBackend(model)
-        assert not np.isfinite(backend.forward(Batch.of_sequence([1, 2], outputs="all"), backend.new_cache(1, 4))).any()
+        cache = backend.new_cache(1, 4)
+        assert not np.isfinite(backend.forward(Batch.of_sequence([1, 2], outputs="all"), cache)).any()
+        chosen = backend.choose(Batch.of_sequence([1, 2]), cache, [Choice(0.0)])
+        assert chosen is not None and chosen.tolist() == [-1]
+        with pytest.raises(NumericalError, match="at position 4"):
+            Sampler(SamplingParams(temperature=0), 0).take(-1, 5)
 
 
 def test_ctrl_c_during_a_long_prompt() -> None:

@@ -20,9 +20,12 @@ from gpu_layout import (
 
 from pyllama2._cpu.matrix import MatrixProduct
 from pyllama2._gpu.launchers.matvec import Matvec
+from pyllama2._gpu.launchers.sample import CHOICE_WORDS, Choose, encode
 from pyllama2._gpu.launchers.upload import Uploader
-from pyllama2._gpu.launchers.vectors import Argmax, Norm, VectorKernels
+from pyllama2._gpu.launchers.vectors import Norm, VectorKernels
 from pyllama2._gpu.layout import Vectors, matrix_arrays
+from pyllama2._sampling import choose as sampling_loops
+from pyllama2.sampling import Choice
 from pyllama2.weights import Weight
 
 FORMATS = [(type, group_size) for type in ("q4", "q8") for group_size in (32, 64, 128)]
@@ -206,9 +209,22 @@ def test_embedding_rows_are_those_of_the_file(cupy: Any, uploader: Uploader, tab
     assert x.get().tobytes() == expected.tobytes()
 
 
-def test_argmax_takes_the_lowest_of_equals(cupy: Any) -> None:
-    argmax, size = Argmax(cupy), 3001
-    logits = np.random.default_rng(0).standard_normal((7, size), np.float32)
+def choose(cupy: Any, logits: np.ndarray, choices: list[Choice]) -> list[int]:
+    """What the kernel chooses, and leaves as the next step's input."""
+    n, vocab_size = logits.shape
+    encoded = np.empty((n, CHOICE_WORDS), np.uint64)
+    encode(choices, encoded)
+    tokens, positions = cupy.zeros(n, np.int32), cupy.asarray(np.arange(n, dtype=np.int32))
+    chosen = cupy.empty(n, np.int32)
+    Choose(cupy)(cupy.asarray(logits), n, vocab_size, cupy.asarray(encoded), chosen, tokens, positions)
+    assert positions.get().tolist() == list(range(1, n + 1))
+    assert tokens.get().tolist() == np.maximum(chosen.get(), 0).tolist()
+    return list(chosen.get().tolist())
+
+
+def test_greedy_choice_takes_the_lowest_of_equals(cupy: Any) -> None:
+    size = 3001
+    logits = np.random.default_rng(0).standard_normal((8, size), np.float32)
     logits[0, [5, 2999]] = 9.0
     logits[1, [2998, 3000]] = 9.0
     logits[2] = -5.0
@@ -216,18 +232,30 @@ def test_argmax_takes_the_lowest_of_equals(cupy: Any) -> None:
     logits[4, 17] = -np.inf
     logits[5, 0] = np.nan
     logits[6, 100] = np.inf
-    chosen = cupy.empty(7, np.int32)
-    argmax(cupy.asarray(logits), 7, size, chosen)
-    assert chosen.get().tolist() == [5, 2998, 0, 0, int(logits[4].argmax()), -1, -1]
+    expected = [5, 2998, 0, 0, -1, -1, -1, int(logits[7].argmax())]
+    assert choose(cupy, logits, [Choice(0.0)] * 8) == expected
+    assert choose(cupy, logits[4:7], [Choice(1.0, uniform=0.5)] * 3) == [-1] * 3
 
 
-def test_argmax_makes_the_next_step(cupy: Any) -> None:
-    logits = np.random.default_rng(0).standard_normal((3, 50), np.float32)
-    tokens, positions = cupy.zeros(3, np.int32), cupy.asarray(np.array([4, 9, 0], np.int32))
-    chosen = cupy.empty(3, np.int32)
-    Argmax(cupy)(cupy.asarray(logits), 3, 50, chosen, tokens, positions)
-    assert tokens.get().tolist() == chosen.get().tolist() == logits.argmax(-1).tolist()
-    assert positions.get().tolist() == [5, 10, 1]
+@pytest.mark.parametrize("cuts", [{}, {"top_k": 40}, {"top_p": 0.9}, {"min_p": 0.02}, {"top_p": 1e-9}, {"min_p": 1.0},
+                                  {"top_k": 7, "top_p": 0.8}, {"top_k": 1}, {"top_k": 4000, "top_p": 0.5},
+                                  {"top_k": 60, "top_p": 0.95, "min_p": 0.05}])  # fmt: skip
+@pytest.mark.parametrize("ties", [False, True])
+def test_draws_are_those_of_the_sampler(cupy: Any, cuts: dict[str, Any], ties: bool) -> None:
+    rng, size = np.random.default_rng(1), 3001
+    for temperature in (0.1, 0.7, 2.0):
+        logits = (4 * rng.standard_normal((6, size))).astype(np.float32)
+        if ties:
+            logits = np.round(logits)  # among them both zeros
+        uniforms = [1e-6, *rng.random(4), 1 - 1e-6]
+        choices = [Choice(temperature, uniform=uniform, **cuts) for uniform in uniforms]
+        expected = [
+            sampling_loops.choose(
+                row, float(row.max()), temperature, choice.top_k, choice.top_p, choice.min_p, choice.uniform
+            )
+            for row, choice in zip(logits, choices, strict=True)
+        ]
+        assert choose(cupy, logits, choices) == expected
 
 
 def test_launchers_refuse_what_kernels_rely_on(cupy: Any, uploader: Uploader) -> None:

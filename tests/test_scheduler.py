@@ -7,16 +7,23 @@ import importlib.util
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scheduling import LONG, Watched, alone, in_threads, wait_until
-from tiny_llama import PROMPTS, same, write_tiny
+from tiny import random_weights
+from tiny_llama import CONFIG, PROMPTS, same, write_tiny
 
 from pyllama2 import Completion, Llama, prefix_cache, scheduler
-from pyllama2.backend import Batch
+from pyllama2._cpu import CpuBackend
+from pyllama2._sampling import choose as sampling_loops
+from pyllama2.backend import Batch, KVCache
+from pyllama2.errors import NumericalError
+from pyllama2.sampling import Choice
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -105,6 +112,70 @@ class TestTogether:
                 pass
             found = [stream.completion for stream in streams]
         assert all(same(c, alone(long_path, p, **sampling)) for c, p in zip(found, prompts, strict=True))
+
+
+class TestChoosingDevices:
+    """A backend that chooses tokens itself, as one on a GPU does: the same texts, unless they need their logits."""
+
+    @pytest.fixture
+    def chosen(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """How many tokens were chosen in each step, by a CpuBackend that can."""
+        found: list[int] = []
+
+        def choose(
+            self: CpuBackend, batch: Batch, cache: KVCache, choices: Sequence[Choice]
+        ) -> NDArray[np.int32] | None:
+            if len(batch.tokens) > 20:
+                return None
+            logits = self.forward(batch, cache)
+            assert len(choices) == len(logits)
+            found.append(len(choices))
+            tokens = [
+                row.argmax() if c.temperature == 0
+                else sampling_loops.choose(row, row.max(), c.temperature, c.top_k, c.top_p, c.min_p, c.uniform)
+                for row, c in zip(logits, choices, strict=True)
+            ]  # fmt: skip
+            return np.where(np.isfinite(logits).all(1), tokens, -1).astype(np.int32)
+
+        monkeypatch.setattr(CpuBackend, "choose", choose)
+        return found
+
+    def test_texts_are_the_same(self, long_path: Path, chosen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+        circle = [1, *[*range(3, 13)] * 3]  # prompt lookup has guesses
+        settings: list[dict[str, Any]] = [{"temperature": 0}, {"temperature": 0.02}, {"temperature": 1.0, "top_p": 1.0},
+                                          {"temperature": 0.9, "top_k": 20, "min_p": 0.01}]  # fmt: skip
+
+        def ask() -> list[Completion]:
+            with Llama(long_path) as llm:
+                alone = [llm.generate(circle, max_tokens=60, seed=5, **more) for more in settings]
+                together = llm.generate([circle, [1, 5], circle[:20]], max_tokens=30, seed=5)
+                return [*alone, *together]
+
+        found = ask()
+        assert max(chosen) > 3, "no guesses"
+        monkeypatch.undo()
+        assert all(same(a, b) for a, b in zip(found, ask(), strict=True))
+
+    def test_texts_that_need_logits(self, long_path: Path, chosen: list[int]) -> None:
+        with Llama(long_path) as llm:
+            settings: list[dict[str, Any]] = [
+                {"logprobs": 1}, {"repetition_penalty": 1.1}, {"presence_penalty": 0.1}, {"frequency_penalty": 0.1},
+                {"logit_bias": {3: 1}}, {"logits_processors": [lambda ids, logits: None]},
+            ]  # fmt: skip
+            for more in settings:
+                llm.generate([1, 5], max_tokens=3, **more)
+            assert not chosen
+            llm.generate([1, 5], max_tokens=3, ignore_eos=True)
+            assert chosen == [1, 1, 1]
+
+    def test_nan(self, tmp_path: Path, chosen: list[int]) -> None:
+        weights = random_weights(CONFIG)
+        weights["norm.weight"][3] = np.nan
+        with Llama(write_tiny(tmp_path / "nan.bin", weights=weights)) as llm:
+            for temperature in (0, 1):
+                with pytest.raises(NumericalError, match="at position 2"):
+                    llm.generate([1, 5, 6], temperature=temperature)
+        assert chosen
 
 
 class TestLeaving:

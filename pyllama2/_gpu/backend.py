@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..backend import Backend, Batch, KVCache
 from ..errors import BackendUnavailableError
 from ..modelfile import ModelFile
+from ..sampling import Choice
 from . import availability
 from .cache import KV_DTYPES, CudaKVCache
 from .device_model import DeviceModel, upload
@@ -25,6 +26,7 @@ from .workspace import Workspace
 CHUNK = 256  # tokens of a prompt that are computed together
 _USUAL_CONTEXT = 2048  # memory must suffice for a sequence of this length; each cache then asks for what it needs
 _NO_TILES = np.empty((0, 2), np.int32)
+_GREEDY = Choice(0.0)
 
 
 class CudaBackend(Backend):
@@ -35,6 +37,8 @@ class CudaBackend(Backend):
 
     Raises BackendUnavailableError for a model that it cannot run, Pyllama2Error with the numbers when it does not fit.
     """
+
+    cheap_tokens = DECODE_TOKENS
 
     @classmethod
     def unavailable_reason(cls) -> str | None:
@@ -92,9 +96,7 @@ class CudaBackend(Backend):
 
     def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
         """Logits (m, vocab_size) of batch.outputs; appends all tokens to the cache."""
-        if not isinstance(cache, CudaKVCache):
-            raise TypeError("the cache belongs to another backend")
-        batch.check(self.config, cache)
+        cache = self._checked(batch, cache)
         logits = np.empty((len(batch.outputs), self.config.vocab_size), np.float32)
         with self._turn():
             for start in range(0, len(batch.tokens), CHUNK):
@@ -107,19 +109,45 @@ class CudaBackend(Backend):
                 self._stream.synchronize()  # the inputs may be written over; Ctrl-C takes effect here
         return logits
 
+    def choose(self, batch: Batch, cache: KVCache, choices: Sequence[Choice]) -> NDArray[np.int32] | None:
+        """Tokens (m,) that are chosen on the device, in the same graph as the step; None for more than 8 tokens."""
+        cache, n, outputs = self._checked(batch, cache), len(batch.tokens), batch.outputs
+        if n > DECODE_TOKENS or not 0 < outputs.size == np.unique(outputs).size:
+            return None
+        by_token = [_GREEDY] * n
+        for output, choice in zip(outputs, choices, strict=True):
+            by_token[output] = choice
+        with self._turn():
+            self._workspace().put_choices(by_token)
+            self._decode(batch, cache, chooses=True)
+            return self._workspace().fetch_chosen(n)[outputs]
+
+    def _checked(self, batch: Batch, cache: KVCache) -> CudaKVCache:
+        if not isinstance(cache, CudaKVCache):
+            raise TypeError("the cache belongs to another backend")
+        batch.check(self.config, cache)
+        return cache
+
     def _few(self, part: Batch, cache: CudaKVCache, logits: NDArray[np.float32], wanted: NDArray[np.intp]) -> None:
-        """1 to 8 tokens, with all their logits or none: one graph."""
+        """1 to 8 tokens, with all their logits or none."""
+        self._decode(part, cache)
+        if wanted.size:
+            logits[wanted] = self._workspace().fetch_logits(len(part.tokens))[part.outputs]
+
+    def _decode(self, part: Batch, cache: CudaKVCache, *, chooses: bool = False) -> None:
+        """A step of 1 to 8 tokens: one graph."""
         forward, work, n = self._forward_open(), self._workspace(), len(part.tokens)
-        work.put(part, part.outputs[:0], _NO_TILES)
+        work.put(part, part.outputs[:0], _NO_TILES, changes=chooses)
         spans = spans_of(int(part.positions.max()) + 1)
         spans = min(1 << (spans - 1).bit_length(), spans_of(cache.max_seq_len))
         forward.prepare(n)
-        self._graphs.run(
-            cache, (n, spans, wanted.size > 0),
-            lambda: forward.decode_step(n, cache, spans * SPAN, wanted.size > 0, work),
-        )  # fmt: skip
-        if wanted.size:
-            logits[wanted] = work.fetch_logits(n)[part.outputs]
+
+        def launch() -> None:
+            forward.decode_step(n, cache, spans * SPAN, part.outputs.size > 0, work)
+            if chooses:
+                forward.choose(n, work)
+
+        self._graphs.run(cache, (n, spans, part.outputs.size > 0, chooses), launch)
 
     def _many(self, part: Batch, cache: CudaKVCache, logits: NDArray[np.float32], wanted: NDArray[np.intp]) -> None:
         """A chunk of prompts, launched kernel by kernel."""

@@ -1,7 +1,7 @@
 """The forward pass, by model.py's steps. Neighbours are fused where a kernel does several of them.
 
-    decode_step    1 to 8 tokens: five kernels a layer, and two more. Nothing depends on what the tokens are, so that a
-                   graph of the launches serves all steps
+    decode_step    1 to 8 tokens: five kernels a layer, and two more; choose() is another. Nothing depends on what the
+                   tokens are, so that a graph of the launches serves all steps
     prompt_chunk   more tokens: a kernel for each step
 
 Both give the same numbers. Used by CudaBackend.
@@ -20,6 +20,7 @@ from .launchers.attention import Attend, AttendPrompt
 from .launchers.cache import Append
 from .launchers.matmul import Matmul, Rope
 from .launchers.matvec import Matvec, QkvMatvec
+from .launchers.sample import Choose
 from .launchers.vectors import Norm, VectorKernels
 from .workspace import Workspace
 
@@ -44,6 +45,7 @@ class Forward:
         self._attend = Attend(cupy, config, kv_dtype, group_size)
         self._matmul = Matmul(cupy, type, group_size, compute_capability)
         self._rope, self._append = Rope(cupy), Append(cupy, config.head_dim, kv_dtype)
+        self._choose = Choose(cupy)
         self.attend_prompt = AttendPrompt(cupy, config, kv_dtype)
         self._matvecs: dict[tuple[str, int], Matvec] = {}
         self._qkv_matvecs: dict[int, QkvMatvec] = {}
@@ -71,6 +73,12 @@ class Forward:
         if wants_logits:
             # output
             self._matvec(model.output.type, n).product(model.output, work.last, work.logits)
+
+    def choose(self, n: int, work: Workspace) -> None:
+        """chosen of the n logits of a decode_step, and from them the inputs of the next one."""
+        self._choose(
+            work.logits, n, self._config.vocab_size, work.choices, work.chosen, work.tokens, work.positions
+        )  # fmt: skip
 
     def prompt_chunk(self, n: int, cache: CudaKVCache, n_tiles: int, work: Workspace) -> None:
         """x of n tokens after all layers; their keys and values go to the cache. logits() follows."""

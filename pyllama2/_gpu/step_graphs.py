@@ -1,6 +1,6 @@
 """CUDA graphs of decoding steps: the launches of a step, recorded once and given to the GPU by one call.
 
-    key   what the launches depend on: number of tokens, blocks for the sequence's length, whether logits are wanted
+    key   what the launches depend on: number of tokens, blocks for the sequence's length, what is wanted of logits
 
 Tokens, rows and positions lie in device memory, so that one graph serves every step of its key. A key's first step is
 launched kernel by kernel, which also loads the kernels; the second is recorded. Where CUDA refuses, steps go on being

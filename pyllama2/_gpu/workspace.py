@@ -3,6 +3,7 @@ hold its addresses."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 
 from ..backend import Batch
 from ..config import ModelConfig
+from ..sampling import Choice
 from ..weights import Quantization
+from .launchers.sample import encode
 from .layout import Vectors, allocate
 from .planner import DECODE_TOKENS, INPUTS, workspace_arrays
 
@@ -22,6 +25,7 @@ class Workspace:
     normed     quantized vectors: the input of wqkv and of w13; attended that of wo, gated of w2, last of output
     turns      (max_seq_len, head_dim / 2, 2) float32, cosine and sine of each position and pair
     tokens, rows, positions, outputs, tiles   int32, of the pass, after put()
+    choices    (8, words of a choice) uint64, after put_choices(); chosen (8,) int32
     counters   zeros between two kernels: "last block" counts, in three parts
     """
 
@@ -49,16 +53,22 @@ class Workspace:
         self.attended = vectors("attended", quantization.type, config.q_dim)
         self.gated = vectors("gated", quantization.type, config.hidden_dim)
         self.last = vectors("last", quantization.output_type, config.dim)
+        self.choices, self.chosen = arrays["choices"], arrays["chosen"]
         self._inputs = arrays["inputs"].reshape(-1)
         self._staging = pinned(cupy, self._inputs.shape, np.int32)
+        self._staged_choices = pinned(cupy, self.choices.shape, np.uint64)
         self._fetched = pinned(cupy, self.logits.shape, np.float32)
+        self._fetched_ids = pinned(cupy, self.chosen.shape, np.int32)
+        # What the device has of inputs and choices, as far as that is known.
+        self._inputs_there = self._choices_there = b""
 
-    def put(self, part: Batch, outputs: NDArray[np.int32], tiles: NDArray[np.int32]) -> None:
-        """Copies the inputs of a pass to the device, at once. What was there must not be needed any more.
+    def put(self, part: Batch, outputs: NDArray[np.int32], tiles: NDArray[np.int32], *, changes: bool = False) -> None:
+        """Copies the inputs of a pass to the device, at once, unless it has them. What was there must not be needed.
 
         part     the tokens; a pass of decoding has the same addresses, however many they are
         outputs  indices of tokens, for norm -> output
         tiles    (n_tiles, 2) as AttendPrompt.tiles() has them
+        changes  whether the pass makes the next one's inputs of them
         """
         n = len(part.tokens)
         room = DECODE_TOKENS if n <= DECODE_TOKENS else self.n_tokens
@@ -68,7 +78,33 @@ class Workspace:
         self.tiles = inputs[4:].reshape(room, 2)
         for i, values in enumerate((part.tokens, part.rows, part.positions, outputs, tiles.reshape(-1))):
             staged[i * room : i * room + len(values)] = values
-        self._inputs[: INPUTS * room].set(staged)
+        here, there = staged.tobytes(), self._inputs_there
+        self._inputs_there = b""  # until all is done
+        if here != there:
+            self._inputs[: INPUTS * room].set(staged)
+        if not changes:
+            self._inputs_there = here
+
+    def put_choices(self, choices: Sequence[Choice]) -> None:
+        """Likewise the choices of a pass, up to 8."""
+        encode(choices, self._staged_choices)
+        here, there = self._staged_choices.tobytes(), self._choices_there
+        self._choices_there = b""
+        if here != there:
+            self.choices.set(self._staged_choices)
+        self._choices_there = here
+
+    def fetch_chosen(self, n: int) -> NDArray[np.int32]:
+        """The first n tokens that were chosen, valid until the next call; waits for the device.
+
+        The device has made them, and positions that are one more, the next step's inputs: put() need not copy those.
+        """
+        chosen: NDArray[np.int32] = np.asarray(self.chosen[:n].get(out=self._fetched_ids[:n]))
+        inputs = self._staging.reshape(-1)[: INPUTS * DECODE_TOKENS].reshape(INPUTS, DECODE_TOKENS)
+        inputs[0, :n] = np.maximum(chosen, 0)
+        inputs[2, :n] += 1
+        self._inputs_there = inputs.tobytes()
+        return chosen
 
     def fetch_logits(self, n: int) -> NDArray[np.float32]:
         """The first n vectors of logits on the host, valid until the next call; waits for the device."""

@@ -132,6 +132,7 @@ class Array:
         device = self.buffer.device
         device.refuse_while_capturing("a copy from the device")
         stream = stream or device.current_stream
+        device.copies.append(("from", self.nbytes))
         self.used(write=False, stream=stream)
         if out is None:
             out = np.empty(self.shape, self.dtype, order)
@@ -156,6 +157,7 @@ class Array:
             raise ValueError(f"Shape mismatch. Old shape: {self.shape}, new shape: {arr.shape}")
         if not self.host.flags.c_contiguous:
             raise RuntimeError("Cannot set to non-contiguous array")
+        self.buffer.device.copies.append(("to", self.nbytes))
         self.used(write=True, stream=stream)
         self.host[...] = arr
         self.mark_written()

@@ -81,6 +81,7 @@ class Device:
     pool_bytes: int = 0  # what the pool has taken from the device
     launches: list[str] = field(default_factory=list)  # names of kernels in the order of their launches
     graph_launches: int = 0
+    copies: list[tuple[str, int]] = field(default_factory=list)  # "to" or "from" the device, and bytes
     counts: list[LaunchCounts] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     raise_findings: bool = True

@@ -1,52 +1,184 @@
 // Needs: common.cu
-// The greedy choice: of each vector of logits the largest, of equals the one with the lowest id.
+// The token that follows, chosen from a vector of logits by the rules of sampling.py: one block for each vector.
+//
+// Weights e^((logit - highest) / temperature) are whole multiples of 2^-44, lesser ones 0, so that sums are exact in
+// whatever order the threads add. Each edge (of the top_k, of the nucleus, and the token on which the draw falls) is
+// found a digit at a time from the mass at each value of the digit, as a radix sort would; nothing is sorted.
 
 namespace {
 
-constexpr int kSampleThreads = 1024;
+typedef unsigned long long Mass;
 
-// Ordered like (logit, then the lower id): NaN is above all, so that the choice can say that there is one.
-__device__ __forceinline__ unsigned long long order_key(float logit, int id) {
-  const unsigned bits = __float_as_uint(logit);
-  unsigned ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  if ((bits & 0x7fffffffu) == 0) ordered = 0x80000000u;  // -0 equals 0
-  if (logit != logit) ordered = 0xffffffffu;
-  return static_cast<unsigned long long>(ordered) << 32 | (0xffffffffu - static_cast<unsigned>(id));
+constexpr int kSampleThreads = 1024;
+constexpr int kSampleWarps = kSampleThreads / 32;
+constexpr int kDigitBits = 11;
+constexpr int kBins = 1 << kDigitBits;
+constexpr int kLogitBits = 32;
+constexpr int kIdBits = 22;
+constexpr float kHighestWeight = 17592186044416.0f;  // 2^44
+static_assert(kBins == 2 * kSampleThreads, "a thread has two bins");
+
+// Fractions are multiples of 2^-64, of min_p of 2^-44.
+struct Choice {
+  float temperature;  // 0: the largest logit
+  int top_k;          // 0: all
+  Mass top_p;         // 0: all
+  Mass min_p;
+  Mass uniform;
+};
+
+struct SampleStorage {
+  unsigned low[kBins], high[kBins];  // mass of each bin
+  Mass of_warp[kSampleWarps];
+  unsigned digit;  // what one thread found
+  Mass before, mass;
+};
+
+// An unsigned number in the order of finite logits; others are above all.
+__device__ __forceinline__ unsigned ordered(float logit) {
+  const unsigned bits = __float_as_uint(logit + 0.0f);  // -0 equals 0
+  if ((bits & 0x7f800000u) == 0x7f800000u) return 0xffffffffu;
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-__device__ __forceinline__ unsigned long long warp_largest(unsigned long long key) {
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const unsigned long long other = __shfl_xor_sync(kAllLanes, key, offset);
-    if (other > key) key = other;
+// Ordered by logit, of equals the lower id first.
+__device__ __forceinline__ Mass rank_key(float logit, int id) {
+  return static_cast<Mass>(ordered(logit)) << 32 | (0xffffffffu - static_cast<unsigned>(id));
+}
+
+// Of values of all threads of a block; every thread gets it.
+__device__ Mass block_largest(Mass v, SampleStorage& storage) {
+  for (int offset = 16; offset > 0; offset /= 2) v = max(v, __shfl_xor_sync(kAllLanes, v, offset));
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) storage.of_warp[threadIdx.x / 32] = v;
+  __syncthreads();
+  v = storage.of_warp[threadIdx.x % 32];
+  for (int offset = 16; offset > 0; offset /= 2) v = max(v, __shfl_xor_sync(kAllLanes, v, offset));
+  return v;
+}
+
+__device__ Mass block_sum(Mass v, SampleStorage& storage) {
+  for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) storage.of_warp[threadIdx.x / 32] = v;
+  __syncthreads();
+  v = storage.of_warp[threadIdx.x % 32];
+  for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);
+  return v;
+}
+
+struct Edge {
+  unsigned key;
+  Mass before;  // mass of larger keys
+  Mass mass;    // of this key
+};
+
+// Of the tokens 0 .. n, the smallest key before which (the largest first) the mass is at most target, which is below
+// the sum of all. key_of(i) has kBits bits; mass_of(i) is 0 for a token that does not count. All threads get the edge.
+template <int kBits, typename KeyOf, typename MassOf>
+__device__ Edge find_edge(int n, Mass target, KeyOf key_of, MassOf mass_of, SampleStorage& storage) {
+  Edge edge = {0, 0, 0};
+  int digit_end = kBits;
+  while (digit_end > 0) {
+    const int shift = max(digit_end - kDigitBits, 0);
+    __syncthreads();
+    for (int bin = threadIdx.x; bin < kBins; bin += kSampleThreads) storage.low[bin] = storage.high[bin] = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < n; i += kSampleThreads) {
+      const unsigned key = key_of(i);
+      if (digit_end < kBits && key >> digit_end != edge.key >> digit_end) continue;
+      const Mass mass = mass_of(i);
+      if (mass == 0) continue;
+      // Two additions of 32 bits are faster than one of 64, and as exact: whoever makes the lower half overflow carries.
+      const unsigned bin = (key >> shift) & ((1u << (digit_end - shift)) - 1), low = static_cast<unsigned>(mass);
+      const unsigned old = atomicAdd(&storage.low[bin], low);
+      const unsigned high = static_cast<unsigned>(mass >> 32) + (old + low < old ? 1u : 0u);
+      if (high != 0) atomicAdd(&storage.high[bin], high);
+    }
+    __syncthreads();
+    // Bins in descending order, two to a thread: what is before each.
+    const int bin = kBins - 1 - 2 * static_cast<int>(threadIdx.x), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const Mass first = static_cast<Mass>(storage.high[bin]) << 32 | storage.low[bin];
+    const Mass second = static_cast<Mass>(storage.high[bin - 1]) << 32 | storage.low[bin - 1];
+    Mass before = first + second;
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const Mass lower = __shfl_up_sync(kAllLanes, before, offset);
+      if (lane >= offset) before += lower;
+    }
+    if (lane == 31) storage.of_warp[warp] = before;
+    __syncthreads();
+    before += edge.before - first - second;
+    for (int i = 0; i < warp; i++) before += storage.of_warp[i];
+    if (before <= target && target < before + first + second) {
+      const bool is_first = target < before + first;
+      storage.digit = static_cast<unsigned>(is_first ? bin : bin - 1);
+      storage.before = is_first ? before : before + first;
+      storage.mass = is_first ? first : second;
+    }
+    __syncthreads();
+    edge = {edge.key | storage.digit << shift, storage.before, storage.mass};
+    digit_end = shift;
   }
-  return key;
+  return edge;
+}
+
+// The rank key of the last token that is kept, when the mass before it may be at most target. Tokens of equal logits
+// weigh the same.
+template <typename MassOf>
+__device__ Mass last_kept(const float* logits, int n, Mass target, MassOf mass_of, SampleStorage& storage) {
+  const Edge edge = find_edge<kLogitBits>(n, target, [=](int i) { return ordered(logits[i]); }, mass_of, storage);
+  // mass_of may leave out some of the equals, but none with a lower id than one that it counts.
+  const auto is_equal = [=](int i) { return ordered(logits[i]) == edge.key && mass_of(i) > 0 ? Mass(1) : Mass(0); };
+  Mass equals = 0;
+  for (int i = threadIdx.x; i < n; i += kSampleThreads) equals += is_equal(i);
+  equals = block_sum(equals, storage);
+  const Mass kept = (target - edge.before) / (edge.mass / equals) + 1;
+  if (kept >= equals) return static_cast<Mass>(edge.key) << 32;
+  const auto low_ids_first = [](int i) { return (1u << kIdBits) - 1 - static_cast<unsigned>(i); };
+  const Edge last = find_edge<kIdBits>(n, kept - 1, low_ids_first, is_equal, storage);
+  return static_cast<Mass>(edge.key) << 32 | (0xffffffffu - low_ids_first(static_cast<int>(last.key)));
+}
+
+__device__ int draw(const float* logits, int n, const Choice& choice, float highest, SampleStorage& storage) {
+  Mass last = 0, least = 0;  // rank key and weight of the last token that is kept
+  const auto weight = [&](int i) {
+    if (rank_key(logits[i], i) < last) return Mass(0);
+    const Mass weight = static_cast<Mass>(expf((logits[i] - highest) / choice.temperature) * kHighestWeight);
+    return weight >= least ? weight : Mass(0);
+  };
+  const auto sum = [&] {
+    Mass mass = 0;
+    for (int i = threadIdx.x; i < n; i += kSampleThreads) mass += weight(i);
+    return block_sum(mass, storage);
+  };
+  if (choice.top_k > 0 && choice.top_k < n) {
+    last = last_kept(logits, n, static_cast<Mass>(choice.top_k - 1), [](int) { return Mass(1); }, storage);
+  }
+  if (choice.top_p > 0) last = max(last, last_kept(logits, n, __umul64hi(choice.top_p, sum()), weight, storage));
+  least = choice.min_p;
+  const auto low_ids_first = [](int i) { return (1u << kIdBits) - 1 - static_cast<unsigned>(i); };
+  const Edge edge = find_edge<kIdBits>(n, __umul64hi(choice.uniform, sum()), low_ids_first, weight, storage);
+  return static_cast<int>(low_ids_first(static_cast<int>(edge.key)));
 }
 
 }  // namespace
 
-// logits (n, vocab_size) -> chosen (n,), -1 for a vector with a NaN or whose largest is infinite. Where tokens is not
-// NULL, tokens[i] becomes the choice and positions[i] one more: the next step's input. One block per vector.
-extern "C" __global__ void __launch_bounds__(kSampleThreads)
-    argmax(const float* __restrict__ logits, int vocab_size, int* __restrict__ chosen, int* __restrict__ tokens,
-           int* __restrict__ positions) {
-  __shared__ unsigned long long largest[kSampleThreads / 32];
+// logits (n, vocab_size), choices (n,) -> chosen (n,), -1 for a vector that is not finite. tokens[i] becomes the choice
+// and positions[i] one more: the next step's input, unless that is known better.
+extern "C" __global__ void __launch_bounds__(kSampleThreads, 1)
+    choose(const float* __restrict__ logits, int vocab_size, const Choice* __restrict__ choices,
+           int* __restrict__ chosen, int* __restrict__ tokens, int* __restrict__ positions) {
+  __shared__ SampleStorage storage;
   const float* row = logits + static_cast<size_t>(blockIdx.x) * vocab_size;
-  unsigned long long key = 0;
-  for (int i = threadIdx.x; i < vocab_size; i += kSampleThreads) {
-    const unsigned long long other = order_key(row[i], i);
-    if (other > key) key = other;
-  }
-  key = warp_largest(key);
-  if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = key;
-  __syncthreads();
-  if (threadIdx.x >= 32) return;
-  key = warp_largest(largest[threadIdx.x]);
-  if (threadIdx.x != 0) return;
-  const unsigned ordered = static_cast<unsigned>(key >> 32);
-  const int id = static_cast<int>(0xffffffffu - static_cast<unsigned>(key));
-  const bool finite = ordered > 0x007fffffu && ordered < 0xff800000u;
-  chosen[blockIdx.x] = finite ? id : -1;
-  if (tokens != nullptr) {
+  Mass largest = 0;
+  for (int i = threadIdx.x; i < vocab_size; i += kSampleThreads) largest = max(largest, rank_key(row[i], i));
+  largest = block_largest(largest, storage);
+  const bool finite = largest >> 32 != 0xffffffffu;
+  int id = static_cast<int>(0xffffffffu - static_cast<unsigned>(largest));
+  const Choice choice = choices[blockIdx.x];
+  if (finite && choice.temperature > 0) id = draw(row, vocab_size, choice, row[id], storage);
+  if (threadIdx.x == 0) {
+    chosen[blockIdx.x] = finite ? id : -1;
     tokens[blockIdx.x] = finite ? id : 0;
     positions[blockIdx.x] += 1;
   }

@@ -1,4 +1,4 @@
-"""Embedding, RMSNorm and quantization of vectors, and the greedy choice: one block of threads per token."""
+"""Embedding, RMSNorm and quantization of vectors: one block of threads per token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from ..source import compile_module
 from .arguments import NULL, expect, expect_at_least, integers
 
 THREADS = 512
-SAMPLE_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -87,25 +86,3 @@ class VectorKernels:
         """Vectors 0 .. n of to = silu(gate) * up, quantized; gate_up (n, 2, hidden_dim)."""
         expect_at_least("gate_up", gate_up, "float32", 2 * n * to.columns)
         self._swiglu((n,), (THREADS,), (gate_up, *integers(to.columns, BITS[to.type]), *vector_arguments(to, n)))
-
-
-class Argmax:
-    """The greedy choice on the device."""
-
-    def __init__(self, cupy: Any) -> None:
-        self._kernel = compile_module(cupy, ["sample"], []).get_function("argmax")
-
-    def __call__(
-        self, logits: Any, n: int, vocab_size: int, chosen: Any, tokens: Any = None, positions: Any = None
-    ) -> None:
-        """chosen (n,) = the lowest id with the largest of logits (n, vocab_size); -1 where they are not finite.
-
-        tokens, positions  int32 (n,): become the next step's input, the choice and one more. Both or neither.
-        """
-        expect_at_least("logits", logits, "float32", n * vocab_size)
-        expect_at_least("chosen", chosen, "int32", n)
-        following = (NULL, NULL)
-        if tokens is not None:
-            following = (expect_at_least("tokens", tokens, "int32", n),
-                         expect_at_least("positions", positions, "int32", n))  # fmt: skip
-        self._kernel((n,), (SAMPLE_THREADS,), (logits, np.int32(vocab_size), chosen, *following))

@@ -37,6 +37,9 @@ EMULATED int __dp4a(char4 a, char4 b, int c) {
 }
 #endif
 
+EMULATED unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+  return static_cast<unsigned long long>(static_cast<unsigned __int128>(a) * b >> 64);
+}
 EMULATED int __popc(unsigned v) { return __builtin_popcount(v); }
 EMULATED int __popcll(unsigned long long v) { return __builtin_popcountll(v); }
 EMULATED int __clz(int v) { return v ? __builtin_clz(static_cast<unsigned>(v)) : 32; }
