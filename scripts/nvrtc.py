@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INSTALL = "pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12 nvidia-cuda-nvdisasm"
+MAX_SHARED = 48 << 10  # bytes of static shared memory that a block can have
 
 
 class CompileError(RuntimeError):
-    """The compiler's log."""
+    """What the compiler says is wrong."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ class Nvrtc:
             failed = self._nvrtc.nvrtcCompileProgram(program, len(flags), array)
             log = self._text(program, "ProgramLog").decode()
             if failed:
-                raise CompileError(log)
+                too_large = [f"{name} has {usage.shared} bytes of static shared memory, {MAX_SHARED} are allowed"
+                             for name, usage in _usage(log).items() if usage.shared > MAX_SHARED]  # fmt: skip
+                raise CompileError("; ".join(too_large) or log)  # the log does not say that it is an error
             names = {expression: self._lowered(program, expression) for expression in expressions}
             return Compiled(self._text(program, "CUBIN"), names, _usage(log), log)
         finally:

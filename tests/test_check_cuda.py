@@ -143,6 +143,14 @@ def test_what_to_install_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not has_wheels(), reason="NVRTC's wheels are not installed")
+def test_too_much_shared_memory_is_named() -> None:
+    code = """extern "C" __global__ void k(int* x) {
+        __shared__ int s[12289]; s[*x] = 1; __syncthreads(); *x = s[*x + 1]; }"""
+    with pytest.raises(nvrtc.CompileError, match="k has 49156 bytes of static shared memory, 49152 are allowed"):
+        nvrtc.Nvrtc().compile(code, (), (), 80)
+
+
+@pytest.mark.skipif(not has_wheels(), reason="NVRTC's wheels are not installed")
 def test_spills_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     row = check_cuda.Row("matvec", 80, variants=1, spilled=8)
     report = check_cuda.Report([row], ["matvec<4, 64, 1>, sm_80: 8 bytes"], {})

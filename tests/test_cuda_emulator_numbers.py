@@ -419,6 +419,19 @@ def test_launch_bounds_are_kept(cupy: StandIn) -> None:
         kernel((1,), (65,), (x,))
 
 
+def test_static_shared_arrays_that_are_too_large_together_are_found(cupy: StandIn) -> None:
+    body = """
+      __shared__ int s[{0}], t[{0}];
+      const int i = threadIdx.x;
+      s[i] = t[i] = b[i];
+      __syncthreads();
+      b[i] = s[31 - i] + t[31 - i];"""
+    launch(cupy, body.format(6144), np.zeros(32, np.int32), parameters="int* b")
+    if cupy.device.settings.checks:
+        with pytest.raises(EmulationError, match="static shared arrays of 49160 bytes"):
+            launch(cupy, body.format(6145), np.zeros(32, np.int32), parameters="int* b")
+
+
 def test_too_much_static_shared_memory_does_not_compile(cupy: StandIn) -> None:
     body = "__shared__ int s[13000]; s[threadIdx.x] = b[0]; __syncthreads(); b[threadIdx.x] = s[31 - threadIdx.x];"
     with pytest.raises(CompileError, match="48 KiB"):

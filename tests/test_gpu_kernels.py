@@ -137,7 +137,7 @@ def test_products_have_the_bits_of_the_cpu(cupy: Any, uploader: Uploader, type: 
         assert out.get().tobytes() == MatrixProduct(weight, n)(x).tobytes()
 
 
-@pytest.mark.parametrize("n", [1, 3, 8])
+@pytest.mark.parametrize("n", [1, 3, 4, 8])
 @pytest.mark.parametrize("next_type", ["q4", "q8"])
 @pytest.mark.parametrize(("type", "group_size"), FORMATS)
 def test_residual_is_added_and_normed_by_the_last_block(

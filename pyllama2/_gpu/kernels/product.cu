@@ -10,6 +10,8 @@
 namespace {
 
 constexpr int kWarps = 16;
+constexpr int kSharedBytes = 48 * 1024;  // that a block has without being asked for more
+constexpr int kFusedBytes = 4224;  // of them, for the steps that are fused to a product
 
 template <int kBits, int kGroup, int kColumns, int kTiles>
 struct Plan {
@@ -21,12 +23,13 @@ struct Plan {
   static constexpr int kFits = 19 * 1024 / (kWarps * kGroupBytes);
   static constexpr int kAhead = kFits >= kWanted ? kWanted : kFits >= 2 && kWanted >= 2 ? 2 : 1;
   static constexpr int kStep = kAhead * kWarps;  // groups between two barriers
-  static constexpr int kBuffers = 2 * kStep * kGroupBytes <= 36 * 1024 ? 2 : 1;
   // Vectors that are multiplied at once. A loop over more of them is not unrolled, or registers would be spilled.
   static constexpr int kFew = kColumns <= 4 ? kColumns : (kColumns + 1) / 2;
   static constexpr int kAtOnce = kChunks * kTiles >= 8 ? 1 : kChunks * kTiles >= 4 && kFew > 2 ? 2 : kFew;
   static constexpr int kPlanePieces = kAhead * kGroup / 16;  // of 16 bytes, that a warp takes of a plane
   static constexpr int kPieces = kAtOnce * kPlanes * kPlanePieces;  // and of these vectors
+  static constexpr int kSlotBytes = kWarps * kPieces * 16 + kColumns * kStep * 8;  // of shared memory
+  static constexpr int kBuffers = 2 * kStep * kGroupBytes + kSlotBytes + kFusedBytes <= kSharedBytes ? 2 : 1;
   static constexpr int kPiecesOfLane = (kPieces + 31) / 32;
   static constexpr int kScalesOfLane = (kStep + 31) / 32;
   // Two blocks on a multiprocessor as long as no registers have to be spilled for it.
@@ -181,6 +184,8 @@ __device__ __forceinline__ void multiply(const uint4* __restrict__ codes, const 
   __shared__ Staged<P, kColumns, kTiles> staged[P::kBuffers];
   __shared__ uint4 vector_slots[kWarps][P::kPieces];
   __shared__ float2 scale_slots[kColumns][P::kStep];
+  static_assert(sizeof(staged) + sizeof(vector_slots) + sizeof(scale_slots) + kFusedBytes <= kSharedBytes,
+                "a block cannot have that much shared memory");
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int group = warp * P::kAhead;  // the first of those that this warp has on their way
   Place places[kTiles];

@@ -130,5 +130,6 @@ extern "C" EMULATOR_EXPORT int emulator_launch(const EmulatorLaunch* launch) {
   CrashGuard guard;
   if (sigsetjmp(after_crash, 1) == 0) run_blocks(*launch);
   state.current = -1;
+  if (state.modes.check) check_static_shared();
   return n_findings();
 }

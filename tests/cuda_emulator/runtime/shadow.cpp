@@ -17,6 +17,7 @@ namespace emulator {
 namespace {
 
 constexpr int kLine = 16, kPageLines = 64;
+constexpr size_t kMaxStaticShared = 48 << 10;
 
 struct Cell {
   Access write, first, second;
@@ -222,6 +223,17 @@ void check_access(uintptr_t address, int bytes, Kind kind, bool must_be_aligned,
     const size_t n = std::min<size_t>(bytes - done, kLine - at % kLine);
     touch_line(*region, at, n, kind, code);
     done += n;
+  }
+}
+
+void check_static_shared() {
+  size_t bytes = 0;
+  for (const Region& r : regions) {
+    const bool is_dynamic = r.start == reinterpret_cast<uintptr_t>(state.dynamic_shared);
+    if (r.space == kShared && !is_dynamic && !r.pages.empty()) bytes += r.bytes;
+  }
+  if (bytes > kMaxStaticShared) {
+    find("launch", text("static shared arrays of %zu bytes, where a block can have %zu", bytes, kMaxStaticShared), {});
   }
 }
 

@@ -18,6 +18,9 @@ void sort_memory();  // after the last add_memory
 // Checks an access of the current thread before it is made; leaves the launch when it would do harm.
 void check_access(uintptr_t address, int bytes, Kind kind, bool must_be_aligned, const void* code);
 
+// After a launch: the static shared arrays that it touched, together, must fit into a block's shared memory.
+void check_static_shared();
+
 const char* code_of(uint32_t site);  // the code address that an Access keeps as a number
 
 }  // namespace emulator
