@@ -21,8 +21,8 @@ static_assert(kBins == 2 * kSampleThreads, "a thread has two bins");
 // Fractions are multiples of 2^-64, of min_p of 2^-44.
 struct Choice {
   float temperature;  // 0: the largest logit
-  int top_k;          // 0: all
-  Mass top_p;         // 0: all
+  int top_k;  // 0: all
+  Mass top_p;  // 0: all
   Mass min_p;
   Mass uniform;
 };
@@ -70,7 +70,7 @@ __device__ Mass block_sum(Mass v, SampleStorage& storage) {
 struct Edge {
   unsigned key;
   Mass before;  // mass of larger keys
-  Mass mass;    // of this key
+  Mass mass;  // of this key
 };
 
 // Of the tokens 0 .. n, the smallest key before which (the largest first) the mass is at most target, which is below
