@@ -194,9 +194,10 @@ def test_swiglu_is_quantized_by_the_last_block_of_a_group(
     assert again.codes.get().tobytes() == to.codes.get().tobytes()
 
 
+@pytest.mark.parametrize("dim", [172, 128])
 @pytest.mark.parametrize("table_type", ["q4", "q8", "float16", "float32"])
-def test_embedding_rows_are_those_of_the_file(cupy: Any, uploader: Uploader, table_type: str) -> None:
-    shape, tokens = (70, 172), np.array([0, 69, 33, 33, 7], np.int32)
+def test_embedding_rows_are_those_of_the_file(cupy: Any, uploader: Uploader, table_type: str, dim: int) -> None:
+    shape, tokens = (70, dim), np.array([0, 69, 33, 33, 7], np.int32)
     if table_type in ("q4", "q8"):
         weight = random_weight(table_type, 64, shape)
         table: Any = uploader.matrix(weight)
@@ -204,9 +205,13 @@ def test_embedding_rows_are_those_of_the_file(cupy: Any, uploader: Uploader, tab
     else:
         numbers = random_vectors(*shape).astype(table_type)
         table, expected = cupy.asarray(numbers), numbers.astype(np.float32)[tokens]
-    x = cupy.empty((5, 172), np.float32)
-    VectorKernels(cupy, 64, table_type).embed(table, cupy.asarray(tokens), 5, x)
+    x, kernels = cupy.empty((5, dim), np.float32), VectorKernels(cupy, 64, table_type)
+    kernels.embed(table, cupy.asarray(tokens), 5, x)
     assert x.get().tobytes() == expected.tobytes()
+    norm_weight = random_vectors(1, dim, seed=5)[0]
+    normed = Vectors.empty(cupy, "q4", 5, dim, 64)
+    kernels.embed(table, cupy.asarray(tokens), 5, x, Norm(cupy.asarray(norm_weight), EPS, normed))
+    assert_quantized(normed, rms_norm(expected, norm_weight, EPS))
 
 
 def choose(cupy: Any, logits: np.ndarray, choices: list[Choice]) -> list[int]:

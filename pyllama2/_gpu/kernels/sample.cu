@@ -46,10 +46,9 @@ __device__ __forceinline__ Mass rank_key(float logit, int id) {
   return static_cast<Mass>(ordered(logit)) << 32 | (0xffffffffu - static_cast<unsigned>(id));
 }
 
-// Of values of all threads of a block; every thread gets it.
+// Of values of all threads of a block, before anything else is in the storage; every thread gets it.
 __device__ Mass block_largest(Mass v, SampleStorage& storage) {
   for (int offset = 16; offset > 0; offset /= 2) v = max(v, __shfl_xor_sync(kAllLanes, v, offset));
-  __syncthreads();
   if (threadIdx.x % 32 == 0) storage.of_warp[threadIdx.x / 32] = v;
   __syncthreads();
   v = storage.of_warp[threadIdx.x % 32];
@@ -81,7 +80,6 @@ __device__ Edge find_edge(int n, Mass target, KeyOf key_of, MassOf mass_of, Samp
   int digit_end = kBits;
   while (digit_end > 0) {
     const int shift = max(digit_end - kDigitBits, 0);
-    __syncthreads();
     for (int bin = threadIdx.x; bin < kBins; bin += kSampleThreads) storage.low[bin] = storage.high[bin] = 0;
     __syncthreads();
     for (int i = threadIdx.x; i < n; i += kSampleThreads) {
