@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import argparse
 import re
+import statistics
+import subprocess
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from story_grammar import held_out_stories, training_stories, word_lists
 
 PROMPT = "Once upon a time"
-FEWEST_WORDS, MOST_TOKENS, LONGEST_RUN = 60, 220, 11
+FEWEST_WORDS, MOST_TOKENS, LONGEST_RUN, MOST_SECONDS = 60, 220, 11, 0.5
 KEY = 5  # words of a run that are looked up at once
 
 
@@ -111,6 +114,22 @@ def check_stories(args: argparse.Namespace) -> bool:
     return n_good >= 0.9 * len(verdicts) and n_different == len(verdicts)
 
 
+def check_start(model: str | None) -> bool:
+    """How long the command line takes to the first words, of several times the one in the middle."""
+    command = [sys.executable, "-m", "pyllama2.generate", *(["-m", model] if model else []), PROMPT]
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            assert process.stdout is not None
+            process.stdout.read(len(PROMPT) + 2)  # a character more than the prompt and a space or comma
+            seconds.append(time.perf_counter() - started)
+            process.communicate()
+    median = statistics.median(seconds)
+    print(f"from the start of Python to the first words: {median:.2f} s")
+    return median < MOST_SECONDS
+
+
 def check_held_out(args: argparse.Namespace) -> bool:
     """Compare bits per byte on held-out stories, of both models, as pyllama2 perplexity measures them."""
     with Llama(args.model) as ours, Llama(args.against, tokenizer=args.tokenizer) as theirs:
@@ -138,8 +157,10 @@ def main() -> int:
     parser.add_argument("--tokenizer", help="its tokenizer")
     parser.add_argument("--held-out", type=int, default=100, help="held-out stories to compare on")
     args = parser.parse_args()
-    good = check_stories(args)
-    return 0 if (check_held_out(args) if args.against else True) and good else 1
+    checks = [check_stories(args), check_start(args.model)]
+    if args.against:
+        checks.append(check_held_out(args))
+    return 0 if all(checks) else 1
 
 
 if __name__ == "__main__":

@@ -56,7 +56,6 @@ def expressions(columns: range) -> dict[str, list[str]]:
         "matmul": [f"matmul<{bits}, {group}>" for bits, group in FORMATS],
         "matmul_mma": [f"matmul_mma<{bits}, {group}>" for bits, group in FORMATS],
         "prompt": [f"swiglu_quantize<{group}>" for group in GROUPS],
-        "dequantize": [f"dequantize<{bits}, {group}>" for bits, group in FORMATS],
         "rope": [],
         "sample": [],
         "upload": [],

@@ -9,7 +9,7 @@ import pytest
 from gpu_layout import device_vectors, random_vectors, random_weight
 
 from pyllama2._cpu.matrix import MatrixProduct
-from pyllama2._gpu.launchers.matmul import Dequantize, Matmul, part_of
+from pyllama2._gpu.launchers.matmul import Matmul, part_of
 from pyllama2._gpu.launchers.upload import Uploader
 from pyllama2._gpu.launchers.vectors import VectorKernels
 from pyllama2._gpu.layout import Vectors
@@ -53,14 +53,6 @@ def test_matrices_that_lie_together(cupy: Any, compute_capability: int) -> None:
     matmul(uploader.matrix(gate, up, in_turns=True), vectors, n, out)
     assert out.get()[:, 0].tobytes() == MatrixProduct(gate, n)(x).tobytes()
     assert out.get()[:, 1].tobytes() == MatrixProduct(up, n)(x).tobytes()
-
-
-@pytest.mark.parametrize(("type", "group_size"), FORMATS)
-def test_dequantized_matrices_are_those_of_the_file(cupy: Any, type: str, group_size: int) -> None:
-    weight = random_weight(type, group_size, (75, 172))
-    out = cupy.empty((75, 172), np.float16)
-    Dequantize(cupy, type, group_size)(Uploader(cupy).matrix(weight), out)
-    assert out.get().tobytes() == weight.dequantize().astype(np.float16).tobytes()
 
 
 def test_room_for_the_vectors_is_checked(cupy: Any) -> None:

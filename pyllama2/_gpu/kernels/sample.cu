@@ -27,6 +27,11 @@ struct Choice {
   Mass uniform;
 };
 
+// Keys of ids, the lowest first; ids of such keys.
+struct LowIdsFirst {
+  __device__ __forceinline__ unsigned operator()(int i) const { return (1u << kIdBits) - 1 - static_cast<unsigned>(i); }
+};
+
 struct SampleStorage {
   unsigned low[kBins], high[kBins];  // mass of each bin
   Mass of_warp[kSampleWarps];
@@ -132,7 +137,7 @@ __device__ Mass last_kept(const float* logits, int n, Mass target, MassOf mass_o
   equals = block_sum(equals, storage);
   const Mass kept = (target - edge.before) / (edge.mass / equals) + 1;
   if (kept >= equals) return static_cast<Mass>(edge.key) << 32;
-  const auto low_ids_first = [](int i) { return (1u << kIdBits) - 1 - static_cast<unsigned>(i); };
+  const LowIdsFirst low_ids_first;
   const Edge last = find_edge<kIdBits>(n, kept - 1, low_ids_first, is_equal, storage);
   return static_cast<Mass>(edge.key) << 32 | (0xffffffffu - low_ids_first(static_cast<int>(last.key)));
 }
@@ -154,7 +159,7 @@ __device__ int draw(const float* logits, int n, const Choice& choice, float high
   }
   if (choice.top_p > 0) last = max(last, last_kept(logits, n, __umul64hi(choice.top_p, sum()), weight, storage));
   least = choice.min_p;
-  const auto low_ids_first = [](int i) { return (1u << kIdBits) - 1 - static_cast<unsigned>(i); };
+  const LowIdsFirst low_ids_first;
   const Edge edge = find_edge<kIdBits>(n, __umul64hi(choice.uniform, sum()), low_ids_first, weight, storage);
   return static_cast<int>(low_ids_first(static_cast<int>(edge.key)));
 }

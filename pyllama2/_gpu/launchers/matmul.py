@@ -8,7 +8,7 @@ import numpy as np
 
 from ..layout import BITS, TILE_ROWS, DeviceMatrix, Vectors
 from ..source import compile_module
-from .arguments import expect, expect_at_least, integers
+from .arguments import expect_at_least, integers
 from .matvec import matrix_arguments
 
 _THREADS = 256
@@ -62,18 +62,3 @@ class Rope:
         expect_at_least("positions", positions, "int32", n)
         blocks = max(1, min(64, width // 512))
         self._kernel((n, blocks), (_THREADS,), (x, turns, positions, *integers(width, head_dim)))
-
-
-class Dequantize:
-    """A quantized matrix as float16, for a library's matrix product."""
-
-    def __init__(self, cupy: Any, type: str, group_size: int) -> None:
-        name = f"dequantize<{BITS[type]}, {group_size}>"
-        self._kernel = compile_module(cupy, ["dequantize"], [name]).get_function(name)
-
-    def __call__(self, matrix: DeviceMatrix, out: Any) -> None:
-        """out float16 (rows, columns) = the matrix, which has one part."""
-        (rows,) = matrix.parts
-        expect("out", out, "float16", (rows, matrix.columns))
-        arguments = (matrix.codes.view(np.int8), matrix.scales, *integers(rows, matrix.columns), out)
-        self._kernel((matrix.groups, matrix.tiles), (1024,), arguments)
