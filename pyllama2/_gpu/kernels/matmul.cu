@@ -67,24 +67,6 @@ __device__ __forceinline__ void stage_group(StagedGroup<kBits, kGroup, kVectors>
   }
 }
 
-// sum += 16 bytes of a row's codes (32 of q4) times the vector's.
-template <int kBits>
-__device__ __forceinline__ void dot_piece(const uint4& row, const uint4& first, const uint4& second, int& sum,
-                                          int& other) {
-  const unsigned w[4] = {row.x, row.y, row.z, row.w};
-  const unsigned a[4] = {first.x, first.y, first.z, first.w}, b[4] = {second.x, second.y, second.z, second.w};
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    if (kBits == 4) {
-      sum = dp4a_unsigned_signed(w[i] & 0x0f0f0f0fu, static_cast<int>(a[i]), sum);
-      other = dp4a_unsigned_signed(w[i] & 0xf0f0f0f0u, static_cast<int>(b[i]), other);
-    } else {
-      sum = __dp4a(static_cast<int>(w[i]), static_cast<int>(a[i]), sum);
-      other = dp4a_unsigned_signed(b[i], static_cast<int>(w[i]), other);
-    }
-  }
-}
-
 }  // namespace
 
 // Tiles of a matrix -> out (n, parts, rows) = the products with n vectors, or += them. Grid (tiles / 2, n / 64).

@@ -93,22 +93,11 @@ struct WarpVectors {
 template <int kBits, int kGroup>
 __device__ __forceinline__ int group_sum(const RowGroup<kGroup * kBits / 128>& row, const uint4* x, int apart) {
   constexpr int kChunks = kGroup * kBits / 128;
-  int sum = 0, other = 0;  // of q4 the nibbles below, and 16 times those above; of q8 the high bytes, and the low ones
+  int sum = 0, other = 0;
 #pragma unroll
   for (int h = 0; h < kChunks; h++) {
     const uint4 first = x[h], second = x[kBits == 4 ? kChunks + h : apart + h];
-    const unsigned w[4] = {row.codes[h].x, row.codes[h].y, row.codes[h].z, row.codes[h].w};
-    const unsigned a[4] = {first.x, first.y, first.z, first.w}, b[4] = {second.x, second.y, second.z, second.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      if (kBits == 4) {
-        sum = dp4a_unsigned_signed(w[i] & 0x0f0f0f0fu, static_cast<int>(a[i]), sum);
-        other = dp4a_unsigned_signed(w[i] & 0xf0f0f0f0u, static_cast<int>(b[i]), other);
-      } else {
-        sum = __dp4a(static_cast<int>(w[i]), static_cast<int>(a[i]), sum);
-        other = dp4a_unsigned_signed(b[i], static_cast<int>(w[i]), other);
-      }
-    }
+    dot_piece<kBits>(row.codes[h], first, second, sum, other);
   }
   return kBits == 4 ? sum + (other >> 4) : sum * 256 + other;
 }

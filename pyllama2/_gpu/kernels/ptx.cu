@@ -1,4 +1,4 @@
-// Instructions that CUDA has no name for, each in a function of its own.
+// Instructions that CUDA has no name for, each in a function of its own, and the inner products that are made of them.
 
 namespace {
 
@@ -6,6 +6,25 @@ namespace {
 __device__ __forceinline__ int dp4a_unsigned_signed(unsigned a, int b, int c) {
   asm("dp4a.u32.s32 %0, %1, %2, %0;" : "+r"(c) : "r"(a), "r"(b));
   return c;
+}
+
+// sum and other += 16 bytes of a row's codes (32 of q4) times those of a vector, exactly: of q4 the nibbles below, and 16
+// times those above; of q8 the vector's high bytes, and its low ones.
+template <int kBits>
+__device__ __forceinline__ void dot_piece(const uint4& row, const uint4& first, const uint4& second, int& sum,
+                                          int& other) {
+  const unsigned w[4] = {row.x, row.y, row.z, row.w};
+  const unsigned a[4] = {first.x, first.y, first.z, first.w}, b[4] = {second.x, second.y, second.z, second.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    if (kBits == 4) {
+      sum = dp4a_unsigned_signed(w[i] & 0x0f0f0f0fu, static_cast<int>(a[i]), sum);
+      other = dp4a_unsigned_signed(w[i] & 0xf0f0f0f0u, static_cast<int>(b[i]), other);
+    } else {
+      sum = __dp4a(static_cast<int>(w[i]), static_cast<int>(a[i]), sum);
+      other = dp4a_unsigned_signed(b[i], static_cast<int>(w[i]), other);
+    }
+  }
 }
 
 // Sixteen bytes that are read once: they do not displace what the L1 cache holds.
