@@ -12,7 +12,7 @@ import random
 import sys
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import closing
 from dataclasses import replace
 from types import TracebackType
@@ -144,13 +144,13 @@ class Llama:
         are, without BOS. Raises ContextLengthError when a prompt is longer than n_ctx, ValueError or
         TypeError for wrong arguments, NumericalError when the model computes NaN.
         """
-        params = SamplingParams.of(params, **sampling)
+        params = self._params(params, sampling)
         if not is_list_of_prompts(prompt):
             return self._complete([self._request(cast(Prompt, prompt), params)])[0]
-        requests = []
+        requests: list[Request] = []
         for i, one in enumerate(cast(Sequence[Prompt], prompt)):
             try:
-                requests.append(self._request(one, params))
+                requests.append(self._request(one, params, requests[0].stop_ids if requests else None))
             except (ContextLengthError, TypeError, ValueError) as error:
                 kind = next(kind for kind in (ContextLengthError, TypeError, ValueError) if isinstance(error, kind))
                 raise kind(f"prompt {i}: {error}") from error
@@ -162,7 +162,7 @@ class Llama:
         Arguments are checked at once; errors are those of generate(). The stream has a property completion,
         all that came so far, and close().
         """
-        return self._stream(self._request(prompt, SamplingParams.of(params, **sampling)))
+        return self._stream(self._request(prompt, self._params(params, sampling)))
 
     def astream(
         self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any
@@ -172,7 +172,7 @@ class Llama:
         Chunks are computed in a thread of the event loop's executor. A task that is cancelled, or leaves the loop and
         calls aclose(), ends the generation.
         """
-        return pulled_in_threads(self._stream(self._request(prompt, SamplingParams.of(params, **sampling))))
+        return pulled_in_threads(self._stream(self._request(prompt, self._params(params, sampling))))
 
     def chat(
         self,
@@ -189,7 +189,7 @@ class Llama:
         Raises ValueError for messages that the format cannot express, and for format markers inside a
         message unless allow_markers; else like generate().
         """
-        request = self._chat_request(messages, SamplingParams.of(params, **sampling), template, allow_markers)
+        request = self._chat_request(messages, self._params(params, sampling), template, allow_markers)
         return self._complete([request])[0]
 
     def stream_chat(
@@ -202,9 +202,7 @@ class Llama:
         **sampling: Any,
     ) -> Stream:
         """chat(), chunk by chunk."""
-        return self._stream(
-            self._chat_request(messages, SamplingParams.of(params, **sampling), template, allow_markers)
-        )
+        return self._stream(self._chat_request(messages, self._params(params, sampling), template, allow_markers))
 
     def astream_chat(
         self,
@@ -362,18 +360,23 @@ class Llama:
     def _checked_ids(self, tokens: Sequence[int]) -> list[int]:
         return checked_ids(tokens, self.config.vocab_size, self.n_ctx)
 
-    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+    def _params(self, params: SamplingParams | None, sampling: dict[str, Any]) -> SamplingParams:
+        """Checked for this model, which must be open."""
+        params = SamplingParams.of(params, **sampling)
         self._open()
         check_token_ids(params, self.config.vocab_size)
+        return params
+
+    def _request(self, prompt: Prompt, params: SamplingParams, stop_ids: Collection[int] | None = None) -> Request:
+        """stop_ids are self._stop_ids(params), where these are known."""
         ids = self._prompt_ids(prompt)
         echo = "" if not params.echo else prompt if isinstance(prompt, str) else self.detokenize(ids)
-        return Request(ids, params, self._seed(params), self._stop_ids(params), echo)
+        stop_ids = self._stop_ids(params) if stop_ids is None else stop_ids
+        return Request(ids, params, self._seed(params), stop_ids, echo)
 
     def _chat_request(
         self, messages: Sequence[Message], params: SamplingParams, template: str | None, allow_markers: bool
     ) -> Request:
-        self._open()
-        check_token_ids(params, self.config.vocab_size)
         ids = self._checked_ids(self.chat_tokens(messages, template=template, allow_markers=allow_markers))
         stop_ids = self._stop_ids(params, self._chat_format(template).stop_ids)
         echo = self.detokenize(ids) if params.echo else ""
@@ -420,10 +423,8 @@ class Llama:
 
     def _complete(self, requests: Sequence[Request]) -> list[Completion]:
         self._open()
-        texts = list(map(self._text, requests))
+        texts = map(self._text, requests)
         if self._scheduler.driven_here():  # by a logits processor, whose text waits for it
             with closing(self._new_scheduler()) as scheduler:
-                scheduler.run(texts)
-        else:
-            self._scheduler.run(texts)
-        return [text.completion() for text in texts]
+                return scheduler.run(texts)
+        return self._scheduler.run(texts)

@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -136,6 +137,12 @@ class SamplingParams:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
+    @cached_property
+    def bias_arrays(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The token ids and the numbers of logit_bias, once for all texts."""
+        biases = self.logit_bias or {}
+        return np.fromiter(biases, np.int64), np.fromiter(biases.values(), np.float64)
+
     @classmethod
     def of(cls, params: SamplingParams | None = None, **sampling: Any) -> SamplingParams:
         """params (None: the defaults) with what sampling names changed. Raises TypeError and ValueError."""
@@ -169,8 +176,7 @@ class Sampler:
         self._params = params
         self._random = random.Random(seed)
         self._uniforms: deque[float] = deque()  # random numbers that were drawn ahead
-        self._biased = np.fromiter(params.logit_bias or (), np.int64)
-        self._bias = np.fromiter((params.logit_bias or {}).values(), np.float64)
+        self._biased, self._bias = params.bias_arrays
 
     def sample(self, logits: NDArray[np.float32], token_ids: Sequence[int], n_prompt: int) -> int:
         """The token that follows token_ids, the first n_prompt of which are the prompt.

@@ -7,7 +7,8 @@
            -> each samples its next token, and further ones while they were guessed -> pieces in the jobs' queues
 
 Texts join and leave at any step, in order of their arrival when rows are short. A text whose consumer is elsewhere
-runs at most AHEAD pieces ahead of it; then it pauses, and gives up its row to a text that waits for one.
+runs at most AHEAD pieces ahead of it; then it pauses, and gives up its row to a text that waits for one. Of a long
+list only the texts whose turn comes soon exist: a step costs the same whatever the length of the list.
 The driver alone changes rows and cache; it holds Ctrl-C back except where that harms its own caller's texts only.
 
 Used by llama.py.
@@ -18,23 +19,28 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .backend import Backend, Batch, KVCache
+from .completion import Completion
 from .generation import Piece, Text
 from .interrupts import Interrupts
-from .prefix_cache import PrefixCache, Row, common_prefix
+from .prefix_cache import MAX_ROWS, PrefixCache, Row, common_prefix
 from .prompt_lookup import PromptLookup
 from .sampling import Choice
 
 # Pieces a text may be ahead of its consumer.
 AHEAD = 4
+# Texts of one list that are generated or next in turn. While other callers drive, so many more rows may become free
+# before this one sees it.
+_AT_ONCE = 2 * MAX_ROWS
 # Prompt tokens a step; fewer while texts are decoded, which wait for it.
 _PROMPT_TOKENS = 512
 _PROMPT_TOKENS_BESIDE_OTHERS = 128
@@ -85,6 +91,12 @@ class Job:
         """How many of its tokens are still to be fed to the model."""
         return 0 if self.row is None else len(self.text.context) - len(self.row.ids)
 
+    def completion(self) -> Completion:
+        """All that was made of it."""
+        for piece in self.queue:
+            self.text.deliver(piece)
+        return self.text.completion()
+
 
 @dataclass
 class Part:
@@ -134,18 +146,23 @@ class Scheduler:
             job.cancelled = True
             raise
 
-    def run(self, texts: Sequence[Text]) -> None:
-        """Generate texts to their ends. An exception of one of them ends them all."""
-        jobs = [Job(text, ahead=None) for text in texts]
+    def run(self, texts: Iterable[Text]) -> list[Completion]:
+        """Generate texts to their ends; they are asked for when their turn comes. An exception of one ends them all."""
+        coming = enumerate(texts)
+        jobs: dict[int, Job] = {}
+        found: dict[int, Completion] = {}
         try:
             with Interrupts() as interrupts:
-                self._drive(jobs, lambda: self._all_ended(jobs), interrupts)
+                while True:
+                    jobs.update((i, Job(text, ahead=None)) for i, text in islice(coming, _AT_ONCE - len(jobs)))
+                    if not jobs:
+                        break
+                    for i in self._drive(jobs.values(), lambda: self._ended(jobs), interrupts):
+                        found[i] = jobs.pop(i).completion()
         finally:
-            for job in jobs:
+            for job in jobs.values():
                 job.cancelled = True
-        for job in jobs:
-            for piece in job.queue:
-                job.text.deliver(piece)
+        return [found[i] for i in range(len(found))]
 
     def driven_here(self) -> bool:
         """Whether the calling thread is inside a step: in a logits processor, that is. It must not wait for another."""
@@ -192,20 +209,21 @@ class Scheduler:
             raise job.error
         return (None,) if job.ended else None
 
-    def _all_ended(self, jobs: Collection[Job]) -> bool | None:
-        for job in jobs:
+    def _ended(self, jobs: dict[int, Job]) -> list[int] | None:
+        """Those of jobs that have ended, None when there are none yet."""
+        for job in jobs.values():
             if job.error is not None:
                 raise job.error
-        if all(job.ended for job in jobs):
-            return True
-        self._check_open()
-        return None
+        ended = [i for i, job in jobs.items() if job.ended]
+        if not ended:
+            self._check_open()
+        return ended or None
 
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError("this Llama is closed")
 
-    def _drive(self, jobs: Sequence[Job], outcome: Callable[[], T | None], interrupts: Interrupts) -> T:
+    def _drive(self, jobs: Collection[Job], outcome: Callable[[], T | None], interrupts: Interrupts) -> T:
         """Take part in driving until there is an outcome of these jobs."""
         if self.driven_here():
             raise ValueError("a logits processor cannot wait for a stream of the model that it works for")
@@ -221,7 +239,7 @@ class Scheduler:
                 finally:
                     self._leave()
 
-    def _become_driver(self, jobs: Sequence[Job], interrupts: Interrupts) -> bool:
+    def _become_driver(self, jobs: Collection[Job], interrupts: Interrupts) -> bool:
         """Whether this thread is the driver now; if not, another was, and has made a step meanwhile."""
         with self._lock:
             for job in jobs:

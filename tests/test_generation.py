@@ -246,7 +246,7 @@ class TestAsync:
         asyncio.run(main())
         jobs = llm._scheduler._jobs
         assert llm.generate(PROMPT, max_tokens=1).usage.completion_tokens == 1
-        assert all(job.cancelled for job in jobs) and not llm._scheduler._jobs
+        assert all(job.ended for job in jobs) and not llm._scheduler._jobs
 
     def test_errors_reach_the_task(self, llm: Llama) -> None:
         def broken(ids: list[int], logits: NDArray[np.float32]) -> None:
