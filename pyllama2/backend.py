@@ -122,6 +122,8 @@ class Backend(ABC):
     # A step of this many tokens takes hardly longer than one of a single token, because reading the weights is most of
     # its time.
     cheap_tokens = 12
+    # Whether a forked process may go on using it.
+    survives_fork = True
 
     @classmethod
     @abstractmethod

@@ -27,6 +27,7 @@ from .completion import Chunk, Completion
 from .config import ModelConfig
 from .convert import Progress
 from .errors import ContextLengthError
+from .forking import renew_after_fork
 from .generation import Request, Text
 from .loading import load_model
 from .memory import cache_bytes, rows_that_fit
@@ -92,6 +93,7 @@ class Llama:
     ) -> None:
         if context not in ("stop", "roll"):
             raise ValueError(f"context must be stop or roll, not {context!r}")
+        self._seeded = seed is not None
         self._random = random.Random(None if seed is None else check_seed(seed))
         device = os.environ.get("PYLLAMA2_DEVICE") or device if device == "auto" else device
         select(device)  # before weights are converted, which may take long
@@ -113,6 +115,16 @@ class Llama:
         self._chat_lock = threading.Lock()
         self._backend: Backend | None = backend_class(self._model, n_threads=n_threads, kv_dtype=kv_dtype)
         self._scheduler = self._new_scheduler()
+        renew_after_fork(self)
+
+    def renew_in_child(self) -> None:
+        """After os.fork(): other random numbers than the parent's, as Python's own random has them."""
+        self._chat_lock = threading.Lock()
+        if not self._seeded:
+            self._random.seed()
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Llama cannot be pickled; make one in each process (a forked process may use its parent's)")
 
     @property
     def config(self) -> ModelConfig:

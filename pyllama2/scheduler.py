@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 
 from .backend import Backend, Batch, KVCache
 from .completion import Completion
+from .errors import Pyllama2Error
+from .forking import renew_after_fork
 from .generation import Piece, Text
 from .interrupts import Interrupts
 from .prefix_cache import MAX_ROWS, PrefixCache, Row, common_prefix
@@ -67,6 +69,8 @@ class Job:
         self.arrival: int | None = None  # counts up; None before its first piece was asked for
         self.pulled = 0  # when a piece was last asked for; counts up
         self.ahead = ahead
+        self.advancing = False  # a token is being taken
+        self.waiting = threading.get_ident() if ahead is None else None  # the thread that waits for its end in run()
         piece = text.start()
         if piece is not None:
             self.queue.append(piece)
@@ -135,6 +139,27 @@ class Scheduler:
         self._closed = False
         self._jobs: list[Job] = []  # the driver's, in order of arrival
         self.sampling_s = [0.0, 0.0]  # spent on sampling and text in steps of single tokens, and in others
+        renew_after_fork(self)
+
+    def renew_in_child(self) -> None:
+        """Texts that threads of the parent waited for end here; streams go on, and compute their prompts anew.
+
+        Whatever the parent's driver was changing cannot be trusted: the rows, and a text that was just taking a token.
+        """
+        here = threading.get_ident()
+        self._lock = threading.Lock()
+        self._waiters = []
+        for job in (*self._jobs, *self._arrivals):
+            if job.waiting not in (None, here):
+                job.cancelled = True
+        if self._driver in (None, here) and self._backend.survives_fork:
+            return  # nobody was in a step; or this thread is in one, and goes on with it
+        self._driver = None
+        self._rows.close()
+        for job in self._jobs:
+            job.row = None
+            if job.advancing:
+                job.error = Pyllama2Error("the process was forked while this text took a token; generate it anew")
 
     def next(self, job: Job) -> Piece | None:
         """The next piece of a text; None after its end. An exception ends it."""
@@ -395,6 +420,7 @@ def _advance(part: Part, results: NDArray[np.float32] | list[int]) -> None:
     """Take tokens, from logits (1 + guesses, vocab_size) or as they were chosen, until one is not what was guessed."""
     job, text, row = part.job, part.job.text, part.row
     context, n_true = text.context, 0
+    job.advancing = True
     try:
         for i in range(len(results)):
             job.queue.append(text.advance(results[i]))
@@ -408,6 +434,7 @@ def _advance(part: Part, results: NDArray[np.float32] | list[int]) -> None:
         text.learn(len(part.guesses), n_true)
     except BaseException as error:
         job.error = error
+    job.advancing = False
 
 
 def _batch(parts: Sequence[Part]) -> Batch:

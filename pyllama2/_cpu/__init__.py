@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,12 @@ from .wait_policy import short_spins
 
 with short_spins():
     from .backend import CpuBackend
+    from .matrix import end_team
     from .quantizer import quantize_matrix as _quantize_matrix
+
+if hasattr(os, "register_at_fork"):
+    # A child has no team: libgomp would wait for threads that are not there. Without a team it starts another.
+    os.register_at_fork(before=end_team)
 
 __all__ = ["CpuBackend", "default_threads", "quantize_matrix"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import defaultdict
@@ -11,14 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import Backend, Batch, KVCache
+from ..forking import renew_after_fork
 from ..modelfile import ModelFile
 from ..profile import Profile, StepTime
 from .cache import CpuKVCache
 from .forward import STEPS, Forward
+from .matrix import team_size
 from .threads import default_threads
 
 KV_DTYPES = ("float32", "float16", "int8")
 _MAX_THREADS = 1024
+
+log = logging.getLogger("pyllama2")
 
 
 class CpuBackend(Backend):
@@ -44,12 +49,19 @@ class CpuBackend(Backend):
         self.config = model.config
         self.kv_dtype = kv_dtype
         self.n_threads = n_threads
+        if (team := team_size(n_threads)) < n_threads:
+            log.warning("of %d threads OpenMP gives %d; results are the same, and come later", n_threads, team)
         self._weight_bytes = model.nbytes
         self._bytes_by_kind: dict[str, int] = defaultdict(int)  # "wq" of all layers together, and so on
         for name, weight in model.weights.items():
             self._bytes_by_kind[name.split(".")[-2]] += weight.nbytes
         self._forward: Forward | None = Forward(model, n_threads, os.environ.get("PYLLAMA2_CPU_ISA", ""))
         self._lock = threading.Lock()  # one chunk at a time: scratch memory is shared
+        renew_after_fork(self)
+
+    def renew_in_child(self) -> None:
+        """A thread of the parent may have been in forward()."""
+        self._lock = threading.Lock()
 
     def new_cache(self, n_rows: int, max_seq_len: int) -> CpuKVCache:
         """An empty cache."""

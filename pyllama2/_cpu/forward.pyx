@@ -11,7 +11,7 @@ A token's numbers do not depend on the other tokens of a chunk nor on the number
 """
 
 from cpython.exc cimport PyErr_CheckSignals
-from cython.parallel cimport parallel, threadid
+from cython.parallel cimport parallel
 from libc.math cimport cos, sin
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free
@@ -21,8 +21,8 @@ import numpy as np
 from .attention cimport AttentionPlan, CacheArrays, Heads, Planner, attend, cache_arrays, rope_and_append
 from .kernels cimport Activations, Kernels, Matrix
 from .matrix cimport (
-    FEW_COLUMNS, Scratch, Steps, Thread, activations, first_column, first_row, lookup_row, matmul, matrix_of, prepare,
-    prepare_share,
+    FEW_COLUMNS, Scratch, Steps, Thread, activations, enter_team, first_column, first_row, lookup_row, matmul,
+    matrix_of, prepare, prepare_share,
 )
 from .openmp cimport omp_get_wtime, share, team_barrier
 from .tables cimport find_kernels
@@ -179,7 +179,7 @@ cdef class Forward:
         self.scratch.take_steps(&work.steps, CHUNK)
         for t in range(self.n_threads):
             thread = &self.threads[t]
-            self.scratch.take_thread(thread, t, self.n_threads, CHUNK)
+            self.scratch.take_thread(thread, t, CHUNK)
             thread.normed = self._floats(config.dim)
         self.planner.allocate(self.scratch, &self.heads, self.n_threads, CHUNK)
         work.attention = &self.planner.plan
@@ -235,7 +235,7 @@ cdef class Forward:
     cdef void _run_chunk(self, const CacheArrays *cache) noexcept nogil:
         self.work.marked = omp_get_wtime()
         with parallel(num_threads=self.n_threads):
-            self._run_share(cache, &self.threads[threadid()])
+            self._run_share(cache, enter_team(self.threads))
 
     cdef void _run_share(self, const CacheArrays *cache, Thread *thread) noexcept nogil:
         """The chunk, as one thread of the team runs it."""

@@ -3,6 +3,7 @@
 from libc.stdint cimport int32_t, int64_t
 
 from .kernels cimport Activations, Kernels, Matrix
+from .openmp cimport omp_get_num_threads, omp_get_thread_num
 
 cdef enum:
     FEW_COLUMNS = 12           # up to which a matrix is taken block by block, unpacked again for each tile
@@ -18,7 +19,7 @@ cdef struct Steps:             # where activations are prepared, see struct Acti
 
 cdef struct Thread:
     int id
-    int team                   # number of threads
+    int team                   # threads of the region that is under way, see enter_team()
     Steps steps                # of one column of its own
     float *normed              # (dim,) of one token
     float *tile                # (columns, 8)
@@ -36,7 +37,7 @@ cdef class Scratch:
     cdef void cover(self, const Matrix *w) noexcept
     cdef void *take(self, int64_t n_bytes) except NULL
     cdef int take_steps(self, Steps *steps, int64_t columns) except -1
-    cdef int take_thread(self, Thread *thread, int id, int team, int64_t columns) except -1
+    cdef int take_thread(self, Thread *thread, int id, int64_t columns) except -1
 
 
 cdef struct PanelPlan:         # how multiply_panels() takes a matrix
@@ -44,6 +45,13 @@ cdef struct PanelPlan:         # how multiply_panels() takes a matrix
     int64_t bytes              # of one panel of so many groups
     int64_t scales
     int64_t together           # panels swept together
+
+
+cdef inline Thread *enter_team(Thread *threads) noexcept nogil:
+    """The calling thread's entry, at the beginning of a parallel region. Its shares are those of the actual team."""
+    cdef Thread *thread = &threads[omp_get_thread_num()]
+    thread.team = omp_get_num_threads()
+    return thread
 
 
 cdef Matrix matrix_of(object weight) except *

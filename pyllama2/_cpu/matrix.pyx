@@ -6,7 +6,7 @@ once, unpacked in registers for every tile of columns. With many columns the uni
 unpacked once, to where it stays in cache, and swept over all columns.
 """
 
-from cython.parallel cimport parallel, threadid
+from cython.parallel cimport parallel
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -17,10 +17,20 @@ from .kernels cimport (
     FLOAT16, FLOAT32, Q4, Q8, QUAD, ROW_BLOCK, Activations, Kernels, Matrix, Product, groups_of, half_to_float,
     panel_bytes, steps_of,
 )
-from .openmp cimport share, team_barrier
+from .openmp cimport end_idle_team, share, team_barrier, team_of
 from .tables cimport find_kernels
 
 _KINDS = {"float32": FLOAT32, "float16": FLOAT16, "q8": Q8, "q4": Q4}
+
+
+def team_size(int n_threads):
+    """How many threads a parallel region gets now that asks for so many."""
+    return team_of(n_threads)
+
+
+def end_team():
+    """End the calling thread's OpenMP team, which must be idle. Its next parallel region starts another."""
+    end_idle_team()
 
 
 cdef Matrix matrix_of(object weight) except *:
@@ -172,9 +182,9 @@ cdef class Scratch:
         steps.offsets = <int32_t *> self.take(columns * self.n_groups * sizeof(int32_t))
         return 0
 
-    cdef int take_thread(self, Thread *thread, int id, int team, int64_t columns) except -1:
+    cdef int take_thread(self, Thread *thread, int id, int64_t columns) except -1:
         """What a thread needs for products with so many columns."""
-        thread.id, thread.team = id, team
+        thread.id = id
         self.take_steps(&thread.steps, 1)
         thread.tile = <float *> self.take(columns * ROW_BLOCK * sizeof(float))
         thread.panels = self.take(self.panel_bytes)
@@ -209,7 +219,7 @@ cdef class MatrixProduct:
         self.scratch.cover(&self.matrix)
         self.scratch.take_steps(&self.steps, columns)
         for t in range(n_threads):
-            self.scratch.take_thread(&self.threads[t], t, n_threads, columns)
+            self.scratch.take_thread(&self.threads[t], t, columns)
 
     def __dealloc__(self):
         free(self.threads)
@@ -219,7 +229,7 @@ cdef class MatrixProduct:
         cdef float[:, ::1] y = np.empty((n, self.matrix.rows), np.float32)
         cdef Activations act = activations(self.scratch.kernels, &self.matrix, &self.steps, &x[0, 0], n)
         with nogil, parallel(num_threads=self.n_threads):
-            multiply_as(self.scratch.kernels, &self.matrix, &act, n, &y[0, 0], &self.threads[threadid()])
+            multiply_as(self.scratch.kernels, &self.matrix, &act, n, &y[0, 0], enter_team(self.threads))
         return np.asarray(y)
 
 

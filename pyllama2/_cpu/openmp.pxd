@@ -2,7 +2,8 @@
 
 Design: a parallel region is entered once per chunk of tokens (forward.pyx). Every step inside it is a function of the
 thread's number and the team's size, which takes its own share of rows, tokens or heads and meets the others at
-barriers.
+barriers. The team's size is what the region was entered with: OpenMP may give fewer threads than were asked for
+(OMP_THREAD_LIMIT, OMP_DYNAMIC, OMP_MAX_ACTIVE_LEVELS, a region within another).
 """
 
 from libc.stdint cimport int64_t
@@ -12,9 +13,29 @@ cdef extern from *:
     """
     #include <omp.h>
     static inline void team_barrier(void) { _Pragma("omp barrier") }
+
+    static inline int team_of(int n_threads) {
+      int size = 0;
+      _Pragma("omp parallel num_threads(n_threads)") {
+        _Pragma("omp single")
+        size = omp_get_num_threads();
+      }
+      return size;
+    }
+
+    /* LLVM's run time makes a forked child's teams anew by itself. */
+    static inline void end_idle_team(void) {
+    #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 9
+      omp_pause_resource_all(omp_pause_soft);
+    #endif
+    }
     """
     void team_barrier() noexcept nogil
+    int team_of(int n_threads) noexcept nogil
+    void end_idle_team() noexcept nogil
     double omp_get_wtime() noexcept nogil
+    int omp_get_thread_num() noexcept nogil
+    int omp_get_num_threads() noexcept nogil
 
 
 cdef inline int64_t share(int64_t n, int part, int parts) noexcept nogil:

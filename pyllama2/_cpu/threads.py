@@ -1,37 +1,62 @@
-"""How many threads to use when nobody says."""
+"""How many threads to use when nobody says; to be imported before the extensions are.
+
+With OMP_PROC_BIND or OMP_PLACES libgomp binds the thread that loads it to one CPU. The mask from before that says which
+CPUs the process may use.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+# Settings that make libgomp bind threads, unless they say "false".
+_BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
+
+
+def _affinity() -> set[int]:
+    """CPUs that the calling thread may run on; empty where the system does not say."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+_AFFINITY_WHEN_LOADED = _affinity()
+
 
 def default_threads() -> int:
     """PYLLAMA2_NUM_THREADS, else OMP_NUM_THREADS, else the physical cores that this process may use.
 
-    Raises ValueError when a variable is set to anything but a positive integer.
+    No more than OMP_THREAD_LIMIT, unless PYLLAMA2_NUM_THREADS says so.
+
+    Raises ValueError when one of the first two is set to anything but a positive integer.
     """
-    for variable in ("PYLLAMA2_NUM_THREADS", "OMP_NUM_THREADS"):
-        if value := os.environ.get(variable):
-            first = value.split(",")[0].strip()  # OpenMP allows a list, one entry per nesting level
-            if not first.isdecimal() or int(first) < 1:
-                raise ValueError(f"{variable} must be a positive integer, not {value!r}")
-            return int(first)
-    return max(1, min(_physical_cores(), _cgroup_limit()))
+    if value := os.environ.get("PYLLAMA2_NUM_THREADS"):
+        return _positive("PYLLAMA2_NUM_THREADS", value)
+    if value := os.environ.get("OMP_NUM_THREADS"):
+        n_threads = _positive("OMP_NUM_THREADS", value.split(",")[0])  # a list has one entry per nesting level
+    else:
+        n_threads = max(1, min(_physical_cores(), _cgroup_limit()))
+    limit = os.environ.get("OMP_THREAD_LIMIT", "").strip()
+    return max(1, min(n_threads, int(limit))) if limit.isdecimal() else n_threads
+
+
+def _positive(variable: str, value: str) -> int:
+    value = value.strip()
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(f"{variable} must be a positive integer, not {value!r}")
+    return int(value)
 
 
 def _physical_cores() -> int:
-    """Cores among the CPUs of this process's affinity mask; hyper-threads of one core count once."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
+    """Cores among the CPUs that the process may use; hyper-threads of one core count once."""
+    bound = any(os.environ.get(name, "false").strip().lower() != "false" for name in _BINDING)
+    cpus = _AFFINITY_WHEN_LOADED if bound else _affinity()
     cores = set()
-    for cpu in os.sched_getaffinity(0):
+    for cpu in cpus:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         try:
             cores.add(siblings.read_text())
         except OSError:
             cores.add(str(cpu))
-    return len(cores)
+    return len(cores) or os.cpu_count() or 1
 
 
 def _cgroup_limit() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import Backend, Batch, KVCache
-from ..errors import BackendUnavailableError
+from ..errors import BackendUnavailableError, Pyllama2Error
 from ..modelfile import ModelFile
 from ..sampling import Choice
 from . import availability
@@ -39,6 +40,7 @@ class CudaBackend(Backend):
     """
 
     cheap_tokens = DECODE_TOKENS
+    survives_fork = False
 
     @classmethod
     def unavailable_reason(cls) -> str | None:
@@ -63,6 +65,7 @@ class CudaBackend(Backend):
         planned = _usual_plan(model, kv_dtype, _free_bytes(cupy))
         planned.check()
         self.config, self.quantization, self.kv_dtype = model.config, model.quantization, planned.kv_dtype
+        self._process = os.getpid()
         self._lock = threading.RLock()  # one pass at a time: scratch memory is shared
         self._device = cupy.cuda.Device()
         self._work: Workspace | None = None  # as long as the longest cache so far
@@ -189,6 +192,8 @@ class CudaBackend(Backend):
 
     def close(self) -> None:
         """Let go of the weights, of scratch memory and graphs, and give the device its memory back."""
+        if self._process != os.getpid():
+            return  # they are the parent's
         with self._lock:
             if self._model is None:
                 return
@@ -201,11 +206,14 @@ class CudaBackend(Backend):
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """This thread's turn: cupy's device and stream are those of the backend, which must be open."""
+        self._model_open()  # a forked child must not wait for a lock that nobody gives back
         with self._lock, self._device, self._stream:
             self._model_open()
             yield
 
     def _model_open(self) -> DeviceModel:
+        if self._process != os.getpid():
+            raise Pyllama2Error("a model on a GPU cannot be used in a forked process; load it there, or use spawn")
         if self._model is None:
             raise ValueError("this backend is closed")
         return self._model

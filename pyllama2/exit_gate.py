@@ -1,0 +1,60 @@
+"""Calls into C++ and Rust libraries that release the GIL, and the end of the interpreter.
+
+A daemon thread that asks for the GIL while the interpreter ends has its stack unwound (CPython before 3.14). C++ that
+may not throw, and Rust, answer that by aborting the process. So such calls are made inside GATE. At exit it waits for
+those under way, and holds back other threads for good before their next one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+
+_LONGEST_WAIT_S = 10.0  # a tokenizer's longest text takes less
+
+
+class _Gate:
+    """A context manager for the calls; may be nested."""
+
+    def __init__(self) -> None:
+        self._depths: dict[int, int] = {}  # by thread; each changes its own alone
+        self._last: int | None = None  # the thread that ends the interpreter, once it does
+
+    def __enter__(self) -> None:
+        here = threading.get_ident()
+        self._depths[here] = self._depths.get(here, 0) + 1
+        if self._last not in (None, here) and self._depths[here] == 1:
+            del self._depths[here]
+            _wait_for_ever()
+
+    def __exit__(self, *raised: object) -> None:
+        here = threading.get_ident()
+        self._depths[here] -= 1
+        if not self._depths[here]:
+            del self._depths[here]
+
+    def close(self) -> None:
+        """Let no other thread in, and wait until those inside are out."""
+        self._last = threading.get_ident()
+        end = time.monotonic() + _LONGEST_WAIT_S
+        while self._depths.keys() - {self._last} and time.monotonic() < end:
+            time.sleep(0.001)
+
+    def renew_in_child(self) -> None:
+        """Only this thread is left."""
+        here = threading.get_ident()
+        self._depths = {here: self._depths[here]} if here in self._depths else {}
+
+
+def _wait_for_ever() -> None:
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+
+GATE = _Gate()
+atexit.register(GATE.close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=GATE.renew_in_child)
