@@ -8,9 +8,10 @@ those under way, and holds back other threads for good before their next one.
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 import time
+
+from .forking import renew_after_fork
 
 _LONGEST_WAIT_S = 10.0  # a tokenizer's longest text takes less
 
@@ -56,5 +57,4 @@ def _wait_for_ever() -> None:
 
 GATE = _Gate()
 atexit.register(GATE.close)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=GATE.renew_in_child)
+renew_after_fork(GATE, _Gate.renew_in_child)

@@ -1,33 +1,27 @@
 """What a child of os.fork() has to make anew: it has one thread, and locks that the others held stay held for ever.
 
-An object that has locks registers itself once; in each child its renew_in_child() is called before anything else runs.
+An object that has locks registers once how it is renewed; that is called in each child before anything else runs.
 """
 
 from __future__ import annotations
 
 import os
-import weakref
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+T = TypeVar("T")
+_renewals: WeakKeyDictionary[Any, Callable[[Any], None]] = WeakKeyDictionary()
 
 
-class Renewable(Protocol):
-    """An object that goes on working in a child."""
-
-    def renew_in_child(self) -> None:
-        """Replace locks, and forget what only threads of the parent could finish."""
-
-
-_objects: weakref.WeakSet[Renewable] = weakref.WeakSet()
-
-
-def renew_after_fork(renewable: Renewable) -> None:
-    """Have renew_in_child() of an object called in each child, as long as the object lives."""
-    _objects.add(renewable)
+def renew_after_fork(thing: T, renew: Callable[[T], None]) -> None:
+    """Have renew(thing) called in each child, as long as thing lives; renew must not keep it alive."""
+    _renewals[thing] = renew
 
 
 def _renew_all() -> None:
-    for renewable in list(_objects):
-        renewable.renew_in_child()
+    for thing, renew in list(_renewals.items()):
+        renew(thing)
 
 
 if hasattr(os, "register_at_fork"):

@@ -115,9 +115,9 @@ class Llama:
         self._chat_lock = threading.Lock()
         self._backend: Backend | None = backend_class(self._model, n_threads=n_threads, kv_dtype=kv_dtype)
         self._scheduler = self._new_scheduler()
-        renew_after_fork(self)
+        renew_after_fork(self, Llama._renew_in_child)
 
-    def renew_in_child(self) -> None:
+    def _renew_in_child(self) -> None:
         """After os.fork(): other random numbers than the parent's, as Python's own random has them."""
         self._chat_lock = threading.Lock()
         if not self._seeded:

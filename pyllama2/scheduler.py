@@ -139,9 +139,9 @@ class Scheduler:
         self._closed = False
         self._jobs: list[Job] = []  # the driver's, in order of arrival
         self.sampling_s = [0.0, 0.0]  # spent on sampling and text in steps of single tokens, and in others
-        renew_after_fork(self)
+        renew_after_fork(self, Scheduler._renew_in_child)
 
-    def renew_in_child(self) -> None:
+    def _renew_in_child(self) -> None:
         """Texts that threads of the parent waited for end here; streams go on, and compute their prompts anew.
 
         Whatever the parent's driver was changing cannot be trusted: the rows, and a text that was just taking a token.

@@ -24,6 +24,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
 
+MESSAGES = [{"role": "user", "content": "Hello"}]
+
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -157,8 +159,7 @@ def test_locks_that_another_thread_holds(llm: Llama) -> None:
         holder = threading.Thread(target=hold)
         holder.start()
         taken.wait()
-        message = [{"role": "user", "content": "Hello"}]
-        assert in_child(lambda: greedy(llm) == expected and bool(llm.chat(message, template="llama2", max_tokens=2))) == 0
+        assert in_child(lambda: greedy(llm) == expected and bool(llm.chat_tokens(MESSAGES, template="llama2"))) == 0
         end.set()
         holder.join()
 
@@ -218,15 +219,15 @@ def test_a_gpu_is_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     backend.close()
 
 
-def test_objects_that_are_gone_are_not_renewed() -> None:
-    class Counter:
-        n = 0
+def test_things_that_are_gone_are_not_renewed() -> None:
+    class Thing:
+        renewed = 0
 
-        def renew_in_child(self) -> None:
-            Counter.n += 1
+        def renew(self) -> None:
+            Thing.renewed += 1
 
-    kept, gone = Counter(), Counter()
-    forking.renew_after_fork(kept)
-    forking.renew_after_fork(gone)
+    kept, gone = Thing(), Thing()
+    forking.renew_after_fork(kept, Thing.renew)
+    forking.renew_after_fork(gone, Thing.renew)
     del gone
-    assert in_child(lambda: Counter.n == 1) == 0
+    assert in_child(lambda: Thing.renewed == 1) == 0

@@ -20,7 +20,7 @@ LAYERS = [
         "errors", "config", "sampling", "_sampling", "completion", "completion_html", "model_path",
         "tokenizer", "bpe_tokenizer", "sentencepiece_tokenizer", "sentencepiece_proto", "detokenizer", "stop_strings",
         "chat_format", "chat_base", "chat_templates", "jinja_chat", "llama2_chat", "template_renderer",
-        "_template_worker", "prompt_lookup",
+        "_template_worker", "prompt_lookup", "forking", "exit_gate",
     },
     {"mapped", "new_file", "safetensors_header", "weights", "tensor_statistics", "modelfile", "checkpoint"},
     {"memory", "profile", "backend", "machine", "_cpu", "_gpu"},

@@ -57,9 +57,9 @@ class CpuBackend(Backend):
             self._bytes_by_kind[name.split(".")[-2]] += weight.nbytes
         self._forward: Forward | None = Forward(model, n_threads, os.environ.get("PYLLAMA2_CPU_ISA", ""))
         self._lock = threading.Lock()  # one chunk at a time: scratch memory is shared
-        renew_after_fork(self)
+        renew_after_fork(self, CpuBackend._renew_in_child)
 
-    def renew_in_child(self) -> None:
+    def _renew_in_child(self) -> None:
         """A thread of the parent may have been in forward()."""
         self._lock = threading.Lock()
 
