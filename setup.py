@@ -4,10 +4,12 @@ No -march: the kernels choose their instruction set at run time, so that one whe
 """
 
 import os
+import shlex
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 # -ffp-contract=off: results must not depend on what the compiler chooses to fuse.
 # -Wno-psabi: vectors are passed to inlined functions only.
@@ -31,7 +33,38 @@ MODULES = {
     "_sampling": ("choose",),
 }
 
+
+class BuildExtensions(build_ext):
+    """Leaves out of the compiler's command what says how this Python was built rather than how to build for it.
+
+    That may be a search path of the machine it was built on (-Wl,-rpath, -R), which would become the RUNPATH of every
+    extension, and -g, which would write the names of the builder's folders into them. What CFLAGS and LDFLAGS of the
+    environment ask for stays.
+    """
+
+    def build_extensions(self):
+        """Build all of them."""
+        asked_for = {word for name in ("CFLAGS", "LDFLAGS") for word in shlex.split(os.environ.get(name, ""))}
+        for name in ("compiler", "compiler_so", "linker_so"):
+            command = getattr(self.compiler, name)
+            self.compiler.set_executable(name, list(without_builders_paths(command, asked_for)))
+        super().build_extensions()
+
+
+def without_builders_paths(command, asked_for):
+    """The words of a command but those that have to do with search paths at run time, or with debugging."""
+    words = iter(command)
+    for word in words:
+        if word in asked_for:
+            yield word
+        elif word in ("-R", "-Wl,-rpath", "-Wl,--rpath", "-Wl,-R"):
+            next(words, None)  # the path is a word of its own
+        elif not word.startswith(("-R", "-Wl,-rpath", "-Wl,--rpath", "-Wl,-R", "-g")):
+            yield word
+
+
 setup(
+    cmdclass={"build_ext": BuildExtensions},
     ext_modules=cythonize(
         [
             Extension(
