@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Builds the extensions with AddressSanitizer and UndefinedBehaviorSanitizer in a scratch copy and runs the tests on
-# them. Usage: scripts/run_sanitized.sh [pytest arguments], with the project's virtual environment active.
+# Builds the extensions with AddressSanitizer and UndefinedBehaviorSanitizer in a scratch copy and runs the tests, or
+# a script, on them. Usage, with the project's virtual environment active:
+#     scripts/run_sanitized.sh [pytest arguments]
+#     scripts/run_sanitized.sh scripts/NAME.py [its arguments]
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 copy=$(mktemp -d)
@@ -12,4 +14,8 @@ PYLLAMA2_SANITIZE=address,undefined python setup.py -q build_ext --inplace
 export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
-python -m pytest -p no:cacheprovider "$@"
+export PYTHONPATH=$copy  # before the checkout, if that is installed
+case ${1-} in
+  scripts/*.py) python "$@" ;;
+  *) python -m pytest -p no:cacheprovider "$@" ;;
+esac

@@ -80,6 +80,7 @@ class CpuKVCache(KVCache):
 
     def load_row(self, row: int, arrays: dict[str, NDArray[Any]]) -> None:
         """Put back what save_row() gave. Raises ValueError when shapes or dtypes do not fit this cache."""
+        self._check(row, 0)
         views = self._views(row)
         length = arrays["keys"].shape[2] if arrays["keys"].ndim == 4 else 0
         self._check(row, length)

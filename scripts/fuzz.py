@@ -1,0 +1,219 @@
+"""Fuzzes the readers, tokenizers, templates and compiled functions of the package; see tests/fuzz.
+
+    python scripts/fuzz.py                                  # a minute, divided among all targets
+    python scripts/fuzz.py gguf pth --seconds 3600          # an hour, divided between two
+    python scripts/fuzz.py gguf --runs 1000000 --plain      # so many executions, without atheris
+    python scripts/fuzz.py gguf --replay FILE               # once, with what a finding says
+
+With atheris (pip install -e ".[fuzz]") inputs that reach new lines of Python are kept and damaged further. --plain
+damages the seeds and what was accepted, knows nothing of lines, and is faster by executions. Every target runs in a
+process of its own. A finding is an exception that is not promised, a crash, more than --timeout seconds, or more than
+--memory megabytes; its input is written to --findings. The exit code is 1 if there is any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import logging
+import mmap
+import os
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+ROOT = Path(__file__).resolve().parent.parent
+if TYPE_CHECKING:
+    from fuzz.target import Target
+
+_MAX_INPUT = 1 << 16
+
+
+class Record:
+    """What a process says of itself in a file that outlives it: how often it ran, and what it ran last."""
+
+    _HEADER = struct.Struct("<QQQ")  # executions, accepted, length of the last input
+
+    def __init__(self, path: Path) -> None:
+        path.touch()
+        os.truncate(path, self._HEADER.size + _MAX_INPUT)
+        with open(path, "r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 0)
+        self.executions = self.accepted = 0
+
+    def begin(self, data: bytes) -> None:
+        """An execution with data begins."""
+        self.executions += 1
+        self._HEADER.pack_into(self._map, 0, self.executions, self.accepted, len(data))
+        self._map[self._HEADER.size : self._HEADER.size + len(data)] = data
+
+    def read(self) -> tuple[int, int, bytes]:
+        """Executions, how many of them were accepted, and the last input."""
+        executions, accepted, length = self._HEADER.unpack_from(self._map)
+        return executions, accepted, self._map[self._HEADER.size : self._HEADER.size + length]
+
+
+def main() -> int:
+    """Run the targets that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="all of them unless named")
+    parser.add_argument("--seconds", type=float, default=60.0, help="in all, divided among the targets (default 60)")
+    parser.add_argument("--runs", type=int, help="executions of each target, instead of --seconds")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes at a time")
+    parser.add_argument("--plain", action="store_true", help="without atheris")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the random numbers (default: the time)")
+    parser.add_argument("--timeout", type=int, default=20, help="seconds of one execution (default 20)")
+    parser.add_argument("--memory", type=int, default=2048, help="MB of one process (default 2048)")
+    parser.add_argument("--corpus", type=Path, help="a folder that keeps what atheris finds interesting")
+    parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"))
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="run the one target on this input")
+    parser.add_argument("--record", type=Path, help=argparse.SUPPRESS)  # makes this the process of one target
+    args = parser.parse_args()
+    if args.record is not None or args.replay is not None:
+        return run_target(args)
+    from fuzz.targets import TARGETS
+
+    names = args.targets or list(TARGETS)
+    if unknown := set(names) - set(TARGETS):
+        parser.error(f"there is no target {min(unknown)}; there are {', '.join(TARGETS)}")
+    with ThreadPoolExecutor(args.jobs) as pool:
+        seconds = args.seconds * min(args.jobs, len(names)) / len(names)
+        results = list(pool.map(lambda name: fuzz_in_process(name, seconds, args), names))
+    total = sum(result.executions for result in results)
+    findings = sum(result.finding is not None for result in results)
+    print(f"{total:,} executions of {len(results)} targets, {findings} findings")
+    return int(findings > 0)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one target's process did; finding is the input that ended it."""
+
+    executions: int
+    finding: Path | None
+
+
+def fuzz_in_process(name: str, seconds: float, args: argparse.Namespace) -> Result:
+    """Fuzz one target in a process, and print a line or the finding."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, name, "--record", f"{folder}/record", "--seed", str(args.seed)]
+        command += ["--timeout", str(args.timeout), "--memory", str(args.memory), "--seconds", str(seconds)]
+        command += ["--runs", str(args.runs)] if args.runs else []
+        command += ["--plain"] if args.plain else []
+        command += ["--corpus", str(args.corpus)] if args.corpus else []
+        began = time.monotonic()
+        with open(f"{folder}/log", "w+b") as log:
+            status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL).returncode
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 8000))
+            text = log.read().decode("utf-8", "replace")
+        executions, accepted, data = Record(Path(folder, "record")).read()
+    share = f"{100 * accepted / max(executions, 1):.0f}% accepted"
+    print(f"{name:22} {executions:10,} executions in {time.monotonic() - began:.0f} s, {share}", flush=True)
+    if status == 0:
+        return Result(executions, None)
+    args.findings.mkdir(exist_ok=True)
+    path = args.findings / f"{name}-{sha256(data).hexdigest()[:16]}"
+    path.write_bytes(data)
+    ended = signal.Signals(-status).name if status < 0 else f"exit code {status}"
+    print(f"{text}\n{name}: ended with {ended}; again: python scripts/fuzz.py {name} --replay {path}", flush=True)
+    return Result(executions, path)
+
+
+def run_target(args: argparse.Namespace) -> int:
+    """The process of one target."""
+    logging.disable()  # what is odd about a file, but not wrong
+    os.environ["PYLLAMA2_NUM_THREADS"] = "1"
+    target = load_target(args.targets[0], args.replay is None and not args.plain)
+    if args.replay is not None:
+        print("accepted" if target.run(args.replay.read_bytes()) else "refused, as promised")
+        return 0
+    record = Record(args.record)
+    if "libasan" not in os.environ.get("LD_PRELOAD", ""):  # whose own memory is many terabytes of addresses
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (args.memory << 20),) * 2)
+    if args.plain:
+        return fuzz_plainly(target, record, args)
+    fuzz_by_coverage(target, record, args)
+    return 0
+
+
+def load_target(name: str, instrumented: bool) -> Target:
+    """The target called name, with the package's Python instrumented by atheris or not."""
+    if instrumented:
+        import atheris
+
+        with atheris.instrument_imports(include=["pyllama2"], enable_loader_override=False):
+            from fuzz.targets import TARGETS
+    else:
+        from fuzz.targets import TARGETS
+    return TARGETS[name]
+
+
+def fuzz_by_coverage(target: Target, record: Record, args: argparse.Namespace) -> None:
+    """Hand the target to libFuzzer, which ends the process."""
+    import atheris
+
+    def run_once(data: bytes) -> None:
+        record.begin(data)
+        record.accepted += target.run(data)
+
+    def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+        random = Random(seed)
+        changed = atheris.Mutate(data, len(data)) if random.random() < 0.3 else target.mutate(data, random)
+        return bytes(changed[:max_size])
+
+    kept = tempfile.mkdtemp() if args.corpus is None else args.corpus / target.name
+    seeds = Path(tempfile.mkdtemp())
+    os.makedirs(kept, exist_ok=True)
+    for i, seed in enumerate([*target.seeds, *target.regressions.values()]):
+        (seeds / str(i)).write_bytes(seed)
+    flags = [
+        f"-max_len={_MAX_INPUT}", f"-timeout={args.timeout}", f"-rss_limit_mb={args.memory}", f"-seed={args.seed}",
+        f"-artifact_prefix={tempfile.gettempdir()}/", "-len_control=0", "-print_final_stats=1",
+        f"-runs={args.runs}" if args.runs else f"-max_total_time={max(1, round(args.seconds))}",
+    ]  # fmt: skip
+    atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)  # libFuzzer's clock would end the process while it ends
+    atheris.Setup([sys.argv[0], *flags, str(kept), str(seeds)], run_once, custom_mutator=mutate)
+    atheris.Fuzz()
+
+
+def fuzz_plainly(target: Target, record: Record, args: argparse.Namespace) -> int:
+    """Damage the seeds, and what was accepted, for as long as was asked for."""
+    random = Random(args.seed)
+    pool = [*target.seeds, *target.regressions.values()]
+    n_first = len(pool)
+    deadline = None if args.runs else time.monotonic() + args.seconds
+    while record.executions < args.runs if deadline is None else time.monotonic() < deadline:
+        data = target.mutate(random.choice(pool), random)[:_MAX_INPUT]
+        record.begin(data)
+        signal.alarm(args.timeout)  # ends the process, whatever it is doing
+        try:
+            accepted = target.run(data)
+        except Exception:
+            traceback.print_exc()
+            return 1
+        finally:
+            signal.alarm(0)
+        if accepted:
+            record.accepted += 1
+            if len(pool) < n_first + 200:
+                pool.append(data)
+            elif random.random() < 0.1:
+                pool[random.randrange(n_first, len(pool))] = data
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.exit(main())
