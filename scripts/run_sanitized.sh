@@ -16,6 +16,6 @@ export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
 export PYTHONPATH=$copy  # before the checkout, if that is installed
 case ${1-} in
-  scripts/*.py) python "$@" ;;
+  scripts/*.py) cd "$root" && python "$copy/$1" "${@:2}" ;;  # what it writes must outlive the copy
   *) python -m pytest -p no:cacheprovider "$@" ;;
 esac
