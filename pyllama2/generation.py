@@ -97,6 +97,11 @@ class Text:
         """Length of the cache row it needs; the last token it generates is not fed to the model."""
         return min(self._n_ctx, len(self._request.prompt_ids) + max(0, self.limit - 1))
 
+    @property
+    def has_processors(self) -> bool:
+        """Whether sampling calls functions of the user's."""
+        return bool(self._request.params.logits_processors)
+
     def start(self) -> Piece | None:
         """The only piece of a text that may not generate anything; None for others."""
         return self._piece("", [], None, "length") if self.limit == 0 else None

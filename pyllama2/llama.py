@@ -435,8 +435,4 @@ class Llama:
 
     def _complete(self, requests: Sequence[Request]) -> list[Completion]:
         self._open()
-        texts = map(self._text, requests)
-        if self._scheduler.driven_here():  # by a logits processor, whose text waits for it
-            with closing(self._new_scheduler()) as scheduler:
-                return scheduler.run(texts)
-        return self._scheduler.run(texts)
+        return self._scheduler.run(map(self._text, requests))

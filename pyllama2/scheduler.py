@@ -4,7 +4,8 @@
          |  one of them at a time is the driver, the others wait for it; no thread of its own
     _step: admit texts to rows -> one forward pass: a piece of each prompt that is not in the cache yet, and the
            newest token of every other text, with guesses of what follows it (prompt_lookup.py)
-           -> each samples its next token, and further ones while they were guessed -> pieces in the jobs' queues
+           -> each samples its next token, and further ones while they were guessed -> pieces in the jobs' queues;
+           texts with logits processors are sampled by their own callers (handover.py)
 
 Texts join and leave at any step, in order of their arrival when rows are short. A text whose consumer is elsewhere
 runs at most AHEAD pieces ahead of it; then it pauses, and gives up its row to a text that waits for one. Of a long
@@ -33,6 +34,7 @@ from .completion import Completion
 from .errors import Pyllama2Error
 from .forking import renew_after_fork
 from .generation import Piece, Text
+from .handover import Handover, Handovers
 from .interrupts import Interrupts
 from .prefix_cache import MAX_ROWS, PrefixCache, Row, common_prefix
 from .prompt_lookup import PromptLookup
@@ -48,6 +50,8 @@ _PROMPT_TOKENS = 512
 _PROMPT_TOKENS_BESIDE_OTHERS = 128
 # A prompt waits for an earlier one that is just computing the same tokens, if there are this many.
 _WORTH_WAITING = 32
+
+_FORKED = "the process was forked while this text took a token; generate it anew"
 
 T = TypeVar("T")
 
@@ -68,9 +72,11 @@ class Job:
         self.cancelled = False
         self.arrival: int | None = None  # counts up; None before its first piece was asked for
         self.pulled = 0  # when a piece was last asked for; counts up
+        self.handover: Handover | None = None  # it takes part in no step before it was sampled
         self.ahead = ahead
         self.advancing = False  # a token is being taken
-        self.waiting = threading.get_ident() if ahead is None else None  # the thread that waits for its end in run()
+        # The thread that waits for it: in run() for its end, in next() for a piece.
+        self.waiting = threading.get_ident() if ahead is None else None
         piece = text.start()
         if piece is not None:
             self.queue.append(piece)
@@ -88,7 +94,13 @@ class Job:
     @property
     def wants_row(self) -> bool:
         """Whether it waits to be admitted; one that lost its row while paused does not before it was caught up with."""
-        return self.row is None and not self.ended and not self.queue
+        caught_up = self.ahead is None or not self.queue
+        return self.row is None and not self.ended and caught_up and self.handover is None
+
+    @property
+    def may_lose_row(self) -> bool:
+        """Whether its row is better used by a text that waits for one."""
+        return self.paused or (self.handover is not None and self.handover.stalled)
 
     @property
     def n_left(self) -> int:
@@ -109,6 +121,7 @@ class Part:
     row      where its keys and values go
     start    position of the first token
     tokens   the next ones of the text's
+    context  all of them
     guesses  of those after them, if they are the text's last
     """
 
@@ -116,6 +129,7 @@ class Part:
     row: Row
     start: int
     tokens: list[int]
+    context: list[int]
     guesses: list[int] = field(default_factory=list)
 
     @property
@@ -139,6 +153,7 @@ class Scheduler:
         self._closed = False
         self._jobs: list[Job] = []  # the driver's, in order of arrival
         self.sampling_s = [0.0, 0.0]  # spent on sampling and text in steps of single tokens, and in others
+        self._handovers = Handovers(self._lock, _advance, self.sampling_s)
         renew_after_fork(self, Scheduler._renew_in_child)
 
     def _renew_in_child(self) -> None:
@@ -151,18 +166,23 @@ class Scheduler:
         self._waiters = []
         for job in (*self._jobs, *self._arrivals):
             if job.waiting not in (None, here):
-                job.cancelled = True
+                job.cancelled |= job.ahead is None
+                job.waiting = None
+        for job in self._handovers.renew(self._lock):
+            job.error = Pyllama2Error(_FORKED)
         if self._driver in (None, here) and self._backend.survives_fork:
             return  # nobody was in a step; or this thread is in one, and goes on with it
         self._driver = None
         self._rows.close()
         for job in self._jobs:
             job.row = None
-            if job.advancing:
-                job.error = Pyllama2Error("the process was forked while this text took a token; generate it anew")
+            if job.advancing and job.handover is None:
+                job.error = Pyllama2Error(_FORKED)
 
     def next(self, job: Job) -> Piece | None:
         """The next piece of a text; None after its end. An exception ends it."""
+        self._check_not_inside([job])
+        job.waiting = threading.get_ident()
         try:
             with Interrupts() as interrupts:
                 job.pulled = self._clock
@@ -170,9 +190,12 @@ class Scheduler:
         except BaseException:
             job.cancelled = True
             raise
+        finally:
+            job.waiting = None
 
     def run(self, texts: Iterable[Text]) -> list[Completion]:
         """Generate texts to their ends; they are asked for when their turn comes. An exception of one ends them all."""
+        self._check_not_inside([])
         coming = enumerate(texts)
         jobs: dict[int, Job] = {}
         found: dict[int, Completion] = {}
@@ -189,16 +212,11 @@ class Scheduler:
                 job.cancelled = True
         return [found[i] for i in range(len(found))]
 
-    def driven_here(self) -> bool:
-        """Whether the calling thread is inside a step: in a logits processor, that is. It must not wait for another."""
-        return self._driver == threading.get_ident()
-
     @contextmanager
     def rows(self, *, to_read: bool = False) -> Iterator[PrefixCache]:
         """The cache, to oneself between two steps; Ctrl-C raises inside only to_read. Raises ValueError when closed."""
         with Interrupts() as interrupts:
-            if self.driven_here():
-                raise ValueError("a logits processor cannot use the cache of the generation that it is part of")
+            self._check_not_inside([])
             while not self._become_driver([], interrupts):
                 pass
             try:
@@ -215,7 +233,7 @@ class Scheduler:
     def close(self) -> None:
         """End all texts, whose callers get ValueError, and give the memory back after the step that is under way."""
         self._closed = True
-        if self.driven_here():
+        if self._driven_here():
             return  # the end of the step does it
         with Interrupts() as interrupts:
             while not self._become_driver([], interrupts):
@@ -244,15 +262,25 @@ class Scheduler:
             self._check_open()
         return ended or None
 
+    def _driven_here(self) -> bool:
+        return self._driver == threading.get_ident()
+
+    def _check_not_inside(self, jobs: Collection[Job]) -> None:
+        """Raise ValueError where the calling thread would wait for itself."""
+        if self._driven_here():
+            raise ValueError("a signal's handler cannot wait for the step of the model that it interrupts")
+        if any(handover.sampler == threading.get_ident() for handover in self._handovers.of(jobs)):
+            raise ValueError("a logits processor cannot wait for the text that it works for")
+
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError("this Llama is closed")
 
     def _drive(self, jobs: Collection[Job], outcome: Callable[[], T | None], interrupts: Interrupts) -> T:
         """Take part in driving until there is an outcome of these jobs."""
-        if self.driven_here():
-            raise ValueError("a logits processor cannot wait for a stream of the model that it works for")
+        own = set(map(id, jobs))
         while True:
+            self._handovers.sample(own, interrupts)
             interrupts.call_pending()  # before the next piece is taken
             with self._lock:
                 result = outcome()
@@ -260,24 +288,29 @@ class Scheduler:
                 return result
             if self._become_driver(jobs, interrupts):
                 try:
-                    self._step(jobs, interrupts)
+                    self._step(own, interrupts)
                 finally:
                     self._leave()
 
     def _become_driver(self, jobs: Collection[Job], interrupts: Interrupts) -> bool:
-        """Whether this thread is the driver now; if not, another was, and has made a step meanwhile."""
+        """Whether this thread is the driver now; if not, another was, and jobs may have got further meanwhile."""
         with self._lock:
             for job in jobs:
                 if job.arrival is None:
                     self._clock += 1
                     job.arrival = self._clock
                     self._arrivals.append(job)
-            if self._driver is None:
+            unsampled = self._handovers.of(jobs)
+            if any(handover.sampler is None for handover in unsampled):
+                return False  # this thread is to sample first
+            waiter = self._handovers.waiter() if unsampled else None
+            if waiter is None and self._driver is None:
                 self._driver = threading.get_ident()
                 return True
-            waiter = threading.Lock()
-            waiter.acquire()
-            self._waiters.append(waiter)
+            if waiter is None:
+                waiter = threading.Lock()
+                waiter.acquire()
+                self._waiters.append(waiter)
         with interrupts.allowed():
             waiter.acquire()
         return False
@@ -293,10 +326,13 @@ class Scheduler:
         for waiter in waiters:
             waiter.release()
 
-    def _step(self, own: Collection[Job], interrupts: Interrupts) -> None:
-        """Advance all texts that may advance. own are the jobs of the driving caller, who alone gets an exception."""
+    def _step(self, own: Collection[int], interrupts: Interrupts) -> None:
+        """Advance all texts that may advance; own are id() of the driving caller's jobs. It alone gets an exception."""
+        self._handovers.wait(interrupts)
         if self._closed:
             return
+        for part in self._handovers.collect():
+            _settle(part)
         with self._lock:
             self._jobs += self._arrivals
             self._arrivals.clear()
@@ -316,7 +352,7 @@ class Scheduler:
                 last = first + part.n_outputs
                 if last > first:
                     sampling.append((part, results[first:last]))
-                part.row.ids += part.tokens
+                part.row.ids += part.tokens + part.guesses
                 part.job.text.add_time(elapsed)
                 first = last
             self._sample(sampling, own, interrupts)
@@ -339,18 +375,23 @@ class Scheduler:
         return self._backend.forward(batch, cache) if tokens is None else tokens.tolist()
 
     def _sample(
-        self, sampling: list[tuple[Part, NDArray[np.float32] | list[int]]], own: Collection[Job], interrupts: Interrupts
+        self, sampling: list[tuple[Part, NDArray[np.float32] | list[int]]], own: Collection[int], interrupts: Interrupts
     ) -> None:
-        """Sample the tokens of each text. What a logits processor raises is its own text's."""
-        theirs = {id(job) for job in own}
+        """Sample the tokens of each text, or leave that to its caller."""
+        now = []
         for part, results in sampling:
-            if id(part.job) not in theirs:
+            if part.job.text.has_processors and not isinstance(results, list):
+                self._handovers.give(part, results)
+            elif id(part.job) in own:
+                now.append((part, results))
+            else:
                 _advance(part, results)
+                _settle(part)
         # Nothing is left undone now if Ctrl-C raises anywhere below: the caller's texts end with it.
         with interrupts.allowed():
-            for part, results in sampling:
-                if id(part.job) in theirs:
-                    _advance(part, results)
+            for part, results in now:
+                _advance(part, results)
+                _settle(part)
 
     def _retire(self) -> None:
         """Free the rows of texts that have ended."""
@@ -381,17 +422,17 @@ class Scheduler:
             n_texts = sum(job.row is not None or job.wants_row for job in self._jobs)
             if self._rows.make_room(n_texts, job.text.n_positions):
                 return True
-            paused = [other for other in self._jobs if other.row is not None and other.paused]
-            if not paused:
+            idle = [other for other in self._jobs if other.row is not None and other.may_lose_row]
+            if not idle:
                 return False
-            longest_ago = min(paused, key=lambda other: other.pulled)
+            longest_ago = min(idle, key=lambda other: other.pulled)
             assert longest_ago.row is not None
             self._rows.release(longest_ago.row)
             longest_ago.row = None
 
     def _parts(self) -> list[Part]:
         """What the next step feeds of each text: its newest token, or a part of its prompt if there is room."""
-        active = [job for job in self._jobs if job.row is not None and not job.paused]
+        active = [job for job in self._jobs if job.row is not None and not job.paused and job.handover is None]
         room = _PROMPT_TOKENS_BESIDE_OTHERS if any(job.n_left == 1 for job in active) else _PROMPT_TOKENS
         parts: list[Part] = []
         prompts: list[list[int]] = []  # of texts that are computing one, or waiting to
@@ -409,7 +450,7 @@ class Scheduler:
                 end = start if waits else min(len(ids), start + room)
                 room -= end - start
             if end > start:
-                parts.append(Part(job, row, start, ids[start:end]))
+                parts.append(Part(job, row, start, ids[start:end], ids))
         if not prompts:
             for part in parts:
                 part.guesses = part.job.text.guess((self._backend.cheap_tokens - len(parts)) // len(parts))
@@ -418,23 +459,30 @@ class Scheduler:
 
 def _advance(part: Part, results: NDArray[np.float32] | list[int]) -> None:
     """Take tokens, from logits (1 + guesses, vocab_size) or as they were chosen, until one is not what was guessed."""
-    job, text, row = part.job, part.job.text, part.row
-    context, n_true = text.context, 0
+    job, text, n_true = part.job, part.job.text, 0
     job.advancing = True
     try:
         for i in range(len(results)):
             job.queue.append(text.advance(results[i]))
-            if text.context is not context:  # it has rolled: all else is computed anew
-                del row.ids[common_prefix(row.ids, text.context, len(text.context) - 1) :]
+            rolled = text.context is not part.context
+            if rolled or job.ended or i == len(part.guesses) or text.context[-1] != part.guesses[i]:
                 break
-            if job.ended or i == len(part.guesses) or context[-1] != part.guesses[i]:
-                break
-            row.ids.append(part.guesses[i])
             n_true += 1
         text.learn(len(part.guesses), n_true)
     except BaseException as error:
         job.error = error
     job.advancing = False
+
+
+def _settle(part: Part) -> None:
+    """Leave in the row what is the text's of all that was fed; a text that has rolled is computed anew."""
+    if part.job.row is not part.row:  # others have it by now
+        return
+    ids, context = part.row.ids, part.job.text.context
+    if context is part.context:
+        del ids[max(len(context) - 1, part.start + len(part.tokens)) :]
+    else:
+        del ids[common_prefix(ids, context, len(context) - 1) :]
 
 
 def _batch(parts: Sequence[Part]) -> Batch:

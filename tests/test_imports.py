@@ -25,8 +25,8 @@ LAYERS = [
     {"mapped", "new_file", "safetensors_header", "weights", "tensor_statistics", "modelfile", "checkpoint"},
     {"memory", "profile", "backend", "machine", "_cpu", "_gpu"},
     {
-        "convert", "loading", "prompt", "scoring", "generation", "interrupts", "prefix_cache", "scheduler",
-        "stream", "state", "llama", "evaluation", "inspection",
+        "convert", "loading", "prompt", "scoring", "generation", "interrupts", "prefix_cache", "handover",
+        "scheduler", "stream", "state", "llama", "evaluation", "inspection",
     },
     {"callable_module", "progress", "command_line", "generate", "chat", "export", "quantize", "bench", "perplexity",
      "conversation", "inspect", "inspection_text"},

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from scheduling import Watched
 from tiny import random_weights
 from tiny_llama import CONFIG, PROMPT, PROMPTS, same, write_tiny
 
@@ -213,6 +214,20 @@ class TestRefused:
             with pytest.raises(ValueError, match="closed"):
                 call(saved)
 
-    def test_in_a_logits_processor(self, llm: Llama, saved: Path) -> None:
-        with pytest.raises(ValueError, match="logits processor"):
-            llm.generate(PROMPT, logits_processors=[lambda ids, logits: llm.save_state(saved)])
+    def test_in_a_signal_handler_amid_a_step(self, fresh: Llama, tmp_path: Path) -> None:
+        """It would wait for the step that it interrupts; a text that is asked for there is refused, too."""
+        refused: list[str] = []
+
+        def handle(number: int, frame: object) -> None:
+            for call in (lambda: fresh.save_state(tmp_path / "state"), lambda: fresh.generate(PROMPT)):
+                with pytest.raises(ValueError, match="a signal's handler cannot wait") as caught:
+                    call()
+                refused.append(str(caught.value))
+
+        before = signal.signal(signal.SIGALRM, handle)
+        try:
+            Watched(fresh, lambda batch: None if refused else signal.raise_signal(signal.SIGALRM))
+            fresh.generate(PROMPT, max_tokens=2)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert len(refused) == 2
