@@ -75,8 +75,8 @@ class SamplingParams:
     echo                begin Completion.text with the prompt
     seed                of the random numbers, in [0, 2**64); None: another each time
     logit_bias          {token id: what is added to its logit}; -inf forbids it
-    logits_processors   f(token_ids, logits) -> logits, or None after changing them in place. They run in the thread that
-                        asks for the text, and may use the same model, or wait for others that do
+    logits_processors   f(token_ids, logits) -> logits, or None after changing them in place. They run in the
+                        thread that asks for the text, and may use the same model, or wait for others that do
 
     Raises ValueError that names the parameter, and TypeError for a name that is none of these.
     """

@@ -129,7 +129,7 @@ def test_a_stream_goes_on_in_both(llm: Llama) -> None:
 
 
 def test_fork_inside_a_logits_processor(llm: Llama) -> None:
-    """The child is in the middle of a step, and goes on with it."""
+    """The child is in the middle of taking a token, and goes on with it."""
     children: list[int] = []
 
     def processor(ids: list[int], logits: object) -> None:
@@ -142,6 +142,30 @@ def test_fork_inside_a_logits_processor(llm: Llama) -> None:
         os._exit(0 if text == expected and greedy(llm) == expected else 1)
     assert text == expected
     assert os.waitpid(children[0], 0)[1] == 0
+
+
+def test_while_another_thread_is_in_a_logits_processor(llm: Llama) -> None:
+    """Its text ends in the child, and nobody waits for it there."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def processor(ids: list[int], logits: object) -> None:
+        inside.set()
+        leave.wait(30)
+
+    def ends() -> bool:
+        with pytest.raises(Pyllama2Error, match="forked"):
+            next(stream)
+        return list(stream) == [] and greedy(llm) == expected
+
+    expected = greedy(llm)
+    stream = llm.stream(PROMPT, max_tokens=20, temperature=0, ignore_eos=True, logits_processors=[processor])
+    thread = threading.Thread(target=lambda: next(stream))
+    thread.start()
+    inside.wait(30)
+    assert in_child(ends) == 0
+    leave.set()
+    thread.join(30)
+    assert stream.completion.text + "".join(chunk.text for chunk in stream) == expected
 
 
 def test_locks_that_another_thread_holds(llm: Llama) -> None:
