@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import CheckpointError
+from .exit_gate import GATE
 from .tokenizer import Tokenizer, TokenizerSpec, is_chat_marker, utf8
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class BpeTokenizer(Tokenizer):
             raise ValueError(
                 f"the model's vocabulary has no token for the character {char!r} (bytes {char.encode().hex(' ')})"
             )
-        with _package_errors("the tokenizer failed on a text"):
+        with GATE, _package_errors("the tokenizer failed on a text"):
             ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
         return ids
 

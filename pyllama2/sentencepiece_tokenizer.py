@@ -7,6 +7,7 @@ is put before every text. Made by load_tokenizer() in tokenizer.py.
 from __future__ import annotations
 
 from .errors import CheckpointError
+from .exit_gate import GATE
 from .sentencepiece_proto import as_control_pieces, read_model_proto
 from .tokenizer import Tokenizer, TokenizerSpec, is_chat_marker, utf8
 
@@ -30,7 +31,6 @@ class SentencePieceTokenizer(Tokenizer):
 
         from sentencepiece import SentencePieceProcessor
 
-        self._n_pieces = proto.n_pieces
         self.prepends_space = proto.add_dummy_prefix
         try:
             self._processor = SentencePieceProcessor(model_proto=spec.data)
@@ -39,29 +39,50 @@ class SentencePieceTokenizer(Tokenizer):
                 markers = {pieces[id] for id in (*spec.eos_ids, spec.bos_id) if id is not None and id < len(pieces)}
                 offsets = [at for name, at in proto.user_defined if name in markers or is_chat_marker(name)]
                 self._processor = SentencePieceProcessor(model_proto=as_control_pieces(spec.data, offsets))
-            special = {name: id for id, name in enumerate(pieces) if self._processor.is_control(id)}
-            self._unknown_bytes: bytes = self._processor.decode([self._processor.unk_id()]).encode()
+            special = self._read_pieces(pieces)
         except (RuntimeError, ValueError, IndexError, OSError) as error:  # UnicodeDecodeError is a ValueError
             reason = " ".join(str(error).split())  # the package quotes pieces, line breaks and all
             raise CheckpointError(f"the tokenizer is damaged: {reason:.200}") from error
         super().__init__(spec, proto.n_pieces if vocab_size is None else vocab_size, special)
 
+    def _read_pieces(self, pieces: list[str]) -> dict[str, int]:
+        """Note what each piece adds to a text; returns the control pieces, by name.
+
+        Pieces are asked about together: a call for each token would take longer than sampling it.
+        """
+        ids = list(range(len(pieces)))
+        unknown: bytes = self._processor.decode([self._processor.unk_id()]).encode()
+        processor = self._processor
+        kinds = zip(processor.is_control(ids), processor.is_unknown(ids), processor.is_byte(ids), strict=True)
+        special: dict[str, int] = {}
+        self._bytes: list[bytes] = []
+        self._spaced: set[int] = set()  # those that begin with a space
+        for id, (piece, (is_control, is_unknown, is_byte)) in enumerate(zip(pieces, kinds, strict=True)):
+            if is_control:
+                special[piece] = id
+                self._bytes.append(b"")
+            elif is_unknown:
+                self._bytes.append(unknown)
+            elif is_byte:
+                self._bytes.append(bytes([int(piece[1:-1], 16)]))
+            else:
+                self._bytes.append(piece.replace(_SPACE, " ").encode())
+                if piece.startswith(_SPACE):
+                    self._spaced.add(id)
+        return special
+
     def encode(self, text: str) -> list[int]:
         """See Tokenizer.encode(). Characters with neither a piece nor byte pieces give the unknown token."""
         utf8(text)
-        ids: list[int] = self._processor.encode(text)
+        with GATE:
+            ids: list[int] = self._processor.encode(text)
         return ids
 
     def token_bytes(self, id: int, *, first: bool = False) -> bytes:
         """See Tokenizer.token_bytes()."""
         id = self._checked_id(id)
-        if id >= self._n_pieces or self._processor.is_control(id):
+        if id >= len(self._bytes):
             return b""
-        if self._processor.is_unknown(id):
-            return self._unknown_bytes
-        piece: str = self._processor.id_to_piece(id)
-        if self._processor.is_byte(id):
-            return bytes([int(piece[1:-1], 16)])
-        if first and self.prepends_space:
-            piece = piece.removeprefix(_SPACE)
-        return piece.replace(_SPACE, " ").encode()
+        if first and self.prepends_space and id in self._spaced:
+            return self._bytes[id][1:]
+        return self._bytes[id]

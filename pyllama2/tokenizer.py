@@ -21,6 +21,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from .errors import CheckpointError
+from .exit_gate import GATE
 
 
 @dataclass(frozen=True)
@@ -162,13 +163,14 @@ def load_tokenizer(spec: TokenizerSpec, vocab_size: int | None = None) -> Tokeni
 
     Raises CheckpointError when its data is damaged, or when it has tokens that the model lacks.
     """
-    if spec.kind == "sentencepiece":
-        from .sentencepiece_tokenizer import SentencePieceTokenizer
+    with GATE:
+        if spec.kind == "sentencepiece":
+            from .sentencepiece_tokenizer import SentencePieceTokenizer
 
-        return SentencePieceTokenizer(spec, vocab_size)
-    from .bpe_tokenizer import BpeTokenizer
+            return SentencePieceTokenizer(spec, vocab_size)
+        from .bpe_tokenizer import BpeTokenizer
 
-    return BpeTokenizer(spec, vocab_size)
+        return BpeTokenizer(spec, vocab_size)
 
 
 def is_chat_marker(name: str) -> bool:
