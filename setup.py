@@ -70,7 +70,7 @@ setup(
             Extension(
                 f"pyllama2.{package}.{module}",
                 [f"pyllama2/{package}/{module}.pyx"],
-                depends=[header.as_posix() for header in Path("pyllama2", package).rglob("*.h")],
+                depends=["setup.py", *(header.as_posix() for header in Path("pyllama2", package).rglob("*.h"))],
                 include_dirs=[f"pyllama2/{package}"],
                 define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
                 extra_compile_args=COMPILE,
