@@ -29,7 +29,7 @@ if sanitize := os.environ.get("PYLLAMA2_SANITIZE"):  # e.g. "address,undefined";
     LINK += [f"-fsanitize={sanitize}"]
 
 MODULES = {
-    "_cpu": ("tables", "matrix", "attention", "forward", "quantizer", "bandwidth"),
+    "_cpu": ("tables", "matrix", "attention", "workspace", "forward", "quantizer", "bandwidth"),
     "_sampling": ("choose",),
 }
 

@@ -98,6 +98,11 @@ class KVCache(ABC):
     def nbytes(self) -> int:
         """Bytes reserved for keys and values."""
 
+    @property
+    def resident_bytes(self) -> int:
+        """Those of them that memory was taken for by now."""
+        return self.nbytes
+
     @abstractmethod
     def copy_prefix(self, src_row: int, dst_row: int, length: int, source: KVCache | None = None) -> None:
         """Make the first length positions of dst_row those of src_row, in source: another cache of the same backend."""
@@ -143,6 +148,10 @@ class Backend(ABC):
         """An empty cache."""
 
     @abstractmethod
+    def cache_bytes(self, n_rows: int, max_seq_len: int) -> int:
+        """KVCache.nbytes of new_cache(), before there is one."""
+
+    @abstractmethod
     def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
         """Logits (m, vocab_size) of batch.outputs; appends keys and values of all tokens to the cache.
 
@@ -161,11 +170,16 @@ class Backend(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Facts: device, kv_dtype, threads or SM count, instruction set, bytes resident."""
+        """Facts: device, kv_dtype, threads or SM count, instruction set; weight_bytes of all weights, and scratch_bytes
+        of other memory that was taken by now, keys and values left out."""
 
     def free_bytes(self) -> int | None:
         """Bytes that keys and values could have on a device with memory of its own; None: the machine's memory."""
         return None
+
+    def pending_bytes(self) -> int:
+        """Bytes of the machine's memory that the backend will take or read, and that still seem to be available."""
+        return 0
 
     def profile(self) -> Profile:
         """Time of each step so far; a backend that does not count gives no steps."""

@@ -69,6 +69,8 @@ cdef class Planner:
     cdef int _make_room(self, int64_t columns) except -1
 
 
+cdef int64_t part_floats(const Heads *heads, int64_t columns) noexcept nogil
+cdef int64_t most_part_bytes(const Heads *heads, int n_threads, int chunk, int64_t n_positions) noexcept nogil
 cdef CacheArrays cache_arrays(object cache) except *
 cdef void rope_and_append(const Kernels *kernels, const Heads *heads, const CacheArrays *cache, int64_t layer, int row,
                           int position, int64_t kv_head, const float *cos_sin, float *q, float *k, const float *v,

@@ -24,6 +24,7 @@ cdef enum:
     TILE_COLUMNS = 64          # of a tile, unless one token has more; what it needs stays in the L2 cache
     WIDE_POSITIONS = 64        # that kernels/attention.h widens together
     FEW_UNITS = 8              # tiles and key heads per thread, below which threads share spans
+    PART_BYTES = 64 << 20      # and unless what they make of the spans would be larger
 
 cdef double LOG2_E = 1.4426950408889634
 
@@ -252,6 +253,21 @@ cdef void take_parts(const Kernels *kernels, const Heads *heads, const Attention
               plan.part_sums + part)
 
 
+cdef int64_t part_floats(const Heads *heads, int64_t columns) noexcept nogil:
+    """Numbers of so many columns of parts, and of what aligns them."""
+    return columns * ((heads.head_dim + KEY_BLOCK - 1) // KEY_BLOCK * KEY_BLOCK + 2) + KEY_BLOCK
+
+
+cdef int64_t most_part_bytes(const Heads *heads, int n_threads, int chunk, int64_t n_positions) noexcept nogil:
+    """Bytes of parts that a chunk needs at most, over sequences of so many positions."""
+    cdef int64_t tiles = min(<int64_t> chunk, (FEW_UNITS * n_threads - 1) // heads.n_kv_heads)
+    cdef int64_t columns = max(<int64_t> TILE_COLUMNS, heads.queries_per_kv) + ATTENTION_COLUMNS
+    cdef int64_t spans = (n_positions + SPAN - 1) // SPAN
+    if tiles == 0 or spans == 1 or heads.n_kv_heads % n_threads == 0:
+        return 0
+    return min(<int64_t> PART_BYTES, 4 * part_floats(heads, tiles * heads.n_kv_heads * spans * columns))
+
+
 cdef class Planner:
 
     cdef int allocate(self, Scratch scratch, const Heads *heads, int n_threads, int chunk) except -1:
@@ -259,13 +275,14 @@ cdef class Planner:
         cdef int64_t columns = max(<int64_t> TILE_COLUMNS, heads.queries_per_kv)
         cdef int64_t value_dim = (heads.head_dim + KEY_BLOCK - 1) // KEY_BLOCK * KEY_BLOCK
         cdef TileScratch *thread
+        cdef TileScratch counted
         cdef int t
         columns = (columns + ATTENTION_COLUMNS - 1) // ATTENTION_COLUMNS * ATTENTION_COLUMNS
         self.heads, self.n_threads, self.plan.value_dim = heads[0], n_threads, value_dim
         self.plan.tiles = <TokenTile *> scratch.take(chunk * sizeof(TokenTile))
         self.plan.threads = <TileScratch *> scratch.take(n_threads * sizeof(TileScratch))
         for t in range(n_threads):
-            thread = &self.plan.threads[t]
+            thread = &counted if self.plan.threads is NULL else &self.plan.threads[t]
             thread.queries = <float *> scratch.take(columns * heads.head_dim * sizeof(float))
             thread.counts = <int32_t *> scratch.take(columns * sizeof(int32_t))
             thread.positions = <int32_t *> scratch.take(columns * sizeof(int32_t))
@@ -299,16 +316,17 @@ cdef class Planner:
             longest, spans = max(longest, tile.n), spans + tile.spans
         units = plan.n_tiles * self.heads.n_kv_heads
         plan.n_items = spans * self.heads.n_kv_heads
+        plan.part_columns = longest * self.heads.queries_per_kv + ATTENTION_COLUMNS
         plan.by_spans = (plan.n_items > units and units < FEW_UNITS * self.n_threads
-                         and self.heads.n_kv_heads % self.n_threads)
+                         and self.heads.n_kv_heads % self.n_threads
+                         and part_floats(&self.heads, plan.n_items * plan.part_columns) * 4 <= PART_BYTES)
         if plan.by_spans:
-            plan.part_columns = longest * self.heads.queries_per_kv + ATTENTION_COLUMNS
             self._make_room(plan.n_items * plan.part_columns)
         return 0
 
     cdef int _make_room(self, int64_t columns) except -1:
         """Parts of so many columns."""
-        cdef int64_t needed = columns * (self.plan.value_dim + 2) + KEY_BLOCK
+        cdef int64_t needed = part_floats(&self.heads, columns)
         cdef size_t address
         if self.parts is None or self.parts.size < needed:
             self.parts = np.empty(needed, np.float32)

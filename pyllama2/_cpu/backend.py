@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._sampling import choose
 from ..backend import Backend, Batch, KVCache
 from ..forking import renew_after_fork
 from ..modelfile import ModelFile
 from ..profile import Profile, StepTime
-from .cache import CpuKVCache
+from ..resident import resident_bytes
+from .cache import CpuKVCache, allocated_bytes
 from .forward import STEPS, Forward
 from .matrix import team_size
 from .threads import default_threads
@@ -52,6 +54,7 @@ class CpuBackend(Backend):
         if (team := team_size(n_threads)) < n_threads:
             log.warning("of %d threads OpenMP gives %d; results are the same, and come later", n_threads, team)
         self._weight_bytes = model.nbytes
+        self._is_mapped = model.file is not None
         self._bytes_by_kind: dict[str, int] = defaultdict(int)  # "wq" of all layers together, and so on
         for name, weight in model.weights.items():
             self._bytes_by_kind[name.split(".")[-2]] += weight.nbytes
@@ -67,6 +70,10 @@ class CpuBackend(Backend):
         """An empty cache."""
         return CpuKVCache(self.config, n_rows, max_seq_len, self.kv_dtype)
 
+    def cache_bytes(self, n_rows: int, max_seq_len: int) -> int:
+        """Bytes that new_cache() reserves."""
+        return allocated_bytes(self.config, n_rows, max_seq_len, self.kv_dtype)
+
     def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
         """Logits (m, vocab_size) of batch.outputs; appends all tokens to the cache."""
         if not isinstance(cache, CpuKVCache):
@@ -78,17 +85,26 @@ class CpuBackend(Backend):
             return self._forward.run(batch.tokens, batch.rows, batch.positions, batch.outputs, cache)
 
     def describe(self) -> dict[str, Any]:
-        """Device, threads, instruction set and bytes in use."""
-        if self._forward is None:
+        """Device, threads, instruction set and bytes in use; scratch memory of sampling, of all models, is with it."""
+        forward = self._forward
+        if forward is None:
             raise ValueError("this backend is closed")
         return {
             "device": "cpu",
             "n_threads": self.n_threads,
-            "isa": self._forward.isa,
+            "isa": forward.isa,
             "kv_dtype": self.kv_dtype,
             "weight_bytes": self._weight_bytes,
-            "scratch_bytes": self._forward.scratch_bytes,
+            "scratch_bytes": resident_bytes([*forward.workspace.arrays, choose.scratch_array()]),
         }
+
+    def pending_bytes(self) -> int:
+        """Scratch memory that was not written to yet, and weights of a mapped file, whose pages are only lent."""
+        forward = self._forward
+        if forward is None:
+            return 0
+        scratch = forward.workspace.nbytes - resident_bytes(forward.workspace.arrays)
+        return max(0, scratch) + (self._weight_bytes if self._is_mapped else 0)
 
     def profile(self) -> Profile:
         """Time of each step so far, waiting for the other threads included."""

@@ -10,9 +10,30 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..backend import KVCache
 from ..config import ModelConfig
+from ..resident import resident_bytes
 
 _BLOCK = 16  # KEY_BLOCK of kernels.h: positions whose keys are interleaved, and what values are padded to
 _ALIGNMENT = 64  # bytes
+
+
+def cache_arrays(
+    config: ModelConfig, n_rows: int, max_seq_len: int, dtype: str
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """dtype and shape of the arrays of a cache, by name."""
+    heads = (config.n_layers, n_rows, config.n_kv_heads, math.ceil(max_seq_len / _BLOCK))
+    arrays: dict[str, tuple[str, tuple[int, ...]]] = {
+        "keys": (dtype, (*heads, config.head_dim, _BLOCK)),
+        "values": (dtype, (*heads, _BLOCK, math.ceil(config.head_dim / _BLOCK) * _BLOCK)),
+    }
+    if dtype == "int8":
+        arrays |= dict.fromkeys(("key_scales", "value_scales"), ("float32", (*heads, _BLOCK)))
+    return arrays
+
+
+def allocated_bytes(config: ModelConfig, n_rows: int, max_seq_len: int, dtype: str) -> int:
+    """CpuKVCache.nbytes, before there is one."""
+    arrays = cache_arrays(config, n_rows, max_seq_len, dtype).values()
+    return sum(math.prod(shape) * np.dtype(type).itemsize for type, shape in arrays)
 
 
 class CpuKVCache(KVCache):
@@ -34,23 +55,25 @@ class CpuKVCache(KVCache):
     def __init__(self, config: ModelConfig, n_rows: int, max_seq_len: int, dtype: str) -> None:
         if n_rows < 1 or max_seq_len < 1:
             raise ValueError("a cache needs at least one row and one position")
-        n_blocks = math.ceil(max_seq_len / _BLOCK)
-        heads = (config.n_layers, n_rows, config.n_kv_heads)
         self.n_rows = n_rows
         self.max_seq_len = max_seq_len
         self.head_dim = config.head_dim
-        self.keys = _zeros((*heads, n_blocks, config.head_dim, _BLOCK), dtype)
-        self.values = _zeros((*heads, n_blocks, _BLOCK, math.ceil(config.head_dim / _BLOCK) * _BLOCK), dtype)
-        self.key_scales = self.value_scales = None
-        if dtype == "int8":
-            self.key_scales = _zeros((*heads, n_blocks, _BLOCK), np.float32)
-            self.value_scales = _zeros((*heads, n_blocks, _BLOCK), np.float32)
+        arrays = {
+            name: _zeros(shape, type)
+            for name, (type, shape) in cache_arrays(config, n_rows, max_seq_len, dtype).items()
+        }
+        self.keys, self.values = arrays["keys"], arrays["values"]
+        self.key_scales, self.value_scales = arrays.get("key_scales"), arrays.get("value_scales")
 
     @property
     def nbytes(self) -> int:
         """Bytes reserved for keys and values."""
-        arrays = (self.keys, self.values, self.key_scales, self.value_scales)
-        return sum(array.nbytes for array in arrays if array is not None)
+        return sum(array.nbytes for array in self._arrays())
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the pages that were written to."""
+        return resident_bytes(self._arrays())
 
     def copy_prefix(self, src_row: int, dst_row: int, length: int, source: KVCache | None = None) -> None:
         """Make the first length positions of dst_row those of src_row, in source: another cache of the same backend."""
@@ -101,6 +124,10 @@ class CpuKVCache(KVCache):
         self.values = np.empty((0,) * 6, self.values.dtype)
         self.key_scales = self.value_scales = None
         self.n_rows = 0
+
+    def _arrays(self) -> list[NDArray[Any]]:
+        arrays = (self.keys, self.values, self.key_scales, self.value_scales)
+        return [array for array in arrays if array is not None]
 
     def _views(self, row: int) -> dict[str, NDArray[Any]]:
         """Views of one row, (n_layers, n_kv_heads, n_blocks, 16, head_dim); scales without head_dim."""

@@ -3,17 +3,17 @@ from numpy.typing import NDArray
 
 from ..modelfile import ModelFile
 from .cache import CpuKVCache
+from .workspace import Workspace
 
 STEPS: dict[str, tuple[str, ...]]
 
 class Forward:
     tokens: list[int]
     passes: list[int]
+    workspace: Workspace
     def __init__(self, model: ModelFile, n_threads: int, isa: str) -> None: ...
     @property
     def isa(self) -> str: ...
-    @property
-    def scratch_bytes(self) -> int: ...
     @property
     def step_seconds(self) -> NDArray[np.float64]: ...
     def run(

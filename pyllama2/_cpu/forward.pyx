@@ -1,9 +1,9 @@
 """The forward pass on the CPU: the steps of model.py, in the same order under the same names.
 
-Design: tokens of any sequences are taken in chunks of CHUNK. For each chunk one parallel region is entered, in which
-every thread runs run_chunk(): it takes its share of each step, by tokens where a step works on whole vectors, by rows
-of the matrix in products, by heads in attention, and meets the others at a barrier where the next step needs all of
-the last. A single token's vectors are short: each thread norms and quantizes them for itself, which costs less than
+Design: tokens of any sequences are taken in chunks. For each chunk one parallel region is entered, in which every
+thread runs run_chunk(): it takes its share of each step, by tokens where a step works on whole vectors, by rows of the
+matrix in products, by heads in attention, and meets the others at a barrier where the next step needs all of the
+last. A single token's vectors are short: each thread norms and quantizes them for itself, which costs less than
 meeting. Fused: quantization of activations with the norm before it; silu and its product, and the residual additions,
 with the matrix product before them.
 
@@ -18,17 +18,14 @@ from libc.stdlib cimport calloc, free
 
 import numpy as np
 
-from .attention cimport AttentionPlan, CacheArrays, Heads, Planner, attend, cache_arrays, rope_and_append
+from .attention cimport CacheArrays, Heads, attend, cache_arrays, rope_and_append
 from .kernels cimport Activations, Kernels, Matrix
 from .matrix cimport (
-    FEW_COLUMNS, Scratch, Steps, Thread, activations, enter_team, first_column, first_row, lookup_row, matmul,
-    matrix_of, prepare, prepare_share,
+    FEW_COLUMNS, Thread, activations, enter_team, first_column, first_row, lookup_row, matmul, matrix_of, prepare,
+    prepare_share,
 )
 from .openmp cimport omp_get_wtime, share, team_barrier
-from .tables cimport find_kernels
-
-cdef enum:
-    CHUNK = 512  # tokens that go through the layers together
+from .workspace cimport Work, Workspace
 
 
 cdef enum Step:  # for the profile
@@ -66,87 +63,53 @@ cdef struct LayerWeights:
     Matrix wq, wk, wv, wo, w1, w2, w3
 
 
-cdef struct Work:  # one chunk on its way through the layers; n tokens
-    int n
-    const int32_t *tokens
-    const int32_t *rows
-    const int32_t *positions
-    const int32_t *outputs   # (n_outputs,) tokens whose logits are wanted, in 0 .. n for this chunk's
-    int n_outputs
-    bint last                # the chunk after which logits are computed
-    float *hidden            # (n_outputs, dim), normed x of the outputs
-    float *logits            # (n_outputs, vocab_size)
-    float *cos_sin           # (n, head_dim / 2, 2)
-    float *x                 # (n, dim), the residual stream
-    float *normed            # (n, dim)
-    float *q                 # (n, q_dim)
-    float *k                 # (n, kv_dim)
-    float *v                 # (n, kv_dim)
-    float *attended          # (n, q_dim)
-    float *gate              # (n, hidden_dim)
-    float *up                # (n, hidden_dim)
-    Steps steps              # of whichever vectors are multiplied next
-    const AttentionPlan *attention
-    bint interrupted
-    double marked            # when the last step ended
-    double *seconds          # (N_STEPS,) spent so far on chunks of this kind
-
-
 cdef class Forward:
-    """The weights of one model as C structs, and scratch memory for one chunk."""
+    """The weights of one model as C structs, and scratch memory for one chunk: workspace."""
 
     cdef const Kernels *kernels
     cdef LayerWeights *layers
     cdef Matrix tok_embeddings
     cdef Matrix output
     cdef const float *norm
-    cdef Heads heads
-    cdef Work work
+    cdef const Heads *heads
+    cdef Work *work
     cdef Thread *threads
-    cdef int n_threads
+    cdef int n_threads, chunk
     cdef int64_t n_layers, dim, vocab_size
     cdef float norm_eps
     cdef double[::1] frequencies
     cdef double[:, ::1] seconds  # (2, N_STEPS): of chunks with few tokens, and with many
     cdef readonly list tokens    # how many tokens these were
     cdef readonly list passes    # and how many chunks
-    cdef Scratch scratch
-    cdef Planner planner
+    cdef readonly Workspace workspace
     cdef object model            # keeps the weights alive
     cdef object error            # what a signal handler raised
 
     def __cinit__(self, model, int n_threads, str isa):
         config = model.config
         cdef int64_t i
-        self.kernels = find_kernels(isa)
+        self.workspace = Workspace(config, model.quantization, n_threads, isa)
+        self.kernels, self.chunk = self.workspace.kernels, self.workspace.chunk
+        self.work, self.threads, self.heads = &self.workspace.work, self.workspace.threads, &self.workspace.heads
         self.model, self.n_threads = model, n_threads
         self.n_layers, self.dim = config.n_layers, config.dim
         self.vocab_size, self.norm_eps = config.vocab_size, config.norm_eps
-        self.heads.n_kv_heads, self.heads.head_dim = config.n_kv_heads, config.head_dim
-        self.heads.queries_per_kv = config.n_heads // config.n_kv_heads
         self.frequencies = np.asarray(config.rope_frequencies(), np.float64)
         self.seconds, self.tokens, self.passes = np.zeros((2, N_STEPS)), [0, 0], [0, 0]
-        self.scratch, self.planner = Scratch(), Planner()
-        self.scratch.kernels = self.kernels
         self.layers = <LayerWeights *> calloc(self.n_layers, sizeof(LayerWeights))
-        self.threads = <Thread *> calloc(n_threads, sizeof(Thread))
-        if self.layers is NULL or self.threads is NULL:
+        if self.layers is NULL:
             raise MemoryError("no memory for the layers' table")
         for i in range(self.n_layers):
             self._bind_layer(&self.layers[i], f"layers.{i}.")
-        self.tok_embeddings = matrix_of(model.weights["tok_embeddings.weight"])
+        self.tok_embeddings = self._matrix("tok_embeddings.weight")
         self.output = self._matrix("tok_embeddings.weight" if config.tied_embeddings else "output.weight")
         self.norm = vector_of(model.weights["norm.weight"])
-        self._allocate(config)
 
     def __dealloc__(self):
         free(self.layers)
-        free(self.threads)
 
     cdef Matrix _matrix(self, str name) except *:
-        cdef Matrix matrix = matrix_of(self.model.weights[name])
-        self.scratch.cover(&matrix)
-        return matrix
+        return matrix_of(self.model.weights[name])
 
     cdef int _bind_layer(self, LayerWeights *layer, str prefix) except -1:
         layer.attention_norm = vector_of(self.model.weights[prefix + "attention_norm.weight"])
@@ -160,40 +123,10 @@ cdef class Forward:
         layer.w3 = self._matrix(prefix + "feed_forward.w3.weight")
         return 0
 
-    cdef float *_floats(self, int64_t n) except NULL:
-        return <float *> self.scratch.take(n * sizeof(float))
-
-    cdef int _allocate(self, config) except -1:
-        cdef Work *work = &self.work
-        cdef Thread *thread
-        cdef int t
-        work.cos_sin = self._floats(CHUNK * config.head_dim)
-        work.x = self._floats(CHUNK * config.dim)
-        work.normed = self._floats(CHUNK * config.dim)
-        work.q = self._floats(CHUNK * config.q_dim)
-        work.k = self._floats(CHUNK * config.kv_dim)
-        work.v = self._floats(CHUNK * config.kv_dim)
-        work.attended = self._floats(CHUNK * config.q_dim)
-        work.gate = self._floats(CHUNK * config.hidden_dim)
-        work.up = self._floats(CHUNK * config.hidden_dim)
-        self.scratch.take_steps(&work.steps, CHUNK)
-        for t in range(self.n_threads):
-            thread = &self.threads[t]
-            self.scratch.take_thread(thread, t, CHUNK)
-            thread.normed = self._floats(config.dim)
-        self.planner.allocate(self.scratch, &self.heads, self.n_threads, CHUNK)
-        work.attention = &self.planner.plan
-        return 0
-
     @property
     def isa(self):
         """Name of the instruction set in use."""
         return self.kernels.name.decode()
-
-    @property
-    def scratch_bytes(self):
-        """Bytes of scratch memory."""
-        return sum(array.nbytes for array in self.scratch.arrays)
 
     @property
     def step_seconds(self):
@@ -211,19 +144,19 @@ cdef class Forward:
         cdef float[:, ::1] hidden = np.empty((m, self.dim), np.float32)
         cdef float[:, ::1] logits = np.empty((m, self.vocab_size), np.float32)
         cdef int32_t[::1] here = np.empty(m, np.int32)
-        cdef Work *work = &self.work
+        cdef Work *work = self.work
         work.n_outputs, work.interrupted = <int> m, False
         if m:
             work.outputs, work.hidden, work.logits = &here[0], &hidden[0, 0], &logits[0, 0]
-        for start in range(0, n, CHUNK):
-            work.n, work.last = <int> min(<int64_t> CHUNK, n - start), start + CHUNK >= n
+        for start in range(0, n, self.chunk):
+            work.n, work.last = <int> min(<int64_t> self.chunk, n - start), start + self.chunk >= n
             work.tokens, work.rows, work.positions = &tokens[start], &rows[start], &positions[start]
             for i in range(m):
                 here[i] = <int32_t> (outputs[i] - start)
             many = work.n > FEW_COLUMNS
             self.tokens[many] += work.n
             self.passes[many] += 1
-            self.planner.make_plan(work.n, work.rows, work.positions)
+            self.workspace.planner.make_plan(work.n, work.rows, work.positions)
             work.seconds = &self.seconds[<int> many, 0]
             with nogil:
                 self._run_chunk(&arrays)
@@ -239,11 +172,11 @@ cdef class Forward:
 
     cdef void _run_share(self, const CacheArrays *cache, Thread *thread) noexcept nogil:
         """The chunk, as one thread of the team runs it."""
-        cdef Work *work = &self.work
+        cdef Work *work = self.work
         cdef int64_t layer
         self._embed(thread)
         for layer in range(self.n_layers):
-            run_layer(self.kernels, &self.layers[layer], layer, &self.heads, self.norm_eps, cache, work, thread)
+            run_layer(self.kernels, &self.layers[layer], layer, self.heads, self.norm_eps, cache, work, thread)
             if thread.id == 0 and work.n > FEW_COLUMNS and not work.interrupted:
                 work.interrupted = self._signalled()
             team_barrier()
@@ -262,7 +195,7 @@ cdef class Forward:
 
     cdef void _embed(self, const Thread *thread) noexcept nogil:
         """x = rows of tok_embeddings; the angles of each token's position."""
-        cdef Work *work = &self.work
+        cdef Work *work = self.work
         cdef int t, i, half = <int> (self.heads.head_dim // 2)
         cdef double angle
         for t in range(<int> share(work.n, thread.id, thread.team), <int> share(work.n, thread.id + 1, thread.team)):
@@ -276,19 +209,19 @@ cdef class Forward:
 
     cdef void _output(self, Thread *thread) noexcept nogil:
         """norm -> output: hidden of this chunk's outputs, and after the last chunk all logits."""
-        cdef Work *work = &self.work
+        cdef Work *work = self.work
         cdef int64_t dim = self.dim
         cdef Activations act
-        cdef int piece, i, n
+        cdef int piece, i, n, chunk = self.chunk
         for i in range(<int> share(work.n_outputs, thread.id, thread.team),
                        <int> share(work.n_outputs, thread.id + 1, thread.team)):
             if 0 <= work.outputs[i] < work.n:
                 self.kernels.rms_norm(work.x + work.outputs[i] * dim, self.norm, self.norm_eps, dim,
                                       work.hidden + i * dim)
         if work.last:
-            for piece in range((work.n_outputs + CHUNK - 1) // CHUNK):
-                i = piece * <int> CHUNK
-                n = min(<int> CHUNK, work.n_outputs - i)
+            for piece in range((work.n_outputs + chunk - 1) // chunk):
+                i = piece * chunk
+                n = min(chunk, work.n_outputs - i)
                 act = input_of(self.kernels, &self.output, work, work.hidden + i * dim, n, thread)
                 matmul(self.kernels, &self.output, &act, n, work.logits + i * self.vocab_size, False, thread)
                 team_barrier()

@@ -32,10 +32,12 @@ cdef class Scratch:
     """Aligned memory that grows no more, for products with any of the matrices that it was told to cover."""
     cdef const Kernels *kernels
     cdef readonly list arrays
+    cdef readonly int64_t nbytes
+    cdef bint counts_only
     cdef int64_t n_steps, n_groups, panel_bytes, panel_scales, panel_rows  # largest that a matrix wants
 
     cdef void cover(self, const Matrix *w) noexcept
-    cdef void *take(self, int64_t n_bytes) except NULL
+    cdef void *take(self, int64_t n_bytes) except? NULL
     cdef int take_steps(self, Steps *steps, int64_t columns) except -1
     cdef int take_thread(self, Thread *thread, int id, int64_t columns) except -1
 
@@ -55,6 +57,7 @@ cdef inline Thread *enter_team(Thread *threads) noexcept nogil:
 
 
 cdef Matrix matrix_of(object weight) except *
+cdef Matrix matrix_of_shape(str type, shape, int group_size) except *
 cdef PanelPlan plan_panels(const Kernels *kernels, const Matrix *w) noexcept nogil
 cdef Activations activations(const Kernels *kernels, const Matrix *w, const Steps *steps, const float *values,
                              int n) noexcept nogil

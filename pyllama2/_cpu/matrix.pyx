@@ -35,16 +35,23 @@ def end_team():
 
 cdef Matrix matrix_of(object weight) except *:
     """The Matrix over the arrays of a weights.Weight, which must outlive it."""
-    cdef Matrix matrix
+    cdef Matrix matrix = matrix_of_shape(weight.type, weight.shape, weight.group_size)
     cdef size_t address = weight.data.ctypes.data
     cdef size_t scales = weight.scales.ctypes.data if weight.scales is not None else 0
     if not weight.data.flags.c_contiguous or not weight.data.flags.aligned:
         raise ValueError(f"{weight.name} is not a contiguous, aligned array")
-    matrix.kind = _KINDS[weight.type]
-    matrix.rows, matrix.columns = weight.shape
-    matrix.group_size = weight.group_size
     matrix.data = <const void *> address
     matrix.scales = <const uint16_t *> scales
+    return matrix
+
+
+cdef Matrix matrix_of_shape(str type, shape, int group_size) except *:
+    """The Matrix of a type and shape (rows, columns), without its arrays; group_size is that of quantized types."""
+    cdef Matrix matrix
+    matrix.kind = _KINDS[type]
+    matrix.rows, matrix.columns = shape
+    matrix.group_size = group_size if matrix.kind == Q8 or matrix.kind == Q4 else 0
+    matrix.data, matrix.scales = NULL, NULL
     return matrix
 
 
@@ -153,8 +160,8 @@ cdef inline void write_back(const float *source, int64_t source_stride, int n, i
 
 cdef class Scratch:
 
-    def __cinit__(self):
-        self.arrays = []
+    def __cinit__(self, bint counts_only=False):
+        self.arrays, self.counts_only = [], counts_only
 
     cdef void cover(self, const Matrix *w) noexcept:
         """Make room for products with w."""
@@ -167,9 +174,13 @@ cdef class Scratch:
             self.panel_scales = max(self.panel_scales, plan.scales * plan.together)
             self.panel_rows = max(self.panel_rows, plan.together * self.kernels.panel_rows)
 
-    cdef void *take(self, int64_t n_bytes) except NULL:
-        """Zeros that start at a multiple of 64 bytes; memory is only taken up by what was written."""
+    cdef void *take(self, int64_t n_bytes) except? NULL:
+        """Zeros that start at a multiple of 64 bytes, NULL if they are only counted; what is never written to takes no
+        memory."""
         cdef size_t address
+        self.nbytes += n_bytes + 64
+        if self.counts_only:
+            return NULL
         array = np.zeros(n_bytes + 64, np.uint8)
         self.arrays.append(array)
         address = array.ctypes.data

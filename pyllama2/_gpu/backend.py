@@ -16,10 +16,11 @@ from ..errors import BackendUnavailableError, Pyllama2Error
 from ..modelfile import ModelFile
 from ..sampling import Choice
 from . import availability
-from .cache import KV_DTYPES, CudaKVCache
+from .cache import KV_DTYPES, CudaKVCache, cache_arrays
 from .device_model import DeviceModel, upload
 from .forward import Forward
 from .launchers.attention import SPAN, spans_of
+from .layout import bytes_of
 from .planner import DECODE_TOKENS, MODULE_BYTES, Plan, plan, unsupported
 from .step_graphs import StepGraphs
 from .workspace import Workspace
@@ -90,6 +91,10 @@ class CudaBackend(Backend):
                 self._work = None  # before the larger one is allocated
                 self._work = Workspace(self._cupy, self.config, self.quantization, max_seq_len, CHUNK)
             return CudaKVCache(self._cupy, self.config, n_rows, max_seq_len, self.kv_dtype, self._stream)
+
+    def cache_bytes(self, n_rows: int, max_seq_len: int) -> int:
+        """Bytes of the device that new_cache() takes."""
+        return bytes_of(cache_arrays(self.config, n_rows, max_seq_len, self.kv_dtype))
 
     def plan(self, n_rows: int, max_seq_len: int) -> Plan:
         """What the model and one cache need together, and whether that fits beside all that is there."""

@@ -7,7 +7,10 @@ and by the launchers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
+
+import numpy as np
 
 TILE_ROWS = 32
 PIECE = 16  # bytes that a lane loads at once
@@ -40,6 +43,11 @@ def vector_arrays(type: str, n: int, columns: int, group_size: int) -> Shapes:
         "scales": ("float32", (n, groups)),
         "offsets": ("int32", (n, groups)),
     }
+
+
+def bytes_of(shapes: Shapes) -> int:
+    """Bytes of all arrays."""
+    return sum(prod(shape) * np.dtype(dtype).itemsize for dtype, shape in shapes.values())
 
 
 def allocate(cupy: Any, shapes: Shapes) -> dict[str, Any]:

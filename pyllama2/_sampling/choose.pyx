@@ -16,7 +16,7 @@ arguments; of logits there must be a finite highest and no NaN.
 """
 
 from libc.math cimport INFINITY, NAN, exp, fabs, log
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
@@ -66,6 +66,7 @@ cdef struct Tokens:         # those that can still be drawn
 # call keeps the GIL and runs no Python.
 cdef double *scratch = NULL
 cdef int64_t scratch_size = 0  # tokens
+cdef int64_t token_bytes = 3 * sizeof(double) + sizeof(int32_t)
 
 
 cdef struct Edge:           # of the largest values, the last that is kept
@@ -184,12 +185,19 @@ cdef void penalize_counts(float *logits, const int64_t *ids, Py_ssize_t start, P
             counts[ids[i]] = 0
 
 
+def scratch_array():
+    """Scratch memory as it is now, (bytes,) uint8, to be looked at before any other call; empty before the first."""
+    if scratch_size == 0:
+        return np.empty(0, np.uint8)
+    return np.asarray(<uint8_t[:scratch_size * token_bytes]> <uint8_t *> scratch)
+
+
 cdef int reserve(Tokens *tokens, int64_t vocab_size) except -1:
     """Scratch memory for one call."""
     global scratch, scratch_size
     if vocab_size > scratch_size:
         free(scratch)
-        scratch, scratch_size = <double *> malloc(vocab_size * (3 * sizeof(double) + sizeof(int32_t))), vocab_size
+        scratch, scratch_size = <double *> malloc(vocab_size * token_bytes), vocab_size
         if scratch is NULL:
             scratch_size = 0
             raise MemoryError

@@ -1,0 +1,17 @@
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ..config import ModelConfig
+from ..weights import Quantization
+
+class Workspace:
+    chunk: int
+    def __init__(
+        self, config: ModelConfig, quantization: Quantization, n_threads: int, isa: str = "", counts_only: bool = False
+    ) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def arrays(self) -> list[NDArray[Any]]: ...
+    def most_bytes(self, n_positions: int) -> int: ...

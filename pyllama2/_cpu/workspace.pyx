@@ -1,0 +1,87 @@
+"""Scratch memory of the forward pass, for one chunk of tokens: allocated, or counted before there is a model."""
+
+from dataclasses import replace
+
+from libc.stdint cimport int64_t
+from libc.stdlib cimport calloc, free
+
+from .attention cimport Planner, most_part_bytes
+from .kernels cimport Matrix
+from .matrix cimport Scratch, Thread, matrix_of_shape
+from .tables cimport find_kernels
+
+cdef enum:
+    CHUNK = 512              # tokens that go through the layers together
+    CHUNK_BYTES = 216 << 20  # unless their vectors are larger; for those of Llama-2-70B, quantized, there is room
+
+
+cdef class Workspace:
+    """Workspace(config, quantization, n_threads, isa) allocates; with counts_only it only knows its nbytes."""
+
+    def __cinit__(self, config, quantization, int n_threads, str isa="", bint counts_only=False):
+        cdef Matrix matrix
+        self.kernels, self.n_threads = find_kernels(isa), n_threads
+        self.heads.n_kv_heads, self.heads.head_dim = config.n_kv_heads, config.head_dim
+        self.heads.queries_per_kv = config.n_heads // config.n_kv_heads
+        self.scratch, self.planner = Scratch(counts_only), Planner()
+        self.scratch.kernels = self.kernels
+        for name, shape in replace(config, n_layers=1).tensor_shapes().items():
+            # A row of the embedding is only looked up, unless it is the output matrix too.
+            if len(shape) == 2 and (name != "tok_embeddings.weight" or config.tied_embeddings):
+                matrix = matrix_of_shape(quantization.type_of(name, config), shape, quantization.group_size)
+                self.scratch.cover(&matrix)
+        self.chunk = CHUNK
+        while self.chunk > 1 and self.chunk * self._token_bytes(config) > CHUNK_BYTES:
+            self.chunk //= 2
+        self.threads = <Thread *> calloc(n_threads, sizeof(Thread))
+        if self.threads is NULL:
+            raise MemoryError("no memory for the threads' table")
+        self._allocate(config)
+
+    def __dealloc__(self):
+        free(self.threads)
+
+    def _token_bytes(self, config):
+        """Of the vectors of one token."""
+        vectors = config.head_dim + 2 * (config.dim + config.q_dim + config.kv_dim + config.hidden_dim)
+        return sizeof(float) * (vectors + self.scratch.n_steps + 2 * self.scratch.n_groups)
+
+    cdef float *_floats(self, int64_t n) except? NULL:
+        return <float *> self.scratch.take(n * sizeof(float))
+
+    cdef int _allocate(self, config) except -1:
+        cdef int64_t chunk = self.chunk
+        cdef Thread *thread
+        cdef int t
+        work = &self.work
+        work.cos_sin = self._floats(chunk * config.head_dim)
+        work.x = self._floats(chunk * config.dim)
+        work.normed = self._floats(chunk * config.dim)
+        work.q = self._floats(chunk * config.q_dim)
+        work.k = self._floats(chunk * config.kv_dim)
+        work.v = self._floats(chunk * config.kv_dim)
+        work.attended = self._floats(chunk * config.q_dim)
+        work.gate = self._floats(chunk * config.hidden_dim)
+        work.up = self._floats(chunk * config.hidden_dim)
+        self.scratch.take_steps(&work.steps, chunk)
+        for t in range(self.n_threads):
+            thread = &self.threads[t]
+            self.scratch.take_thread(thread, t, chunk)
+            thread.normed = self._floats(config.dim)
+        self.planner.allocate(self.scratch, &self.heads, self.n_threads, self.chunk)
+        work.attention = &self.planner.plan
+        return 0
+
+    @property
+    def nbytes(self):
+        """Bytes that are taken from the start."""
+        return self.scratch.nbytes
+
+    def most_bytes(self, int64_t n_positions):
+        """Bytes that are taken at most for sequences of so many positions: attention may ask for more."""
+        return self.nbytes + most_part_bytes(&self.heads, self.n_threads, self.chunk, n_positions)
+
+    @property
+    def arrays(self):
+        """All that is allocated."""
+        return [*self.scratch.arrays, *([] if self.planner.parts is None else [self.planner.parts])]
