@@ -23,7 +23,7 @@ LAYERS = [
         "_template_worker", "prompt_lookup", "forking", "exit_gate",
     },
     {"mapped", "new_file", "safetensors_header", "weights", "tensor_statistics", "modelfile", "checkpoint"},
-    {"memory", "profile", "backend", "machine", "_cpu", "_gpu"},
+    {"resident", "memory", "profile", "backend", "machine", "_cpu", "_gpu"},
     {
         "convert", "loading", "prompt", "scoring", "generation", "interrupts", "prefix_cache", "handover",
         "scheduler", "stream", "state", "llama", "evaluation", "inspection",
