@@ -1,4 +1,4 @@
-"""Builds the Cython extensions of pyllama2._cpu and pyllama2._sampling; all else stands in pyproject.toml.
+"""Builds the Cython extensions; all else stands in pyproject.toml.
 
 No -march: the kernels choose their instruction set at run time, so that one wheel serves every CPU.
 """
@@ -16,19 +16,20 @@ from setuptools.command.build_ext import build_ext
 COMPILE = [
     "-O3",
     "-std=gnu11",
-    "-fopenmp",
     "-ffp-contract=off",
     "-fno-math-errno",
     "-Wno-psabi",
     "-Wno-unused-function",
 ]
-LINK = ["-fopenmp"]
+LINK = []
+OPENMP = ["-fopenmp"]
 
 if sanitize := os.environ.get("PYLLAMA2_SANITIZE"):  # e.g. "address,undefined"; see CONTRIBUTING.md
     COMPILE += ["-O1", "-g", f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
     LINK += [f"-fsanitize={sanitize}"]
 
 MODULES = {
+    ".": ("interrupts", "mapping"),  # without OpenMP, which is not to be loaded before _cpu/wait_policy.py says how
     "_cpu": ("tables", "matrix", "attention", "workspace", "forward", "quantizer", "bandwidth"),
     "_sampling": ("choose",),
 }
@@ -68,13 +69,13 @@ setup(
     ext_modules=cythonize(
         [
             Extension(
-                f"pyllama2.{package}.{module}",
-                [f"pyllama2/{package}/{module}.pyx"],
+                ".".join([*Path("pyllama2", package).parts, module]),
+                [Path("pyllama2", package, f"{module}.pyx").as_posix()],
                 depends=["setup.py", *(header.as_posix() for header in Path("pyllama2", package).rglob("*.h"))],
                 include_dirs=[f"pyllama2/{package}"],
                 define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-                extra_compile_args=COMPILE,
-                extra_link_args=LINK,
+                extra_compile_args=COMPILE + (OPENMP if package != "." else []),
+                extra_link_args=LINK + (OPENMP if package != "." else []),
             )
             for package, modules in MODULES.items()
             for module in modules

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from bisect import bisect_left
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from .chat_base import check_messages
+from .errors import CheckpointError
+from .interrupts import Interrupts
+from .new_file import NewFile
 
 Messages = list[dict[str, str]]
 
@@ -25,21 +26,14 @@ _MAX_VALUES = 500_000  # a parsed value takes up to 100 times the memory of its 
 
 
 def write_messages(path: str, messages: Messages) -> None:
-    """Write messages to a file, replacing it when it is complete. Raises OSError."""
-    path = os.path.realpath(path)
-    handle, temporary = tempfile.mkstemp(prefix=".messages-", dir=os.path.dirname(path))
+    """Write messages to a file, replacing it, or the one that a link leads to, when it is complete. Raises OSError."""
+    text = json.dumps(messages, ensure_ascii=False, indent=1) + "\n"
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            json.dump(messages, file, ensure_ascii=False, indent=1)
-            file.write("\n")
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # as open() would have made it
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
+        with Interrupts() as interrupts, NewFile(os.path.realpath(path), interrupts) as file, interrupts.allowed():
+            file.write(text.encode())
+    except CheckpointError as error:  # a conversation is none
+        assert error.__cause__ is not None
+        raise error.__cause__ from None
 
 
 def read_messages(path: str) -> Messages:

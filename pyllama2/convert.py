@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -21,8 +22,9 @@ from numpy.typing import NDArray
 
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import CheckpointError
+from .interrupts import Interrupts
 from .modelfile import ModelFile, ModelWriter
-from .weights import Quantization, Weight
+from .weights import Quantization, Weight, all_finite
 
 FilePath = str | os.PathLike[str]
 Progress = Callable[[int, int, str], None]  # weights done, weights in all, name of the tensor just done
@@ -48,7 +50,8 @@ def export(
 
     Raises CheckpointError for a checkpoint that cannot be read, for numbers that are not finite or do not
     fit into dtype, and when out cannot be written; ValueError for wrong arguments, among them an
-    out that is a file of the checkpoint. Whatever happens, out is either complete or untouched.
+    out that is a file of the checkpoint. Whatever happens, out is either complete or untouched. A file that is
+    there is replaced by renaming, and goes on to serve a Llama that uses it.
     """
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype must be float32 or float16, not {dtype!r}")
@@ -84,18 +87,21 @@ def convert_in_memory(
 ) -> ModelFile:
     """The model of an open checkpoint with matrices of any storage type.
 
-    Tensors that are stored as wanted stay in their mapped file. Raises CheckpointError for numbers
-    that are not finite or do not fit.
+    Tensors that are stored as wanted stay in their mapped file, unless the model is quantized. Raises CheckpointError
+    for numbers that are not finite or do not fit.
     """
     model = _without_weights(checkpoint, quantization)
     for weight in _convert(checkpoint, quantization, progress):
+        if quantization.group_size and weight.scales is None:  # a norm; nothing of the file is needed any more
+            weight = replace(weight, data=weight.data.copy())
         model.weights[weight.name] = weight
     return model
 
 
 def _write(source: Checkpoint, out: FilePath, quantization: Quantization, progress: Progress | None) -> None:
     _check_target(os.fspath(out), source.files)
-    with ModelWriter(out, _without_weights(source, quantization)) as writer:
+    model = _without_weights(source, quantization)
+    with Interrupts() as interrupts, ModelWriter(out, model, interrupts) as writer, interrupts.allowed():
         for weight in _convert(source, quantization, progress):
             writer.write(weight)
 
@@ -155,15 +161,9 @@ def _as_float(name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[A
         if result is not source:
             with np.errstate(over="ignore"):
                 np.copyto(converted, part, casting="same_kind")
-        if not _all_finite(converted):
+        if not all_finite(converted):
             at = start + int(np.flatnonzero(~np.isfinite(converted))[0])
             value = float(flat_source[at])
             what = f"does not fit into {dtype}" if np.isfinite(value) else "is not a finite number"
             raise CheckpointError(f"tensor {name}: the weight {value:g} at {at} of {flat_source.size} {what}")
     return result
-
-
-def _all_finite(part: NDArray[Any]) -> bool:
-    if part.dtype == np.float16:  # numpy tests these one by one; without the sign, infinity and NaN are the largest
-        return bool(np.left_shift(part.view(np.uint16), 1).max(initial=0) < 0xF800)
-    return bool(np.isfinite(part).all())

@@ -29,9 +29,11 @@ from .convert import Progress
 from .errors import ContextLengthError
 from .forking import renew_after_fork
 from .generation import Request, Text
+from .interrupts import Interrupts
 from .loading import load_model
 from .memory import cache_bytes, rows_that_fit
 from .model_path import find_model
+from .new_file import NewFile
 from .prefix_cache import PrefixCache
 from .profile import Profile, StepTime
 from .prompt import Prompt, check_token_ids, checked_ids, is_list_of_prompts
@@ -70,6 +72,10 @@ class Llama:
     Any number of threads and streams may use one Llama: their texts are decoded together, and none says anything
     else than alone. Sequences stay in memory, up to 1 GiB of them or one, and a prompt that begins like one of them
     computes only the rest.
+
+    A model's file is read as long as it is used. Replace it by renaming another over it, as export() and quantize()
+    do, which a Llama that uses it does not notice. One that is truncated or written over ends every generation on
+    the CPU in CheckpointError, until it is loaded again.
 
     Raises CheckpointError for bad files, Pyllama2Error when memory does not suffice, BackendUnavailableError for
     a device that cannot be used, ValueError for wrong arguments.
@@ -154,7 +160,8 @@ class Llama:
 
         sampling are fields of SamplingParams, which replace those of params. Token ids are used as they
         are, without BOS. Raises ContextLengthError when a prompt is longer than n_ctx, ValueError or
-        TypeError for wrong arguments, NumericalError when the model computes NaN.
+        TypeError for wrong arguments, NumericalError when the model computes NaN, CheckpointError when the model's file
+        has changed.
         """
         params = self._params(params, sampling)
         if not is_list_of_prompts(prompt):
@@ -271,18 +278,28 @@ class Llama:
         cannot be written.
         """
         layout = SequenceLayout(self._open(), self._model)
-        with self._scheduler.rows(to_read=True) as rows:
-            save_sequences(os.fspath(path), rows, layout)
+        with (
+            Interrupts() as interrupts,
+            self._scheduler.rows(interrupts) as rows,
+            NewFile(path, interrupts) as file,
+            interrupts.allowed(),
+        ):
+            save_sequences(file, rows, layout)
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
         """Add the sequences of a file that save_state() wrote; prompts that begin like them compute only the rest.
 
+        Sequences are cut to n_ctx tokens. One whose numbers are not finite is left out: its prompt is computed anew.
         Raises CheckpointError for a bad file and one of another model, quantization or kv_dtype; nothing is
         added then. Pyllama2Error when memory does not suffice.
         """
         layout = SequenceLayout(self._open(), self._model)
-        with closing(StateFile(os.fspath(path), layout)) as file, self._scheduler.rows() as rows:
-            file.load_into(rows, self.n_ctx)
+        with (
+            closing(StateFile(os.fspath(path), layout, self.n_ctx)) as file,
+            Interrupts() as interrupts,
+            self._scheduler.rows(interrupts) as rows,
+        ):
+            file.load_into(rows)
 
     def describe(self) -> dict[str, Any]:
         """Facts for people: where the model is from, its dimensions, quantization, and what the backend says of itself.

@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 
 from .config import ModelConfig
 from .errors import CheckpointError
-from .mapped import MappedFile
+from .interrupts import Interrupts
+from .mapped import MappedFile, files_under
 from .new_file import NewFile
 from .safetensors_header import ITEM_SIZES, Header, TensorInfo, looks_like_safetensors, make_header, read_header
 from .tokenizer import TokenizerSpec
@@ -60,6 +61,11 @@ class ModelFile:
     def nbytes(self) -> int:
         """Bytes of all weights."""
         return sum(weight.nbytes for weight in self.weights.values())
+
+    def files(self) -> list[MappedFile]:
+        """The mapped files that weights lie in; none when all are in memory."""
+        arrays = (array for weight in self.weights.values() for array in (weight.data, weight.scales))
+        return files_under(array for array in arrays if array is not None)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> ModelFile:
@@ -142,14 +148,14 @@ class ModelWriter:
             for weight in ...:                        # in the order of config.tensor_shapes()
                 writer.write(weight)
 
-    When the block fails, the temporary file is removed and path is untouched.
+    When the block fails, the temporary file is removed and path is untouched. interrupts are NewFile's.
     """
 
-    def __init__(self, path: str | os.PathLike[str], model: ModelFile) -> None:
+    def __init__(self, path: str | os.PathLike[str], model: ModelFile, interrupts: Interrupts | None = None) -> None:
         self._model = model
         self._layout, self._header = _plan(model)
         self._pending = list(model.config.tensor_shapes())[::-1]
-        self._file = NewFile(path)
+        self._file = NewFile(path, interrupts)
 
     def __enter__(self) -> ModelWriter:
         with contextlib.ExitStack() as stack:

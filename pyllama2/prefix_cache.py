@@ -120,6 +120,12 @@ class PrefixCache:
         row.in_use = False
         self._touch(row)
 
+    def forget(self) -> None:
+        """Keep no sequence but those in use."""
+        for row in self.rows:
+            if not row.in_use:
+                row.ids = []
+
     def trim(self) -> None:
         """Nothing is generated: give back what is more than may be kept, but not the row that was used last."""
         if self.cache is None or self.cache.n_rows == 1:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from .backend import Backend, Batch, KVCache
 from .completion import Completion
-from .errors import Pyllama2Error
+from .errors import NumericalError, Pyllama2Error
 from .forking import renew_after_fork
 from .generation import Piece, Text
 from .handover import Handover, Handovers
@@ -199,36 +199,34 @@ class Scheduler:
         coming = enumerate(texts)
         jobs: dict[int, Job] = {}
         found: dict[int, Completion] = {}
-        try:
-            with Interrupts() as interrupts:
+        with Interrupts() as interrupts:
+            try:
                 while True:
                     jobs.update((i, Job(text, ahead=None)) for i, text in islice(coming, _AT_ONCE - len(jobs)))
                     if not jobs:
                         break
                     for i in self._drive(jobs.values(), lambda: self._ended(jobs), interrupts):
                         found[i] = jobs.pop(i).completion()
-        finally:
-            for job in jobs.values():
-                job.cancelled = True
+            finally:  # also when Ctrl-C comes again
+                for job in jobs.values():
+                    job.cancelled = True
         return [found[i] for i in range(len(found))]
 
     @contextmanager
-    def rows(self, *, to_read: bool = False) -> Iterator[PrefixCache]:
-        """The cache, to oneself between two steps; Ctrl-C raises inside only to_read. Raises ValueError when closed."""
-        with Interrupts() as interrupts:
-            self._check_not_inside([])
-            while not self._become_driver([], interrupts):
-                pass
-            try:
-                if self._closed:
-                    raise ValueError("this Llama is closed")
-                if to_read:
-                    with interrupts.allowed():
-                        yield self._rows
-                else:
-                    yield self._rows
-            finally:
-                self._leave()
+    def rows(self, interrupts: Interrupts) -> Iterator[PrefixCache]:
+        """The cache, to oneself between two steps. Raises ValueError when closed.
+
+        interrupts are held back by the caller, who may allow them inside where the cache is only read.
+        """
+        self._check_not_inside([])
+        while not self._become_driver([], interrupts):
+            pass
+        try:
+            if self._closed:
+                raise ValueError("this Llama is closed")
+            yield self._rows
+        finally:
+            self._leave()
 
     def close(self) -> None:
         """End all texts, whose callers get ValueError, and give the memory back after the step that is under way."""
@@ -399,6 +397,8 @@ class Scheduler:
             if job.ended and job.row is not None:
                 self._rows.release(job.row)
                 job.row = None
+        if any(isinstance(job.error, NumericalError) for job in self._jobs):
+            self._rows.forget()  # a sequence that was kept, or loaded, may be why
         self._jobs = [job for job in self._jobs if not job.ended]
 
     def _admit(self) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 from dataclasses import asdict
 from math import prod
 from typing import Any
@@ -29,6 +30,9 @@ from .modelfile import ModelFile
 from .new_file import NewFile
 from .prefix_cache import MAX_ROWS, PrefixCache
 from .safetensors_header import ITEM_SIZES, TensorInfo, make_header, read_header
+from .weights import all_finite
+
+log = logging.getLogger("pyllama2")
 
 FORMAT = "pyllama2-state"
 VERSION = "1"
@@ -39,7 +43,10 @@ _SAMPLE_BYTES = 64
 
 
 def fingerprint(model: ModelFile) -> str:
-    """What tells models apart: a hash of config, quantization, and samples of each tensor."""
+    """What tells models apart: a hash of config, quantization, and samples of each tensor.
+
+    Raises CheckpointError when the model's file has changed.
+    """
     digest = hashlib.sha256(model.config.to_json().encode())
     digest.update(json.dumps(asdict(model.quantization)).encode())
     for name, weight in sorted(model.weights.items()):
@@ -49,6 +56,8 @@ def fingerprint(model: ModelFile) -> str:
                 digest.update(f"{name} {len(data)}".encode())
                 for start in np.linspace(0, max(0, len(data) - _SAMPLE_BYTES), _SAMPLES, dtype=np.int64):
                     digest.update(data[start : start + _SAMPLE_BYTES].tobytes())
+    for file in model.files():
+        file.check()
     return digest.hexdigest()
 
 
@@ -77,9 +86,9 @@ class SequenceLayout:
         return infos
 
     def cut(self, name: str, array: NDArray[Any], length: int) -> NDArray[Any]:
-        """A copy of the first positions of an array of that name."""
+        """A view of the first positions of an array of that name."""
         axis = len(self._arrays[name][1])
-        return np.ascontiguousarray(array[(slice(None),) * axis + (slice(length),)])
+        return array[(slice(None),) * axis + (slice(length),)]
 
     @property
     def names(self) -> list[str]:
@@ -87,27 +96,31 @@ class SequenceLayout:
         return list(self._arrays)
 
 
-def save_sequences(path: str, rows: PrefixCache, layout: SequenceLayout) -> None:
-    """Write the sequences of rows. Raises CheckpointError; path is whole or untouched."""
+def save_sequences(file: NewFile, rows: PrefixCache, layout: SequenceLayout) -> None:
+    """Write the sequences of rows. Raises CheckpointError."""
     saved = sorted((row for row in rows.rows if row.ids), key=lambda row: row.used)
     infos: dict[str, tuple[str, tuple[int, ...]]] = {}
     for index, row in enumerate(saved):
         infos |= layout.infos(index, len(row.ids))
-    with NewFile(path) as file:
-        file.write(make_header(_layout(infos), {"format": FORMAT, "version": VERSION, **layout.identity}))
-        for index, row in enumerate(saved):
-            assert rows.cache is not None
-            arrays = {"tokens": np.array(row.ids, np.int32), **rows.cache.save_row(row.index, len(row.ids))}
-            for name in layout.infos(index, len(row.ids)):
-                file.write(np.ascontiguousarray(arrays[name.partition(".")[2]]).data.cast("B"))
+    file.write(make_header(_layout(infos), {"format": FORMAT, "version": VERSION, **layout.identity}))
+    for index, row in enumerate(saved):
+        assert rows.cache is not None
+        arrays = {"tokens": np.array(row.ids, np.int32), **rows.cache.save_row(row.index, len(row.ids))}
+        for name in layout.infos(index, len(row.ids)):
+            file.write(np.ascontiguousarray(arrays[name.partition(".")[2]]).data.cast("B"))
 
 
 class StateFile:
-    """A file of sequences that is mapped and checked. Raises CheckpointError, at once for all that can be wrong."""
+    """A file of sequences that is mapped and checked; those longer than n_ctx are cut.
 
-    def __init__(self, path: str, layout: SequenceLayout) -> None:
+    Whatever lengths it claims, no more than the first n_ctx positions of a sequence are read. Raises CheckpointError,
+    at once for all that can be wrong but the numbers of keys and values.
+    """
+
+    def __init__(self, path: str, layout: SequenceLayout, n_ctx: int) -> None:
         self._file = MappedFile(path)
         self._layout = layout
+        self._n_ctx = n_ctx
         try:
             header = read_header(self._file)
             self._check_metadata(header.metadata, layout.identity)
@@ -117,19 +130,26 @@ class StateFile:
             self._file.close()
             raise
 
-    def load_into(self, rows: PrefixCache, n_ctx: int) -> None:
-        """Add the sequences, those used last for certain if not all have room; beyond n_ctx they are cut."""
-        longest = min(n_ctx, max(map(len, self.sequences), default=0))
-        for index, tokens in enumerate(self.sequences):
-            ids = tokens[:n_ctx]
+    def load_into(self, rows: PrefixCache) -> None:
+        """Add the sequences, those used last for certain if not all have room.
+
+        One with numbers that are not finite, which no model computes, is left out: its prompt will be computed anew.
+        Raises CheckpointError when the file changes meanwhile.
+        """
+        longest = max(map(len, self.sequences), default=0)
+        for index, ids in enumerate(self.sequences):
+            views = {
+                name: self._layout.cut(name, self._array(self._tensors[f"{index}.{name}"]), len(ids))
+                for name in self._layout.names
+            }
+            if not all(all_finite(part) for view in views.values() if view.dtype.kind == "f" for part in view):
+                log.warning("%s: sequence %d has numbers that are not finite, and is left out", self._file.path, index)
+                continue
             row = rows.add(ids, longest)
             if row is not None:
                 assert rows.cache is not None
-                arrays = {
-                    name: self._layout.cut(name, self._array(self._tensors[f"{index}.{name}"]), len(ids))
-                    for name in self._layout.names
-                }
-                rows.cache.load_row(row.index, arrays)
+                rows.cache.load_row(row.index, {name: np.ascontiguousarray(view) for name, view in views.items()})
+                self._file.check()
                 row.ids = ids
 
     def close(self) -> None:
@@ -150,7 +170,7 @@ class StateFile:
             raise CheckpointError(f"{path} has keys and values of kv_dtype {saved!r}, not {identity['kv_dtype']!r}")
 
     def _read_sequences(self) -> list[list[int]]:
-        """The tokens of each sequence; all arrays of all of them are there, and no others."""
+        """The first tokens of each sequence; all arrays of all of them are there, and no others."""
         path, tensors = self._file.path, self._tensors
         n_sequences, rest = divmod(len(tensors), 1 + len(self._layout.names))
         if rest or n_sequences > MAX_ROWS:
@@ -165,10 +185,11 @@ class StateFile:
                 found = tensors.get(name)
                 if found is None or (found.dtype, found.shape) != (dtype, shape):
                     raise CheckpointError(f"{path}: tensor {name} is missing, or not {dtype} {shape}")
-            tokens = self._array(info)
+            tokens = self._array(info)[: self._n_ctx]
             if tokens.min() < 0 or tokens.max() >= self._layout.vocab_size:
                 raise CheckpointError(f"{path}: sequence {index} has token ids outside the vocabulary")
             sequences.append(tokens.tolist())
+        self._file.check()
         return sequences
 
     def _array(self, info: TensorInfo) -> NDArray[Any]:

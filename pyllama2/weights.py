@@ -123,3 +123,10 @@ class Weight:
         values *= self.scales.astype(np.float32).transpose(0, 2, 1)[..., None, None]
         matrix = values.reshape(blocks * ROW_BLOCK, groups * self.group_size)
         return np.ascontiguousarray(matrix[: self.shape[0], : self.shape[1]])
+
+
+def all_finite(part: NDArray[Any]) -> bool:
+    """Whether there is no NaN and no infinity among numbers of any float type."""
+    if part.dtype == np.float16:  # numpy tests these one by one; without the sign, infinity and NaN are the largest
+        return bool(np.left_shift(part.view(np.uint16), 1).max(initial=0) < 0xF800)
+    return bool(np.isfinite(part).all())

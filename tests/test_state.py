@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from scheduling import Watched
 from tiny import random_weights
 from tiny_llama import CONFIG, PROMPT, PROMPTS, same, write_tiny
 
-from pyllama2 import CheckpointError, Llama, state
+from pyllama2 import CheckpointError, Llama, NumericalError, state
+from pyllama2.safetensors_header import make_header
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -196,16 +198,65 @@ class TestRefused:
         assert header["__metadata__"]["format"] == state.FORMAT
         llm.generate(PROMPT, max_tokens=2)
 
-    def test_numbers_that_no_model_computes(self, llm: Llama, path: Path, saved: Path, tmp_path: Path) -> None:
-        keys = load_file(saved)["0.keys"]
-        bad = changed(saved, tmp_path / "nan", **{"0.keys": np.full_like(keys, np.nan)})
+    @pytest.mark.parametrize("kv_dtype", ["float32", "float16", "int8"])
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_numbers_that_are_not_finite(
+        self, path: Path, tmp_path: Path, kv_dtype: str, value: float, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The sequence is left out, and its prompt computed anew."""
+        with Llama(path, kv_dtype=kv_dtype) as llm:
+            expected = llm.generate(PROMPTS, seed=1, max_tokens=5)
+            llm.save_state(tmp_path / "state")
+            sequences = in_cache(llm)
+        for name, array in load_file(tmp_path / "state").items():
+            if array.dtype.kind != "f" or not name.startswith("1."):
+                continue
+            array = array.copy()
+            array[-1, -1, -1] = value
+            bad = changed(tmp_path / "state", tmp_path / "bad", **{name: array})
+            with Llama(path, kv_dtype=kv_dtype) as llm:
+                llm.load_state(bad)
+                assert (
+                    len(sequences - in_cache(llm)) == 1 and "sequence 1 has numbers that are not finite" in caplog.text
+                )
+                assert all(map(same, llm.generate(PROMPTS, seed=1, max_tokens=5), expected))
+
+    def test_numbers_that_the_model_makes_nan_of(self, llm: Llama, path: Path, saved: Path, tmp_path: Path) -> None:
+        """They are finite, and lead to NaN: what was loaded is forgotten, and the prompt computed anew."""
+        arrays = load_file(saved)
+        values = {name: np.full_like(a, 3e38) for name, a in arrays.items() if name.endswith("values")}
         with Llama(path) as other:
-            other.load_state(bad)
+            other.load_state(changed(saved, tmp_path / "bad", **values))
+            with pytest.raises(NumericalError):
+                other.generate(PROMPT, seed=1, max_tokens=5)
             for prompt in PROMPTS:
-                try:
-                    other.generate(prompt, max_tokens=2)
-                except Exception as error:
-                    assert "NaN" in str(error)
+                assert same(other.generate(prompt, seed=1, max_tokens=5), llm.generate(prompt, seed=1, max_tokens=5))
+
+    def test_lengths_that_no_memory_has(self, path: Path, tmp_path: Path) -> None:
+        """A sparse file of 20 million tokens is cut like others, at no cost."""
+        with Llama(path) as llm:
+            layout = state.SequenceLayout(llm._backend, llm._model)
+            infos = state._layout(layout.infos(0, 20_000_000))
+            metadata = {"format": state.FORMAT, "version": state.VERSION, **layout.identity}
+            header = make_header(infos, metadata)
+            with open(tmp_path / "giant", "wb") as file:
+                file.write(header)
+                file.truncate(len(header) + sum(info.nbytes for info in infos.values()))
+            tracemalloc.start()
+            llm.load_state(tmp_path / "giant")
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert in_cache(llm) == {(0,) * CONFIG.max_seq_len} and peak < 4 << 20
+
+    def test_a_file_that_changes_while_it_is_read(
+        self, llm: Llama, path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with Llama(path) as other:
+            before = in_cache(other)
+            monkeypatch.setattr(state, "all_finite", lambda part: saved.write_bytes(b"x") == 1)
+            with pytest.raises(CheckpointError, match="changed while it was in use"):
+                other.load_state(saved)
+            assert in_cache(other) == before
 
     def test_closed(self, path: Path, saved: Path) -> None:
         llm = Llama(path)

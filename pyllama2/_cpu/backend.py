@@ -58,6 +58,7 @@ class CpuBackend(Backend):
         self._bytes_by_kind: dict[str, int] = defaultdict(int)  # "wq" of all layers together, and so on
         for name, weight in model.weights.items():
             self._bytes_by_kind[name.split(".")[-2]] += weight.nbytes
+        self._files = model.files()
         self._forward: Forward | None = Forward(model, n_threads, os.environ.get("PYLLAMA2_CPU_ISA", ""))
         self._lock = threading.Lock()  # one chunk at a time: scratch memory is shared
         renew_after_fork(self, CpuBackend._renew_in_child)
@@ -75,14 +76,20 @@ class CpuBackend(Backend):
         return allocated_bytes(self.config, n_rows, max_seq_len, self.kv_dtype)
 
     def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
-        """Logits (m, vocab_size) of batch.outputs; appends all tokens to the cache."""
+        """Logits (m, vocab_size) of batch.outputs; appends all tokens to the cache.
+
+        Raises CheckpointError when a file that weights lie in was truncated or written over.
+        """
         if not isinstance(cache, CpuKVCache):
             raise TypeError("the cache belongs to another backend")
         batch.check(self.config, cache)
         with self._lock:
             if self._forward is None:
                 raise ValueError("this backend is closed")
-            return self._forward.run(batch.tokens, batch.rows, batch.positions, batch.outputs, cache)
+            logits = self._forward.run(batch.tokens, batch.rows, batch.positions, batch.outputs, cache)
+            for file in self._files:  # the weights may not be what they were
+                file.check()
+            return logits
 
     def describe(self) -> dict[str, Any]:
         """Device, threads, instruction set and bytes in use; scratch memory of sampling, of all models, is with it."""
@@ -126,3 +133,4 @@ class CpuBackend(Backend):
         """Let go of the weights and of scratch memory."""
         with self._lock:
             self._forward = None
+            self._files.clear()

@@ -76,6 +76,8 @@ class CudaBackend(Backend):
             with self._stream:
                 self._model: DeviceModel | None = upload(cupy, model)
                 self._stream.synchronize()
+                for file in model.files():  # nothing of them is read from here on
+                    file.check()
                 cupy.get_default_memory_pool().free_all_blocks()  # what the weights were copied through
                 self._forward: Forward | None = Forward(
                     cupy, self.config, self.quantization, self._model, self.kv_dtype, self._compute_capability
