@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 
+from . import __version__
+from .command_line import run_guarded
+
 COMMANDS = {
     "generate": "continue a text",
     "chat": "talk to a model",
@@ -24,16 +27,18 @@ def main(argv: list[str] | None = None) -> int:
         module = importlib.import_module(f"pyllama2.{first}")
         code: int = module.main(arguments[1:])
         return code
-    if first == "--version":
-        from . import __version__
+    return run_guarded("pyllama2", lambda: _say_what_there_is(first))
 
+
+def _say_what_there_is(asked: str) -> int:
+    if asked == "--version":
         print(f"pyllama2 {__version__}")
         return 0
-    asked = first in ("-h", "--help")
+    helps = asked in ("-h", "--help")
     lines = [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
     usage = "\n".join(["usage: pyllama2 COMMAND ... | --version", "", *lines, "", "COMMAND --help says more."])
-    print(usage, file=sys.stdout if asked else sys.stderr)
-    return 0 if asked else 2
+    print(usage, file=sys.stdout if helps else sys.stderr)
+    return 0 if helps else 2
 
 
 if __name__ == "__main__":

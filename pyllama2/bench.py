@@ -25,13 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backend import Backend, Batch, KVCache, select
-from .command_line import add_model_flags, positive, run_command
+from .command_line import CommandParser, add_model_flags, positive, run_command
 from .errors import ContextLengthError, NumericalError
 from .loading import load_model
 from .machine import ReadBandwidth, last_cache_bytes
 from .model_path import find_model
 from .modelfile import ModelFile
 from .progress import progress_bar
+from .shown import for_json, shown
 
 _PROMPT_TOKENS, _NEW_TOKENS = 512, 64
 
@@ -172,7 +173,7 @@ class Report:
         ]
         facts.append(self.kv_dtype and f"{self.kv_dtype} keys and values")
         lines = [
-            f"model      {self.model}: {self.n_parameters / 1e6:.1f}M parameters, {self.quantization}{groups}",
+            f"model      {shown(self.model)}: {self.n_parameters / 1e6:.1f}M parameters, {self.quantization}{groups}",
             f"device     {', '.join(str(fact) for fact in facts if fact)}",
             f"prompt     {self.prompt} tokens/s, {self.prompt_tokens} tokens",
             f"decode     {self.decode} tokens/s, {self.new_tokens} tokens from position {self.context} on",
@@ -237,7 +238,7 @@ def run_benchmark(
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="pyllama2 bench",
         description="Measure how fast a model runs here.",
         epilog=_EPILOG,
@@ -276,7 +277,7 @@ def _bench(args: argparse.Namespace) -> int:
     with closing(backend_class(model, n_threads=args.threads, kv_dtype=args.kv_dtype)) as backend:
         name = os.path.basename(os.path.abspath(path))
         report = run_benchmark(name, model, backend, n_prompt, n_new, args.context, args.repeat)
-    print(report.to_json() if args.json else report)
+    print(for_json(report.to_json()) if args.json else report)
     return 0
 
 

@@ -13,13 +13,22 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from .chat_format import CHAT_FORMATS
-from .command_line import add_model_flags, add_sampling_flags, open_model, run_command, sampling_params
+from .command_line import (
+    CommandParser,
+    add_model_flags,
+    add_sampling_flags,
+    open_model,
+    run_command,
+    sampling_params,
+    write_text,
+)
 from .completion import Completion
 from .conversation import Messages, read_messages, without_oldest_turns, write_messages
 from .errors import ContextLengthError
 from .generate import timings_line
 from .llama import Llama
 from .sampling import SamplingParams
+from .shown import one_line, shown
 
 _COMMANDS = """\
   /reset         forget the conversation, except for the system prompt; also /clear
@@ -45,7 +54,7 @@ the context if that is less, fit into the context.
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="pyllama2 chat",
         description="Talk to a model.",
         epilog=_EPILOG,
@@ -130,7 +139,7 @@ class _Chat:
         try:
             self._obey(found[1], found[2])
         except OSError as error:
-            self._refuse(f"{found[2]}: {error.strerror}")
+            self._refuse(f"{shown(found[2])}: {error.strerror}")
         except ValueError as error:
             self._refuse(str(error))
         return True
@@ -157,7 +166,7 @@ class _Chat:
             asked = self._fitting(asked)
             stream = self.llm.stream_chat(asked, self.params, template=self.args.template)
             for chunk in stream:
-                print(chunk.text, end="", flush=True)
+                write_text(chunk.text)
         except KeyboardInterrupt:
             interrupted = True
         finally:
@@ -221,7 +230,7 @@ class _Chat:
         elif name == "help":
             print(_COMMANDS, end="", file=sys.stderr)
         else:
-            raise ValueError(f"there is no command /{name}; /help lists them (// begins a message with /)")
+            raise ValueError(f"there is no command /{shown(name)}; /help lists them (// begins a message with /)")
 
     def _set_system(self, text: str | None) -> None:
         self.system = text
@@ -247,7 +256,7 @@ class _Chat:
 
     def _refuse(self, message: str) -> None:
         self.refused = True
-        print(" ".join(message.split()), file=sys.stderr)
+        print(one_line(message), file=sys.stderr)
 
 
 if __name__ == "__main__":

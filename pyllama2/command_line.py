@@ -14,14 +14,23 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import Pyllama2Error
 from .llama import Llama
 from .progress import progress_bar
 from .sampling import SamplingParams
+from .shown import for_terminal, one_line, shown
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors quote arguments on one line, without control characters."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with the usage, the message and exit code 2."""
+        super().error(one_line(message))
 
 
 def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, command: Callable[[Any], int]) -> int:
@@ -29,47 +38,78 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, command
 
     command returns an exit code, calls parser.error() for wrong usage, and raises what comes of files and models.
     """
-    _use_utf8()
-    try:
+
+    def work() -> int:
         with _signals_as_exceptions(), _warnings_as_sentences(parser.prog):
             args = parser.parse_args(argv)
             _set_up_log(verbose=getattr(args, "verbose", False))
-            code = command(args)
-            sys.stdout.flush()  # while an error can still be reported
-            return code
-    except SystemExit as end:  # --help, wrong usage, or a signal
-        return end.code if isinstance(end.code, int) else 0
+            return command(args)
+
+    return run_guarded(parser.prog, work)
+
+
+def run_guarded(prog: str, work: Callable[[], int]) -> int:
+    """The exit code of work, whatever it raises; errors are said in one sentence on stderr."""
+    _use_streams()
+    try:
+        try:
+            code = work()
+        except SystemExit as end:  # --help, wrong usage, or a signal
+            code = end.code if isinstance(end.code, int) else 0
+        sys.stdout.flush()  # while an error can still be reported
+        sys.stderr.flush()
+        return code
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        _say("")
         return 130
     except BrokenPipeError:  # whoever read our output has seen enough
-        _discard_stdout()
+        _discard_output()
         return 0
     except OSError as error:
-        _discard_stdout()  # else its unwritten rest fails again when the interpreter ends
-        return _fail(parser, f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
+        _discard_output()  # else its unwritten rest fails again when the interpreter ends
+        return _fail(prog, f"{shown(error.filename)}: {error.strerror}" if error.filename else str(error.strerror))
     except MemoryError as error:
-        return _fail(parser, f"not enough memory: {error}".removesuffix(": "))
+        return _fail(prog, f"not enough memory: {error}".removesuffix(": "))
     except (Pyllama2Error, ValueError) as error:
-        return _fail(parser, str(error))
+        return _fail(prog, str(error))
 
 
-def _fail(parser: argparse.ArgumentParser, message: str) -> int:
-    print(f"{parser.prog}: {' '.join(message.split())}", file=sys.stderr)
+def _fail(prog: str, message: str) -> int:
+    _say(f"{prog}: {message}")
     return 1
 
 
-def _use_utf8() -> None:
-    """Text may hold any character, whatever the locale says; the lone surrogates of odd file names are escaped."""
-    for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
-        if hasattr(stream, "reconfigure"):
+def _say(message: str) -> None:
+    """A line on stderr, if that can be written to."""
+    with suppress(OSError):
+        print(one_line(message), file=sys.stderr, flush=True)
+
+
+def _use_streams() -> None:
+    """The standard streams as they are used here.
+
+    Text may hold any character, whatever the locale says; the lone surrogates of odd file names are escaped. Those
+    that were closed when the process began read as empty, and take everything; and their place in the table of files
+    is taken, so that no model file gets it and what is printed.
+    """
+    for name, mode, errors in (
+        ("stdin", "r", "strict"), ("stdout", "w", "backslashreplace"), ("stderr", "w", "backslashreplace")
+    ):  # fmt: skip
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8", errors=errors))  # noqa: SIM115 (to stay)
+        elif hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors=errors)
 
 
-def _discard_stdout() -> None:
-    """Let what is still to be written to stdout vanish."""
-    with suppress(OSError):  # when there is no file behind it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _discard_output() -> None:
+    """Let what is still to be written to stdout and stderr vanish where it cannot be written."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with suppress(OSError):  # when there is no file behind it
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
@@ -93,11 +133,19 @@ def _warnings_as_sentences(prog: str) -> Iterator[None]:
     """Warnings without the file and line they come from, which tell a user nothing."""
 
     def show(message: Warning | str, *place: Any, **more: Any) -> None:
-        print(f"{prog}: {message}", file=sys.stderr)
+        _say(f"{prog}: {message}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
+
+
+class _OneLine(logging.Formatter):
+    """Records of one line each, without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        return one_line(super().format(record))
 
 
 def _set_up_log(verbose: bool) -> None:
@@ -106,8 +154,15 @@ def _set_up_log(verbose: bool) -> None:
         raise ValueError(f"PYLLAMA2_LOG_LEVEL must be {', '.join(_LEVELS).lower()}, not {name.lower()!r}")
     if verbose and name != "DEBUG":
         name = "INFO"
-    logging.basicConfig(format="%(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("pyllama2").setLevel(name)
+
+
+def write_text(text: str) -> None:
+    """Put a part of a text on stdout at once: as it is, but a terminal gets no control characters."""
+    print(for_terminal(text), end="", flush=True)
 
 
 def positive(text: str) -> int:

@@ -18,6 +18,7 @@ from .chat_base import check_messages
 from .errors import CheckpointError
 from .interrupts import Interrupts
 from .new_file import NewFile
+from .shown import shown, shown_value
 
 Messages = list[dict[str, str]]
 
@@ -41,19 +42,19 @@ def read_messages(path: str) -> Messages:
     with open(path, "rb") as file:
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES or sum(map(data.count, (b",", b"[", b"{"))) > _MAX_VALUES:
-        raise ValueError(f"{path} is too large for a conversation")
+        raise ValueError(f"{shown(path)} is too large for a conversation")
     try:
         values = json.loads(data.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)[:200]
-        raise ValueError(f"{path} is not valid JSON ({reason})") from error
+        reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"{shown(path)} is not valid JSON ({shown(reason)})") from error
     try:
         if not isinstance(values, list):
             raise TypeError(f"messages must be a list, not {type(values).__name__}")
         messages = check_messages(values) if values else []
         _check_turns(messages)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no conversation: {error}") from error
+        raise ValueError(f"{shown(path)} is no conversation: {shown(error)}") from error
     return messages
 
 
@@ -78,7 +79,7 @@ def _check_turns(messages: Messages) -> None:
     for i, message in enumerate(rest, len(messages) - len(rest)):
         role = ("user", "assistant")[(i - len(messages) + len(rest)) % 2]
         if message["role"] != role:
-            raise ValueError(f"message {i} should be of the role {role!r}, not {message['role']!r}")
+            raise ValueError(f"message {i} should be of the role {role!r}, not {shown_value(message['role'])}")
     if len(rest) % 2:
         raise ValueError("the last question has no answer")
 

@@ -24,6 +24,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .errors import CheckpointError
 from .interrupts import Interrupts
 from .modelfile import ModelFile, ModelWriter
+from .shown import shown, shown_value
 from .weights import Quantization, Weight, all_finite
 
 FilePath = str | os.PathLike[str]
@@ -110,14 +111,14 @@ def _check_target(out: str, inputs: list[str]) -> None:
     """Raise unless out may be written: before any work is done, and before any input is harmed."""
     folder = os.path.dirname(out) or os.curdir
     if not os.path.basename(out) and not os.path.isdir(out):
-        raise ValueError(f"{out!r} is not the name of a file")
+        raise ValueError(f"{shown_value(out)} is not the name of a file")
     if not os.path.isdir(folder):
         raise CheckpointError(f"cannot write {out}: there is no directory {folder}")
     if not os.path.exists(out):
         return
     for path in inputs:
         if os.path.exists(path) and os.path.samefile(out, path):  # links of either kind included
-            raise ValueError(f"{out} is a file of the model to be read; choose another name for the result")
+            raise ValueError(f"{shown(out)} is a file of the model to be read; choose another name for the result")
     if not os.path.isfile(out):  # a device would be replaced by a file
         raise CheckpointError(f"cannot write {out}: it is a {'directory' if os.path.isdir(out) else 'special file'}")
 

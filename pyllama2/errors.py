@@ -4,9 +4,16 @@ Wrong arguments are plain ValueError or TypeError; everything that depends on a
 file, a machine or a model is one of these. Each message is one sentence.
 """
 
+from __future__ import annotations
+
+from .shown import one_line
+
 
 class Pyllama2Error(Exception):
-    """Base class of every error below."""
+    """Base class of every error below. Its message is one line without control characters, whatever a file said."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class CheckpointError(Pyllama2Error):

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from .convert import Progress
 from .llama import Llama
 from .sampling import log_probabilities
+from .shown import shown_value
 
 Model = Llama | str | os.PathLike[str]
 
@@ -183,7 +184,8 @@ def _check_same_vocabulary(llm: Llama, other: Llama) -> None:
     for id in range(sizes[0]):
         if mine.piece(id) != theirs.piece(id):
             raise ValueError(
-                f"the models have different vocabularies: token {id} is {mine.piece(id)!r} and {theirs.piece(id)!r}"
+                f"the models have different vocabularies: token {id} is {shown_value(mine.piece(id))} "
+                f"and {shown_value(theirs.piece(id))}"
             )
     if llm.tokenize("") != other.tokenize(""):
         raise ValueError("the models have different vocabularies: their texts begin with different tokens")

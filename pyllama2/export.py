@@ -6,14 +6,14 @@ import argparse
 import sys
 
 from .callable_module import make_callable
-from .command_line import positive, run_command
+from .command_line import CommandParser, positive, run_command
 from .convert import export
 from .progress import progress_bar
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="pyllama2 export", description="Turn a checkpoint into a model file.")
+    parser = CommandParser(prog="pyllama2 export", description="Turn a checkpoint into a model file.")
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="Meta's or Hugging Face's directory, .gguf, llama2.c .bin, model file")
     add("-o", "--output", required=True, metavar="OUT", help="the file to write")

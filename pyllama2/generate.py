@@ -10,9 +10,19 @@ import json
 import sys
 from dataclasses import asdict
 
-from .command_line import add_model_flags, add_sampling_flags, open_model, read_text, run_command, sampling_params
+from .command_line import (
+    CommandParser,
+    add_model_flags,
+    add_sampling_flags,
+    open_model,
+    read_text,
+    run_command,
+    sampling_params,
+    write_text,
+)
 from .completion import Completion
 from .llama import Llama
+from .shown import for_json
 
 _EPILOG = """\
 The prompt is printed before its continuation. A prompt that is read from a file or standard input is
@@ -31,7 +41,7 @@ UTF-8; one line break at its end is not part of it.
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="pyllama2 generate",
         description="Continue a text.",
         epilog=_EPILOG,
@@ -56,18 +66,18 @@ def _generate(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     with open_model(args) as llm:
         stream = llm.stream(prompt, params)
         if live:
-            print(prompt, end="", flush=True)
+            write_text(prompt)
         try:
             for chunk in stream:
                 if live:
-                    print(chunk.text, end="", flush=True)
+                    write_text(chunk.text)
         except KeyboardInterrupt:
             code = 130
         completion = stream.completion
         if args.json:
-            print(json.dumps({"prompt": prompt, **_json_fields(completion)}, ensure_ascii=False))
+            print(for_json(json.dumps({"prompt": prompt, **_json_fields(completion)}, ensure_ascii=False)))
         else:
-            print("" if live else prompt + completion.text, flush=True)
+            write_text(("" if live else prompt + completion.text) + "\n")
         print(timings_line(llm, completion, args.verbose), file=sys.stderr)
         if args.verbose:
             print(llm.profile(), file=sys.stderr)

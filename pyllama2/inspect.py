@@ -8,11 +8,12 @@ import os
 import sys
 from dataclasses import asdict
 
-from .command_line import positive, read_text, run_command
+from .command_line import CommandParser, positive, read_text, run_command
 from .inspection import Inspection, cut_text, inspect_model
 from .inspection_text import report, tokens_report
 from .model_path import find_model
 from .progress import progress_bar
+from .shown import for_json
 from .tokenizer import Tokenizer
 
 _EPILOG = """\
@@ -42,7 +43,7 @@ or, with --tokens, text, n_tokens, n_bytes and tokens: id, text, bytes (hexadeci
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="pyllama2 inspect",
         description="Say what is in a model, and what it needs.",
         epilog=_EPILOG,
@@ -90,7 +91,7 @@ def _colour() -> bool:
 
 
 def _json(found: Inspection) -> str:
-    return json.dumps(asdict(found), ensure_ascii=False, allow_nan=False)
+    return for_json(json.dumps(asdict(found), ensure_ascii=False, allow_nan=False))
 
 
 def _tokens_json(text: str, ids: list[int], tokenizer: Tokenizer) -> str:
@@ -100,7 +101,7 @@ def _tokens_json(text: str, ids: list[int], tokenizer: Tokenizer) -> str:
         for id in ids
     ]
     counts = {"n_tokens": len(ids), "n_bytes": len(text.encode())}
-    return json.dumps({"text": text, **counts, "tokens": tokens}, ensure_ascii=False)
+    return for_json(json.dumps({"text": text, **counts, "tokens": tokens}, ensure_ascii=False))
 
 
 if __name__ == "__main__":

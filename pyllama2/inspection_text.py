@@ -10,17 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from .inspection import Inspection, Need, TensorFacts
+from .shown import shown
 from .tensor_statistics import Statistics, merged
 from .tokenizer import Tokenizer
 
 _BOLD, _DIM, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 _TOKEN_COLOURS = ("\x1b[30;46m", "\x1b[30;43m")  # black on cyan, on yellow
 _LAYER = re.compile(r"layers\.\d+\.")
-
-
-def printable(text: str) -> str:
-    """text on one line, with characters that are not to be printed as Python spells them."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def report(found: Inspection, colour: bool, *, layers: bool = False) -> str:
@@ -49,9 +45,9 @@ def _file_lines(found: Inspection) -> list[str]:
     total = sum(found.files.values())
     n_files = f" in {len(found.files)} files" if len(found.files) > 1 else ""
     rows = [
-        ("model", printable(found.path)),
+        ("model", shown(found.path)),
         ("format", f"{format}, {size(total)}{n_files}"),
-        ("source", printable(found.source)),
+        ("source", shown(found.source)),
         ("weights", f"{found.n_parameters:,} parameters, matrices in {' and '.join(types)}{groups}"),
         ("tokenizer", _tokenizer_line(found)),
         ("chat", _template_line(found.chat_template)),
@@ -63,7 +59,7 @@ def _tokenizer_line(found: Inspection) -> str:
     facts = found.tokenizer
     if facts is None:
         return "none; --tokenizer PATH gives it one"
-    names = {id: printable(name) for name, id in facts.special_tokens.items()}
+    names = {id: shown(name) for name, id in facts.special_tokens.items()}
     ends = ", ".join(f"{names.get(id, '')} ({id})".strip() for id in facts.eos_ids)
     bos = (
         f"; begins with {names.get(facts.bos_id, '')} ({facts.bos_id})"
@@ -76,7 +72,7 @@ def _tokenizer_line(found: Inspection) -> str:
 def _template_line(template: str | None) -> str:
     if template is None:
         return "no template in the file"
-    return f"template of {len(template):,} characters, {printable(template[:40])} ..."
+    return f"template of {len(template):,} characters, {shown(template[:40])} ..."
 
 
 def _config_lines(found: Inspection) -> list[str]:
@@ -111,8 +107,8 @@ def _tensor_lines(tensors: list[TensorFacts], layers: bool) -> list[str]:
         sampled |= partly
         times = f"{len(group)} x" if "*" in name else ""
         nbytes = sum(tensor.nbytes for tensor in group)
-        shown = (f"  {name.removesuffix('.weight')}", times, " x ".join(map(str, shape)), type, size(nbytes))
-        rows.append((*shown, *_statistics_cells(statistics, partly)))
+        cells = (f"  {name.removesuffix('.weight')}", times, " x ".join(map(str, shape)), type, size(nbytes))
+        rows.append((*cells, *_statistics_cells(statistics, partly)))
     lines = table(rows, "<>>>>>>>><")
     return lines + (["  ~ of a sample of the tensor; --exact reads all of it"] if sampled else [])
 
@@ -190,7 +186,7 @@ def table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
 def tokens_report(text: str, ids: list[int], tokenizer: Tokenizer, colour: bool) -> str:
     """How a text is cut: the pieces in a row, then one line for each token."""
     special = set(tokenizer.special_tokens.values())
-    pieces = [printable(tokenizer.piece(id)) for id in ids]
+    pieces = [shown(tokenizer.piece(id)) for id in ids]
     if colour:
         row = "".join(f"{_TOKEN_COLOURS[i % 2]}{piece}{_PLAIN}" for i, piece in enumerate(pieces))
     else:
@@ -202,7 +198,7 @@ def tokens_report(text: str, ids: list[int], tokenizer: Tokenizer, colour: bool)
     if ids:
         rows = [("place", "id", "bytes", "text")]
         for i, (id, piece) in enumerate(zip(ids, pieces, strict=True)):
-            shown = f"{piece}  (special)" if id in special else f"'{piece}'"
-            rows.append((str(i), str(id), tokenizer.token_bytes(id).hex(" "), shown))
+            text_cell = f"{piece}  (special)" if id in special else f"'{piece}'"
+            rows.append((str(i), str(id), tokenizer.token_bytes(id).hex(" "), text_cell))
         lines += ["", *table(rows, ">><<")]
     return "\n".join(lines)

@@ -40,6 +40,7 @@ from .prompt import Prompt, check_token_ids, checked_ids, is_list_of_prompts
 from .sampling import SamplingParams, check_seed
 from .scheduler import Scheduler
 from .scoring import logits_of, scores_of
+from .shown import one_line, shown_value
 from .state import SequenceLayout, StateFile, save_sequences
 from .stream import Stream, pulled_in_threads
 from .tokenizer import Tokenizer, load_tokenizer
@@ -109,9 +110,9 @@ class Llama:
         )
         backend_class, why = select(device, self._model, kv_dtype)
         if verbose:
-            print(f"pyllama2: {why}", file=sys.stderr)
+            print(f"pyllama2: {one_line(why)}", file=sys.stderr)
         else:
-            log.info(why)
+            log.info("%s", one_line(why))
         self._rolls = context == "roll"
         self._guesses = bool(prompt_lookup)
         self.n_ctx = self.config.max_seq_len if n_ctx is None else n_ctx
@@ -376,7 +377,8 @@ class Llama:
         bos_text = self.tokenizer.piece(bos_id).strip() if bos_id is not None and self.tokenizer.add_bos else ""
         if bos_text and prompt.startswith(bos_text):
             warnings.warn(
-                f"the prompt starts with {bos_text!r}, which is taken as text; BOS is put before a prompt anyway",
+                f"the prompt starts with {shown_value(bos_text)}, which is taken as text; "
+                "BOS is put before a prompt anyway",
                 stacklevel=4,
             )
         ids = self.tokenize(prompt)

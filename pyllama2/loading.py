@@ -15,6 +15,7 @@ from .checkpoint.native import NativeCheckpoint
 from .convert import Progress, convert_in_memory
 from .memory import check_model_fits
 from .modelfile import ModelFile
+from .shown import shown
 from .weights import Quantization, WeightType
 
 log = logging.getLogger("pyllama2")
@@ -54,7 +55,7 @@ def load_model(
         usual_kv_dtype = "float32" if quantization.type == "float32" else "float16"
         check_model_fits(config, quantization, context, kv_dtype or usual_kv_dtype)
         if model is None:
-            log.info("converting %s to %s in memory", path, quantization.type)
+            log.info("converting %s to %s in memory", shown(path), quantization.type)
             model = convert_in_memory(checkpoint, quantization, progress)
         return model
 
@@ -67,7 +68,7 @@ def _usable_in_place(checkpoint: Checkpoint, path: str, quant: str | None) -> Mo
     if quant not in (None, model.quantization.type):
         if model.quantization.group_size:
             raise ValueError(
-                f"{path} is {model.quantization.type} already and cannot be used as {quant}; "
+                f"{shown(path)} is {model.quantization.type} already and cannot be used as {quant}; "
                 "make that from the unquantized model"
             )
         return None

@@ -35,6 +35,7 @@ from .interrupts import Interrupts
 from .mapped import MappedFile, files_under
 from .new_file import NewFile
 from .safetensors_header import ITEM_SIZES, Header, TensorInfo, looks_like_safetensors, make_header, read_header
+from .shown import shown
 from .tokenizer import TokenizerSpec
 from .weights import Quantization, Weight, packed_shapes
 
@@ -138,7 +139,7 @@ def _read_metadata(file: MappedFile, header: Header) -> ModelFile:
             tokenizer = TokenizerSpec.from_json(metadata["tokenizer"], file.bytes(info.offset, info.nbytes))
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file.path}: bad tokenizer in its metadata: {error!s:.200}") from error
-    return ModelFile(config, quantization, tokenizer, metadata.get("chat_template"), metadata.get("source", ""))
+    return ModelFile(config, quantization, tokenizer, metadata.get("chat_template"), shown(metadata.get("source", "")))
 
 
 class ModelWriter:

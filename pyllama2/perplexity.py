@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 
 from .callable_module import make_callable
-from .command_line import add_model_flags, open_model, positive, read_text, run_command
+from .command_line import CommandParser, add_model_flags, open_model, positive, read_text, run_command
 from .evaluation import Perplexity, perplexity
 from .progress import progress_bar
 
@@ -33,7 +33,7 @@ the same next token likeliest. The model compared with is taken as it is: --quan
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="pyllama2 perplexity",
         description="Say how well a model predicts a text, and how close it is to another model.",
         epilog=_EPILOG,

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from .callable_module import make_callable
-from .command_line import run_command
+from .command_line import CommandParser, run_command
 from .convert import quantize
 from .progress import progress_bar
 from .weights import GROUP_SIZES
@@ -14,7 +14,7 @@ from .weights import GROUP_SIZES
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="pyllama2 quantize", description="Make a model file smaller.")
+    parser = CommandParser(prog="pyllama2 quantize", description="Make a model file smaller.")
     add = parser.add_argument
     add("source", metavar="IN", help="a model file, or any checkpoint that export reads")
     add("-o", "--output", required=True, metavar="OUT", help="the file to write")

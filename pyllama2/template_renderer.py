@@ -17,6 +17,7 @@ from typing import Any
 from . import _template_worker
 from ._template_worker import LENGTH, MAX_CHARS
 from .errors import CheckpointError, Pyllama2Error
+from .shown import shown
 
 TIMEOUT_S = 10.0
 # All that the worker gets to know of the environment: where a shared libpython lies, and the time zone.
@@ -47,9 +48,9 @@ class TemplateRenderer:
         with self._lock:
             status, text = self._exchange(LENGTH.pack(len(request)) + request)
         if status == b"r":
-            raise ValueError(f"the chat template refuses these messages: {text}")
+            raise ValueError(f"the chat template refuses these messages: {shown(text)}")
         if status != b"+":
-            raise CheckpointError(f"the chat template {text}")
+            raise CheckpointError(f"the chat template {shown(text)}")
         return text
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..config import ModelConfig, RopeScaling
 from ..errors import CheckpointError
 from ..mapped import MappedFile
+from ..shown import shown
 from .base import Checkpoint, LazyTensor, with_overrides
 from .gguf_blocks import BLOCK_TYPES, dequantize
 from .gguf_header import Header, Metadata, TensorInfo, is_gguf, read_header
@@ -75,7 +76,7 @@ class GgufCheckpoint(Checkpoint):
             self.tokenizer = read_tokenizer_file(tokenizer, config.vocab_size)
             self.files.append(tokenizer)
         self.chat_template = header.metadata.find("tokenizer.chat_template", str)
-        self.source = f"GGUF {os.path.basename(self._file.path)}"
+        self.source = f"GGUF {shown(os.path.basename(self._file.path))}"
 
     def tensor(self, name: str) -> LazyTensor:
         info = self._tensors[name]

@@ -25,6 +25,7 @@ from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..mapped import MappedFile
 from ..safetensors_header import TensorInfo, read_header
+from ..shown import shown
 from .base import Checkpoint, LazyTensor, with_overrides
 from .huggingface_config import read_config
 from .huggingface_tokenizer import read_tokenizer
@@ -78,7 +79,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         self.tokenizer = found.spec
         self.chat_template = found.chat_template
         self.files = [config_file.path, *(file.path for file in self._mapped), *found.files]
-        self.source = f"Hugging Face checkpoint {os.path.basename(os.path.abspath(folder))}"
+        self.source = f"Hugging Face checkpoint {shown(os.path.basename(os.path.abspath(folder)))}"
 
     def tensor(self, name: str) -> LazyTensor:
         stored = self._tensors[name]

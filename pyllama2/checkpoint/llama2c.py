@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..mapped import MappedFile
+from ..shown import shown
 from .base import Checkpoint, LazyTensor, with_overrides
 from .tokenizer_files import read_tokenizer_file
 
@@ -85,7 +86,7 @@ class Llama2cCheckpoint(Checkpoint):
         self.config = with_overrides(header.config, max_seq_len=max_seq_len, norm_eps=norm_eps)
         self.tokenizer = read_tokenizer_file(tokenizer, self.config.vocab_size) if tokenizer else None
         self.files = [self._file.path, *([tokenizer] if tokenizer else [])]
-        self.source = f"llama2.c {os.path.basename(self._file.path)}"
+        self.source = f"llama2.c {shown(os.path.basename(self._file.path))}"
 
     def tensor(self, name: str) -> LazyTensor:
         shape = self.config.tensor_shapes()[name]

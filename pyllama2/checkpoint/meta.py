@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig, RopeScaling
 from ..errors import CheckpointError
+from ..shown import shown
 from .base import Checkpoint, LazyTensor, with_overrides
 from .json_file import JsonObject
 from .pth import read_pth
@@ -112,7 +113,7 @@ class MetaCheckpoint(Checkpoint):
         self.tokenizer = read_tokenizer_file(tokenizer_path, config.vocab_size) if tokenizer_path else None
         self.chat_template = None
         self.files = [params.path, *shard_paths, *([tokenizer_path] if tokenizer_path else [])]
-        self.source = f"Meta checkpoint {os.path.basename(os.path.abspath(folder))}"
+        self.source = f"Meta checkpoint {shown(os.path.basename(os.path.abspath(folder)))}"
 
     def tensor(self, name: str) -> LazyTensor:
         pieces = self._pieces[name]
@@ -239,7 +240,7 @@ def _compare_hidden_dim(params: JsonObject, dim: int, hidden_dim: int) -> None:
         formula = int(multiplier * formula)
     formula = -(-formula // multiple_of) * multiple_of
     if "multiple_of" in params.values and formula != hidden_dim:
-        _log.warning("%s: hidden_dim should be %d, the weights have %d", params.path, formula, hidden_dim)
+        _log.warning("%s: hidden_dim should be %d, the weights have %d", shown(params.path), formula, hidden_dim)
 
 
 def _check_tensors(folder: str, config: ModelConfig, pieces: dict[str, _Pieces], n_shards: int) -> None:
