@@ -32,6 +32,10 @@ class CommandParser(argparse.ArgumentParser):
         """End with the usage, the message and exit code 2."""
         super().error(one_line(message))
 
+    def print_help(self, file: Any = None) -> None:
+        """Write the help to file, stdout unless given. Raises OSError, which argparse's own swallows."""
+        (sys.stdout if file is None else file).write(self.format_help())
+
 
 def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, command: Callable[[Any], int]) -> int:
     """Parse argv (None: the process's) and run command on the result; returns the exit code.
