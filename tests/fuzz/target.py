@@ -41,7 +41,7 @@ class Target:
             self.call(data)
         except self.promised as error:
             message = str(error)
-            if not message or len(message) > _MAX_MESSAGE:
+            if not message or "\n" in message or len(message) > _MAX_MESSAGE:
                 raise AssertionError(f"not one sentence: {message[:300]!r}") from error
             return False
         return True
