@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -133,6 +134,7 @@ def fuzz_in_process(name: str, seconds: float, args: argparse.Namespace) -> Resu
 def run_target(args: argparse.Namespace) -> int:
     """The process of one target."""
     logging.disable()  # what is odd about a file, but not wrong
+    warnings.simplefilter("error", RuntimeWarning)  # as in the tests
     os.environ["PYLLAMA2_NUM_THREADS"] = "1"
     target = load_target(args.targets[0], args.replay is None and not args.plain)
     if args.replay is not None:

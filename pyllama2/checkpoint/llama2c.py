@@ -112,7 +112,8 @@ class Llama2cCheckpoint(Checkpoint):
         first, end = start * columns // size, -(-stop * columns // size)  # groups that the rows lie in
         codes = self._file.array(offset + first * size, np.int8, (end - first, size))
         scales = self._file.array(offset + prod(shape) + 4 * first, "<f4", (end - first, 1))
-        numbers: NDArray[np.float32] = codes * scales
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever uses the numbers checks that they are finite
+            numbers: NDArray[np.float32] = codes * scales
         begin = start * columns - first * size
         return numbers.reshape(-1)[begin:][: (stop - start) * columns].reshape(stop - start, columns)
 

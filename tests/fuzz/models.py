@@ -142,8 +142,12 @@ def _torch_files() -> list[bytes]:
 
 
 def _pickles() -> list[bytes]:
-    """What is in those files besides numbers."""
-    archives = [zipfile.ZipFile(io.BytesIO(data)) for data in _torch_files()]
+    """What torch files hold besides numbers: of two tensors, and of a model."""
+    import torch
+
+    small = io.BytesIO()
+    torch.save({"a": torch.ones(2, 3), "b": torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))}, small)
+    archives = [zipfile.ZipFile(file) for file in (small, io.BytesIO(_torch_files()[0]))]
     return [archive.read(name) for archive in archives for name in archive.namelist() if name.endswith(".pkl")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import struct
 from collections.abc import Callable
@@ -130,7 +131,7 @@ def _change_value(root: Any, random: Random) -> None:
     elif action == 5 and isinstance(parent, dict):
         parent[random.choice(list(parent)) if random.random() < 0.5 else _near(key, random)] = value
     else:
-        parent[key] = random.choice(_VALUES)
+        parent[key] = copy.deepcopy(random.choice(_VALUES))
 
 
 def _places(node: Any) -> Any:
