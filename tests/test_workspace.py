@@ -66,7 +66,7 @@ class TestScratch:
         )
         for type in ("float32", "q4"):
             found = Workspace(wide, Quantization.of(type), 2, counts_only=True)
-            assert found.chunk < 512 and found.nbytes < 256 << 20
+            assert found.chunk_size < 512 and found.nbytes < 256 << 20
 
     @pytest.mark.parametrize("type", ["q4", "q8"])
     def test_models_as_large_as_70b_have_whole_chunks(self, type: str) -> None:
@@ -74,14 +74,14 @@ class TestScratch:
             dim=8192, hidden_dim=28672, n_layers=80, n_heads=64, n_kv_heads=8, head_dim=128, vocab_size=32000,
             max_seq_len=4096,
         )  # fmt: skip
-        assert Workspace(config, Quantization.of(type), 2, counts_only=True).chunk == 512
+        assert Workspace(config, Quantization.of(type), 2, counts_only=True).chunk_size == 512
 
     def test_a_short_chunk_computes_the_same(self) -> None:
         config = ModelConfig(
             dim=1 << 18, hidden_dim=1, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=2, vocab_size=3, max_seq_len=100
         )
         backend = CpuBackend(quantized_model(config, random_weights(config), "float32"), n_threads=1)
-        assert backend._forward is not None and backend._forward.workspace.chunk == 64
+        assert backend._forward is not None and backend._forward.workspace.chunk_size == 64
         ids, cache = [i % 3 for i in range(66)], backend.new_cache(1, 100)
         together = backend.forward(Batch.of_sequence(ids, outputs="all"), cache)
         again = backend.forward(Batch.of_sequence(ids[60:], start=60, outputs="all"), cache)

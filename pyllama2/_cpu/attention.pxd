@@ -29,6 +29,7 @@ cdef struct TokenTile:           # tokens that follow each other in the chunk an
     int n
     int row
     int spans                    # of the cache, up to the last token
+    int64_t first_item           # its first span with the first kv head
 
 
 cdef struct TileScratch:         # of one thread
@@ -51,7 +52,7 @@ cdef struct AttentionPlan:       # of one chunk
     TokenTile *tiles
     TileScratch *threads
     bint by_spans                # spans are dealt out to the threads too, not just tiles and heads
-    int64_t n_items              # (tile, kv head, span); the following have room for each, when by_spans
+    int64_t n_items              # (tile, kv head, span), in this order; the following have room for each, when by_spans
     int64_t part_columns
     float *parts                 # (n_items, part_columns, value_dim)
     float *part_maxima           # (n_items, part_columns)
@@ -73,7 +74,7 @@ cdef int64_t part_floats(const Heads *heads, int64_t columns) noexcept nogil
 cdef int64_t most_part_bytes(const Heads *heads, int n_threads, int chunk, int64_t n_positions) noexcept nogil
 cdef CacheArrays cache_arrays(object cache) except *
 cdef void rope_and_append(const Kernels *kernels, const Heads *heads, const CacheArrays *cache, int64_t layer, int row,
-                          int position, int64_t kv_head, const float *cos_sin, float *q, float *k, const float *v,
+                          int position, int64_t kv_head, const float *rope_table, float *q, float *k, const float *v,
                           void *narrow) noexcept nogil
 cdef void attend(const Kernels *kernels, const Heads *heads, const CacheArrays *cache, int64_t layer,
                  const AttentionPlan *plan, const int32_t *positions, const float *q, float *out,

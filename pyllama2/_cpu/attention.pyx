@@ -55,14 +55,14 @@ cdef inline int64_t head_index(const Heads *heads, const CacheArrays *cache, int
     return (layer * cache.n_rows + row) * heads.n_kv_heads + kv_head
 
 
-cdef inline void rotate(float *x, const float *cos_sin, int64_t head_dim) noexcept nogil:
-    """Turn each adjacent pair of x (head_dim,) by its angle; cos_sin (head_dim / 2, 2)."""
+cdef inline void rotate(float *x, const float *rope_table, int64_t head_dim) noexcept nogil:
+    """Turn each adjacent pair of x (head_dim,) by its angle; rope_table (head_dim / 2, 2)."""
     cdef int64_t i
     cdef float a, b
     for i in range(0, head_dim, 2):
         a, b = x[i], x[i + 1]
-        x[i] = a * cos_sin[i] - b * cos_sin[i + 1]
-        x[i + 1] = a * cos_sin[i + 1] + b * cos_sin[i]
+        x[i] = a * rope_table[i] - b * rope_table[i + 1]
+        x[i + 1] = a * rope_table[i + 1] + b * rope_table[i]
 
 
 cdef inline const void *narrowed(const Kernels *kernels, CacheKind kind, const float *x, int64_t n, void *narrow,
@@ -78,7 +78,7 @@ cdef inline const void *narrowed(const Kernels *kernels, CacheKind kind, const f
 
 
 cdef void rope_and_append(const Kernels *kernels, const Heads *heads, const CacheArrays *cache, int64_t layer, int row,
-                          int position, int64_t kv_head, const float *cos_sin, float *q, float *k, const float *v,
+                          int position, int64_t kv_head, const float *rope_table, float *q, float *k, const float *v,
                           void *narrow) noexcept nogil:
     """Rotate the queries q (queries_per_kv, head_dim) and the key k of one head; put k and v into the cache."""
     cdef int64_t d, h, dim = heads.head_dim
@@ -86,8 +86,8 @@ cdef void rope_and_append(const Kernels *kernels, const Heads *heads, const Cach
     cdef int64_t key_place = (place - position % KEY_BLOCK) * dim + position % KEY_BLOCK
     cdef const void *numbers
     for h in range(heads.queries_per_kv):
-        rotate(q + h * dim, cos_sin, dim)
-    rotate(k, cos_sin, dim)
+        rotate(q + h * dim, rope_table, dim)
+    rotate(k, rope_table, dim)
     numbers = narrowed(kernels, cache.kind, k, dim, narrow, cache.key_scales + place)
     if cache.kind == CACHE_FLOAT32:
         for d in range(dim):
@@ -170,6 +170,11 @@ cdef inline void into_part(TileScratch *scratch, float *part, float *maxima, flo
     scratch.tile.out, scratch.tile.maxima, scratch.tile.sums = part, maxima, sums
 
 
+cdef inline int64_t dealt(int64_t n, const Thread *thread) noexcept nogil:
+    """How many of n things a thread gets that are dealt out in turn, thread.id being its first."""
+    return (n - thread.id + thread.team - 1) // thread.team
+
+
 cdef void attend(const Kernels *kernels, const Heads *heads, const CacheArrays *cache, int64_t layer,
                  const AttentionPlan *plan, const int32_t *positions, const float *q, float *out,
                  const Thread *thread) noexcept nogil:
@@ -181,12 +186,13 @@ cdef void attend(const Kernels *kernels, const Heads *heads, const CacheArrays *
     cdef int64_t unit, units = plan.n_tiles * heads.n_kv_heads, kv_head
     cdef TileScratch *scratch = &plan.threads[thread.id]
     cdef const TokenTile *tile
-    cdef int i, span
+    cdef int64_t i
+    cdef int span
     if plan.by_spans:
         attend_by_spans(kernels, heads, cache, layer, plan, positions, q, out, thread)
         return
     # Later tokens see more: longest first, and dealt out in turn.
-    for i in range(<int> ((units - thread.id + thread.team - 1) // thread.team)):
+    for i in range(dealt(units, thread)):
         unit = thread.id + i * thread.team
         tile = &plan.tiles[plan.n_tiles - 1 - unit // heads.n_kv_heads]
         kv_head = unit % heads.n_kv_heads
@@ -204,36 +210,38 @@ cdef void attend(const Kernels *kernels, const Heads *heads, const CacheArrays *
 cdef void attend_by_spans(const Kernels *kernels, const Heads *heads, const CacheArrays *cache, int64_t layer,
                           const AttentionPlan *plan, const int32_t *positions, const float *q, float *out,
                           const Thread *thread) noexcept nogil:
-    """The same, where each span is one thread's, and each tile and key head is merged by one after a barrier."""
+    """attend() with the spans dealt out: each is computed by one thread, into its own part, and after a barrier the
+    parts of a tile and kv head are merged by one.
+
+        item    0      1      2      3      4      5    ...       a tile of 3 spans, 2 kv heads
+                span 0 span 1 span 2 span 0 span 1 span 2
+                kv head 0 ---------- kv head 1 ----------
+        thread  0      0      0      1      1      1
+    """
     cdef int64_t group_dim = heads.queries_per_kv * heads.head_dim, stride = heads.n_kv_heads * group_dim
-    cdef int64_t item = 0, part, kv_head, width = plan.part_columns
+    cdef int64_t unit, units = plan.n_tiles * heads.n_kv_heads, item, part, kv_head, width = plan.part_columns
     cdef int64_t first = share(plan.n_items, thread.id, thread.team)
     cdef int64_t end = share(plan.n_items, thread.id + 1, thread.team)
     cdef TileScratch *scratch = &plan.threads[thread.id]
     cdef const TokenTile *tile
-    cdef int i, span
-    for i in range(plan.n_tiles):
-        tile = &plan.tiles[i]
-        for kv_head in range(heads.n_kv_heads):
-            if item < end and item + tile.spans > first:
-                take_queries(heads, tile, positions, q + kv_head * group_dim, stride, scratch)
-                for span in range(<int> max(0, first - item), <int> min(<int64_t> tile.spans, end - item)):
-                    part = (item + span) * width
-                    into_part(scratch, plan.parts + part * plan.value_dim, plan.part_maxima + part,
-                              plan.part_sums + part)
-                    attend_span(kernels, heads, cache, head_index(heads, cache, layer, tile.row, kv_head), span,
-                                scratch)
-            item += tile.spans
+    cdef int64_t i
+    cdef int span
+    for unit in range(units):
+        tile, kv_head = &plan.tiles[unit // heads.n_kv_heads], unit % heads.n_kv_heads
+        item = tile.first_item + kv_head * tile.spans
+        if item >= end or item + tile.spans <= first:
+            continue
+        take_queries(heads, tile, positions, q + kv_head * group_dim, stride, scratch)
+        for span in range(<int> max(0, first - item), <int> min(<int64_t> tile.spans, end - item)):
+            part = (item + span) * width
+            into_part(scratch, plan.parts + part * plan.value_dim, plan.part_maxima + part, plan.part_sums + part)
+            attend_span(kernels, heads, cache, head_index(heads, cache, layer, tile.row, kv_head), span, scratch)
     team_barrier()
-    item = 0
-    for i in range(plan.n_tiles):
-        tile = &plan.tiles[i]
-        for kv_head in range(heads.n_kv_heads):
-            if (i * heads.n_kv_heads + kv_head) % thread.team == thread.id:
-                take_parts(kernels, heads, plan, tile, item, positions, scratch)
-                finish(heads, tile, scratch.running, scratch.running_sums, plan.value_dim, out + kv_head * group_dim,
-                       stride)
-            item += tile.spans
+    for i in range(dealt(units, thread)):
+        unit = thread.id + i * thread.team
+        tile, kv_head = &plan.tiles[unit // heads.n_kv_heads], unit % heads.n_kv_heads
+        take_parts(kernels, heads, plan, tile, tile.first_item + kv_head * tile.spans, positions, scratch)
+        finish(heads, tile, scratch.running, scratch.running_sums, plan.value_dim, out + kv_head * group_dim, stride)
 
 
 cdef void take_parts(const Kernels *kernels, const Heads *heads, const AttentionPlan *plan, const TokenTile *tile,
@@ -313,6 +321,7 @@ cdef class Planner:
                 tile.n += 1
             t += tile.n
             tile.spans = positions[t - 1] // <int> SPAN + 1
+            tile.first_item = spans * self.heads.n_kv_heads
             longest, spans = max(longest, tile.n), spans + tile.spans
         units = plan.n_tiles * self.heads.n_kv_heads
         plan.n_items = spans * self.heads.n_kv_heads

@@ -25,7 +25,12 @@ from .matrix cimport (
     prepare_share,
 )
 from .openmp cimport omp_get_wtime, share, team_barrier
-from .workspace cimport Work, Workspace
+from .workspace cimport ChunkState, Workspace
+
+
+cdef enum:
+    FEW = 0   # chunks of up to FEW_COLUMNS tokens, which the profile keeps apart
+    MANY = 1
 
 
 cdef enum Step:  # for the profile
@@ -72,13 +77,13 @@ cdef class Forward:
     cdef Matrix output
     cdef const float *norm
     cdef const Heads *heads
-    cdef Work *work
+    cdef ChunkState *state
     cdef Thread *threads
     cdef int n_threads, chunk
     cdef int64_t n_layers, dim, vocab_size
     cdef float norm_eps
     cdef double[::1] frequencies
-    cdef double[:, ::1] seconds  # (2, N_STEPS): of chunks with few tokens, and with many
+    cdef double[:, ::1] seconds  # (2, N_STEPS): of FEW and of MANY
     cdef readonly list tokens    # how many tokens these were
     cdef readonly list passes    # and how many chunks
     cdef readonly Workspace workspace
@@ -89,8 +94,8 @@ cdef class Forward:
         config = model.config
         cdef int64_t i
         self.workspace = Workspace(config, model.quantization, n_threads, isa)
-        self.kernels, self.chunk = self.workspace.kernels, self.workspace.chunk
-        self.work, self.threads, self.heads = &self.workspace.work, self.workspace.threads, &self.workspace.heads
+        self.kernels, self.chunk_size = self.workspace.kernels, self.workspace.chunk_size
+        self.state, self.threads, self.heads = &self.workspace.state, self.workspace.threads, &self.workspace.heads
         self.model, self.n_threads = model, n_threads
         self.n_layers, self.dim = config.n_layers, config.dim
         self.vocab_size, self.norm_eps = config.vocab_size, config.norm_eps
@@ -141,46 +146,47 @@ cdef class Forward:
         """
         cdef CacheArrays arrays = cache_arrays(cache)
         cdef int64_t i, start, n = tokens.shape[0], m = outputs.shape[0]
-        cdef float[:, ::1] hidden = np.empty((m, self.dim), np.float32)
+        cdef float[:, ::1] final = np.empty((m, self.dim), np.float32)
         cdef float[:, ::1] logits = np.empty((m, self.vocab_size), np.float32)
         cdef int32_t[::1] here = np.empty(m, np.int32)
-        cdef Work *work = self.work
-        work.n_outputs, work.interrupted = <int> m, False
+        cdef ChunkState *state = self.state
+        cdef int kind
+        state.n_outputs, state.interrupted = <int> m, False
         if m:
-            work.outputs, work.hidden, work.logits = &here[0], &hidden[0, 0], &logits[0, 0]
-        for start in range(0, n, self.chunk):
-            work.n, work.last = <int> min(<int64_t> self.chunk, n - start), start + self.chunk >= n
-            work.tokens, work.rows, work.positions = &tokens[start], &rows[start], &positions[start]
+            state.outputs, state.final, state.logits = &here[0], &final[0, 0], &logits[0, 0]
+        for start in range(0, n, self.chunk_size):
+            state.n, state.last = <int> min(<int64_t> self.chunk_size, n - start), start + self.chunk_size >= n
+            state.tokens, state.rows, state.positions = &tokens[start], &rows[start], &positions[start]
             for i in range(m):
                 here[i] = <int32_t> (outputs[i] - start)
-            many = work.n > FEW_COLUMNS
-            self.tokens[many] += work.n
-            self.passes[many] += 1
-            self.workspace.planner.make_plan(work.n, work.rows, work.positions)
-            work.seconds = &self.seconds[<int> many, 0]
+            kind = MANY if state.n > FEW_COLUMNS else FEW
+            self.tokens[kind] += state.n
+            self.passes[kind] += 1
+            self.workspace.planner.make_plan(state.n, state.rows, state.positions)
+            state.seconds = &self.seconds[kind, 0]
             with nogil:
                 self._run_chunk(&arrays)
-            if work.interrupted:
+            if state.interrupted:
                 error, self.error = self.error, None
                 raise error
         return np.asarray(logits)
 
     cdef void _run_chunk(self, const CacheArrays *cache) noexcept nogil:
-        self.work.marked = omp_get_wtime()
+        self.state.marked = omp_get_wtime()
         with parallel(num_threads=self.n_threads):
             self._run_share(cache, enter_team(self.threads))
 
     cdef void _run_share(self, const CacheArrays *cache, Thread *thread) noexcept nogil:
         """The chunk, as one thread of the team runs it."""
-        cdef Work *work = self.work
+        cdef ChunkState *state = self.state
         cdef int64_t layer
         self._embed(thread)
         for layer in range(self.n_layers):
-            run_layer(self.kernels, &self.layers[layer], layer, self.heads, self.norm_eps, cache, work, thread)
-            if thread.id == 0 and work.n > FEW_COLUMNS and not work.interrupted:
-                work.interrupted = self._signalled()
+            run_layer(self.kernels, &self.layers[layer], layer, self.heads, self.norm_eps, cache, state, thread)
+            if thread.id == 0 and state.n > FEW_COLUMNS and not state.interrupted:
+                state.interrupted = self._signalled()
             team_barrier()
-            if work.interrupted:
+            if state.interrupted:
                 return
         self._output(thread)
 
@@ -195,37 +201,37 @@ cdef class Forward:
 
     cdef void _embed(self, const Thread *thread) noexcept nogil:
         """x = rows of tok_embeddings; the angles of each token's position."""
-        cdef Work *work = self.work
+        cdef ChunkState *state = self.state
         cdef int t, i, half = <int> (self.heads.head_dim // 2)
         cdef double angle
-        for t in range(<int> share(work.n, thread.id, thread.team), <int> share(work.n, thread.id + 1, thread.team)):
-            lookup_row(self.kernels, &self.tok_embeddings, work.tokens[t], work.x + t * self.dim)
+        for t in range(<int> share(state.n, thread.id, thread.team), <int> share(state.n, thread.id + 1, thread.team)):
+            lookup_row(self.kernels, &self.tok_embeddings, state.tokens[t], state.x + t * self.dim)
             for i in range(half):
-                angle = work.positions[t] * self.frequencies[i]
-                work.cos_sin[(t * half + i) * 2] = <float> cos(angle)
-                work.cos_sin[(t * half + i) * 2 + 1] = <float> sin(angle)
+                angle = state.positions[t] * self.frequencies[i]
+                state.rope_table[(t * half + i) * 2] = <float> cos(angle)
+                state.rope_table[(t * half + i) * 2 + 1] = <float> sin(angle)
         team_barrier()
-        mark(work, thread, EMBED)
+        mark(state, thread, EMBED)
 
     cdef void _output(self, Thread *thread) noexcept nogil:
-        """norm -> output: hidden of this chunk's outputs, and after the last chunk all logits."""
-        cdef Work *work = self.work
+        """norm -> output: final of this chunk's outputs, and after the last chunk all logits."""
+        cdef ChunkState *state = self.state
         cdef int64_t dim = self.dim
         cdef Activations act
-        cdef int piece, i, n, chunk = self.chunk
-        for i in range(<int> share(work.n_outputs, thread.id, thread.team),
-                       <int> share(work.n_outputs, thread.id + 1, thread.team)):
-            if 0 <= work.outputs[i] < work.n:
-                self.kernels.rms_norm(work.x + work.outputs[i] * dim, self.norm, self.norm_eps, dim,
-                                      work.hidden + i * dim)
-        if work.last:
-            for piece in range((work.n_outputs + chunk - 1) // chunk):
+        cdef int piece, i, n, chunk = self.chunk_size
+        for i in range(<int> share(state.n_outputs, thread.id, thread.team),
+                       <int> share(state.n_outputs, thread.id + 1, thread.team)):
+            if 0 <= state.outputs[i] < state.n:
+                self.kernels.rms_norm(state.x + state.outputs[i] * dim, self.norm, self.norm_eps, dim,
+                                      state.final + i * dim)
+        if state.last:
+            for piece in range((state.n_outputs + chunk - 1) // chunk):
                 i = piece * chunk
-                n = min(chunk, work.n_outputs - i)
-                act = input_of(self.kernels, &self.output, work, work.hidden + i * dim, n, thread)
-                matmul(self.kernels, &self.output, &act, n, work.logits + i * self.vocab_size, False, thread)
+                n = min(chunk, state.n_outputs - i)
+                act = input_of(self.kernels, &self.output, state, state.final + i * dim, n, thread)
+                matmul(self.kernels, &self.output, &act, n, state.logits + i * self.vocab_size, False, thread)
                 team_barrier()
-        mark(work, thread, NORM_OUTPUT)
+        mark(state, thread, NORM_OUTPUT)
 
 
 cdef const float *vector_of(object weight) except NULL:
@@ -236,19 +242,19 @@ cdef const float *vector_of(object weight) except NULL:
     return <const float *> address
 
 
-cdef inline void mark(Work *work, const Thread *thread, Step step) noexcept nogil:
+cdef inline void mark(ChunkState *state, const Thread *thread, Step step) noexcept nogil:
     """Count the time since the last mark for a step."""
     cdef double now
     if thread.id == 0:
         now = omp_get_wtime()
-        work.seconds[<int> step] += now - work.marked
-        work.marked = now
+        state.seconds[<int> step] += now - state.marked
+        state.marked = now
 
 
-cdef inline Activations input_of(const Kernels *kernels, const Matrix *w, const Work *work, const float *values, int n,
-                                 Thread *thread) noexcept nogil:
+cdef inline Activations input_of(const Kernels *kernels, const Matrix *w, const ChunkState *state, const float *values,
+                                 int n, Thread *thread) noexcept nogil:
     """values (n, w.columns), complete once the threads have met, prepared for products with w."""
-    cdef Activations act = activations(kernels, w, &thread.steps if n == 1 else &work.steps, values, n)
+    cdef Activations act = activations(kernels, w, &thread.steps if n == 1 else &state.steps, values, n)
     team_barrier()
     if n == 1:
         prepare(kernels, w, &act, 0)
@@ -258,15 +264,15 @@ cdef inline Activations input_of(const Kernels *kernels, const Matrix *w, const 
     return act
 
 
-cdef inline Activations normed_input(const Kernels *kernels, const Matrix *w, const Work *work, const float *weight,
-                                     float eps, Thread *thread) noexcept nogil:
+cdef inline Activations normed_input(const Kernels *kernels, const Matrix *w, const ChunkState *state,
+                                     const float *weight, float eps, Thread *thread) noexcept nogil:
     """RMSNorm(x), prepared for products with w."""
-    cdef bint alone = work.n == 1
-    cdef float *normed = thread.normed if alone else work.normed
-    cdef Activations act = activations(kernels, w, &thread.steps if alone else &work.steps, normed, work.n)
-    cdef int t, first = 0 if alone else first_column(&act, work.n, thread, 0)
-    for t in range(first, 1 if alone else first_column(&act, work.n, thread, 1)):
-        kernels.rms_norm(work.x + t * w.columns, weight, eps, w.columns, normed + t * w.columns)
+    cdef bint alone = state.n == 1
+    cdef float *normed = thread.normed if alone else state.normed
+    cdef Activations act = activations(kernels, w, &thread.steps if alone else &state.steps, normed, state.n)
+    cdef int t, first = 0 if alone else first_column(&act, state.n, thread, 0)
+    for t in range(first, 1 if alone else first_column(&act, state.n, thread, 1)):
+        kernels.rms_norm(state.x + t * w.columns, weight, eps, w.columns, normed + t * w.columns)
         prepare(kernels, w, &act, t)
     if not alone:
         team_barrier()
@@ -274,56 +280,56 @@ cdef inline Activations normed_input(const Kernels *kernels, const Matrix *w, co
 
 
 cdef void run_layer(const Kernels *kernels, const LayerWeights *layer, int64_t index, const Heads *heads, float eps,
-                    const CacheArrays *cache, Work *work, Thread *thread) noexcept nogil:
+                    const CacheArrays *cache, ChunkState *state, Thread *thread) noexcept nogil:
     """One layer of model.py's Block, as one thread of the team runs it. The threads have to meet after it."""
-    cdef int64_t q_dim = layer.wq.rows, kv_dim = layer.wk.rows, hidden = layer.w1.rows
+    cdef int64_t q_dim = layer.wq.rows, kv_dim = layer.wk.rows, hidden_dim = layer.w1.rows
     cdef int64_t head_dim = heads.head_dim, group_dim = heads.queries_per_kv * heads.head_dim
     cdef int64_t unit, units, kv_head, first, count
-    cdef int t, n = work.n
+    cdef int t, n = state.n
     cdef Activations act
 
     # attention_norm -> wq wk wv
-    act = normed_input(kernels, &layer.wq, work, layer.attention_norm, eps, thread)
-    mark(work, thread, ATTENTION_NORM)
-    matmul(kernels, &layer.wq, &act, n, work.q, False, thread)
-    matmul(kernels, &layer.wk, &act, n, work.k, False, thread)
-    matmul(kernels, &layer.wv, &act, n, work.v, False, thread)
+    act = normed_input(kernels, &layer.wq, state, layer.attention_norm, eps, thread)
+    mark(state, thread, ATTENTION_NORM)
+    matmul(kernels, &layer.wq, &act, n, state.q, False, thread)
+    matmul(kernels, &layer.wk, &act, n, state.k, False, thread)
+    matmul(kernels, &layer.wv, &act, n, state.v, False, thread)
     team_barrier()
-    mark(work, thread, WQ_WK_WV)
+    mark(state, thread, WQ_WK_WV)
 
     # rope -> kv append
     units = n * heads.n_kv_heads
     for unit in range(share(units, thread.id, thread.team), share(units, thread.id + 1, thread.team)):
         t, kv_head = <int> (unit // heads.n_kv_heads), unit % heads.n_kv_heads
-        rope_and_append(kernels, heads, cache, index, work.rows[t], work.positions[t], kv_head,
-                        work.cos_sin + t * head_dim, work.q + t * q_dim + kv_head * group_dim,
-                        work.k + t * kv_dim + kv_head * head_dim, work.v + t * kv_dim + kv_head * head_dim,
-                        work.attention.threads[thread.id].narrow)
+        rope_and_append(kernels, heads, cache, index, state.rows[t], state.positions[t], kv_head,
+                        state.rope_table + t * head_dim, state.q + t * q_dim + kv_head * group_dim,
+                        state.k + t * kv_dim + kv_head * head_dim, state.v + t * kv_dim + kv_head * head_dim,
+                        state.plan.threads[thread.id].narrow)
     team_barrier()
-    mark(work, thread, ROPE_KV_APPEND)
+    mark(state, thread, ROPE_KV_APPEND)
 
     # attention
-    attend(kernels, heads, cache, index, work.attention, work.positions, work.q, work.attended, thread)
+    attend(kernels, heads, cache, index, state.plan, state.positions, state.q, state.attention, thread)
 
     # wo + residual
-    act = input_of(kernels, &layer.wo, work, work.attended, n, thread)
-    mark(work, thread, ATTENTION)
-    matmul(kernels, &layer.wo, &act, n, work.x, True, thread)
+    act = input_of(kernels, &layer.wo, state, state.attention, n, thread)
+    mark(state, thread, ATTENTION)
+    matmul(kernels, &layer.wo, &act, n, state.x, True, thread)
     team_barrier()
-    mark(work, thread, WO_RESIDUAL)
+    mark(state, thread, WO_RESIDUAL)
 
     # ffn_norm -> w1 w3 -> silu * ; a thread's share of w1's rows is its share of w3's
-    act = normed_input(kernels, &layer.w1, work, layer.ffn_norm, eps, thread)
-    mark(work, thread, FFN_NORM)
-    matmul(kernels, &layer.w1, &act, n, work.gate, False, thread)
-    matmul(kernels, &layer.w3, &act, n, work.up, False, thread)
+    act = normed_input(kernels, &layer.w1, state, layer.ffn_norm, eps, thread)
+    mark(state, thread, FFN_NORM)
+    matmul(kernels, &layer.w1, &act, n, state.gate, False, thread)
+    matmul(kernels, &layer.w3, &act, n, state.up, False, thread)
     first = first_row(kernels, &layer.w1, &act, thread, 0)
     count = first_row(kernels, &layer.w1, &act, thread, 1) - first
     for t in range(n):
-        kernels.silu_product(work.gate + t * hidden + first, work.up + t * hidden + first, count)
+        kernels.silu_product(state.gate + t * hidden_dim + first, state.up + t * hidden_dim + first, count)
 
     # w2 + residual
-    act = input_of(kernels, &layer.w2, work, work.gate, n, thread)
-    mark(work, thread, W1_W3_SILU)
-    matmul(kernels, &layer.w2, &act, n, work.x, True, thread)
-    mark(work, thread, W2_RESIDUAL)
+    act = input_of(kernels, &layer.w2, state, state.gate, n, thread)
+    mark(state, thread, W1_W3_SILU)
+    matmul(kernels, &layer.w2, &act, n, state.x, True, thread)
+    mark(state, thread, W2_RESIDUAL)

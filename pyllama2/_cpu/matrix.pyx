@@ -108,6 +108,7 @@ cdef void multiply_blocks(const Kernels *kernels, const Matrix *w, const Activat
 
 
 cdef PanelPlan plan_panels(const Kernels *kernels, const Matrix *w) noexcept nogil:
+    """How multiply_panels() takes w: see the picture there."""
     cdef PanelPlan plan
     plan.groups = 1  # float panels take all inputs at a time
     if w.group_size:
@@ -120,6 +121,17 @@ cdef PanelPlan plan_panels(const Kernels *kernels, const Matrix *w) noexcept nog
 
 cdef void multiply_panels(const Kernels *kernels, const Matrix *w, const Activations *x, int n, float *y, bint add,
                           Thread *thread) noexcept nogil:
+    """This thread's rows, some panels of them together, as many as stay in its cache.
+
+                       inputs, in parts of plan.groups groups
+                     part 0          part 1          part 2
+        panel 0    [ packed once ][             ][             ]     a panel: kernels.panel_rows rows
+        panel 1    [ packed once ][             ][             ]     plan.together panels, unpacked to thread.panels
+                         |
+                         +-- swept over the columns of x, x.interleave at a time -> thread.totals (columns, rows)
+
+    The totals are written to y after the last part.
+    """
     cdef const Product *product = &kernels.products[<int> w.kind]
     cdef PanelPlan plan = plan_panels(kernels, w)
     cdef int64_t height = kernels.panel_rows, groups = groups_of(w) if w.group_size else 1

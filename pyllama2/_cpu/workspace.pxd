@@ -7,7 +7,7 @@ from .kernels cimport Kernels
 from .matrix cimport Scratch, Steps, Thread
 
 
-cdef struct Work:  # one chunk on its way through the layers; n tokens
+cdef struct ChunkState:  # one chunk on its way through the layers; n tokens
     int n
     const int32_t *tokens
     const int32_t *rows
@@ -15,19 +15,19 @@ cdef struct Work:  # one chunk on its way through the layers; n tokens
     const int32_t *outputs   # (n_outputs,) tokens whose logits are wanted, in 0 .. n for this chunk's
     int n_outputs
     bint last                # the chunk after which logits are computed
-    float *hidden            # (n_outputs, dim), normed x of the outputs
+    float *final             # (n_outputs, dim), normed x of the outputs
     float *logits            # (n_outputs, vocab_size)
-    float *cos_sin           # (n, head_dim / 2, 2)
+    float *rope_table        # (n, head_dim / 2, 2)
     float *x                 # (n, dim), the residual stream
     float *normed            # (n, dim)
     float *q                 # (n, q_dim)
     float *k                 # (n, kv_dim)
     float *v                 # (n, kv_dim)
-    float *attended          # (n, q_dim)
+    float *attention         # (n, q_dim)
     float *gate              # (n, hidden_dim)
     float *up                # (n, hidden_dim)
     Steps steps              # of whichever vectors are multiplied next
-    const AttentionPlan *attention
+    const AttentionPlan *plan
     bint interrupted
     double marked            # when the last step ended
     double *seconds          # (N_STEPS,) spent so far on chunks of this kind
@@ -35,10 +35,10 @@ cdef struct Work:  # one chunk on its way through the layers; n tokens
 
 cdef class Workspace:
     cdef const Kernels *kernels
-    cdef readonly int chunk      # tokens that go through the layers together
+    cdef readonly int chunk_size      # tokens that go through the layers together
     cdef int n_threads
     cdef Heads heads
-    cdef Work work
+    cdef ChunkState state
     cdef Thread *threads
     cdef Scratch scratch
     cdef Planner planner

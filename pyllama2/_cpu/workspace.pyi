@@ -6,7 +6,7 @@ from ..config import ModelConfig
 from ..weights import Quantization
 
 class Workspace:
-    chunk: int
+    chunk_size: int
     def __init__(
         self, config: ModelConfig, quantization: Quantization, n_threads: int, isa: str = "", counts_only: bool = False
     ) -> None: ...

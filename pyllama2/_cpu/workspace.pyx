@@ -30,9 +30,9 @@ cdef class Workspace:
             if len(shape) == 2 and (name != "tok_embeddings.weight" or config.tied_embeddings):
                 matrix = matrix_of_shape(quantization.type_of(name, config), shape, quantization.group_size)
                 self.scratch.cover(&matrix)
-        self.chunk = CHUNK
-        while self.chunk > 1 and self.chunk * self._token_bytes(config) > CHUNK_BYTES:
-            self.chunk //= 2
+        self.chunk_size = CHUNK
+        while self.chunk_size > 1 and self.chunk_size * self._token_bytes(config) > CHUNK_BYTES:
+            self.chunk_size //= 2
         self.threads = <Thread *> calloc(n_threads, sizeof(Thread))
         if self.threads is NULL:
             raise MemoryError("no memory for the threads' table")
@@ -50,26 +50,26 @@ cdef class Workspace:
         return <float *> self.scratch.take(n * sizeof(float))
 
     cdef int _allocate(self, config) except -1:
-        cdef int64_t chunk = self.chunk
+        cdef int64_t chunk = self.chunk_size
         cdef Thread *thread
         cdef int t
-        work = &self.work
-        work.cos_sin = self._floats(chunk * config.head_dim)
-        work.x = self._floats(chunk * config.dim)
-        work.normed = self._floats(chunk * config.dim)
-        work.q = self._floats(chunk * config.q_dim)
-        work.k = self._floats(chunk * config.kv_dim)
-        work.v = self._floats(chunk * config.kv_dim)
-        work.attended = self._floats(chunk * config.q_dim)
-        work.gate = self._floats(chunk * config.hidden_dim)
-        work.up = self._floats(chunk * config.hidden_dim)
-        self.scratch.take_steps(&work.steps, chunk)
+        state = &self.state
+        state.rope_table = self._floats(chunk * config.head_dim)
+        state.x = self._floats(chunk * config.dim)
+        state.normed = self._floats(chunk * config.dim)
+        state.q = self._floats(chunk * config.q_dim)
+        state.k = self._floats(chunk * config.kv_dim)
+        state.v = self._floats(chunk * config.kv_dim)
+        state.attention = self._floats(chunk * config.q_dim)
+        state.gate = self._floats(chunk * config.hidden_dim)
+        state.up = self._floats(chunk * config.hidden_dim)
+        self.scratch.take_steps(&state.steps, chunk)
         for t in range(self.n_threads):
             thread = &self.threads[t]
             self.scratch.take_thread(thread, t, chunk)
             thread.normed = self._floats(config.dim)
-        self.planner.allocate(self.scratch, &self.heads, self.n_threads, self.chunk)
-        work.attention = &self.planner.plan
+        self.planner.allocate(self.scratch, &self.heads, self.n_threads, self.chunk_size)
+        state.plan = &self.planner.plan
         return 0
 
     @property
@@ -79,7 +79,7 @@ cdef class Workspace:
 
     def most_bytes(self, int64_t n_positions):
         """Bytes that are taken at most for sequences of so many positions: attention may ask for more."""
-        return self.nbytes + most_part_bytes(&self.heads, self.n_threads, self.chunk, n_positions)
+        return self.nbytes + most_part_bytes(&self.heads, self.n_threads, self.chunk_size, n_positions)
 
     @property
     def arrays(self):

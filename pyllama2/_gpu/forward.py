@@ -59,20 +59,20 @@ class Forward:
         self._vectors.embed(model.tok_embeddings, work.tokens, n, work.x, first)
         for layer, kv, following in zip(model.layers, cache.layers, self._following(work, wants_logits), strict=True):
             # wq wk wv -> rope -> kv append
-            qkv(layer.wqkv, work.normed, work.turns, work.rows, work.positions, work.q, work.kv, work.head_counters,
-                kv.n_positions, kv.keys, kv.values, kv.key_scales, kv.value_scales)  # fmt: skip
+            qkv(layer.wqkv, work.normed, work.rope_table, work.rows, work.positions, work.q, work.kv,
+                work.head_counters, kv.n_positions, kv.keys, kv.values, kv.key_scales, kv.value_scales)  # fmt: skip
             # attention
             self._attend(work.q, kv, work.rows, work.positions, n, n_positions, work.attention_parts,
-                         work.attention_counters, work.attention, work.attended)  # fmt: skip
+                         work.attention_counters, work.attention, work.wo_input)  # fmt: skip
             # wo + residual -> ffn_norm
-            few.residual(layer.wo, work.attended, work.x, work.counter, self._norm(layer.ffn_norm, work.normed))
+            few.residual(layer.wo, work.wo_input, work.x, work.counter, self._norm(layer.ffn_norm, work.normed))
             # w1 w3 -> silu *
-            few.swiglu(layer.w13, work.normed, work.hidden, work.gated, work.group_counters)
+            few.swiglu(layer.w13, work.normed, work.gate_up, work.w2_input, work.group_counters)
             # w2 + residual -> the next layer's attention_norm, or norm
-            few.residual(layer.w2, work.gated, work.x, work.counter, following)
+            few.residual(layer.w2, work.w2_input, work.x, work.counter, following)
         if wants_logits:
             # output
-            self._matvec(model.output.type, n).product(model.output, work.last, work.logits)
+            self._matvec(model.output.type, n).product(model.output, work.final, work.logits)
 
     def choose(self, n: int, work: Workspace) -> None:
         """chosen of the n logits of a decode_step, and from them the inputs of the next one."""
@@ -91,25 +91,25 @@ class Forward:
             for matrix, out in zip(layer.wq_wk_wv, (work.q, work.k, work.v), strict=True):
                 matmul(matrix, work.normed, n, out)
             # rope -> kv append
-            self._rope(work.q, n, config.q_dim, config.head_dim, work.turns, work.positions)
-            self._rope(work.k, n, config.kv_dim, config.head_dim, work.turns, work.positions)
+            self._rope(work.q, n, config.q_dim, config.head_dim, work.rope_table, work.positions)
+            self._rope(work.k, n, config.kv_dim, config.head_dim, work.rope_table, work.positions)
             self._append(work.k, work.v, work.rows, work.positions, n, kv)
             # attention
             self.attend_prompt(work.q, kv, work.rows, work.positions, n, work.tiles, n_tiles, work.attention)
             # wo + residual
-            vectors.quantize(work.attention, n, work.attended)
-            matmul(layer.wo, work.attended, n, work.x, accumulate=True)
+            vectors.quantize(work.attention, n, work.wo_input)
+            matmul(layer.wo, work.wo_input, n, work.x, accumulate=True)
             # ffn_norm -> w1 w3 -> silu *
             vectors.rms_norm(work.x, n, self._norm(layer.ffn_norm, work.normed))
-            matmul(layer.w13, work.normed, n, work.hidden)
-            vectors.swiglu(work.hidden, n, work.gated)
+            matmul(layer.w13, work.normed, n, work.gate_up)
+            vectors.swiglu(work.gate_up, n, work.w2_input)
             # w2 + residual
-            matmul(layer.w2, work.gated, n, work.x, accumulate=True)
+            matmul(layer.w2, work.w2_input, n, work.x, accumulate=True)
 
     def logits(self, first: int, n: int, work: Workspace) -> None:
         """norm -> output: logits 0 .. n, at most 8, of the tokens that outputs first .. first + n name."""
-        self._vectors.rms_norm(work.x, n, self._norm(self._model.norm, work.last), work.outputs[first : first + n])
-        self._matvec(self._model.output.type, n).product(self._model.output, work.last, work.logits)
+        self._vectors.rms_norm(work.x, n, self._norm(self._model.norm, work.final), work.outputs[first : first + n])
+        self._matvec(self._model.output.type, n).product(self._model.output, work.final, work.logits)
 
     def prepare(self, n: int) -> None:
         """Compiles what a step of n tokens needs."""
@@ -124,7 +124,7 @@ class Forward:
         """The norm after each layer."""
         for layer in self._model.layers[1:]:
             yield self._norm(layer.attention_norm, work.normed)
-        yield self._norm(self._model.norm, work.last) if wants_logits else None
+        yield self._norm(self._model.norm, work.final) if wants_logits else None
 
     def _matvec(self, type: str, n: int) -> Matvec:
         if (type, n) not in self._matvecs:

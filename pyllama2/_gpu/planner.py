@@ -171,7 +171,7 @@ def _arranged(
 
 def weight_arrays(config: ModelConfig, quantization: Quantization) -> dict[str, Shapes]:
     """Arrays of the weights by part, named like the tensors: wq wk wv lie together, and so do w1 w3."""
-    dim, hidden, q_dim, kv_dim = config.dim, config.hidden_dim, config.q_dim, config.kv_dim
+    dim, hidden_dim, q_dim, kv_dim = config.dim, config.hidden_dim, config.q_dim, config.kv_dim
     type, output_type, group_size = quantization.type, quantization.output_type, quantization.group_size
     linear: Shapes = {}
     norms: Shapes = {"norm": ("float32", (dim,))}
@@ -179,8 +179,8 @@ def weight_arrays(config: ModelConfig, quantization: Quantization) -> dict[str, 
         for name, parts, columns in (
             ("wqkv", (q_dim, kv_dim, kv_dim), dim),
             ("wo", (dim,), q_dim),
-            ("w13", (hidden, hidden), dim),
-            ("w2", (dim,), hidden),
+            ("w13", (hidden_dim, hidden_dim), dim),
+            ("w2", (dim,), hidden_dim),
         ):
             linear |= _prefixed(f"layers.{i}.{name}", matrix_arrays(type, parts, columns, group_size))
         norms |= {f"layers.{i}.{name}": ("float32", (dim,)) for name in ("attention_norm", "ffn_norm")}
@@ -197,28 +197,28 @@ def weight_arrays(config: ModelConfig, quantization: Quantization) -> dict[str, 
 def workspace_arrays(
     config: ModelConfig, quantization: Quantization, n_rows: int, max_seq_len: int, chunk: int
 ) -> Shapes:
-    """Arrays that a forward pass writes to: of a decoding step, of a prompt's chunk, and the table of rotations."""
-    dim, hidden, q_dim, kv_dim = config.dim, config.hidden_dim, config.q_dim, config.kv_dim
+    """Arrays that a forward pass writes to: of a decoding step, of a prompt's chunk, and the rope table."""
+    dim, hidden_dim, q_dim, kv_dim = config.dim, config.hidden_dim, config.q_dim, config.kv_dim
     type, output_type, group_size = quantization.type, quantization.output_type, quantization.group_size
     few, many = DECODE_TOKENS, max(DECODE_TOKENS, chunk)
     shapes: Shapes = {
-        "turns": ("float32", (max_seq_len, config.head_dim // 2, 2)),
+        "rope_table": ("float32", (max_seq_len, config.head_dim // 2, 2)),
         "inputs": ("int32", (INPUTS, many)),
         "x": ("float32", (many, dim)),
         "q": ("float32", (many, q_dim)),
         "kv": ("float32", (2, many, kv_dim)),
         "attention": ("float32", (many, q_dim)),
-        "hidden": ("float32", (many, 2, hidden)),
+        "gate_up": ("float32", (many, 2, hidden_dim)),
         "logits": ("float32", (few, config.vocab_size)),
         "choices": ("uint64", (few, CHOICE_WORDS)),
         "chosen": ("int32", (few,)),
-        "counters": ("uint32", (1 + 2 * config.n_kv_heads + groups_of(hidden, group_size),)),
+        "counters": ("uint32", (1 + 2 * config.n_kv_heads + groups_of(hidden_dim, group_size),)),
     }
     for name, vector_type, n, columns in (
         ("normed", type, many, dim),
-        ("attended", type, many, q_dim),
-        ("gated", type, many, hidden),
-        ("last", output_type, few, dim),
+        ("wo_input", type, many, q_dim),
+        ("w2_input", type, many, hidden_dim),
+        ("final", output_type, few, dim),
     ):
         shapes |= _prefixed(name, vector_arrays(vector_type, n, columns, group_size))
     return shapes | _prefixed("attention", attend_arrays(config, few, max_seq_len))

@@ -21,9 +21,9 @@ from .planner import DECODE_TOKENS, INPUTS, workspace_arrays
 class Workspace:
     """Scratch arrays for passes of up to n_tokens tokens, over sequences of up to max_seq_len.
 
-    x          (n_tokens, dim) float32, the residual stream; q, k, v, attention, hidden and logits are the others
-    normed     quantized vectors: the input of wqkv and of w13; attended that of wo, gated of w2, last of output
-    turns      (max_seq_len, head_dim / 2, 2) float32, cosine and sine of each position and pair
+    x          (n_tokens, dim) float32, the residual stream; q, k, v, attention, gate_up and logits are the others
+    normed     quantized vectors: the input of wqkv and of w13; others are wo_input, w2_input, final (of output)
+    rope_table (max_seq_len, head_dim / 2, 2) float32, cosine and sine of each position and pair
     tokens, rows, positions, outputs, tiles   int32, of the pass, after put()
     choices    (8, words of a choice) uint64, after put_choices(); chosen (8,) int32
     counters   zeros between two kernels: "last block" counts, in three parts
@@ -36,8 +36,8 @@ class Workspace:
         self.nbytes = sum(int(array.nbytes) for array in arrays.values())
         self.x, self.q, self.kv, self.attention = (arrays[name] for name in ("x", "q", "kv", "attention"))
         self.k, self.v = self.kv[0], self.kv[1]
-        self.hidden, self.logits, self.turns = (arrays[name] for name in ("hidden", "logits", "turns"))
-        self.turns.set(rotations(config, max_seq_len))
+        self.gate_up, self.logits, self.rope_table = (arrays[name] for name in ("gate_up", "logits", "rope_table"))
+        self.rope_table.set(rope_table(config, max_seq_len))
         self.attention_parts, self.attention_counters = arrays["attention.parts"], arrays["attention.counters"]
         counters = arrays["counters"]
         for zeros in (counters, self.attention_counters):
@@ -50,17 +50,14 @@ class Workspace:
             return Vectors(type, codes.shape[0], columns, quantization.group_size, codes, scales, offsets)
 
         self.normed = vectors("normed", quantization.type, config.dim)
-        self.attended = vectors("attended", quantization.type, config.q_dim)
-        self.gated = vectors("gated", quantization.type, config.hidden_dim)
-        self.last = vectors("last", quantization.output_type, config.dim)
+        self.wo_input = vectors("wo_input", quantization.type, config.q_dim)
+        self.w2_input = vectors("w2_input", quantization.type, config.hidden_dim)
+        self.final = vectors("final", quantization.output_type, config.dim)
         self.choices, self.chosen = arrays["choices"], arrays["chosen"]
-        self._inputs = arrays["inputs"].reshape(-1)
-        self._staging = pinned(cupy, self._inputs.shape, np.int32)
-        self._staged_choices = pinned(cupy, self.choices.shape, np.uint64)
+        self._inputs = Mirror(cupy, arrays["inputs"].reshape(-1))
+        self._choices = Mirror(cupy, self.choices)
         self._fetched = pinned(cupy, self.logits.shape, np.float32)
         self._fetched_ids = pinned(cupy, self.chosen.shape, np.int32)
-        # What the device has of inputs and choices, as far as that is known.
-        self._inputs_there = self._choices_there = b""
 
     def put(self, part: Batch, outputs: NDArray[np.int32], tiles: NDArray[np.int32], *, changes: bool = False) -> None:
         """Copies the inputs of a pass to the device, at once, unless it has them. What was there must not be needed.
@@ -72,27 +69,20 @@ class Workspace:
         """
         n = len(part.tokens)
         room = DECODE_TOKENS if n <= DECODE_TOKENS else self.n_tokens
-        staged = self._staging.reshape(-1)[: INPUTS * room]
-        inputs = self._inputs[: INPUTS * room].reshape(INPUTS, room)
+        inputs = self._inputs.device[: INPUTS * room].reshape(INPUTS, room)
         self.tokens, self.rows, self.positions, self.outputs = (inputs[i] for i in range(4))
         self.tiles = inputs[4:].reshape(room, 2)
+        staged = self._inputs.staged
         for i, values in enumerate((part.tokens, part.rows, part.positions, outputs, tiles.reshape(-1))):
             staged[i * room : i * room + len(values)] = values
-        here, there = staged.tobytes(), self._inputs_there
-        self._inputs_there = b""  # until all is done
-        if here != there:
-            self._inputs[: INPUTS * room].set(staged)
-        if not changes:
-            self._inputs_there = here
+        self._inputs.push(INPUTS * room)
+        if changes:
+            self._inputs.forget()
 
     def put_choices(self, choices: Sequence[Choice]) -> None:
-        """Likewise the choices of a pass, up to 8."""
-        encode(choices, self._staged_choices)
-        here, there = self._staged_choices.tobytes(), self._choices_there
-        self._choices_there = b""
-        if here != there:
-            self.choices.set(self._staged_choices)
-        self._choices_there = here
+        """Copies the choices of a pass, up to 8, to the device, unless it has them."""
+        encode(choices, self._choices.staged)
+        self._choices.push(len(self._choices.staged))
 
     def fetch_chosen(self, n: int) -> NDArray[np.int32]:
         """The first n tokens that were chosen, valid until the next call; waits for the device.
@@ -100,10 +90,10 @@ class Workspace:
         The device has made them, and positions that are one more, the next step's inputs: put() need not copy those.
         """
         chosen: NDArray[np.int32] = np.asarray(self.chosen[:n].get(out=self._fetched_ids[:n]))
-        inputs = self._staging.reshape(-1)[: INPUTS * DECODE_TOKENS].reshape(INPUTS, DECODE_TOKENS)
+        inputs = self._inputs.staged[: INPUTS * DECODE_TOKENS].reshape(INPUTS, DECODE_TOKENS)
         inputs[0, :n] = np.maximum(chosen, 0)
         inputs[2, :n] += 1
-        self._inputs_there = inputs.tobytes()
+        self._inputs.confirm(INPUTS * DECODE_TOKENS)
         return chosen
 
     def fetch_logits(self, n: int) -> NDArray[np.float32]:
@@ -111,7 +101,36 @@ class Workspace:
         return np.asarray(self.logits[:n].get(out=self._fetched[:n]))
 
 
-def rotations(config: ModelConfig, max_seq_len: int) -> NDArray[np.float32]:
+class Mirror:
+    """A device array and the host's copy of it, from which it is written when it holds something else.
+
+    device   the array, addressed by its first axis
+    staged   host memory of the same shape and dtype, to be filled before push()
+    """
+
+    def __init__(self, cupy: Any, device: Any) -> None:
+        self.device = device
+        self.staged = pinned(cupy, device.shape, device.dtype)
+        self._held: bytes | None = None  # by the beginning of device; None: unknown
+
+    def push(self, n: int) -> None:
+        """Makes device[:n] what staged[:n] is."""
+        wanted = self.staged[:n].tobytes()
+        if wanted != self._held:
+            self._held = None  # until the copy is made
+            self.device[:n].set(self.staged[:n])
+            self._held = wanted
+
+    def forget(self) -> None:
+        """Kernels are about to write to device."""
+        self._held = None
+
+    def confirm(self, n: int) -> None:
+        """Kernels have written to device[:n] what staged[:n] is."""
+        self._held = self.staged[:n].tobytes()
+
+
+def rope_table(config: ModelConfig, max_seq_len: int) -> NDArray[np.float32]:
     """Cosine and sine of the angle of each position and pair, (max_seq_len, head_dim / 2, 2); float64 until the end."""
     angles = np.outer(np.arange(max_seq_len, dtype=np.float64), np.asarray(config.rope_frequencies(), np.float64))
     return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)

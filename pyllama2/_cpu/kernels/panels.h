@@ -223,8 +223,16 @@ TARGET_INLINE void NAME(panel_lane)(const float* w, const float* x, int64_t n, f
     for (int v = 0; v < 2; v++) wide_store(sums + (2 * c + v) * WIDE_ROWS, acc[v][c]);
 }
 
-/* Each lane's sum is a product of its own; lanes are added as SUM16 adds them, by pairs, pairs of pairs, ...: a stack of
- * sums on which two of the same size become one. */
+/* Each of the 16 lanes' sums is a product of its own. They are added as SUM16 adds them: by pairs, pairs of pairs, ...
+ *
+ *     lane    0   8   4  12   2  10   6  14   1 ...      order[i]
+ *              \ /     \ /     \ /     \ /
+ *               +       +       +       +
+ *                \     /         \     /
+ *                   +               +
+ *
+ * Lanes are computed from left to right, each onto a stack of sums. pairs[i] says how many sums, of 1, 2, 4, ... lanes,
+ * are complete with lane i and are added to it: 0 1 0 2 0 1 0 3 ..., the trailing ones of i in binary. */
 TARGET static void NAME(panel_float)(const Matrix* w, const void* steps, const float* scales, int64_t g0, int64_t g1,
                                      const Activations* x, int64_t c0, float* totals, int64_t total_stride) {
   enum { C = PANEL_COLUMNS, SIZE = 2 * WIDE_ROWS * C };

@@ -37,13 +37,13 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kB
     norm_vector<kGroup>(residual + static_cast<size_t>(c) * rows, norm_weight, eps, rows, next_bits, next, c);
 }
 
-// The matrix has the tiles of w1 and w3 in turn. hidden (columns, rows) = silu(w1 x) * (w3 x), and the last block to
+// The matrix has the tiles of w1 and w3 in turn. gated (columns, rows) = silu(w1 x) * (w3 x), and the last block to
 // finish with a group of it quantizes the group to next. counters (groups of next,).
 template <int kBits, int kGroup, int kColumns>
 __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 2>::kBlocks)
     matvec_swiglu(const uint4* __restrict__ codes, const __half* __restrict__ scales, int rows, int groups,
                   const signed char* __restrict__ x_codes, const float* __restrict__ x_scales,
-                  const int* __restrict__ x_offsets, float* hidden, signed char* next_codes, float* next_scales,
+                  const int* __restrict__ x_offsets, float* gated, signed char* next_codes, float* next_scales,
                   int* next_offsets, unsigned* counters) {
   const Quantized x = {const_cast<signed char*>(x_codes), const_cast<float*>(x_scales), const_cast<int*>(x_offsets),
                        groups};
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 2>::kB
   multiply<kBits, kGroup, kColumns, 2>(codes, scales, x, 2 * static_cast<int>(blockIdx.x), total);
   const int column = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int row = static_cast<int>(blockIdx.x) * kTileRows + lane;
-  float* values = hidden + static_cast<size_t>(column) * rows;
+  float* values = gated + static_cast<size_t>(column) * rows;
   if (column < kColumns && row < rows) values[row] = silu_product(total[0], total[1]);
 
   constexpr int kTilesOfGroup = kGroup / kTileRows;

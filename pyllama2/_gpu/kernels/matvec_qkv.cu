@@ -54,13 +54,13 @@ __device__ __forceinline__ void store_number(const LayerCache<__half>& cache, bo
 
 }  // namespace
 
-// q (columns, q_dim) = rotated queries. turns (positions, head_dim / 2, 2) cosines and sines; rows and positions
+// q (columns, q_dim) = rotated queries. rope_table (positions, head_dim / 2, 2) cosines and sines; rows and positions
 // (columns,) of the tokens; kv (2, columns, kv_dim) scratch and counters (2, n_kv_heads) zeros, both for int8 only.
 template <int kBits, int kGroup, int kColumns, int kHeadDim, class Code>
 __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kBlocks)
     matvec_qkv(const uint4* __restrict__ codes, const __half* __restrict__ scales, int q_dim, int kv_dim, int groups,
                const signed char* __restrict__ x_codes, const float* __restrict__ x_scales,
-               const int* __restrict__ x_offsets, const float2* __restrict__ turns, const int* __restrict__ rows,
+               const int* __restrict__ x_offsets, const float2* __restrict__ rope_table, const int* __restrict__ rows,
                const int* __restrict__ positions, float* __restrict__ q, float* kv, unsigned* counters, int n_positions,
                Code* keys, Code* values, float* key_scales, float* value_scales) {
   const Quantized x = {const_cast<signed char*>(x_codes), const_cast<float*>(x_scales), const_cast<int*>(x_offsets),
@@ -79,8 +79,8 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kB
   if (column < kColumns) {
     float number = total[0];
     if (!is_value) {
-      const size_t turn = static_cast<size_t>(positions[column]) * (kHeadDim / 2) + i % kHeadDim / 2;
-      number = rotated(number, i, turns[turn]);
+      const size_t angle = static_cast<size_t>(positions[column]) * (kHeadDim / 2) + i % kHeadDim / 2;
+      number = rotated(number, i, rope_table[angle]);
     }
     if (is_query) {
       if (i < width) q[static_cast<size_t>(column) * q_dim + i] = number;

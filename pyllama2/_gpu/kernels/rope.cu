@@ -3,22 +3,22 @@
 namespace {
 
 // The rotated number of a lane that has number i of a head, when all lanes of a warp have consecutive numbers from an
-// even one on. turn: cosine and sine of the pair's angle.
-__device__ __forceinline__ float rotated(float value, int i, float2 turn) {
+// even one on. angle: cosine and sine of the pair's angle.
+__device__ __forceinline__ float rotated(float value, int i, float2 angle) {
   const float other = __shfl_xor_sync(0xffffffffu, value, 1);
-  return i % 2 == 0 ? value * turn.x - other * turn.y : other * turn.y + value * turn.x;
+  return i % 2 == 0 ? value * angle.x - other * angle.y : other * angle.y + value * angle.x;
 }
 
 }  // namespace
 
-// x (n, width), width a multiple of head_dim, in place; turns (positions, head_dim / 2, 2) cosines and sines.
+// x (n, width), width a multiple of head_dim, in place; rope_table (positions, head_dim / 2, 2) cosines and sines.
 // Grid (n, blocks); any number of threads.
-extern "C" __global__ void rope(float* __restrict__ x, const float2* __restrict__ turns,
+extern "C" __global__ void rope(float* __restrict__ x, const float2* __restrict__ rope_table,
                                 const int* __restrict__ positions, int width, int head_dim) {
   float2* pairs = reinterpret_cast<float2*>(x) + static_cast<size_t>(blockIdx.x) * (width / 2);
-  const float2* row = turns + static_cast<size_t>(positions[blockIdx.x]) * (head_dim / 2);
+  const float2* row = rope_table + static_cast<size_t>(positions[blockIdx.x]) * (head_dim / 2);
   for (int i = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x); i < width / 2; i += gridDim.y * blockDim.x) {
-    const float2 pair = pairs[i], turn = row[i % (head_dim / 2)];
-    pairs[i] = {pair.x * turn.x - pair.y * turn.y, pair.x * turn.y + pair.y * turn.x};
+    const float2 pair = pairs[i], angle = row[i % (head_dim / 2)];
+    pairs[i] = {pair.x * angle.x - pair.y * angle.y, pair.x * angle.y + pair.y * angle.x};
   }
 }

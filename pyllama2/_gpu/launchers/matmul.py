@@ -56,9 +56,9 @@ class Rope:
     def __init__(self, cupy: Any) -> None:
         self._kernel = compile_module(cupy, ["rope"], []).get_function("rope")
 
-    def __call__(self, x: Any, n: int, width: int, head_dim: int, turns: Any, positions: Any) -> None:
-        """x float32 (n, width) in place; turns float32 (positions, head_dim / 2, 2), positions int32 (n,)."""
+    def __call__(self, x: Any, n: int, width: int, head_dim: int, rope_table: Any, positions: Any) -> None:
+        """x float32 (n, width) in place; rope_table float32 (positions, head_dim / 2, 2), positions int32 (n,)."""
         expect_at_least("x", x, "float32", n * width)
         expect_at_least("positions", positions, "int32", n)
         blocks = max(1, min(64, width // 512))
-        self._kernel((n, blocks), (_THREADS,), (x, turns, positions, *integers(width, head_dim)))
+        self._kernel((n, blocks), (_THREADS,), (x, rope_table, positions, *integers(width, head_dim)))

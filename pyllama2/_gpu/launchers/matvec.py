@@ -63,20 +63,20 @@ class Matvec:
         arguments = (*weights, *integers(rows, matrix.groups), *vectors, residual, *following, counter)
         self._kernels["residual"]((matrix.tiles,), (THREADS,), arguments)
 
-    def swiglu(self, matrix: DeviceMatrix, x: Vectors, hidden: Any, to: Vectors, counters: Any) -> None:
+    def swiglu(self, matrix: DeviceMatrix, x: Vectors, gated: Any, to: Vectors, counters: Any) -> None:
         """to = silu(w1 x) * (w3 x), quantized; matrix has the tiles of w1 and w3 in turns.
 
-        hidden    float32 (n_columns, hidden_dim) scratch
+        gated      float32 (n_columns, hidden_dim) scratch
         counters  uint32 (groups of to,), zero before and after
         """
         weights, vectors = matrix_arguments(matrix, x, self.n_columns)
         rows, same_rows = matrix.parts
         if rows != same_rows or (to.type, to.columns, to.group_size) != (matrix.type, rows, matrix.group_size):
             raise ValueError("the matrix of w1 and w3 does not go with the vectors that its result is for")
-        expect_at_least("hidden", hidden, "float32", self.n_columns * rows)
+        expect_at_least("gated", gated, "float32", self.n_columns * rows)
         expect_at_least("counters", counters, "uint32", groups_of(rows, self._group_size))
         target = vector_arguments(to, self.n_columns)
-        arguments = (*weights, *integers(rows, matrix.groups), *vectors, hidden, *target, counters)
+        arguments = (*weights, *integers(rows, matrix.groups), *vectors, gated, *target, counters)
         self._kernels["swiglu"]((matrix.tiles // 2,), (THREADS,), arguments)
 
 
@@ -98,7 +98,7 @@ class QkvMatvec:
         self,
         matrix: DeviceMatrix,
         x: Vectors,
-        turns: Any,
+        rope_table: Any,
         rows: Any,
         positions: Any,
         q: Any,
@@ -113,7 +113,7 @@ class QkvMatvec:
         """q (n_columns, q_dim) float32 = rotated queries; keys and values go to the cache.
 
         matrix            of wq, wk and wv, one after the other
-        turns             float32 (positions, head_dim / 2, 2): cosine and sine of each position and pair
+        rope_table        float32 (positions, head_dim / 2, 2): cosine and sine of each position and pair
         rows, positions   int32 (n_columns,) of the tokens
         kv, counters      float32 (2, n_columns, kv_dim) scratch and uint32 (2, n_kv_heads) zeros, for int8; else None
         n_positions       that the cache has room for
@@ -123,7 +123,7 @@ class QkvMatvec:
         q_dim, kv_dim, _ = matrix.parts
         n, int8 = self.n_columns, self._kv_dtype == "int8"
         expect_at_least("q", q, "float32", n * q_dim)
-        expect_at_least("turns", turns, "float32", self._head_dim)
+        expect_at_least("rope_table", rope_table, "float32", self._head_dim)
         for name, array in (("rows", rows), ("positions", positions)):
             expect_at_least(name, array, "int32", n)
         for name, array in (("keys", keys), ("values", values)):
@@ -134,7 +134,7 @@ class QkvMatvec:
             expect_at_least("counters", counters, "uint32", 2 * kv_dim // self._head_dim)
             extra = (kv, counters, np.int32(n_positions), keys, values, key_scales, value_scales)
         sizes = integers(q_dim, kv_dim, matrix.groups)
-        arguments = (*weights, *sizes, *vectors, turns, rows, positions, q, *extra)
+        arguments = (*weights, *sizes, *vectors, rope_table, rows, positions, q, *extra)
         self._kernel((matrix.tiles,), (THREADS,), arguments)
 
 
