@@ -79,7 +79,7 @@ cdef class Forward:
     cdef const Heads *heads
     cdef ChunkState *state
     cdef Thread *threads
-    cdef int n_threads, chunk
+    cdef int n_threads, chunk_size
     cdef int64_t n_layers, dim, vocab_size
     cdef float norm_eps
     cdef double[::1] frequencies
