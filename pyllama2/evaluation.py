@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 
 from .convert import Progress
 from .llama import Llama
-from .sampling import log_probabilities
+from .sampling import log_normalizer, log_probabilities_of
+from .scoring import piece_tokens, scores_of
 from .shown import shown_value
 
 Model = Llama | str | os.PathLike[str]
 
 _DEFAULT_WINDOW = 1024
-_CHUNK = 64  # tokens whose distributions are in memory as float64 at once
+_SLICE = 1 << 16  # tokens of the vocabulary whose probabilities are in memory as float64 at once
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,8 @@ def perplexity(
     progress        called as progress(tokens done, tokens in all, "")
 
     The first window scores all of its tokens but the text's first; a later one its last stride tokens, with the
-    rest as context. Memory: without against that of score(); with it also the logits of a window, (window,
-    vocab_size) float32, for both models. Raises ValueError for wrong arguments, different vocabularies, and a
-    text of fewer than two tokens; else what Llama() and Llama.logits() raise.
+    rest as context. Memory beside the models: that of score() for each. Raises ValueError for wrong arguments,
+    different vocabularies, and a text of fewer than two tokens; else what Llama() and Llama.logits() raise.
     """
     if not isinstance(text, str):
         raise TypeError(f"the text must be a string, not {type(text).__name__}")
@@ -140,14 +140,11 @@ def _score(
     agreements = np.empty(total if against else 0, np.bool_)
     done = 0
     for ids, n in windows:
-        part = slice(done, done + n)
+        part, first = slice(done, done + n), len(ids) - 1 - n  # after its token is the first distribution
         if against is None:
-            scores[part] = llm.score(ids)[-n:]
+            scores[part] = scores_of(llm._logit_pieces(ids[:-1], first), ids, first)
         else:
-            # The distribution of a token is that after the one before it.
-            exact = against.logits(ids)[-n - 1 : -1].copy()  # a copy, so that the rest of the window can go
-            found = llm.logits(ids)[-n - 1 : -1]
-            scores[part], divergences[part], agreements[part] = _compare(exact, found, ids[-n:])
+            scores[part], divergences[part], agreements[part] = _compare(against, llm, ids, first)
         done += n
         if progress is not None:
             progress(done, total, "")
@@ -155,20 +152,34 @@ def _score(
 
 
 def _compare(
-    exact: NDArray[np.float32], found: NDArray[np.float32], ids: list[int]
+    exact: Llama, found: Llama, ids: list[int], first: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Scores of ids by found, KL(exact || found), and whether both are largest at the same place; n of each.
+    """Of each of ids after position first: its score by found, KL(exact || found), and whether both agree before it."""
+    n = len(ids) - 1 - first
+    scores, divergences, agreements = np.empty(n), np.empty(n), np.empty(n, np.bool_)
+    n_tokens = min(piece_tokens(exact.config), piece_tokens(found.config))
+    others = found._logit_pieces(ids[:-1], first, n_tokens)
+    for start, of_exact in exact._logit_pieces(ids[:-1], first, n_tokens):
+        _, of_found = next(others)
+        for i in range(len(of_found)):
+            p, q, at = of_exact[i], of_found[i], start + i - first
+            scores[at] = log_probabilities_of(q, [ids[start + i + 1]])[0]
+            divergences[at] = _divergence(p, q)
+            agreements[at] = p.argmax() == q.argmax()
+        del of_exact, of_found, p, q  # before the next are computed
+    return scores, divergences, agreements
 
-    exact, found (n, vocab_size) are logits.
-    """
-    n = len(ids)
-    scores, divergences = np.empty(n), np.empty(n)
-    for start in range(0, n, _CHUNK):
-        part = slice(start, start + _CHUNK)
-        p, q = log_probabilities(exact[part]), log_probabilities(found[part])
-        scores[part] = q[np.arange(len(q)), ids[part]]
-        divergences[part] = (np.exp(p) * (p - q)).sum(axis=-1)
-    return scores, divergences, exact.argmax(axis=-1) == found.argmax(axis=-1)
+
+def _divergence(exact: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    """KL(exact || found) of two vectors of logits (vocab_size,)."""
+    exact_highest, exact_sum = log_normalizer(exact)
+    found_highest, found_sum = log_normalizer(found)
+    total = 0.0
+    for start in range(0, len(exact), _SLICE):
+        p = exact[start : start + _SLICE].astype(np.float64) - exact_highest - exact_sum
+        q = found[start : start + _SLICE].astype(np.float64) - found_highest - found_sum
+        total += float((np.exp(p) * (p - q)).sum())
+    return total
 
 
 def _opened(model: Model, window: int | None, stack: ExitStack) -> Llama:

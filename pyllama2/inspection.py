@@ -171,6 +171,7 @@ def inspect_model(
 
     Raises CheckpointError for files that cannot be read, ValueError for arguments out of range.
     """
+    from ._cpu.cache import allocated_bytes
     from ._cpu.threads import default_threads
 
     n_threads = default_threads() if n_threads is None else n_threads
@@ -193,7 +194,7 @@ def inspect_model(
             parameters=parameters_by_part(config),
             tensors=_tensors(checkpoint, exact, progress),
             context=context,
-            kv_bytes={dtype: cache_bytes(config, context, dtype) for dtype in KV_DTYPES},
+            kv_bytes={dtype: allocated_bytes(config, 1, context, dtype) for dtype in KV_DTYPES},
             available_bytes=available_bytes(),
             cache_bytes=last_cache_bytes(),
             n_threads=n_threads,
@@ -253,7 +254,7 @@ def _needs(checkpoint: Checkpoint, context: int, n_threads: int, measure: bool) 
         speeds = None
         if rate is not None:
             speeds = {dtype: _speed(config, per_token, context, dtype, rate, fixed) for dtype in KV_DTYPES}
-        totals = {dtype: needed_bytes(config, way, context, dtype) for dtype in KV_DTYPES}
+        totals = {dtype: needed_bytes(config, way, context, dtype, n_threads) for dtype in KV_DTYPES}
         needs.append(Need(way.type, way is stored, weight_bytes(config, way), per_token, rate, totals, speeds))
     return needs
 

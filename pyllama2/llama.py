@@ -12,9 +12,10 @@ import random
 import sys
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, cast, overload
 
@@ -31,7 +32,7 @@ from .forking import renew_after_fork
 from .generation import Request, Text
 from .interrupts import Interrupts
 from .loading import load_model
-from .memory import cache_bytes, rows_that_fit
+from .memory import PIECE_BYTES, check_logits_fit, rows_that_fit
 from .model_path import find_model
 from .new_file import NewFile
 from .prefix_cache import PrefixCache
@@ -39,7 +40,7 @@ from .profile import Profile, StepTime
 from .prompt import Prompt, check_token_ids, checked_ids, is_list_of_prompts
 from .sampling import SamplingParams, check_seed
 from .scheduler import Scheduler
-from .scoring import logits_of, scores_of
+from .scoring import Piece, logit_pieces, logits_of, piece_tokens, scores_of
 from .shown import one_line, shown_value
 from .state import SequenceLayout, StateFile, save_sequences
 from .stream import Stream, pulled_in_threads
@@ -106,7 +107,13 @@ class Llama:
         select(device)  # before weights are converted, which may take long
         path = find_model(model)
         self._model = load_model(
-            path, quant=quant, tokenizer=tokenizer, n_ctx=n_ctx, kv_dtype=kv_dtype, progress=progress
+            path,
+            quant=quant,
+            tokenizer=tokenizer,
+            n_ctx=n_ctx,
+            kv_dtype=kv_dtype,
+            n_threads=n_threads,
+            progress=progress,
         )
         backend_class, why = select(device, self._model, kv_dtype)
         if verbose:
@@ -257,20 +264,21 @@ class Llama:
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Raw logits (len(tokens), vocab_size) float32 after each token.
 
-        Raises ContextLengthError for more tokens than n_ctx, NumericalError for NaN, ValueError for unknown tokens.
+        Raises ContextLengthError for more tokens than n_ctx, Pyllama2Error when memory does not suffice, NumericalError
+        for NaN, ValueError for unknown tokens.
         """
         ids = self._checked_ids(tokens)
-        with closing(self._new_cache(1, max(1, len(ids)))) as cache:
+        beside = check_logits_fit(self._open(), len(ids))
+        with closing(self._new_cache(1, max(1, len(ids)), beside)) as cache:
             return logits_of(self._open(), cache, ids)
 
     def score(self, text_or_tokens: Prompt) -> NDArray[np.float32]:
         """Natural log-probabilities of each token after the first, (len(tokens) - 1,) float32.
 
-        A text is tokenized as a prompt is. Raises what logits() does.
+        A text is tokenized as a prompt is. Logits are computed in pieces of 64 MiB. Raises what logits() does.
         """
         ids = self._prompt_ids(text_or_tokens)
-        with closing(self._new_cache(1, len(ids))) as cache:
-            return scores_of(self._open(), cache, ids)
+        return scores_of(self._logit_pieces(ids[:-1]), ids)
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write the sequences in the cache to a file: what generate() and chat() read and said last, keys and values.
@@ -306,6 +314,8 @@ class Llama:
         """Facts for people: where the model is from, its dimensions, quantization, and what the backend says of itself.
 
         bytes_per_token are the weights that are read to decode one token: all but the other rows of an embedding.
+        weight_bytes, scratch_bytes and cache_bytes (keys and values of generate() and chat()) together are what the
+        process has grown by: of memory that is reserved, what was written to by now.
         """
         facts = self._open().describe()
         quantization = self._model.quantization
@@ -320,6 +330,7 @@ class Llama:
             "group_size": quantization.group_size,
             "bytes_per_token": self._model.nbytes - (0 if self.config.tied_embeddings else embedding),
             **facts,
+            "cache_bytes": self._scheduler.cache_bytes,
         }
 
     def profile(self) -> Profile:
@@ -425,28 +436,32 @@ class Llama:
             self._chat_formats[name] = make_chat_format(self.tokenizer, self._model.chat_template, name)
         return self._chat_formats[name]
 
-    def _new_cache(self, n_rows: int, n_tokens: int) -> KVCache:
-        """A cache of up to n_rows rows: as many as there is memory for. Raises Pyllama2Error when it is not one."""
+    def _new_cache(self, n_rows: int, n_tokens: int, beside: int) -> KVCache:
+        """A cache of up to n_rows rows: as many as there is memory for, besides that for so many bytes.
+
+        Raises Pyllama2Error when it is not one.
+        """
         backend = self._open()
-        kv_dtype = backend.describe()["kv_dtype"]
-        n_rows = rows_that_fit(self.config, n_rows, n_tokens, kv_dtype, backend.free_bytes())
-        return backend.new_cache(n_rows, n_tokens)
+        return backend.new_cache(rows_that_fit(backend, n_rows, n_tokens, beside), n_tokens)
+
+    def _logit_pieces(self, ids: list[int], first: int = 0, n_tokens: int | None = None) -> Iterator[Piece]:
+        """Logits after each of ids from position first on, by n_tokens (None: the usual number), in a cache of its own.
+
+        What is given must be dropped before the next piece is asked for, or both are in memory.
+        """
+        n_tokens = piece_tokens(self.config) if n_tokens is None else n_tokens
+        with closing(self._new_cache(1, max(1, len(ids)), PIECE_BYTES)) as cache:
+            yield from logit_pieces(self._open(), cache, ids, first, n_tokens)
 
     def _text(self, request: Request) -> Text:
         return Text(request, self.tokenizer, self.n_ctx, rolls=self._rolls, guesses=self._guesses)
 
     def _new_scheduler(self) -> Scheduler:
         backend = self._open()
-        kv_dtype = backend.describe()["kv_dtype"]
-        return Scheduler(
-            backend,
-            PrefixCache(
-                backend.new_cache,
-                lambda n_rows, n_tokens: rows_that_fit(self.config, n_rows, n_tokens, kv_dtype, backend.free_bytes()),
-                self.n_ctx,
-                cache_bytes(self.config, 1, kv_dtype),
-            ),
+        rows = PrefixCache(
+            backend.new_cache, partial(rows_that_fit, backend), self.n_ctx, partial(backend.cache_bytes, 1)
         )
+        return Scheduler(backend, rows)
 
     def _stream(self, request: Request) -> Stream:
         self._open()

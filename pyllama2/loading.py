@@ -33,7 +33,8 @@ def load_model(
     tokenizer: str | os.PathLike[str] | None,
     n_ctx: int | None,
     kv_dtype: str | None,
-    progress: Progress | None,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
 ) -> ModelFile:
     """The model at path: one of our files is used in place unless quant says otherwise, others are converted.
 
@@ -53,7 +54,7 @@ def load_model(
         quantization = Quantization.of(quant or "float32") if model is None else model.quantization
         context = min(config.max_seq_len, _USUAL_CONTEXT) if n_ctx is None else n_ctx
         usual_kv_dtype = "float32" if quantization.type == "float32" else "float16"
-        check_model_fits(config, quantization, context, kv_dtype or usual_kv_dtype)
+        check_model_fits(config, quantization, context, kv_dtype or usual_kv_dtype, n_threads)
         if model is None:
             log.info("converting %s to %s in memory", shown(path), quantization.type)
             model = convert_in_memory(checkpoint, quantization, progress)

@@ -1,23 +1,35 @@
 """Whether a model and its sequences fit into memory, said before any of it is taken.
 
-    needed     weights + keys and values + some room for scratch memory and the tokenizer
+    needed     weights + keys and values + scratch memory and logits + some room for the tokenizer and Python
     available  what the machine can give without swapping, or what a container's limit leaves
 
-Used by loading.py, and by llama.py for every generation.
+Scratch memory, keys and values are counted by the code that allocates them, so that the two cannot disagree.
 """
 
 from __future__ import annotations
 
 import math
+import os
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .config import ModelConfig
 from .errors import Pyllama2Error
 from .weights import Quantization, packed_shapes
 
+if TYPE_CHECKING:
+    from .backend import Backend
+
+# Logits that are in memory at once when given tokens are scored.
+PIECE_BYTES = 64 << 20
+
 _ITEM_BYTES = {"float32": 4, "float16": 2, "q8": 1, "q4": 1, "int8": 1}
-_WORKING_BYTES = 200 << 20  # scratch, tokenizer, Python
+_OTHER_BYTES = 100 << 20  # tokenizer, texts, Python
+_FEW_TOKENS = 12  # whose logits a step of a single text wants at most: its newest and guesses
 _LEAST_CONTEXT = 128  # a suggestion with less would be of no use
 _CGROUP_ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))  # version 2, version 1
 
@@ -33,7 +45,10 @@ def weight_bytes(config: ModelConfig, quantization: Quantization) -> int:
 
 
 def cache_bytes(config: ModelConfig, n_tokens: int, kv_dtype: str) -> int:
-    """Bytes of the keys and values of n_tokens tokens; int8 has a float32 scale for each vector of a head."""
+    """Bytes of the keys and values of n_tokens tokens; int8 has a float32 scale for each vector of a head.
+
+    A cache may take more, where its layout has gaps: Backend.cache_bytes().
+    """
     vector = config.head_dim * _ITEM_BYTES[kv_dtype] + (4 if kv_dtype == "int8" else 0)
     return 2 * config.n_layers * config.n_kv_heads * vector * n_tokens
 
@@ -46,40 +61,94 @@ def weight_bytes_per_token(config: ModelConfig, quantization: Quantization) -> i
     return weight_bytes(replace(config, tied_embeddings=True), quantization)
 
 
-def needed_bytes(config: ModelConfig, quantization: Quantization, n_ctx: int, kv_dtype: str) -> int:
-    """Bytes that a model and one sequence of n_ctx tokens take: weights, keys and values, working memory."""
-    return weight_bytes(config, quantization) + cache_bytes(config, n_ctx, kv_dtype) + _WORKING_BYTES
+def logits_bytes(config: ModelConfig, n_tokens: int) -> int:
+    """Bytes of the logits of n_tokens tokens, and of the vectors that they are made of; float32."""
+    return 4 * (config.vocab_size + config.dim) * n_tokens
 
 
-def check_model_fits(config: ModelConfig, quantization: Quantization, n_ctx: int, kv_dtype: str) -> None:
+def working_bytes(config: ModelConfig, quantization: Quantization, n_ctx: int, n_threads: int | None = None) -> int:
+    """Bytes that the CPU backend takes at most besides weights, keys and values, and what surrounds it."""
+    from ._cpu.threads import default_threads
+    from ._cpu.workspace import Workspace
+
+    n_threads = default_threads() if n_threads is None else n_threads
+    scratch = Workspace(config, quantization, n_threads, os.environ.get("PYLLAMA2_CPU_ISA", ""), counts_only=True)
+    return scratch.most_bytes(n_ctx) + max(_step_bytes(config), PIECE_BYTES) + _OTHER_BYTES
+
+
+def needed_bytes(
+    config: ModelConfig, quantization: Quantization, n_ctx: int, kv_dtype: str, n_threads: int | None = None
+) -> int:
+    """Bytes that a model and one sequence of n_ctx tokens take on the CPU, on n_threads (None: the usual number)."""
+    from ._cpu.cache import allocated_bytes
+
+    cache = allocated_bytes(config, 1, n_ctx, kv_dtype)
+    return weight_bytes(config, quantization) + cache + working_bytes(config, quantization, n_ctx, n_threads)
+
+
+def check_model_fits(
+    config: ModelConfig, quantization: Quantization, n_ctx: int, kv_dtype: str, n_threads: int | None = None
+) -> None:
     """Raise Pyllama2Error, with the numbers and what would fit, unless a model and one sequence of n_ctx tokens do."""
     available = available_bytes()
-    needed = needed_bytes(config, quantization, n_ctx, kv_dtype)
-    if available is not None and needed > available:
+    if available is None:
+        return
+
+    def needed(option: Quantization, context: int) -> int:
+        return needed_bytes(config, option, context, kv_dtype, n_threads)
+
+    if needed(quantization, n_ctx) > available:
         raise Pyllama2Error(
-            f"the model needs {_gib(needed)} ({quantization.type}, a context of {n_ctx} tokens), "
-            f"{_gib(available)} are available; {_what_fits(config, quantization, n_ctx, kv_dtype, available)}"
+            f"the model needs {_gib(needed(quantization, n_ctx))} ({quantization.type}, a context of {n_ctx} tokens), "
+            f"{_gib(available)} are available; "
+            + _what_fits(quantization, n_ctx, lambda option, context: needed(option, context) <= available)
         )
 
 
-def rows_that_fit(config: ModelConfig, n_rows: int, n_tokens: int, kv_dtype: str, available: int | None = None) -> int:
-    """How many of n_rows sequences of n_tokens tokens have room for their keys and values at the same time.
+def rows_that_fit(backend: Backend, n_rows: int, n_tokens: int, beside: int = 0) -> int:
+    """How many of n_rows sequences of n_tokens tokens have room at the same time: keys, values, a token's logits each.
 
-    available  bytes of the device they go to; None: of the machine's memory
+    beside  bytes of the machine's memory that the caller takes besides
 
     Raises Pyllama2Error, with the numbers, when not even one has.
     """
-    available = available_bytes() if available is None else available
-    needed = cache_bytes(config, n_tokens, kv_dtype)
-    if available is None or needed * n_rows <= available:
-        return n_rows
-    if needed > available:
-        context = available // cache_bytes(config, 1, kv_dtype)
+    room, row = backend.free_bytes(), backend.cache_bytes(1, n_tokens)
+    logits = 0  # beside keys and values; else they are on a device with memory of its own
+    if room is None:
+        room, logits = machine_room(backend), logits_bytes(backend.config, 1)
+        if room is None:
+            return n_rows
+        room = max(0, room - beside)
+    if row + logits > room:
+        context = _largest(lambda n: backend.cache_bytes(1, n) + logits <= room, n_tokens)
         raise Pyllama2Error(
-            f"the keys and values of {n_tokens} tokens need {_gib(needed)}, {_gib(available)} are available; "
+            f"the keys and values of {n_tokens} tokens need {_gib(row)}, {_gib(room)} are available; "
             f"prompt and max_tokens of {context} tokens together would fit"
         )
-    return available // needed
+    return min(n_rows, room // (row + logits))
+
+
+def check_logits_fit(backend: Backend, n_tokens: int) -> int:
+    """Bytes of the logits of n_tokens tokens. Raises Pyllama2Error, with the numbers, without room for them."""
+    room, needed = machine_room(backend), logits_bytes(backend.config, n_tokens)
+    if room is not None and needed > room:
+        raise Pyllama2Error(
+            f"the logits of {n_tokens} tokens need {_gib(needed)}, {_gib(max(0, room))} are available; "
+            f"those of {max(0, room) // logits_bytes(backend.config, 1)} tokens would fit"
+        )
+    return needed
+
+
+def machine_room(backend: Backend) -> int | None:
+    """Bytes of the machine's memory that nothing is meant for yet; None when the system does not say."""
+    available = available_bytes()
+    return None if available is None else available - backend.pending_bytes() - _step_bytes(backend.config)
+
+
+def _step_bytes(config: ModelConfig) -> int:
+    """Of the logits of a step, copies of a text's that are changed, and what sampling works with."""
+    changed, weighed = 8 * config.vocab_size, 28 * config.vocab_size
+    return logits_bytes(config, _FEW_TOKENS) + changed + weighed
 
 
 def available_bytes() -> int | None:
@@ -88,15 +157,19 @@ def available_bytes() -> int | None:
     return min((value for value in found if value is not None), default=None)
 
 
-def _what_fits(config: ModelConfig, quantization: Quantization, n_ctx: int, kv_dtype: str, available: int) -> str:
+def _what_fits(quantization: Quantization, n_ctx: int, fits: Callable[[Quantization, int], bool]) -> str:
     """The nearest setting that fits: the same weights with less context, else smaller weights."""
     for option in (quantization, Quantization.of("q8"), Quantization.of("q4")):
-        room = available - weight_bytes(config, option) - _WORKING_BYTES
-        context = min(n_ctx, room // cache_bytes(config, 1, kv_dtype))
+        context = _largest(partial(fits, option), n_ctx)
         if context >= min(n_ctx, _LEAST_CONTEXT):
             smaller = "" if context == n_ctx else f" with n_ctx={context}"
             return f"{option.type}{smaller} would fit"
     return "no quantization of it would fit"
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number up to most that fits, as all smaller ones do; 0 when there is none."""
+    return bisect_left(range(1, most + 1), True, key=lambda n: not fits(n))
 
 
 def _gib(n: int) -> str:

@@ -46,7 +46,7 @@ class PrefixCache:
     new_cache      (n_rows, n_positions) -> an empty KVCache
     rows_that_fit  (n_rows, n_positions) -> how many of the rows have room in memory; raises when not one has
     n_ctx          longest row
-    token_bytes    of the keys and values of one token
+    row_bytes      of a row of so many positions
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class PrefixCache:
         new_cache: Callable[[int, int], KVCache],
         rows_that_fit: Callable[[int, int], int],
         n_ctx: int,
-        token_bytes: int,
+        row_bytes: Callable[[int], int],
     ) -> None:
         self.cache: KVCache | None = None
         self.rows: list[Row] = []
         self._new_cache = new_cache
         self._rows_that_fit = rows_that_fit
         self._n_ctx = n_ctx
-        self._token_bytes = token_bytes
+        self._row_bytes = row_bytes
         self._clock = 0
 
     def make_room(self, n_texts: int, n_positions: int) -> bool:
@@ -130,7 +130,7 @@ class PrefixCache:
         """Nothing is generated: give back what is more than may be kept, but not the row that was used last."""
         if self.cache is None or self.cache.n_rows == 1:
             return
-        row_bytes = self._token_bytes * self.cache.max_seq_len
+        row_bytes = self._row_bytes(self.cache.max_seq_len)
         with suppress(MemoryError):
             if row_bytes * self.cache.n_rows > _KEPT_BYTES:
                 self._remake(max(1, _KEPT_BYTES // row_bytes), self.cache.max_seq_len)
@@ -193,7 +193,7 @@ class PrefixCache:
 
     def _wanted_rows(self, n_texts: int, n_positions: int) -> int:
         """A row for each text, and some more to keep sequences in, as far as memory is kept at all."""
-        kept = min(_KEPT_ROWS, _KEPT_BYTES // (self._token_bytes * n_positions))
+        kept = min(_KEPT_ROWS, _KEPT_BYTES // self._row_bytes(n_positions))
         n_rows = max(n_texts + kept, 2 * len(self.rows) if n_texts > len(self.rows) else 0)
         return min(n_rows, MAX_ROWS)
 
@@ -222,7 +222,7 @@ class PrefixCache:
         room = _KEPT_BYTES
         kept: list[Row] = []
         for row in rows:
-            room -= 0 if row.in_use else len(row.ids) * self._token_bytes
+            room -= 0 if row.in_use else self._row_bytes(len(row.ids))
             if row.in_use or (row.ids and room >= 0) or not kept:
                 kept.append(row)
         return kept

@@ -257,20 +257,17 @@ class Sampler:
         return logits
 
 
-def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Natural logarithms of softmax over the last axis of logits (..., vocab_size), in float64."""
-    result = logits.astype(np.float64)
-    result -= result.max(axis=-1, keepdims=True)
-    result -= np.log(np.exp(result).sum(axis=-1, keepdims=True))
-    return result
-
-
 def log_probabilities_of(logits: NDArray[np.float32], ids: Sequence[int]) -> list[float]:
-    """Those of ids alone, from the finite logits (vocab_size,) of one token."""
+    """Natural logarithms of softmax at ids, from the finite logits (vocab_size,) of one token."""
+    highest, log_sum = log_normalizer(logits)
+    return [float(logits[id]) - highest - log_sum for id in ids]
+
+
+def log_normalizer(logits: NDArray[np.float32]) -> tuple[float, float]:
+    """The highest of finite logits (vocab_size,), and the logarithm of the sum of e^(logit - highest)."""
     logits = np.ascontiguousarray(logits, np.float32)
     highest, _ = choose.extremes(logits)
-    log_sum = choose.log_sum(logits, highest)
-    return [float(logits[id]) - highest - log_sum for id in ids]
+    return highest, choose.log_sum(logits, highest)
 
 
 def largest(logits: NDArray[np.float32], n: int) -> NDArray[np.int64]:

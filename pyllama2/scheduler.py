@@ -212,6 +212,12 @@ class Scheduler:
                     job.cancelled = True
         return [found[i] for i in range(len(found))]
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that keys and values take now."""
+        cache = self._rows.cache
+        return 0 if cache is None else cache.resident_bytes
+
     @contextmanager
     def rows(self, interrupts: Interrupts) -> Iterator[PrefixCache]:
         """The cache, to oneself between two steps. Raises ValueError when closed.

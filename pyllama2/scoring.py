@@ -1,15 +1,29 @@
-"""How likely given tokens are, in a cache of their own. Used by llama.py."""
+"""How likely given tokens are, in a cache of their own; memory is bounded whatever the vocabulary."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ._sampling import choose
 from .backend import Backend, Batch, KVCache
+from .config import ModelConfig
 from .errors import NumericalError
-from .sampling import log_probabilities
+from .memory import PIECE_BYTES, logits_bytes
+from .sampling import log_probabilities_of
 
-_CHUNK = 256  # tokens whose logits are in memory at once
+_MOST_TOKENS = 256  # of a piece
+
+# Logits (n, vocab_size) of n consecutive tokens, and the position of the first.
+Piece = tuple[int, NDArray[np.float32]]
+
+
+def piece_tokens(config: ModelConfig) -> int:
+    """Tokens of a piece of logits."""
+    return max(1, min(_MOST_TOKENS, PIECE_BYTES // logits_bytes(config, 1)))
 
 
 def logits_of(backend: Backend, cache: KVCache, ids: list[int], start: int = 0) -> NDArray[np.float32]:
@@ -18,18 +32,29 @@ def logits_of(backend: Backend, cache: KVCache, ids: list[int], start: int = 0) 
     Raises NumericalError for NaN.
     """
     logits = backend.forward(Batch.of_sequence(ids, start=start, outputs="all"), cache)
-    finite = np.isfinite(logits).all(-1)
-    if not finite.all():
-        raise NumericalError(f"the model computed NaN or infinite logits at position {start + int(finite.argmin())}")
+    for i, of_token in enumerate(logits):
+        highest, lowest = choose.extremes(of_token)
+        if not -math.inf < lowest <= highest < math.inf:
+            raise NumericalError(f"the model computed NaN or infinite logits at position {start + i}")
     return logits
 
 
-def scores_of(backend: Backend, cache: KVCache, ids: list[int]) -> NDArray[np.float32]:
-    """Natural log-probabilities (len(ids) - 1,) of each of ids after the first."""
-    scores = np.empty(len(ids) - 1, np.float32)
-    for start in range(0, len(scores), _CHUNK):
-        part = ids[start : min(start + _CHUNK, len(scores))]
-        logits = logits_of(backend, cache, part, start)
-        following = ids[start + 1 : start + 1 + len(part)]
-        scores[start : start + len(part)] = log_probabilities(logits)[np.arange(len(part)), following]
+def logit_pieces(backend: Backend, cache: KVCache, ids: list[int], first: int, n_tokens: int) -> Iterator[Piece]:
+    """Logits after each of ids from position first on, n_tokens at a time.
+
+    What is given must be dropped before the next piece is asked for, or both are in memory.
+    """
+    if first:
+        backend.forward(Batch.of_sequence(ids[:first], outputs="none"), cache)
+    for start in range(first, len(ids), n_tokens):
+        yield start, logits_of(backend, cache, ids[start : start + n_tokens], start)
+
+
+def scores_of(pieces: Iterable[Piece], ids: list[int], first: int = 0) -> NDArray[np.float32]:
+    """Natural log-probabilities of each of ids after position first, from the logits of those before them."""
+    scores = np.empty(len(ids) - 1 - first, np.float32)
+    for start, logits in pieces:
+        for position, of_token in enumerate(logits, start):
+            scores[position - first] = log_probabilities_of(of_token, [ids[position + 1]])[0]
+        del logits, of_token
     return scores

@@ -12,7 +12,7 @@ from gpu_backend import installed_cupy, make_model, random_tokens
 from tiny import CONFIGS, GQA
 
 from pyllama2._gpu import CudaBackend
-from pyllama2._gpu.planner import CONTEXT_BYTES, MODULE_BYTES
+from pyllama2._gpu.planner import CONTEXT_BYTES, GRAPHS
 from pyllama2.backend import Batch
 from pyllama2.config import ModelConfig
 from pyllama2.errors import BackendUnavailableError, Pyllama2Error
@@ -114,6 +114,22 @@ def test_graphs_are_kept_by_what_they_depend_on(gpu: Any) -> None:
     assert gpu.device.graph_launches == captured + len(cases)
 
 
+def test_the_graphs_used_last_are_kept(gpu: Any) -> None:
+    """So many as the plan counts, and no more however long a text gets."""
+    backend = CudaBackend(make_model(replace(GQA, n_layers=1, max_seq_len=1200)))
+    assert backend._graphs._most == GRAPHS
+    backend._graphs._most = 2
+    cache = backend.new_cache(1, 1200)
+    expected = {position: backend.forward(step(1, position), cache) for position in (0, 300, 600, 1100)}
+    for position in (0, 0, 300, 300, 600, 600, 1100, 1100):
+        assert np.array_equal(backend.forward(step(1, position), cache), expected[position], equal_nan=True)
+        assert backend._graphs.n_kept(cache) <= 2
+    captured, launched = backend._graphs.n_captured, gpu.device.graph_launches
+    for position in (600, 1100, 1100):  # those used last
+        backend.forward(step(1, position), cache)
+    assert (backend._graphs.n_captured, gpu.device.graph_launches) == (captured, launched + 3)
+
+
 @pytest.mark.parametrize("when", ["begin", "middle", "end"])
 def test_without_graphs_steps_are_launched_kernel_by_kernel(
     gpu: Any, when: str, monkeypatch: pytest.MonkeyPatch
@@ -179,7 +195,7 @@ def test_the_plan_is_what_the_backend_allocates(gpu: Any, name: str, kv_dtype: s
     backend = CudaBackend(make_model(CONFIGS[name]), kv_dtype=kv_dtype)
     cache = backend.new_cache(3, 40)
     planned = backend.plan(3, 40)
-    assert gpu.device.exact_bytes == planned.allocated == planned.total - CONTEXT_BYTES - MODULE_BYTES
+    assert gpu.device.exact_bytes == planned.allocated == planned.total - CONTEXT_BYTES - planned.driver_bytes
     for n in (1, 12, 1, 1):
         backend.forward(Batch.of_sequence([1] * n), cache)
     assert gpu.device.exact_bytes == planned.allocated  # a pass allocates nothing
@@ -195,12 +211,12 @@ def test_int8_is_taken_where_only_that_fits() -> None:
     model = make_model(replace(DEEP, n_layers=2))
     with installed_cupy("emulated"):
         assert CudaBackend(model).kv_dtype == "float16"
-        needed = {kind: CudaBackend(model, kv_dtype=kind).plan(1, 2048).allocated for kind in ("float16", "int8")}
-    with installed_cupy("emulated", total_bytes=needed["float16"] + MODULE_BYTES - 1):
+        needed = {kind: CudaBackend(model, kv_dtype=kind).plan(1, 2048).needed for kind in ("float16", "int8")}
+    with installed_cupy("emulated", total_bytes=needed["float16"] - 1):
         assert CudaBackend(model).kv_dtype == "int8"
         with pytest.raises(Pyllama2Error, match="float16 keys and values of 2048 tokens"):
             CudaBackend(model, kv_dtype="float16")
-    too_small = installed_cupy("emulated", total_bytes=needed["int8"] + MODULE_BYTES - 1)
+    too_small = installed_cupy("emulated", total_bytes=needed["int8"] - 1)
     with too_small, pytest.raises(Pyllama2Error, match="would fit"):
         CudaBackend(model)
 

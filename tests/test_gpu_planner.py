@@ -12,7 +12,7 @@ from tiny import CONFIGS, GQA, TIED, quantized_model, random_weights
 from pyllama2._gpu.cache import CudaKVCache
 from pyllama2._gpu.launchers.upload import Uploader
 from pyllama2._gpu.layout import DeviceMatrix
-from pyllama2._gpu.planner import CONTEXT_BYTES, MODULE_BYTES, PARTS, Plan, plan, unsupported
+from pyllama2._gpu.planner import CONTEXT_BYTES, GRAPH_NODE_BYTES, GRAPHS, MODULE_BYTES, PARTS, Plan, plan, unsupported
 from pyllama2.config import ModelConfig
 from pyllama2.errors import Pyllama2Error
 from pyllama2.weights import Quantization
@@ -34,7 +34,9 @@ def for_7b(
 def test_7b_fits_into_6_gb(kv_dtype: str, most: float) -> None:
     found = for_7b(kv_dtype)
     assert found.problem is None and found.total <= most * GIB
-    assert found.total == sum(array.nbytes for array in found.arrays) + CONTEXT_BYTES + MODULE_BYTES
+    assert found.total == sum(array.nbytes for array in found.arrays) + CONTEXT_BYTES + found.driver_bytes
+    # Code and stacks of the kernels, and graphs of 5 kernels a layer, two more, and one that chooses.
+    assert found.driver_bytes == MODULE_BYTES + GRAPHS * GRAPH_NODE_BYTES * (5 * 32 + 3)
     assert set(found.parts) == set(PARTS) and all(found.parts.values())
     assert len({(array.part, array.name) for array in found.arrays}) == len(found.arrays)
 
@@ -81,11 +83,11 @@ def test_the_plan_is_what_is_allocated(cupy: Any, name: str, type: str, kv_dtype
 
 def test_int8_is_picked_where_only_that_fits() -> None:
     full, small = for_7b("float16"), for_7b("int8")
-    assert for_7b(None, full.allocated + MODULE_BYTES).kv_dtype == "float16"
-    picked = for_7b(None, full.allocated + MODULE_BYTES - 1)
+    assert for_7b(None, full.needed).kv_dtype == "float16"
+    picked = for_7b(None, full.needed - 1)
     assert picked.kv_dtype == "int8" and picked.problem is None
-    assert for_7b(None, small.allocated + MODULE_BYTES).problem is None
-    assert for_7b(None, small.allocated + MODULE_BYTES - 1).problem is not None
+    assert for_7b(None, small.needed).problem is None
+    assert for_7b(None, small.needed - 1).problem is not None
 
 
 def test_the_sentence_names_numbers_and_what_would_fit() -> None:
@@ -121,4 +123,4 @@ def test_arguments_are_checked() -> None:
 
 def test_describe_lists_every_part() -> None:
     text = for_7b("int8").describe()
-    assert all(name in text for name in (*PARTS.values(), "CUDA context and kernels", "total"))
+    assert all(name in text for name in (*PARTS.values(), "CUDA context, kernels, graphs", "total"))

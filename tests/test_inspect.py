@@ -137,19 +137,20 @@ class TestJson:
 
 class TestNeeds:
     def test_memory_is_what_a_llama_takes(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """Positions of the cache come in blocks of 16, and head_dim is a multiple of 16."""
-        path = write_tiny(tmp_path / "m.bin", type="q4", head_dim=16)
-        values = found(capsys, path, "-c", "48")
-        assert values["context"] == 48
+        """Positions of the cache come in blocks of 16, and values of a head in as many numbers."""
+        path = write_tiny(tmp_path / "m.bin", type="q4", head_dim=6)
+        values = found(capsys, path, "-c", "50")
+        assert values["context"] == 50
         opened = ModelFile.open(path)
         (need,) = values["needs"]
         assert (need["quant"], need["as_stored"], need["weight_bytes"]) == ("q4", True, opened.nbytes)
         with Llama(path) as llm:
             assert need["bytes_per_token"] == llm.describe()["bytes_per_token"]
         for dtype, expected in values["kv_bytes"].items():
-            with closing(CpuBackend(opened, kv_dtype=dtype)) as backend, closing(backend.new_cache(1, 48)) as cache:
+            with closing(CpuBackend(opened, kv_dtype=dtype)) as backend, closing(backend.new_cache(1, 50)) as cache:
                 assert cache.nbytes == expected
-            assert need["total_bytes"][dtype] == opened.nbytes + expected + memory._WORKING_BYTES
+            working = memory.working_bytes(opened.config, opened.quantization, 50, values["n_threads"])
+            assert need["total_bytes"][dtype] == opened.nbytes + expected + working
 
     @pytest.mark.parametrize("config", [CONFIG, TIED, GQA])
     @pytest.mark.parametrize("type", ["float32", "float16", "q8", "q4"])

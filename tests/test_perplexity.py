@@ -94,8 +94,9 @@ class TestFunction:
         self, llm: Llama, other: Llama, window: int, stride: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         expected = plain(llm, other, TEXT, window, stride)
-        for chunk in (64, 5):
-            monkeypatch.setattr(evaluation, "_CHUNK", chunk)
+        for tokens_together, vocabulary_together in ((64, 1 << 16), (5, 100)):
+            monkeypatch.setattr("pyllama2.scoring._MOST_TOKENS", tokens_together)
+            monkeypatch.setattr(evaluation, "_SLICE", vocabulary_together)
             result = pyllama2.perplexity(llm, TEXT, against=other, window=window, stride=stride)
             assert fields(result) == pytest.approx(expected, rel=1e-5)
         assert result.kl_divergence is not None and result.kl_divergence > 0

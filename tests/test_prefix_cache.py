@@ -121,7 +121,8 @@ class TestSize:
         assert same(running.completion, alone(long_path, LONG[:50], seed=1, ignore_eos=True, max_tokens=40))
 
     def test_what_is_kept_has_a_limit(self, fresh: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
-        row = memory.cache_bytes(fresh.config, 256, "float32")
+        assert fresh._backend is not None
+        row = fresh._backend.cache_bytes(1, 256)
         monkeypatch.setattr(prefix_cache, "_KEPT_BYTES", 2 * row)
         fresh.generate([[1, 5 + i, *range(20)] for i in range(9)], max_tokens=5)
         rows = fresh._scheduler._rows
@@ -137,12 +138,15 @@ class TestSize:
         prompts = [[1, 5 + i] for i in range(4)]
         expected = [alone(long_path, prompt, seed=1) for prompt in prompts]
         shorter = alone(long_path, prompts[0], max_tokens=100, seed=1)
-        row = memory.cache_bytes(fresh.config, 512, "float32")
-        monkeypatch.setattr(memory, "available_bytes", lambda: row * 2)
+        assert fresh._backend is not None
+        monkeypatch.setattr(fresh._backend, "pending_bytes", lambda: 0)
+        row = fresh._backend.cache_bytes(1, 512) + memory.logits_bytes(fresh.config, 1)
+        step = memory._step_bytes(fresh.config)
+        monkeypatch.setattr(memory, "available_bytes", lambda: step + row * 2)
         found = fresh.generate(prompts, seed=1)
         rows = fresh._scheduler._rows
         assert rows.cache is not None and rows.cache.n_rows == 2 and all(map(same, found, expected))
-        monkeypatch.setattr(memory, "available_bytes", lambda: row // 4)
+        monkeypatch.setattr(memory, "available_bytes", lambda: step + row // 4)
         with pytest.raises(Pyllama2Error, match="keys and values of 900 tokens"):
             fresh.generate(LONG, max_tokens=700)
         assert same(fresh.generate(prompts[0], max_tokens=100, seed=1), shorter)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tiny import log_probabilities
 
 import pyllama2
 from pyllama2 import Llama
-from pyllama2.sampling import log_probabilities
 
 # What llama2.c says of stories260K with temperature 0 (its doc/stories260K.md).
 STORIES260K = (

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from tiny import log_probabilities
 
 from pyllama2.errors import NumericalError
-from pyllama2.sampling import Sampler, SamplingParams, largest, log_probabilities
+from pyllama2.sampling import Sampler, SamplingParams, largest, log_probabilities_of
 
 LOGITS = np.array([1.0, 3.0, -2.0, 3.0, 0.5, -1.0], np.float32)
 
@@ -409,8 +410,9 @@ def test_largest_is_a_stable_sort(values: list[int], n: int) -> None:
     assert largest(np.asarray(values, np.float32), n).tolist() == order[:n]
 
 
-def test_log_probabilities() -> None:
-    logits = np.array([[1000.0, 1000.0], [0.0, math.log(3)]], np.float32)
-    expected = np.log([[0.5, 0.5], [0.25, 0.75]])
-    assert np.allclose(log_probabilities(logits), expected, atol=1e-7)
-    assert log_probabilities(logits[1]).dtype == np.float64
+@settings(deadline=None)
+@given(st.lists(st.floats(-200, 1000, width=32), min_size=1, max_size=300))
+def test_log_probabilities(values: list[float]) -> None:
+    logits = np.array(values, np.float32)
+    found = log_probabilities_of(logits, range(len(logits)))
+    assert np.allclose(found, log_probabilities(logits), rtol=1e-12, atol=1e-12)

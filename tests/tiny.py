@@ -100,3 +100,10 @@ def write_model(path: Path, model: ModelFile) -> Path:
         for weight in model.weights.values():
             writer.write(weight)
     return path
+
+
+def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Natural logarithms of softmax over the last axis of logits (..., vocab_size)."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result

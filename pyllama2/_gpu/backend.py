@@ -21,7 +21,7 @@ from .device_model import DeviceModel, upload
 from .forward import Forward
 from .launchers.attention import SPAN, spans_of
 from .layout import bytes_of
-from .planner import DECODE_TOKENS, MODULE_BYTES, Plan, plan, unsupported
+from .planner import DECODE_TOKENS, GRAPHS, Plan, plan, unsupported
 from .step_graphs import StepGraphs
 from .workspace import Workspace
 
@@ -82,7 +82,7 @@ class CudaBackend(Backend):
                 self._forward: Forward | None = Forward(
                     cupy, self.config, self.quantization, self._model, self.kv_dtype, self._compute_capability
                 )
-        self._graphs = StepGraphs(cupy, self._stream)
+        self._graphs = StepGraphs(cupy, self._stream, GRAPHS)
 
     def new_cache(self, n_rows: int, max_seq_len: int) -> CudaKVCache:
         """An empty cache. Raises Pyllama2Error with the numbers when there is no memory for it."""
@@ -195,7 +195,7 @@ class CudaBackend(Backend):
         with self._turn():
             longest = self.plan(1, self.config.max_seq_len)
             growth = longest.parts["workspace"] - (self._work.nbytes if self._work else 0)
-            return max(0, _free_bytes(self._cupy) - MODULE_BYTES - growth)
+            return max(0, _free_bytes(self._cupy) - longest.driver_bytes - growth)
 
     def close(self) -> None:
         """Let go of the weights, of scratch memory and graphs, and give the device its memory back."""

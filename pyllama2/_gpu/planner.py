@@ -1,7 +1,7 @@
 """What a model needs on the device, computed before anything is allocated, and whether it fits.
 
     allocated  every array by its name: the backend allocates exactly these
-    driver     what CUDA takes for itself: the context, the kernels' code, scratch memory of launches
+    driver     what CUDA takes for itself, estimated: the context, the kernels' code and stacks, graphs
 
 A Plan lists the arrays of the weights, of a cache, and of the workspace. The backend makes its arrays from the plan, so
 that the two are the same to the byte. Used by the CUDA backend and by the choice of a device.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -28,6 +28,9 @@ from .layout import BITS, Shapes, groups_of, matrix_arrays, vector_arrays
 # recent cards, of which nothing is left to free memory that is asked for later), and the modules with their stacks.
 CONTEXT_BYTES = 300 << 20
 MODULE_BYTES = 50 << 20
+# A graph's device memory for each of its kernels: an estimate, of parameters and of what CUDA keeps to launch them.
+GRAPH_NODE_BYTES = 4 << 10
+GRAPHS = 32  # of a cache that are kept at most
 
 DECODE_TOKENS = 8  # that one step of decoding takes at most
 INPUTS = 6  # numbers for each token: itself, its row, its position, an output, two of a tile
@@ -66,6 +69,7 @@ class Plan:
     arrays       all that is allocated
     kv_dtype     of the cache, chosen where it was left open
     n_rows, max_seq_len, chunk   what was planned for
+    driver_bytes what CUDA takes besides its context
     free_bytes   of the device, once CUDA has its context; None: not known
     problem      None when all fits, else one sentence with the numbers and what would fit
     """
@@ -75,6 +79,7 @@ class Plan:
     n_rows: int
     max_seq_len: int
     chunk: int
+    driver_bytes: int
     free_bytes: int | None
     problem: str | None
 
@@ -94,7 +99,12 @@ class Plan:
     @property
     def total(self) -> int:
         """Bytes of all arrays and of what the driver takes."""
-        return self.allocated + CONTEXT_BYTES + MODULE_BYTES
+        return self.needed + CONTEXT_BYTES
+
+    @property
+    def needed(self) -> int:
+        """Bytes that must be free once CUDA has its context."""
+        return self.allocated + self.driver_bytes
 
     def shapes(self, part: str) -> Shapes:
         """The arrays of one part, by name."""
@@ -108,8 +118,8 @@ class Plan:
     def describe(self) -> str:
         """The plan as lines of a name and a size each."""
         rows = {PARTS[part]: size for part, size in self.parts.items()}
-        rows |= {"CUDA context and kernels": CONTEXT_BYTES + MODULE_BYTES, "total": self.total}
-        return "\n".join(f"{name:26}{size / (1 << 30):7.3f} GiB" for name, size in rows.items())
+        rows |= {"CUDA context, kernels, graphs": CONTEXT_BYTES + self.driver_bytes, "total": self.total}
+        return "\n".join(f"{name:30}{size / (1 << 30):7.3f} GiB" for name, size in rows.items())
 
 
 def unsupported(config: ModelConfig, quantization: Quantization) -> str | None:
@@ -144,7 +154,7 @@ def plan(
         raise ValueError("n_rows, max_seq_len and chunk must be at least 1")
     reason = unsupported(config, quantization)
     if reason is not None:
-        return Plan((), kv_dtype or KV_DTYPES[0], n_rows, max_seq_len, chunk, free_bytes, reason)
+        return Plan((), kv_dtype or KV_DTYPES[0], n_rows, max_seq_len, chunk, 0, free_bytes, reason)
     plans = [_arranged(config, quantization, n_rows, max_seq_len, dtype, chunk, free_bytes)
              for dtype in (KV_DTYPES if kv_dtype is None else (kv_dtype,))]  # fmt: skip
     return next((found for found in plans if found.problem is None), plans[0])
@@ -163,10 +173,15 @@ def _arranged(
         }.items()
         for name, (dtype, shape) in shapes.items()
     )
-    plan = Plan(arrays, kv_dtype, n_rows, max_seq_len, chunk, free_bytes, None)
-    if free_bytes is None or plan.allocated + MODULE_BYTES <= free_bytes:
+    plan = Plan(arrays, kv_dtype, n_rows, max_seq_len, chunk, driver_bytes(config), free_bytes, None)
+    if free_bytes is None or plan.needed <= free_bytes:
         return plan
-    return Plan(arrays, kv_dtype, n_rows, max_seq_len, chunk, free_bytes, _problem(config, quantization, plan))
+    return replace(plan, problem=_problem(config, quantization, plan))
+
+
+def driver_bytes(config: ModelConfig) -> int:
+    """What CUDA takes besides its context: the kernels' code, and graphs of decoding steps, five kernels a layer."""
+    return MODULE_BYTES + GRAPHS * GRAPH_NODE_BYTES * (5 * config.n_layers + 3)
 
 
 def weight_arrays(config: ModelConfig, quantization: Quantization) -> dict[str, Shapes]:
@@ -233,9 +248,9 @@ def _problem(config: ModelConfig, quantization: Quantization, plan: Plan) -> str
     weights = sum(parts[name] for name in ("linear", "output", "embeddings", "norms"))
     rows = "" if plan.n_rows == 1 else f" of {plan.n_rows} sequences"
     return (
-        f"the model needs {_gib(plan.allocated + MODULE_BYTES)} of GPU memory (weights {_gib(weights)}, "
+        f"the model needs {_gib(plan.needed)} of GPU memory (weights {_gib(weights)}, "
         f"{plan.kv_dtype} keys and values{rows} of {plan.max_seq_len} tokens {_gib(parts['cache'])}, the rest "
-        f"{_gib(parts['workspace'] + MODULE_BYTES)}), {_gib(free)} are free; "
+        f"{_gib(parts['workspace'] + plan.driver_bytes)}), {_gib(free)} are free; "
         f"{_what_fits(config, quantization, plan, free)}"
     )
 
@@ -245,7 +260,7 @@ def _what_fits(config: ModelConfig, quantization: Quantization, plan: Plan, free
 
     def fits(kv_dtype: str, max_seq_len: int) -> bool:
         found = _arranged(config, quantization, plan.n_rows, max_seq_len, kv_dtype, plan.chunk, None)
-        return found.allocated + MODULE_BYTES <= free
+        return found.needed <= free
 
     if plan.kv_dtype != "int8" and fits("int8", plan.max_seq_len):
         return "kv_dtype='int8' would fit"

@@ -4,7 +4,7 @@
 
 Tokens, rows and positions lie in device memory, so that one graph serves every step of its key. A key's first step is
 launched kernel by kernel, which also loads the kernels; the second is recorded. Where CUDA refuses, steps go on being
-launched kernel by kernel, and problem says why.
+launched kernel by kernel, and problem says why. Of each cache the graphs used last are kept.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from .cache import CudaKVCache
 class StepGraphs:
     """Graphs of each cache, dropped with it: a graph holds addresses, and keeps no memory alive."""
 
-    def __init__(self, cupy: Any, stream: Any) -> None:
-        self._cupy, self._stream = cupy, stream
+    def __init__(self, cupy: Any, stream: Any, most: int) -> None:
+        """most: graphs of a cache that are kept."""
+        self._cupy, self._stream, self._most = cupy, stream, most
         self._graphs: WeakKeyDictionary[CudaKVCache, dict[Hashable, Any]] = WeakKeyDictionary()
         self.n_captured = 0
         self.problem: str | None = None
@@ -28,16 +29,20 @@ class StepGraphs:
     def run(self, cache: CudaKVCache, key: Hashable, launch: Callable[[], None]) -> None:
         """What launch() launches on the stream, which must be the current one and not the default one."""
         graphs = self._graphs.setdefault(cache, {})
-        if self.problem is not None or key not in graphs:
-            graphs[key] = None
-            launch()
-            return
-        if graphs[key] is None:
-            graphs[key] = self._capture(launch)
-        if graphs[key] is None:
+        is_known, graph = key in graphs, graphs.pop(key, None)
+        if is_known and graph is None and self.problem is None:
+            graph = self._capture(launch)
+        graphs[key] = graph  # the last, as the one used last
+        if len(graphs) > self._most:
+            del graphs[next(iter(graphs))]
+        if graph is None or self.problem is not None:
             launch()
         else:
-            graphs[key].launch(self._stream)
+            graph.launch(self._stream)
+
+    def n_kept(self, cache: CudaKVCache) -> int:
+        """Graphs of a cache, and steps seen once that have none yet."""
+        return len(self._graphs.get(cache, ()))
 
     def clear(self) -> None:
         """Forgets all graphs: the arrays that they name will be freed."""
