@@ -46,7 +46,7 @@ class TestLongLists:
 
     def test_what_waits_is_not_made_yet(self, fresh: Llama) -> None:
         def alive() -> int:
-            return sum(isinstance(thing, Text) for thing in gc.get_objects())
+            return sum(type(thing) is Text for thing in gc.get_objects())
 
         gc.collect()
         before, most = alive(), 0
