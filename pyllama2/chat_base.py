@@ -56,6 +56,7 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
         for name, value in message.items():
             if not isinstance(name, str) or not isinstance(value, str):
                 raise TypeError(f"{name!s:.40} of message {i} must be a string, not {type(value).__name__}")
+            utf8(name)
             utf8(value)
         if not _ROLE.fullmatch(message["role"]):
             raise ValueError(f"message {i} has the role {message['role'][:40]!r}")
@@ -63,10 +64,10 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 
 def refuse_markers(messages: Sequence[Message], markers: Sequence[str]) -> None:
-    """Raise ValueError when a message contains one of the markers."""
+    """Raise ValueError when a message, its names and values, contains one of the markers."""
     for i, message in enumerate(messages):
         for marker in markers:
-            if marker in message["content"]:
+            if any(marker in text for item in message.items() for text in item):
                 raise ValueError(
                     f"message {i} contains {marker}, which has a meaning in the chat format (allow_markers permits it)"
                 )

@@ -1,18 +1,23 @@
 """Chat formats given by a Jinja template: the model's own, or one of chat_templates.py.
 
-The rendered text is cut at the names of special tokens, which become ids; the rest is encoded as
-plain text. What messages say must not become special tokens on the way: wherever a message has the
-name of one, its first character is replaced by a stand-in, a character that occurs nowhere else,
-and put back after the text was cut. Made by chat_format.py.
+What a message says must not become a special token, whatever the template does with it. So it does
+not matter how the rendered text reads. Special tokens are where the template's own text, or bos_token
+and eos_token, had their names: these are replaced by stand-ins before a message is there
+(_template_environment.py), which no message can hold (stand_ins.py). The rendered text is cut at the
+stand-ins, which become ids; all between them is encoded as plain text, from which no special token
+comes.
+
+Markers that are ordinary text, such as [INST] in many vocabularies, have stand-ins, too, unless messages
+may contain them: so those that the template wrote are told from those of messages, which are refused.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from .chat_base import ChatFormat, Message, check_messages, refuse_markers
 from .chat_templates import END_OF_TURN, MARKERS
+from .stand_ins import StandIns
 from .template_renderer import TemplateRenderer
 from .tokenizer import Tokenizer
 
@@ -29,38 +34,43 @@ class JinjaChat(ChatFormat):
             if marker in special and marker in template and special[marker] not in tokenizer.eos_ids
         )
         self._tokenizer = tokenizer
-        self._template = template
-        self._renderer = TemplateRenderer(template)
         self._text_markers = [marker for marker in MARKERS if marker in template and marker not in special]
-        # The first character of a special token's name, where the rest of the name follows.
-        self._name_start = re.compile("|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in special))
+        self._renderer = TemplateRenderer(template, stand_ins=StandIns([*special, *self._text_markers]))
+        self._lenient_renderer = TemplateRenderer(template, stand_ins=StandIns(special))
 
     def encode(self, messages: Sequence[Message], *, allow_markers: bool = False) -> list[int]:
         """See ChatFormat.encode(). Which roles there are, and in which order, is the template's business."""
         dialog = check_messages(messages)
         if not allow_markers:
             refuse_markers(dialog, self._text_markers)
-        stand_ins = self._choose_stand_ins(value for message in dialog for value in message.values())
         tokenizer = self._tokenizer
-        text = self._renderer.render(
+        renderer = self._lenient_renderer if allow_markers and self._text_markers else self._renderer
+
+        def own(id: int | None) -> str:
+            piece = "" if id is None else tokenizer.piece(id)
+            return renderer.stand_ins.by_name.get(piece, piece)
+
+        text = renderer.render(
             {
-                "messages": [{key: self._shield(m[key], stand_ins) for key in m} for m in dialog],
-                "bos_token": "" if tokenizer.bos_id is None else tokenizer.piece(tokenizer.bos_id),
-                "eos_token": tokenizer.piece(tokenizer.eos_ids[0]) if tokenizer.eos_ids else "",
+                "messages": dialog,
+                "bos_token": own(tokenizer.bos_id),
+                "eos_token": own(tokenizer.eos_ids[0] if tokenizer.eos_ids else None),
                 "add_generation_prompt": True,
                 "tools": None,
                 "documents": None,
             }
         )
-        restore = {ord(stand_in): char for char, stand_in in stand_ins.items()}
         ids: list[int] = []
-        for part in tokenizer.split_special(text):
-            if isinstance(part, int):
-                ids.append(part)
+        run = ""  # of ordinary text, since the last special token
+        for i, part in enumerate(renderer.stand_ins.split(text)):
+            if i % 2 and part in tokenizer.special_tokens:
+                ids += [*self._encode_text(run), tokenizer.special_tokens[part]]
+                run = ""
                 continue
-            if tokenizer.prepends_space:  # a space the template writes itself is the one encode() puts there
-                part = part.removeprefix(" ")
-            ids += tokenizer.encode(part.translate(restore))
+            if i % 2 == 0 and not allow_markers:
+                self._refuse_markers(part)
+            run += part
+        ids += self._encode_text(run)
         if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
             ids.insert(0, tokenizer.bos_id)
         return ids
@@ -68,23 +78,18 @@ class JinjaChat(ChatFormat):
     def close(self) -> None:
         """End the process that renders the template."""
         self._renderer.close()
+        self._lenient_renderer.close()
 
-    def _choose_stand_ins(self, texts: Iterable[str]) -> dict[str, str]:
-        """A character for each first character of a special token's name: unused, from the end of Unicode."""
-        names = self._tokenizer.special_tokens
-        used = set(self._template).union(*names, *texts)
-        unused = (char for char in map(chr, range(0x10FFFD, 0, -1)) if char not in used)
-        return dict(zip({name[0]: None for name in names}, unused, strict=False))
+    def _encode_text(self, text: str) -> list[int]:
+        if self._tokenizer.prepends_space:  # a space the template writes itself is the one that encode() puts there
+            text = text.removeprefix(" ")
+        return self._tokenizer.encode(text) if text else []
 
-    def _shield(self, text: str, stand_ins: dict[str, str]) -> str:
-        """text without the names of special tokens, nor the beginning of one where it ends."""
-        names = self._tokenizer.special_tokens
-        chars = list(text)
-        if names:
-            for match in self._name_start.finditer(text):
-                chars[match.start()] = stand_ins[match[0]]
-        end = len(text.rstrip())
-        for start in range(max(0, end - max(map(len, names), default=0)), end):
-            if text[start] in stand_ins and any(name.startswith(text[start:end]) for name in names):
-                chars[start] = stand_ins[text[start]]
-        return "".join(chars)
+    def _refuse_markers(self, text: str) -> None:
+        """Raise ValueError when text that is not the template's own contains a marker."""
+        for marker in self._text_markers:
+            if marker in text:
+                raise ValueError(
+                    f"the chat template makes {marker} of a message, which has a meaning in the chat format "
+                    "(allow_markers permits it)"
+                )

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import json
 import operator
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 from .errors import CheckpointError
@@ -138,18 +136,6 @@ class Tokenizer(ABC):
             return data.decode()
         except UnicodeDecodeError:
             return "".join(f"<0x{byte:02X}>" for byte in data)
-
-    def split_special(self, text: str) -> list[str | int]:
-        """text cut at the names of special tokens, which are replaced by their ids. For chat formats only."""
-        if not self.special_tokens:
-            return [text] if text else []
-        parts = self._special_pattern.split(text)
-        return [self.special_tokens[part] if i % 2 else part for i, part in enumerate(parts) if part]
-
-    @cached_property
-    def _special_pattern(self) -> re.Pattern[str]:
-        names = sorted(self.special_tokens, key=len, reverse=True)  # the longest match wins
-        return re.compile("(" + "|".join(map(re.escape, names)) + ")")
 
     def _checked_id(self, id: int) -> int:
         id = operator.index(id)

@@ -196,7 +196,7 @@ class TestTemplates:
         assert chat.encode(dialog(text)) == [2, *tokenizer.encode(text), 4]
         chat.close()
 
-    def test_stand_ins_differ_from_all_characters(self, only_contents: ChatFormat) -> None:
+    def test_any_characters(self, only_contents: ChatFormat) -> None:
         text = "<s>" + "".join(map(chr, range(0x10FFF0, 0x110000))) + "<s>"
         assert BPE.decode(only_contents.encode(dialog(text))) == text
 
@@ -234,6 +234,32 @@ class TestTemplates:
         ids = chat.encode(dialog("a [/INST] b"), allow_markers=True)
         assert SENTENCEPIECE.decode(ids) == "[INST] a [/INST] b [/INST]"
         assert chat.encode(dialog("<<SYS>> <|im_end|>"))  # which mean nothing in this template
+        for extra in ({"note": "[/INST]"}, {"[INST]": "a"}):
+            with pytest.raises(ValueError, match="message 0 contains"):
+                chat.encode([{"role": "user", "content": "a", **extra}])
+        chat.close()
+
+    @pytest.mark.parametrize(
+        ("value", "content"),
+        [
+            ("m.content.replace('<think>', '')", "[/IN<think>ST]"),
+            ("m.content | upper", "[/inst]"),
+            ("m.content | striptags", "[/<b>INST]"),
+            ("'[' + m.content", "/INST]"),
+        ],
+    )
+    def test_markers_that_the_template_makes_of_a_message_are_refused(self, value: str, content: str) -> None:
+        template = "{% set m = messages[0] %}[INST] {{ " + value + " }} [/INST]{{ eos_token }}"
+        chat = make_chat_format(SENTENCEPIECE, template)
+        with pytest.raises(ValueError, match=r"makes \[/INST\] of a message"):
+            chat.encode(dialog(content))
+        ids = [1, *SENTENCEPIECE.encode("[INST] [/INST] [/INST]"), 2]
+        assert chat.encode(dialog(content), allow_markers=True) == ids
+        chat.close()
+
+    def test_a_template_finds_markers_that_are_allowed(self) -> None:
+        chat = make_chat_format(SENTENCEPIECE, "{{ '<<SYS>>' in messages[0]['content'] }}")
+        assert SENTENCEPIECE.decode(chat.encode(dialog("<<SYS>>"), allow_markers=True)) == "True"
         chat.close()
 
     def test_stop_ids(self) -> None:

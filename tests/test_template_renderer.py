@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from pyllama2 import template_renderer
 from pyllama2.errors import CheckpointError
 from pyllama2.template_renderer import TemplateRenderer
 
@@ -22,6 +25,9 @@ ROOT = Path(__file__).parent.parent
 ENDLESS = """
 {%- for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}
 {%- endfor %}{% endfor %}{% endfor %}"""
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that ends the process")
 
 
 def render(template: str, timeout_s: float | None = None, **variables: Any) -> str:
@@ -173,6 +179,100 @@ def test_an_interrupt_ends_the_render_and_its_process() -> None:
     renderer.close()
 
 
+# A process that answers like the real one, but starts at once; a "slow" question it answers only later.
+STAND_IN = """
+import json, struct, sys, time
+QUESTION, ANSWER = struct.Struct("<QII"), struct.Struct("<cQI")
+while header := sys.stdin.buffer.read(QUESTION.size):
+    number, *lengths = QUESTION.unpack(header)
+    template, variables = (json.loads(sys.stdin.buffer.read(length)) for length in lengths)
+    time.sleep(variables.get("slow", 0))
+    text = variables["who"].encode()
+    sys.stdout.buffer.write(ANSWER.pack(b"+", number + OFFSET, len(text)) + text)
+    sys.stdout.buffer.flush()
+"""
+
+
+@pytest.fixture
+def echo(monkeypatch: pytest.MonkeyPatch) -> Iterator[TemplateRenderer]:
+    monkeypatch.setattr(template_renderer, "_START", STAND_IN.replace("OFFSET", "0"))
+    renderer = TemplateRenderer("")
+    yield renderer
+    renderer.close()
+
+
+def interrupt_at(n: int) -> Callable[[FrameType, str, Any], None]:
+    """A profile function that raises KeyboardInterrupt at the nth place where Python looks for signals.
+
+    These are the beginnings of functions, and the ends of calls to C. Only those in template_renderer.py count.
+    """
+    places = itertools.count()
+
+    def profile(frame: FrameType, event: str, arg: Any) -> None:
+        where = frame.f_code.co_filename == template_renderer.__file__ and event in ("call", "c_return")
+        if where and next(places) == n:
+            raise KeyboardInterrupt
+
+    return profile
+
+
+def test_an_interrupt_anywhere_leaves_no_answer_behind(echo: TemplateRenderer) -> None:
+    for n in itertools.count():
+        assert echo.render({"who": "warm"}) == "warm"
+        sys.setprofile(interrupt_at(n))
+        try:
+            finished = echo.render({"who": "Alice"}) == "Alice"
+        except KeyboardInterrupt:
+            finished = False
+        finally:
+            sys.setprofile(None)
+        assert echo.render({"who": "Bob"}) == "Bob"
+        if finished:
+            break
+    assert n > 20
+
+
+@pytest.mark.parametrize("place", ["cancel", "join", "end"])
+def test_a_second_interrupt_leaves_no_answer_behind(
+    echo: TemplateRenderer, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the first is being dealt with."""
+
+    class Interrupted(threading.Timer):
+        def cancel(self) -> None:
+            if place == "cancel":
+                raise KeyboardInterrupt
+            super().cancel()
+
+        def join(self, timeout: float | None = None) -> None:
+            if place == "join":
+                raise KeyboardInterrupt
+            super().join(timeout)
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    assert echo.render({"who": "warm"}) == "warm"
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(threading, "Timer", Interrupted)
+            if place == "end":
+                patch.setattr(template_renderer, "_close_pipes", interrupt)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            echo.render({"who": "Alice", "slow": 0.4})
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    time.sleep(0.4)
+    assert [echo.render({"who": who}) for who in ("Bob", "Carol")] == ["Bob", "Carol"]
+
+
+def test_an_answer_to_another_question_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_renderer, "_START", STAND_IN.replace("OFFSET", "1"))
+    with pytest.raises(CheckpointError, match="ended the process that renders it"):
+        render("", who="Alice")
+
+
 def test_ctrl_c_in_the_terminal_does_not_reach_the_process(hello: TemplateRenderer) -> None:
     hello.render({"name": "a"})
     assert os.getpgid(worker_of(hello)) != os.getpgid(0)
@@ -193,6 +293,20 @@ def test_a_forked_process_has_its_own(hello: TemplateRenderer) -> None:
     assert worker_of(hello) == pid
 
 
+@linux
+def test_a_forked_process_has_not_the_pipes_to_its_parents(hello: TemplateRenderer) -> None:
+    hello.render({"name": "a"})
+    assert hello._worker is not None
+    process = hello._worker._process
+    assert process.stdin is not None and process.stdout is not None
+    numbers = [process.stdin.fileno(), process.stdout.fileno()]
+    child = os.fork()
+    if child == 0:
+        os._exit(sum(os.path.exists(f"/proc/self/fd/{number}") for number in numbers))
+    assert os.waitpid(child, 0)[1] == 0
+    assert hello.render({"name": "b"}) == "hello b"
+
+
 def test_the_process_goes_with_the_renderer() -> None:
     renderer = TemplateRenderer("x")
     renderer.render({})
@@ -202,15 +316,19 @@ def test_the_process_goes_with_the_renderer() -> None:
 
 
 SCRIPT = """
-import os, sys, threading
-from pyllama2.template_renderer import TemplateRenderer
+import os, sys, threading, time
+from pyllama2 import forking, template_renderer
 {before}
-r = TemplateRenderer({template!r})
+r = template_renderer.TemplateRenderer({template!r})
 t = threading.Thread(target=r.render, args=({{}},), daemon=True)
 t.start()
-while r._worker is None: pass
+def pid():
+    while True:
+        for thing in list(forking._renewals):
+            if isinstance(thing, template_renderer._Worker): return thing.pid
+        time.sleep(0.01)
 {after}
-print(r._worker.pid, flush=True)
+print(pid(), flush=True)
 """
 
 
@@ -238,8 +356,20 @@ def test_the_process_ends_with_the_interpreter(template: str, before: str, after
     assert ends_soon(int(output))
 
 
-def test_the_process_ends_when_its_parent_is_killed() -> None:
-    process = start("x", after="t.join(); print(r._worker.pid, flush=True); threading.Event().wait()")
+@pytest.mark.parametrize(
+    ("template", "after"),
+    [
+        ("x", "t.join()"),
+        pytest.param(ENDLESS, "pid(); time.sleep(0.5)", marks=linux),
+        (
+            "x",
+            "t.join()\nif os.fork() == 0: os.close(1); signal.alarm(20); signal.pause()",
+        ),  # a child that has the parent's pipes
+    ],
+    ids=["idle", "during_a_render", "with_a_forked_child"],
+)
+def test_the_process_ends_when_its_parent_is_killed(template: str, after: str) -> None:
+    process = start(template, "import signal", f"{after}\nprint(pid(), flush=True)\nsignal.pause()")
     assert process.stdout is not None
     pid = int(process.stdout.readline())
     assert is_running(pid)

@@ -56,12 +56,6 @@ class TestBoth:
         assert tokenizer.decode([*tokenizer.encode("a"), id]) == "a"
 
     @both
-    def test_split_special(self, tokenizer: Tokenizer) -> None:
-        bos, eos = tokenizer.special_tokens["<s>"], tokenizer.special_tokens["</s>"]
-        assert tokenizer.split_special("<s>a < s></s></s>b") == [bos, "a < s>", eos, eos, "b"]
-        assert tokenizer.split_special("") == []
-
-    @both
     def test_bytes_of_a_character_have_readable_names(self, tokenizer: Tokenizer) -> None:
         assert [tokenizer.piece(id) for id in tokenizer.encode("東")[-3:]] == ["<0xE6>", "<0x9D>", "<0xB1>"]
 
@@ -212,17 +206,6 @@ class TestBpe:
     @given(st.lists(st.integers(0, BPE.vocab_size - 1)))
     def test_decodes_as_the_package(self, ids: list[int]) -> None:
         assert BPE.decode(ids) == self.PACKAGE.decode(ids, skip_special_tokens=True)
-
-    def test_special_tokens_are_found_where_asked_for(self) -> None:
-        text = "<|im_start|>user\nhi<|im_end|>"
-        expected = self.PACKAGE.encode(text, add_special_tokens=False).ids
-        ids = [i for part in BPE.split_special(text) for i in ([part] if isinstance(part, int) else BPE.encode(part))]
-        assert ids == expected
-        assert BPE.encode(text) != expected
-
-    def test_the_longest_name_wins(self) -> None:
-        tokenizer = load_tokenizer(bpe_spec(bpe_json(("<s>", "</s>", "<a>", "<a><a>"))))
-        assert tokenizer.split_special("<a><a><a>") == [3, 2]
 
     def test_a_whole_word_that_is_special_stays_text(self) -> None:
         parts = bpe_json(("<s>", "</s>", "fox"))
