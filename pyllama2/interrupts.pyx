@@ -12,6 +12,7 @@ Compiled, because a handler that raises must not come between two steps below: i
 of threading's and signal's functions, and what it raises there is caught.
 """
 
+import os
 import signal
 import threading
 
@@ -29,9 +30,10 @@ cdef class Interrupts:
     cdef list pending   # numbers of signals that wait, in the order in which they came
     cdef bint open      # whether handlers may run
     cdef bint left      # whether the block has ended
+    cdef object thread  # that is in the block
 
     def __cinit__(self):
-        self.handlers, self.pending = {}, []
+        self.handlers, self.pending, self.thread = {}, [], threading.get_ident()
 
     def __enter__(self):
         try:
@@ -108,3 +110,17 @@ cdef class Window:
 
     def __exit__(self, *raised):
         self.interrupts.open = False
+
+
+def _put_back_in_child():
+    """In a child that another thread forked, nobody leaves the block that the parent's main thread was in."""
+    for number in _SIGNALS:
+        installed = handler = signal.getsignal(number)
+        while isinstance(handler, Interrupts) and (<Interrupts> handler).thread != threading.get_ident():
+            handler = (<Interrupts> handler).handlers[number]
+        if handler is not installed:
+            signal.signal(number, handler)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_put_back_in_child)

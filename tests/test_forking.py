@@ -188,6 +188,25 @@ def test_locks_that_another_thread_holds(llm: Llama) -> None:
         holder.join()
 
 
+def test_signals_of_a_child_that_another_thread_forked(llm: Llama) -> None:
+    """The main thread is generating, and holds signals back; in the child nobody would give them on."""
+    codes: list[int] = []
+
+    def is_default() -> bool:
+        return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def fork() -> None:
+        while signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            time.sleep(0.0001)
+        codes.append(in_child(is_default))
+
+    forker = threading.Thread(target=fork)
+    forker.start()
+    while forker.is_alive():
+        llm.generate(PROMPT, max_tokens=30, ignore_eos=True)
+    assert codes == [0] and is_default()
+
+
 def test_random_texts_differ_unless_seeded(path: Path, llm: Llama) -> None:
     def texts_of(llm: Llama) -> tuple[str, str]:
         """The parent's and a child's."""
