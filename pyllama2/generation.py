@@ -86,7 +86,7 @@ class Text:
         self._sampler = Sampler(params, request.seed)
         self._lookup = PromptLookup(self.ids) if guesses else None
         self._detokenizer = Detokenizer(tokenizer, request.prompt_ids if request.continues else ())
-        self._matcher = StopMatcher(tuple(params.stop))
+        self._matcher = StopMatcher(params.stop_strings)
         self._stop_reason: str | int | None = None
         self._n_generated = 0  # one more than in ids when a token ended the text
         self._seconds = 0.0

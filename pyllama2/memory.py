@@ -45,12 +45,14 @@ def weight_bytes(config: ModelConfig, quantization: Quantization) -> int:
 
 
 def cache_bytes(config: ModelConfig, n_tokens: int, kv_dtype: str) -> int:
-    """Bytes of the keys and values of n_tokens tokens; int8 has a float32 scale for each vector of a head.
+    """Bytes of the keys and values of n_tokens tokens, as the CPU lays them out.
 
-    A cache may take more, where its layout has gaps: Backend.cache_bytes().
+    Values of a head are padded to 16 numbers, and int8 has a float32 scale for each vector of a head. A cache has room
+    for a multiple of 16 tokens: Backend.cache_bytes() is what it takes.
     """
-    vector = config.head_dim * _ITEM_BYTES[kv_dtype] + (4 if kv_dtype == "int8" else 0)
-    return 2 * config.n_layers * config.n_kv_heads * vector * n_tokens
+    from ._cpu.cache import BLOCK, allocated_bytes
+
+    return allocated_bytes(config, 1, BLOCK, kv_dtype) // BLOCK * n_tokens
 
 
 def weight_bytes_per_token(config: ModelConfig, quantization: Quantization) -> int:

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from ._sampling import choose
 from .errors import NumericalError
+from .stop_strings import StopStrings
 
 LogitsProcessor = Callable[[list[int], NDArray[np.float32]], "NDArray[np.float32] | None"]
 
@@ -143,6 +144,11 @@ class SamplingParams:
         """The token ids and the numbers of logit_bias, once for all texts."""
         biases = self.logit_bias or {}
         return np.fromiter(biases, np.int64), np.fromiter(biases.values(), np.float64)
+
+    @cached_property
+    def stop_strings(self) -> StopStrings:
+        """Those of stop, prepared once for all texts."""
+        return StopStrings(self.stop)
 
     @classmethod
     def of(cls, params: SamplingParams | None = None, **sampling: Any) -> SamplingParams:

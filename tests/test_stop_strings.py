@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -93,3 +94,26 @@ def test_flush_finds_a_match_that_waited_for_an_earlier_one() -> None:
 def test_bad_stops_are_refused(stops: object, error: type[Exception]) -> None:
     with pytest.raises(error):
         StopMatcher(stops)  # type: ignore[arg-type]
+
+
+def test_many_stop_strings_cost_what_few_do() -> None:
+    """Counted in calls, while the text is one that none of them is in, but the beginnings of all of them are."""
+
+    def calls(n_stops: int) -> int:
+        matcher = StopMatcher([f"stop {i}" for i in range(n_stops)])
+        n_calls = 0
+
+        def count(frame: object, event: str, what: object) -> None:
+            nonlocal n_calls
+            n_calls += event in ("call", "c_call")
+
+        sys.setprofile(count)
+        try:
+            for _ in range(20):
+                matcher.feed("do not sto")
+                matcher.feed("p it")
+        finally:
+            sys.setprofile(None)
+        return n_calls
+
+    assert calls(5000) < 3 * calls(5)  # the numbers are of more lengths

@@ -12,7 +12,7 @@ from ..backend import KVCache
 from ..config import ModelConfig
 from ..resident import resident_bytes
 
-_BLOCK = 16  # KEY_BLOCK of kernels.h: positions whose keys are interleaved, and what values are padded to
+BLOCK = 16  # KEY_BLOCK of kernels.h: positions whose keys are interleaved, and what values are padded to
 _ALIGNMENT = 64  # bytes
 
 
@@ -20,13 +20,13 @@ def cache_arrays(
     config: ModelConfig, n_rows: int, max_seq_len: int, dtype: str
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
     """dtype and shape of the arrays of a cache, by name."""
-    heads = (config.n_layers, n_rows, config.n_kv_heads, math.ceil(max_seq_len / _BLOCK))
+    heads = (config.n_layers, n_rows, config.n_kv_heads, math.ceil(max_seq_len / BLOCK))
     arrays: dict[str, tuple[str, tuple[int, ...]]] = {
-        "keys": (dtype, (*heads, config.head_dim, _BLOCK)),
-        "values": (dtype, (*heads, _BLOCK, math.ceil(config.head_dim / _BLOCK) * _BLOCK)),
+        "keys": (dtype, (*heads, config.head_dim, BLOCK)),
+        "values": (dtype, (*heads, BLOCK, math.ceil(config.head_dim / BLOCK) * BLOCK)),
     }
     if dtype == "int8":
-        arrays |= dict.fromkeys(("key_scales", "value_scales"), ("float32", (*heads, _BLOCK)))
+        arrays |= dict.fromkeys(("key_scales", "value_scales"), ("float32", (*heads, BLOCK)))
     return arrays
 
 
@@ -82,7 +82,7 @@ class CpuKVCache(KVCache):
             raise ValueError("a row can only be copied from a cache of the same kind")
         origin._check(src_row, length)
         self._check(dst_row, length)
-        full, rest = divmod(length, _BLOCK)
+        full, rest = divmod(length, BLOCK)
         theirs, ours = origin._views(src_row), self._views(dst_row)
         for name in theirs:
             ours[name][:, :, :full] = theirs[name][:, :, :full]
@@ -97,7 +97,7 @@ class CpuKVCache(KVCache):
         self._check(row, length)
         saved = {}
         for name, view in self._views(row).items():
-            blocks = view[:, :, : math.ceil(length / _BLOCK)].copy()
+            blocks = view[:, :, : math.ceil(length / BLOCK)].copy()
             saved[name] = blocks.reshape(*_shape(view, -1))[:, :, :length].copy()
         return saved
 
@@ -112,11 +112,11 @@ class CpuKVCache(KVCache):
                 raise ValueError(f"this cache wants saved {name}")
             if arrays[name].shape != _shape(view, length) or arrays[name].dtype != view.dtype:
                 raise ValueError(f"saved {name} {arrays[name].dtype} {arrays[name].shape} do not fit this cache")
-        full, rest = divmod(length, _BLOCK)
+        full, rest = divmod(length, BLOCK)
         for name, view in views.items():
-            whole = arrays[name][:, :, : full * _BLOCK]
+            whole = arrays[name][:, :, : full * BLOCK]
             view[:, :, :full] = whole.reshape(*view.shape[:2], full, *view.shape[3:])
-            view[:, :, full : full + 1, :rest] = arrays[name][:, :, None, full * _BLOCK :]
+            view[:, :, full : full + 1, :rest] = arrays[name][:, :, None, full * BLOCK :]
 
     def close(self) -> None:
         """Give the memory back."""
