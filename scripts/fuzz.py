@@ -7,8 +7,8 @@
 
 With atheris (pip install -e ".[fuzz]") inputs that reach new lines of Python are kept and damaged further. --plain
 damages the seeds and what was accepted, knows nothing of lines, and is faster by executions. Every target runs in a
-process of its own. A finding is an exception that is not promised, a crash, more than --timeout seconds, or more than
---memory megabytes; its input is written to --findings. The exit code is 1 if there is any.
+process of its own. A finding is an exception that is not promised, a crash, more than --timeout seconds of the
+processor, or more than --memory megabytes; its input is written to --findings. The exit code is 1 if there is any.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fuzz.target import Target
 
 _MAX_INPUT = 1 << 16
+_PATIENCE = 10  # an execution may take so many times its processor time in waiting
 
 
 class Record:
@@ -53,11 +54,16 @@ class Record:
             self._map = mmap.mmap(file.fileno(), 0)
         self.executions = self.accepted = 0
 
-    def begin(self, data: bytes) -> None:
-        """An execution with data begins."""
+    def run(self, target: Target, data: bytes, timeout: int) -> bool:
+        """Run the target on data; whether it accepted them. Raises what is a finding, and ends the process in time."""
         self.executions += 1
         self._HEADER.pack_into(self._map, 0, self.executions, self.accepted, len(data))
         self._map[self._HEADER.size : self._HEADER.size + len(data)] = data
+        signal.setitimer(signal.ITIMER_PROF, timeout)  # of the processor: a busy machine is no finding
+        accepted = target.run(data)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        self.accepted += accepted
+        return accepted
 
     def read(self) -> tuple[int, int, bytes]:
         """Executions, how many of them were accepted, and the last input."""
@@ -112,7 +118,7 @@ def fuzz_in_process(name: str, seconds: float, args: argparse.Namespace) -> Resu
         command += ["--timeout", str(args.timeout), "--memory", str(args.memory), "--seconds", str(seconds)]
         command += ["--runs", str(args.runs)] if args.runs else []
         command += ["--plain"] if args.plain else []
-        command += ["--corpus", str(args.corpus)] if args.corpus else []
+        command += ["--corpus", str(args.corpus.resolve())] if args.corpus else []
         began = time.monotonic()
         with open(f"{folder}/log", "w+b") as log:
             status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL).returncode
@@ -166,27 +172,29 @@ def fuzz_by_coverage(target: Target, record: Record, args: argparse.Namespace) -
     """Hand the target to libFuzzer, which ends the process."""
     import atheris
 
-    def run_once(data: bytes) -> None:
-        record.begin(data)
-        record.accepted += target.run(data)
-
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         random = Random(seed)
         changed = atheris.Mutate(data, len(data)) if random.random() < 0.3 else target.mutate(data, random)
         return bytes(changed[:max_size])
 
-    kept = tempfile.mkdtemp() if args.corpus is None else args.corpus / target.name
-    seeds = Path(tempfile.mkdtemp())
-    os.makedirs(kept, exist_ok=True)
+    folder = args.record.parent
+    kept = (folder if args.corpus is None else args.corpus) / target.name
+    seeds = folder / "seeds"
+    seeds.mkdir()
+    kept.mkdir(parents=True, exist_ok=True)
     for i, seed in enumerate([*target.seeds, *target.regressions.values()]):
         (seeds / str(i)).write_bytes(seed)
     flags = [
-        f"-max_len={_MAX_INPUT}", f"-timeout={args.timeout}", f"-rss_limit_mb={args.memory}", f"-seed={args.seed}",
-        f"-artifact_prefix={tempfile.gettempdir()}/", "-len_control=0", "-print_final_stats=1",
+        f"-max_len={_MAX_INPUT}", f"-timeout={_PATIENCE * args.timeout}", f"-rss_limit_mb={args.memory}",
+        f"-artifact_prefix={folder}/", "-len_control=0", f"-seed={args.seed}",
         f"-runs={args.runs}" if args.runs else f"-max_total_time={max(1, round(args.seconds))}",
     ]  # fmt: skip
     atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)  # libFuzzer's clock would end the process while it ends
-    atheris.Setup([sys.argv[0], *flags, str(kept), str(seeds)], run_once, custom_mutator=mutate)
+    atheris.Setup(
+        [sys.argv[0], *flags, str(kept), str(seeds)],
+        lambda data: record.run(target, data, args.timeout),
+        custom_mutator=mutate,
+    )
     atheris.Fuzz()
 
 
@@ -198,17 +206,13 @@ def fuzz_plainly(target: Target, record: Record, args: argparse.Namespace) -> in
     deadline = None if args.runs else time.monotonic() + args.seconds
     while record.executions < args.runs if deadline is None else time.monotonic() < deadline:
         data = target.mutate(random.choice(pool), random)[:_MAX_INPUT]
-        record.begin(data)
-        signal.alarm(args.timeout)  # ends the process, whatever it is doing
+        signal.alarm(_PATIENCE * args.timeout)
         try:
-            accepted = target.run(data)
+            accepted = record.run(target, data, args.timeout)
         except Exception:
             traceback.print_exc()
             return 1
-        finally:
-            signal.alarm(0)
         if accepted:
-            record.accepted += 1
             if len(pool) < n_first + 200:
                 pool.append(data)
             elif random.random() < 0.1:
