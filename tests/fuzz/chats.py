@@ -13,7 +13,7 @@ from tiny_tokenizers import tiny_tokenizer
 from pyllama2 import Llama
 from pyllama2.chat_format import ChatFormat, make_chat_format
 from pyllama2.conversation import read_messages
-from pyllama2.errors import CheckpointError
+from pyllama2.errors import CheckpointError, NumericalError
 
 from .mutation import mutate_json, mutate_safetensors
 from .target import Target, file_of
@@ -101,5 +101,5 @@ CHATS = (
     Target("template", _use_template, (CheckpointError, ValueError), lambda: [CHATML.encode()]),
     Target("messages", _use_messages, (ValueError, TypeError), lambda: _dumped(_PLAIN, _CHAT), mutate_json),
     Target("conversation", _use_conversation, (ValueError,), lambda: _dumped(_TURNS, []), mutate_json),
-    Target("state", _use_state, (CheckpointError,), _states, mutate_safetensors),
+    Target("state", _use_state, (CheckpointError, NumericalError), _states, mutate_safetensors),
 )

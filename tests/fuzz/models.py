@@ -26,7 +26,7 @@ from pyllama2.config import ModelConfig, RopeScaling
 from pyllama2.errors import CheckpointError
 from pyllama2.tokenizer import TokenizerSpec
 
-from .mutation import mutate_json, mutate_safetensors
+from .mutation import mutate_head, mutate_json, mutate_safetensors
 from .target import Folder, Target, file_of
 from .tokenizers import TINY_BPE, use_tokenizer
 
@@ -142,13 +142,13 @@ def _torch_files() -> list[bytes]:
 
 
 def _pickles() -> list[bytes]:
-    """What torch files hold besides numbers: of two tensors, and of a model."""
+    """What a torch file of two tensors holds besides their numbers."""
     import torch
 
-    small = io.BytesIO()
-    torch.save({"a": torch.ones(2, 3), "b": torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))}, small)
-    archives = [zipfile.ZipFile(file) for file in (small, io.BytesIO(_torch_files()[0]))]
-    return [archive.read(name) for archive in archives for name in archive.namelist() if name.endswith(".pkl")]
+    file = io.BytesIO()
+    torch.save({"a": torch.ones(2, 3), "b": torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))}, file)
+    archive = zipfile.ZipFile(file)
+    return [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
 
 
 def _params_json() -> bytes:
@@ -189,7 +189,7 @@ _TOKENIZER_CONFIG = {
 _REFUSES = (CheckpointError,)
 
 MODELS = (
-    Target("gguf", _use_file, _REFUSES, _gguf_files),
+    Target("gguf", _use_file, _REFUSES, _gguf_files, mutate_head),
     Target("own_file", _use_file, _REFUSES, _own_files, mutate_safetensors),
     Target("llama2c", _use_file, _REFUSES, _llama2c_files),
     Target(

@@ -31,6 +31,11 @@ def mutate_bytes(data: bytes, random: Random) -> bytes:
     return bytes(changed)
 
 
+def mutate_head(data: bytes, random: Random) -> bytes:
+    """data with damages in its first 2 KB, where the tiny files of a format with its header in front have it."""
+    return mutate_bytes(data[:2048], random) + data[2048:] if random.random() < 0.9 else mutate_bytes(data, random)
+
+
 def _flip(data: bytearray, random: Random) -> None:
     if data:
         data[random.randrange(len(data))] ^= 1 << random.randrange(8)
@@ -104,9 +109,9 @@ def mutate_json(data: bytes, random: Random) -> bytes:
 
 
 def mutate_safetensors(data: bytes, random: Random) -> bytes:
-    """A safetensors file with changes in its header, whose length is right again; sometimes any bytes change."""
+    """A safetensors file with changes in its header, whose length is right again; as often any bytes change."""
     end = 8 + int.from_bytes(data[:8], "little")
-    if random.random() < 0.2 or end > len(data):
+    if random.random() < 0.5 or end > len(data):
         return mutate_bytes(data, random)
     header = mutate_json(data[8:end].rstrip(), random)
     header += b" " * (-(8 + len(header)) % 64)
