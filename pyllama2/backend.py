@@ -26,6 +26,7 @@ from .errors import BackendUnavailableError
 from .modelfile import ModelFile
 from .profile import Profile
 from .sampling import Choice
+from .shown import shown_value
 
 # Adding a backend adds one line: device -> "module:class". "auto" takes the first usable one.
 _REGISTRY = {
@@ -200,7 +201,7 @@ def select(
     Raises ValueError for an unknown device and BackendUnavailableError for one that cannot be used.
     """
     if device != "auto" and device not in _REGISTRY:
-        raise ValueError(f"device must be auto, {' or '.join(sorted(_REGISTRY))}, not {device!r}")
+        raise ValueError(f"device must be auto, {' or '.join(sorted(_REGISTRY))}, not {shown_value(device)}")
     reasons: list[str] = []
     for name in _REGISTRY if device == "auto" else [device]:
         module, _, class_name = _REGISTRY[name].partition(":")

@@ -203,7 +203,10 @@ class _Chat:
         room = quarter if self.params.max_tokens is None else min(quarter, self.params.max_tokens)
 
         def count(messages: Messages) -> int:
-            return len(self.llm.chat_tokens(messages, template=self.args.template))
+            try:
+                return len(self.llm.chat_tokens(messages, template=self.args.template))
+            except ContextLengthError:  # far too long
+                return sys.maxsize
 
         kept = without_oldest_turns(asked, count, self.llm.n_ctx - room)
         if len(kept) < len(asked):

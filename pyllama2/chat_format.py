@@ -11,6 +11,7 @@ from .chat_base import ChatFormat, Message
 from .chat_templates import TEMPLATES
 from .jinja_chat import JinjaChat
 from .llama2_chat import Llama2Chat
+from .shown import shown_value
 from .tokenizer import Tokenizer
 
 __all__ = ["CHAT_FORMATS", "ChatFormat", "Message", "make_chat_format"]
@@ -26,7 +27,7 @@ def make_chat_format(tokenizer: Tokenizer, template: str | None, name: str | Non
     Raises ValueError for an unknown name.
     """
     if name is not None and name not in CHAT_FORMATS:
-        raise ValueError(f"unknown chat format {name!r}; there are {_choices()}")
+        raise ValueError(f"unknown chat format {shown_value(name)}; there are {_choices()}")
     if name is None and template is not None:
         return JinjaChat(tokenizer, template, "template")
     if name == "llama2" or (name is None and _has_llama2_vocabulary(tokenizer)):

@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import arguments
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import CheckpointError
 from .interrupts import Interrupts
 from .modelfile import ModelFile, ModelWriter
 from .shown import shown, shown_value
-from .weights import Quantization, Weight, all_finite
+from .weights import GROUP_SIZES, Quantization, Weight, all_finite
 
 FilePath = str | os.PathLike[str]
 Progress = Callable[[int, int, str], None]  # weights done, weights in all, name of the tensor just done
@@ -50,15 +51,22 @@ def export(
     called as progress(weights done, weights in all, name of the tensor just done).
 
     Raises CheckpointError for a checkpoint that cannot be read, for numbers that are not finite or do not
-    fit into dtype, and when out cannot be written; ValueError for wrong arguments, among them an
+    fit into dtype, and when out cannot be written; TypeError and ValueError for wrong arguments, among them an
     out that is a file of the checkpoint. Whatever happens, out is either complete or untouched. A file that is
     there is replaced by renaming, and goes on to serve a Llama that uses it.
     """
-    if dtype not in ("float32", "float16"):
-        raise ValueError(f"dtype must be float32 or float16, not {dtype!r}")
-    opened = open_checkpoint(checkpoint, tokenizer=tokenizer, max_seq_len=max_seq_len, norm_eps=norm_eps)
+    if arguments.string("dtype", dtype) not in ("float32", "float16"):
+        raise ValueError(f"dtype must be float32 or float16, not {shown_value(dtype)}")
+    target = arguments.path("out", out)
+    arguments.function("progress", progress)
+    opened = open_checkpoint(
+        arguments.path("checkpoint", checkpoint),
+        tokenizer=None if tokenizer is None else arguments.path("tokenizer", tokenizer),
+        max_seq_len=None if max_seq_len is None else arguments.integer("max_seq_len", max_seq_len, 1, 1 << 31),
+        norm_eps=None if norm_eps is None else arguments.real("norm_eps", norm_eps),
+    )
     with closing(opened) as source:
-        _write(source, out, Quantization.of(dtype), progress)
+        _write(source, target, Quantization.of(dtype), progress)
 
 
 def quantize(
@@ -76,11 +84,16 @@ def quantize(
     the output matrix, q8 unless given. A quantized source is read as the numbers it stands for, so
     that a q8 file can become q4. progress, errors and guarantees are those of export().
     """
-    if type not in ("q8", "q4"):
-        raise ValueError(f"type must be q8 or q4, not {type!r}")
-    quantization = Quantization.of(type, group_size, output_type)
-    with closing(open_checkpoint(source)) as opened:
-        _write(opened, out, quantization, progress)
+    for name, value in (("type", type), ("output_type", "q8" if output_type is None else output_type)):
+        if arguments.string(name, value) not in ("q8", "q4"):
+            raise ValueError(f"{name} must be q8 or q4, not {shown_value(value)}")
+    if arguments.integer("group_size", group_size) not in GROUP_SIZES:
+        raise ValueError(f"group_size must be 32, 64 or 128 for the type {type}, not {shown_value(group_size)}")
+    target = arguments.path("out", out)
+    arguments.function("progress", progress)
+    quantization = Quantization.of(type, int(group_size), output_type)
+    with closing(open_checkpoint(arguments.path("source", source))) as opened:
+        _write(opened, target, quantization, progress)
 
 
 def convert_in_memory(
@@ -99,8 +112,8 @@ def convert_in_memory(
     return model
 
 
-def _write(source: Checkpoint, out: FilePath, quantization: Quantization, progress: Progress | None) -> None:
-    _check_target(os.fspath(out), source.files)
+def _write(source: Checkpoint, out: str, quantization: Quantization, progress: Progress | None) -> None:
+    _check_target(out, source.files)
     model = _without_weights(source, quantization)
     with Interrupts() as interrupts, ModelWriter(out, model, interrupts) as writer, interrupts.allowed():
         for weight in _convert(source, quantization, progress):

@@ -14,7 +14,6 @@ Used by perplexity.py, the command line.
 from __future__ import annotations
 
 import math
-import numbers
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .arguments import function, integer, path, string
 from .convert import Progress
 from .llama import Llama
 from .sampling import log_normalizer, log_probabilities_of
@@ -76,17 +76,20 @@ def perplexity(
     progress        called as progress(tokens done, tokens in all, "")
 
     The first window scores all of its tokens but the text's first; a later one its last stride tokens, with the
-    rest as context. Memory beside the models: that of score() for each. Raises ValueError for wrong arguments,
-    different vocabularies, and a text of fewer than two tokens; else what Llama() and Llama.logits() raise.
+    rest as context. Memory beside the models: that of score() for each. Raises TypeError and ValueError for wrong
+    arguments, different vocabularies, and a text of fewer than two tokens; else what Llama() and Llama.logits() raise.
     """
-    if not isinstance(text, str):
-        raise TypeError(f"the text must be a string, not {type(text).__name__}")
+    string("text", text)
+    function("progress", progress)
+    window, stride = (
+        None if number is None else integer(name, number) for name, number in (("window", window), ("stride", stride))
+    )
     with ExitStack() as stack:
-        llm = _opened(model, window, stack)
-        other = None if against is None else _opened(against, window, stack)
+        llm = _opened("model", model, window, stack)
+        other = None if against is None else _opened("against", against, window, stack)
         n_ctx = llm.n_ctx if other is None else min(llm.n_ctx, other.n_ctx)
-        window = min(n_ctx, _DEFAULT_WINDOW) if window is None else _between("window", window, 2, n_ctx)
-        stride = max(1, window // 2) if stride is None else _between("stride", stride, 1, window - 1)
+        window = min(n_ctx, _DEFAULT_WINDOW) if window is None else integer("window", window, 2, n_ctx)
+        stride = max(1, window // 2) if stride is None else integer("stride", stride, 1, window - 1)
         if other is not None:
             _check_same_vocabulary(llm, other)
         ids, bos = llm.tokenize(text, bos=False), llm.tokenize("")
@@ -182,9 +185,11 @@ def _divergence(exact: NDArray[np.float32], found: NDArray[np.float32]) -> float
     return total
 
 
-def _opened(model: Model, window: int | None, stack: ExitStack) -> Llama:
+def _opened(name: str, model: Model, window: int | None, stack: ExitStack) -> Llama:
     """model itself, or the Llama of a path, which ends with stack."""
-    return model if isinstance(model, Llama) else stack.enter_context(Llama(model, n_ctx=window))
+    if isinstance(model, Llama):
+        return model
+    return stack.enter_context(Llama(model if model is None else path(name, model), n_ctx=window))
 
 
 def _check_same_vocabulary(llm: Llama, other: Llama) -> None:
@@ -200,9 +205,3 @@ def _check_same_vocabulary(llm: Llama, other: Llama) -> None:
             )
     if llm.tokenize("") != other.tokenize(""):
         raise ValueError("the models have different vocabularies: their texts begin with different tokens")
-
-
-def _between(name: str, value: int, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= value <= high:
-        raise ValueError(f"{name} must be between {low} and {high}, not {value!r}")
-    return int(value)

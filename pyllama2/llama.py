@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -22,6 +22,7 @@ from typing import Any, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from . import arguments
 from .backend import Backend, KVCache, select
 from .chat_format import ChatFormat, Message, make_chat_format
 from .completion import Chunk, Completion
@@ -37,7 +38,7 @@ from .model_path import find_model
 from .new_file import NewFile
 from .prefix_cache import PrefixCache
 from .profile import Profile, StepTime
-from .prompt import Prompt, check_token_ids, checked_ids, is_list_of_prompts
+from .prompt import Prompt, check_chat_length, check_length, check_token_ids, checked_ids, is_list_of_prompts
 from .sampling import SamplingParams, check_seed
 from .scheduler import Scheduler
 from .scoring import Piece, logit_pieces, logits_of, piece_tokens, scores_of
@@ -80,7 +81,7 @@ class Llama:
     the CPU in CheckpointError, until it is loaded again.
 
     Raises CheckpointError for bad files, Pyllama2Error when memory does not suffice, BackendUnavailableError for
-    a device that cannot be used, ValueError for wrong arguments.
+    a device that cannot be used, TypeError and ValueError for wrong arguments.
     """
 
     def __init__(
@@ -99,8 +100,20 @@ class Llama:
         verbose: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        if context not in ("stop", "roll"):
-            raise ValueError(f"context must be stop or roll, not {context!r}")
+        if arguments.string("context", context) not in ("stop", "roll"):
+            raise ValueError(f"context must be stop or roll, not {shown_value(context)}")
+        arguments.string("device", device)
+        for name, text in (("quant", quant), ("kv_dtype", kv_dtype)):
+            if text is not None:
+                arguments.string(name, text)
+        n_ctx, n_threads = (
+            None if number is None else arguments.integer(name, number)
+            for name, number in (("n_ctx", n_ctx), ("n_threads", n_threads))
+        )
+        model = None if model is None else arguments.path("model", model)
+        tokenizer = None if tokenizer is None else arguments.path("tokenizer", tokenizer)
+        arguments.boolean("verbose", verbose)
+        arguments.function("progress", progress)
         self._seeded = seed is not None
         self._random = random.Random(None if seed is None else check_seed(seed))
         device = os.environ.get("PYLLAMA2_DEVICE") or device if device == "auto" else device
@@ -121,8 +134,10 @@ class Llama:
         else:
             log.info("%s", one_line(why))
         self._rolls = context == "roll"
-        self._guesses = bool(prompt_lookup)
+        self._guesses = arguments.boolean("prompt_lookup", prompt_lookup)
         self.n_ctx = self.config.max_seq_len if n_ctx is None else n_ctx
+        embedding = self._model.weights["tok_embeddings.weight"].nbytes
+        self._bytes_per_token = self._model.nbytes - (0 if self.config.tied_embeddings else embedding)
         spec = self._model.tokenizer
         self._tokenizer = None if spec is None else load_tokenizer(spec, self.config.vocab_size)
         self._chat_formats: dict[str | None, ChatFormat] = {}
@@ -148,6 +163,7 @@ class Llama:
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises ValueError when it has none."""
+        self._open()
         if self._tokenizer is None:
             raise ValueError("the model has no tokenizer; give the path of one (tokenizer=...)")
         return self._tokenizer
@@ -248,18 +264,21 @@ class Llama:
     def tokenize(self, text: str, *, bos: bool = True) -> list[int]:
         """Token ids of a text, after BOS if bos and the model begins with one. No special token comes from text."""
         ids = self.tokenizer.encode(text)
-        return self._bos() + ids if bos else ids
+        return self._bos() + ids if arguments.boolean("bos", bos) else ids
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of token ids. Raises ValueError for ids outside the vocabulary."""
-        return self.tokenizer.decode(ids)
+        return self.tokenizer.decode(checked_ids("ids", ids, self.config.vocab_size))
 
     def chat_tokens(
         self, messages: Sequence[Message], *, template: str | None = None, allow_markers: bool = False
     ) -> list[int]:
         """The token ids that chat() feeds the model."""
+        arguments.boolean("allow_markers", allow_markers)
         with self._chat_lock:
-            return self._chat_format(template).encode(messages, allow_markers=allow_markers)
+            chat_format = self._chat_format(template)
+            check_chat_length(messages, self.n_ctx)
+            return chat_format.encode(messages, allow_markers=allow_markers)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Raw logits (len(tokens), vocab_size) float32 after each token.
@@ -267,18 +286,20 @@ class Llama:
         Raises ContextLengthError for more tokens than n_ctx, Pyllama2Error when memory does not suffice, NumericalError
         for NaN, ValueError for unknown tokens.
         """
-        ids = self._checked_ids(tokens)
-        beside = check_logits_fit(self._open(), len(ids))
-        with closing(self._new_cache(1, max(1, len(ids)), beside)) as cache:
-            return logits_of(self._open(), cache, ids)
+        ids = self._checked_ids(tokens, "tokens")
+        with self._until_closed():
+            beside = check_logits_fit(self._open(), len(ids))
+            with closing(self._new_cache(1, max(1, len(ids)), beside)) as cache:
+                return logits_of(self._open(), cache, ids)
 
     def score(self, text_or_tokens: Prompt) -> NDArray[np.float32]:
         """Natural log-probabilities of each token after the first, (len(tokens) - 1,) float32.
 
         A text is tokenized as a prompt is. Logits are computed in pieces of 64 MiB. Raises what logits() does.
         """
-        ids = self._prompt_ids(text_or_tokens)
-        return scores_of(self._logit_pieces(ids[:-1]), ids)
+        ids = self._prompt_ids(text_or_tokens, "text_or_tokens")
+        with self._until_closed():
+            return scores_of(self._logit_pieces(ids[:-1]), ids)
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write the sequences in the cache to a file: what generate() and chat() read and said last, keys and values.
@@ -286,11 +307,12 @@ class Llama:
         A safetensors file under a temporary name that becomes path at the end. Raises CheckpointError when it
         cannot be written.
         """
+        target = arguments.path("path", path)
         layout = SequenceLayout(self._open(), self._model)
         with (
             Interrupts() as interrupts,
             self._scheduler.rows(interrupts) as rows,
-            NewFile(path, interrupts) as file,
+            NewFile(target, interrupts) as file,
             interrupts.allowed(),
         ):
             save_sequences(file, rows, layout)
@@ -302,9 +324,10 @@ class Llama:
         Raises CheckpointError for a bad file and one of another model, quantization or kv_dtype; nothing is
         added then. Pyllama2Error when memory does not suffice.
         """
+        source = arguments.path("path", path)
         layout = SequenceLayout(self._open(), self._model)
         with (
-            closing(StateFile(os.fspath(path), layout, self.n_ctx)) as file,
+            closing(StateFile(source, layout, self.n_ctx)) as file,
             Interrupts() as interrupts,
             self._scheduler.rows(interrupts) as rows,
         ):
@@ -319,7 +342,6 @@ class Llama:
         """
         facts = self._open().describe()
         quantization = self._model.quantization
-        embedding = self._model.weights["tok_embeddings.weight"].nbytes
         return {
             "source": self._model.source,
             "config": self.config,
@@ -328,14 +350,17 @@ class Llama:
             "quantization": quantization.type,
             "output_type": quantization.output_type,
             "group_size": quantization.group_size,
-            "bytes_per_token": self._model.nbytes - (0 if self.config.tied_embeddings else embedding),
+            "bytes_per_token": self._bytes_per_token,
             **facts,
             "cache_bytes": self._scheduler.cache_bytes,
         }
 
     def profile(self) -> Profile:
         """Where the time went so far, by step of the forward pass; str() of it is a table."""
-        profile = self._open().profile()
+        return self._profile(self._open())
+
+    def _profile(self, backend: Backend) -> Profile:
+        profile = backend.profile()
         if not profile.steps:
             return profile
         sampling = StepTime("sampling, text", self._scheduler.sampling_s[0], self._scheduler.sampling_s[1])
@@ -346,16 +371,17 @@ class Llama:
 
         With PYLLAMA2_PROFILE=1 in the environment it prints profile() on stderr.
         """
-        if self._backend is not None:
+        backend, self._backend = self._backend, None  # at once: others may be closing it, too
+        if backend is not None:
             if os.environ.get("PYLLAMA2_PROFILE", "0") not in ("", "0"):
-                print(self.profile(), file=sys.stderr)
+                print(self._profile(backend), file=sys.stderr)
             self._scheduler.close()
-            self._backend.close()
-            self._backend = None
+            backend.close()
             self._model.weights.clear()
-        for chat_format in self._chat_formats.values():
-            chat_format.close()
-        self._chat_formats.clear()
+        with self._chat_lock:
+            for chat_format in self._chat_formats.values():
+                chat_format.close()
+            self._chat_formats.clear()
 
     def __enter__(self) -> Llama:
         return self
@@ -374,13 +400,22 @@ class Llama:
             raise ValueError("this Llama is closed")
         return self._backend
 
+    @contextmanager
+    def _until_closed(self) -> Iterator[None]:
+        """Where another thread may close it meanwhile, whatever comes of that says so."""
+        try:
+            yield
+        except ValueError:
+            self._open()
+            raise
+
     def _bos(self) -> list[int]:
         return [self.tokenizer.bos_id] if self.tokenizer.add_bos and self.tokenizer.bos_id is not None else []
 
-    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+    def _prompt_ids(self, prompt: Prompt, name: str = "prompt") -> list[int]:
         """Checked token ids of a prompt: BOS and the text's, or the ids that were given. There is at least one."""
         if not isinstance(prompt, str):
-            ids = self._checked_ids(prompt)
+            ids = self._checked_ids(prompt, name)
             if not ids:
                 raise ValueError("a prompt of token ids must not be empty")
             return ids
@@ -397,10 +432,12 @@ class Llama:
             if bos_id is None:
                 raise ValueError("the prompt is empty, and this model has no BOS token to start from")
             ids = [bos_id]
-        return self._checked_ids(ids)
+        return self._checked_ids(ids, name)
 
-    def _checked_ids(self, tokens: Sequence[int]) -> list[int]:
-        return checked_ids(tokens, self.config.vocab_size, self.n_ctx)
+    def _checked_ids(self, tokens: Sequence[int], name: str) -> list[int]:
+        ids = checked_ids(name, tokens, self.config.vocab_size)
+        check_length(ids, self.n_ctx)
+        return ids
 
     def _params(self, params: SamplingParams | None, sampling: dict[str, Any]) -> SamplingParams:
         """Checked for this model, which must be open."""
@@ -419,7 +456,7 @@ class Llama:
     def _chat_request(
         self, messages: Sequence[Message], params: SamplingParams, template: str | None, allow_markers: bool
     ) -> Request:
-        ids = self._checked_ids(self.chat_tokens(messages, template=template, allow_markers=allow_markers))
+        ids = self._checked_ids(self.chat_tokens(messages, template=template, allow_markers=allow_markers), "messages")
         stop_ids = self._stop_ids(params, self._chat_format(template).stop_ids)
         echo = self.detokenize(ids) if params.echo else ""
         return Request(ids, params, self._seed(params), stop_ids, echo, continues=False)
@@ -432,6 +469,9 @@ class Llama:
         return self._random.getrandbits(64) if params.seed is None else params.seed
 
     def _chat_format(self, name: str | None) -> ChatFormat:
+        self._open()
+        if name is not None:
+            arguments.string("template", name)
         if name not in self._chat_formats:
             self._chat_formats[name] = make_chat_format(self.tokenizer, self._model.chat_template, name)
         return self._chat_formats[name]

@@ -15,7 +15,7 @@ from .checkpoint.native import NativeCheckpoint
 from .convert import Progress, convert_in_memory
 from .memory import check_model_fits
 from .modelfile import ModelFile
-from .shown import shown
+from .shown import shown, shown_value
 from .weights import Quantization, WeightType
 
 log = logging.getLogger("pyllama2")
@@ -41,14 +41,15 @@ def load_model(
     Raises CheckpointError for bad files, Pyllama2Error when memory does not suffice, ValueError for wrong arguments.
     """
     if quant is not None and quant not in get_args(WeightType):
-        raise ValueError(f"quant must be {', '.join(get_args(WeightType))} or None, not {quant!r}")
+        raise ValueError(f"quant must be {', '.join(get_args(WeightType))} or None, not {shown_value(quant)}")
     if kv_dtype is not None and kv_dtype not in KV_DTYPES:
-        raise ValueError(f"kv_dtype must be {', '.join(KV_DTYPES)} or None, not {kv_dtype!r}")
+        raise ValueError(f"kv_dtype must be {', '.join(KV_DTYPES)} or None, not {shown_value(kv_dtype)}")
     with closing(open_checkpoint(path, tokenizer=tokenizer)) as checkpoint:
         config = checkpoint.config
-        if n_ctx is not None and not (type(n_ctx) is int and 1 <= n_ctx <= config.max_seq_len):
+        if n_ctx is not None and not 1 <= n_ctx <= config.max_seq_len:
             raise ValueError(
-                f"n_ctx must be between 1 and {config.max_seq_len}, which the model was made for, not {n_ctx!r}"
+                f"n_ctx must be between 1 and {config.max_seq_len}, which the model was made for, "
+                f"not {shown_value(n_ctx)}"
             )
         model = _usable_in_place(checkpoint, path, quant)
         quantization = Quantization.of(quant or "float32") if model is None else model.quantization

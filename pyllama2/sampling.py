@@ -20,7 +20,6 @@ The loops over the vocabulary are compiled: _sampling/choose.pyx. Used by genera
 from __future__ import annotations
 
 import math
-import numbers
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +33,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._sampling import choose
+from .arguments import boolean, function, integer, real, refuse, sequence, string
 from .errors import NumericalError
+from .shown import shown_value
 from .stop_strings import StopStrings
 
 LogitsProcessor = Callable[[list[int], NDArray[np.float32]], "NDArray[np.float32] | None"]
@@ -79,7 +80,7 @@ class SamplingParams:
     logits_processors   f(token_ids, logits) -> logits, or None after changing them in place. They run in the
                         thread that asks for the text, and may use the same model, or wait for others that do
 
-    Raises ValueError that names the parameter, and TypeError for a name that is none of these.
+    Raises TypeError and ValueError that name the parameter, and TypeError for a name that is none of these.
     """
 
     temperature: float = 0.6
@@ -105,37 +106,36 @@ class SamplingParams:
         known = [field.name for field in fields(cls)]
         for name in sampling:
             if name not in known:
-                raise TypeError(f"unknown sampling parameter {name!r}{_suggestion(name, known)}")
+                raise TypeError(f"unknown sampling parameter {shown_value(name)}{_suggestion(name, known)}")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
-            "temperature": _real("temperature", self.temperature, 0),
-            "top_p": _real("top_p", self.top_p, 0, 1),
-            "top_k": _integer("top_k", self.top_k),
-            "min_p": _real("min_p", self.min_p, 0, 1),
-            "repetition_penalty": _real("repetition_penalty", self.repetition_penalty, 0),
-            "repetition_window": _integer("repetition_window", self.repetition_window),
-            "presence_penalty": _real("presence_penalty", self.presence_penalty),
-            "frequency_penalty": _real("frequency_penalty", self.frequency_penalty),
-            "max_tokens": None if self.max_tokens is None else _integer("max_tokens", self.max_tokens),
+            "temperature": real("temperature", self.temperature, 0),
+            "top_p": real("top_p", self.top_p, 0, 1),
+            "top_k": _count("top_k", self.top_k),
+            "min_p": real("min_p", self.min_p, 0, 1),
+            "repetition_penalty": real("repetition_penalty", self.repetition_penalty, 0),
+            "repetition_window": _count("repetition_window", self.repetition_window),
+            "presence_penalty": real("presence_penalty", self.presence_penalty),
+            "frequency_penalty": real("frequency_penalty", self.frequency_penalty),
+            "max_tokens": None if self.max_tokens is None else _count("max_tokens", self.max_tokens),
             "stop": _stop_strings(self.stop),
             "stop_token_ids": tuple(
-                _integer("stop_token_ids", id) for id in _sequence("stop_token_ids", self.stop_token_ids)
+                _count("stop_token_ids", id) for id in _items("stop_token_ids", self.stop_token_ids)
             ),
-            "logprobs": None if self.logprobs is None else _integer("logprobs", self.logprobs),
+            "logprobs": None if self.logprobs is None else _count("logprobs", self.logprobs),
             "seed": None if self.seed is None else check_seed(self.seed),
             "logit_bias": None if self.logit_bias is None else _biases(self.logit_bias),
-            "logits_processors": _sequence("logits_processors", self.logits_processors),
+            "ignore_eos": boolean("ignore_eos", self.ignore_eos),
+            "echo": boolean("echo", self.echo),
+            "logits_processors": _items("logits_processors", self.logits_processors),
         }
         for name in ("top_p", "repetition_penalty"):
             if checked[name] == 0:
                 raise ValueError(f"{name} must be greater than 0")
-        for name in ("ignore_eos", "echo"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
-        if not all(map(callable, checked["logits_processors"])):
-            raise ValueError("logits_processors must be functions")
+        for process in checked["logits_processors"]:
+            function("logits_processors", process)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
@@ -156,7 +156,7 @@ class SamplingParams:
         if params is None:
             return cls(**sampling)
         if not isinstance(params, SamplingParams):
-            raise TypeError(f"params must be SamplingParams, not {type(params).__name__}")
+            refuse("params", "SamplingParams", params)
         return replace(params, **sampling) if sampling else params
 
 
@@ -286,10 +286,8 @@ def largest(logits: NDArray[np.float32], n: int) -> NDArray[np.int64]:
 
 
 def check_seed(seed: Any) -> int:
-    """seed as an int. Raises ValueError unless it is an integer in [0, 2**64)."""
-    if _integer("seed", seed) >= SEED_LIMIT:
-        raise ValueError(f"seed must be below 2**64, not {seed}")
-    return int(seed)
+    """seed as an int. Raises TypeError unless it is an integer, and ValueError unless it is in [0, 2**64)."""
+    return integer("seed", seed, 0, SEED_LIMIT - 1)
 
 
 def _not_finite(n_tokens: int) -> NumericalError:
@@ -308,50 +306,28 @@ def _suggestion(name: str, known: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
 
 
-def _real(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ValueError(f"{name} must be a number, not {value!r}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number) or not low <= number <= high:
-        if low == -math.inf:
-            bounds = "finite"
-        else:
-            bounds = f"at least {low:g} and finite" if high == math.inf else f"between {low:g} and {high:g}"
-        raise ValueError(f"{name} must be {bounds}, not {number}")
-    return number
+def _count(name: str, value: Any) -> int:
+    return integer(name, value, 0)
 
 
-def _integer(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ValueError(f"{name} must be an integer, not {value!r}")
-    if value < 0:
-        raise ValueError(f"{name} must be at least 0, not {value}")
-    return int(value)
-
-
-def _sequence(name: str, value: Any) -> tuple[Any, ...]:
-    if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, set, frozenset, np.ndarray)):
-        raise ValueError(f"{name} must be a sequence, not {value!r}")
-    return tuple(value)
+def _items(name: str, value: Any) -> tuple[Any, ...]:
+    return tuple(value if isinstance(value, (set, frozenset)) else sequence(name, value))
 
 
 def _stop_strings(value: Any) -> tuple[str, ...]:
-    stops: tuple[Any, ...] = (value,) if isinstance(value, str) else _sequence("stop", value)
+    stops: tuple[Any, ...] = (value,) if isinstance(value, str) else _items("stop", value)
     for stop in stops:
-        if not isinstance(stop, str) or not stop:
-            raise ValueError(f"stop must be strings of at least one character, not {stop!r}")
+        if not string("stop", stop):
+            raise ValueError("stop must be strings of at least one character, not ''")
     return stops
 
 
 def _biases(value: Any) -> dict[int, float]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"logit_bias must map token ids to numbers, not {value!r}")
+        refuse("logit_bias", "a mapping of token ids to numbers", value)
     biases = {}
     for id, bias in value.items():
-        biases[_integer("a token id in logit_bias", id)] = (
-            -math.inf if bias == -math.inf else _real(f"the logit_bias of token {id}", bias)
-        )
+        name = f"logit_bias of token {shown_value(id)}"
+        forbids = isinstance(bias, (float, np.floating)) and bias == -math.inf
+        biases[_count("a token id in logit_bias", id)] = -math.inf if forbids else real(name, bias)
     return biases

@@ -162,6 +162,13 @@ class TestContext:
         assert (code, out) == (1, answers(chat_model, self.LONG.strip(), "Who?") + answers(chat_model, "Who?"))
         assert err.count("\n") == 1 and "do not fit in a context of 200" in err and "--drop-oldest" in err
 
+    def test_a_line_of_five_megabytes(self, chat_model: Path) -> None:
+        """More than any template may write: it is too long, the template is not at fault, and the chat goes on."""
+        for flags in ((), ("--drop-oldest",)):
+            code, out, err = talk(chat_model, "a" * 5_000_000, "Who?", flags=flags)
+            assert (code, out) == (1, answers(chat_model, "Who?"))
+            assert "messages of 5000000 characters do not fit in a context of 200 tokens" in err and len(err) < 1000
+
     def test_drop_oldest(self, chat_model: Path, tmp_path: Path) -> None:
         lines = [self.LONG, "Who?", self.LONG, self.LONG, f"/save {tmp_path}/chat.json"]
         code, out, err = talk(chat_model, *lines, flags=("--drop-oldest", "-s", "s"))

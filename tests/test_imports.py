@@ -17,7 +17,8 @@ PACKAGE = ROOT / "pyllama2"
 # A module may import its own layer and those below; a package's name stands for all of its modules.
 LAYERS = [
     {
-        "errors", "shown", "config", "sampling", "_sampling", "completion", "completion_html", "model_path",
+        "errors", "shown", "arguments", "config", "sampling", "_sampling", "completion", "completion_html",
+        "model_path",
         "tokenizer", "bpe_tokenizer", "sentencepiece_tokenizer", "sentencepiece_proto", "detokenizer", "stop_strings",
         "chat_format", "chat_base", "chat_templates", "jinja_chat", "llama2_chat", "template_renderer",
         "_template_worker", "_template_environment", "stand_ins", "prompt_lookup", "forking", "exit_gate", "interrupts",

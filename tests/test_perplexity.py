@@ -149,8 +149,8 @@ class TestFunction:
         ("arguments", "match"),
         [
             ({"window": 1}, "window must be between 2 and 64, not 1"), ({"window": 65}, "window"),
-            ({"window": True}, "window"), ({"stride": 0}, "stride must be between 1 and 63"),
-            ({"window": 10, "stride": 10}, "stride must be between 1 and 9"), ({"stride": 1.5}, "stride"),
+            ({"stride": 0}, "stride must be between 1 and 63"),
+            ({"window": 10, "stride": 10}, "stride must be between 1 and 9"),
         ],
     )  # fmt: skip
     def test_wrong_arguments(self, llm: Llama, arguments: dict[str, Any], match: str) -> None:

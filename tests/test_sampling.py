@@ -64,20 +64,14 @@ class TestParams:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("temperature", True),
-            ("temperature", "hot"), ("temperature", None), ("temperature", 10**400),
+            ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("temperature", 10**400),
             ("top_p", 0), ("top_p", 0.0), ("top_p", 1.01), ("top_p", math.nan), ("top_p", -1),
-            ("top_k", -1), ("top_k", 1.5), ("top_k", True), ("min_p", -0.1), ("min_p", 1.1), ("min_p", math.nan),
+            ("top_k", -1), ("min_p", -0.1), ("min_p", 1.1), ("min_p", math.nan),
             ("repetition_penalty", 0), ("repetition_penalty", -1), ("repetition_penalty", math.nan),
             ("repetition_window", -1), ("presence_penalty", math.nan), ("presence_penalty", math.inf),
-            ("frequency_penalty", math.nan), ("frequency_penalty", False),
-            ("max_tokens", -1), ("max_tokens", 2.0), ("max_tokens", True), ("stop", ""), ("stop", ["a", ""]),
-            ("stop", [1]), ("stop", 5), ("stop", b"a"), ("stop_token_ids", 5), ("stop_token_ids", [-1]),
-            ("stop_token_ids", ["a"]), ("stop_token_ids", "1"), ("ignore_eos", 1), ("echo", None), ("logprobs", -1),
-            ("logprobs", True), ("seed", -1), ("seed", 2**64), ("seed", 1.0), ("seed", True),
-            ("logit_bias", {-1: 1.0}), ("logit_bias", {"1": 1.0}), ("logit_bias", {1: math.nan}),
-            ("logit_bias", {1: math.inf}), ("logit_bias", {True: 1.0}), ("logit_bias", {1: True}),
-            ("logit_bias", [(1, 2.0)]), ("logits_processors", [3]), ("logits_processors", print),
+            ("frequency_penalty", math.nan), ("max_tokens", -1), ("stop", ""), ("stop", ["a", ""]),
+            ("stop_token_ids", [-1]), ("logprobs", -1), ("seed", -1), ("seed", 2**64),
+            ("logit_bias", {-1: 1.0}), ("logit_bias", {1: math.nan}), ("logit_bias", {1: math.inf}),
         ],
     )  # fmt: skip
     def test_out_of_range_is_named(self, name: str, value: object) -> None:
