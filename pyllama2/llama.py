@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -287,10 +287,9 @@ class Llama:
         for NaN, ValueError for unknown tokens.
         """
         ids = self._checked_ids(tokens, "tokens")
-        with self._until_closed():
-            beside = check_logits_fit(self._open(), len(ids))
-            with closing(self._new_cache(1, max(1, len(ids)), beside)) as cache:
-                return logits_of(self._open(), cache, ids)
+        beside = check_logits_fit(self._open(), len(ids))
+        with closing(self._new_cache(1, max(1, len(ids)), beside)) as cache:
+            return logits_of(self._open(), cache, ids)
 
     def score(self, text_or_tokens: Prompt) -> NDArray[np.float32]:
         """Natural log-probabilities of each token after the first, (len(tokens) - 1,) float32.
@@ -298,8 +297,7 @@ class Llama:
         A text is tokenized as a prompt is. Logits are computed in pieces of 64 MiB. Raises what logits() does.
         """
         ids = self._prompt_ids(text_or_tokens, "text_or_tokens")
-        with self._until_closed():
-            return scores_of(self._logit_pieces(ids[:-1]), ids)
+        return scores_of(self._logit_pieces(ids[:-1]), ids)
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write the sequences in the cache to a file: what generate() and chat() read and said last, keys and values.
@@ -399,15 +397,6 @@ class Llama:
         if self._backend is None:
             raise ValueError("this Llama is closed")
         return self._backend
-
-    @contextmanager
-    def _until_closed(self) -> Iterator[None]:
-        """Where another thread may close it meanwhile, whatever comes of that says so."""
-        try:
-            yield
-        except ValueError:
-            self._open()
-            raise
 
     def _bos(self) -> list[int]:
         return [self.tokenizer.bos_id] if self.tokenizer.add_bos and self.tokenizer.bos_id is not None else []

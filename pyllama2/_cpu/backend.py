@@ -86,7 +86,7 @@ class CpuBackend(Backend):
         batch.check(self.config, cache)
         with self._lock:
             if self._forward is None:
-                raise ValueError("this backend is closed")
+                raise ValueError("this Llama is closed")
             logits = self._forward.run(batch.tokens, batch.rows, batch.positions, batch.outputs, cache)
             for file in self._files:  # the weights may not be what they were
                 file.check()
@@ -96,7 +96,7 @@ class CpuBackend(Backend):
         """Device, threads, instruction set and bytes in use; scratch memory of sampling, of all models, is with it."""
         forward = self._forward
         if forward is None:
-            raise ValueError("this backend is closed")
+            raise ValueError("this Llama is closed")
         return {
             "device": "cpu",
             "n_threads": self.n_threads,
@@ -116,14 +116,15 @@ class CpuBackend(Backend):
 
     def profile(self) -> Profile:
         """Time of each step so far, waiting for the other threads included."""
-        if self._forward is None:
-            raise ValueError("this backend is closed")
-        few, many = self._forward.step_seconds
+        forward = self._forward
+        if forward is None:
+            raise ValueError("this Llama is closed")
+        few, many = forward.step_seconds
         steps = tuple(
             StepTime(name, float(few[i]), float(many[i]), sum(map(self._bytes_of, weights)))
             for i, (name, weights) in enumerate(STEPS.items())
         )
-        return Profile(steps, self._forward.passes[0], *self._forward.tokens)
+        return Profile(steps, forward.passes[0], *forward.tokens)
 
     def _bytes_of(self, kind: str) -> int:
         if kind == "output" and self.config.tied_embeddings:

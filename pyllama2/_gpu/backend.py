@@ -222,7 +222,7 @@ class CudaBackend(Backend):
         if self._process != os.getpid():
             raise Pyllama2Error("a model on a GPU cannot be used in a forked process; load it there, or use spawn")
         if self._model is None:
-            raise ValueError("this backend is closed")
+            raise ValueError("this Llama is closed")
         return self._model
 
     def _forward_open(self) -> Forward:
