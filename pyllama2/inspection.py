@@ -172,9 +172,9 @@ def inspect_model(
     Raises CheckpointError for files that cannot be read, ValueError for arguments out of range.
     """
     from ._cpu.cache import allocated_bytes
-    from ._cpu.threads import default_threads
+    from ._cpu.threads import team_of
 
-    n_threads = default_threads() if n_threads is None else n_threads
+    n_threads = team_of(n_threads)
     with closing(open_checkpoint(path, tokenizer=tokenizer)) as checkpoint:
         config = checkpoint.config
         if n_ctx is not None and not 1 <= n_ctx <= config.max_seq_len:

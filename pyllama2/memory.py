@@ -70,11 +70,11 @@ def logits_bytes(config: ModelConfig, n_tokens: int) -> int:
 
 def working_bytes(config: ModelConfig, quantization: Quantization, n_ctx: int, n_threads: int | None = None) -> int:
     """Bytes that the CPU backend takes at most besides weights, keys and values, and what surrounds it."""
-    from ._cpu.threads import default_threads
+    from ._cpu.threads import team_of
     from ._cpu.workspace import Workspace
 
-    n_threads = default_threads() if n_threads is None else n_threads
-    scratch = Workspace(config, quantization, n_threads, os.environ.get("PYLLAMA2_CPU_ISA", ""), counts_only=True)
+    isa = os.environ.get("PYLLAMA2_CPU_ISA", "")
+    scratch = Workspace(config, quantization, team_of(n_threads), isa, counts_only=True)
     return scratch.most_bytes(n_ctx) + max(_step_bytes(config), PIECE_BYTES) + _OTHER_BYTES
 
 

@@ -17,14 +17,12 @@ from ..forking import renew_after_fork
 from ..modelfile import ModelFile
 from ..profile import Profile, StepTime
 from ..resident import resident_bytes
-from ..shown import shown_value
 from .cache import CpuKVCache, allocated_bytes
 from .forward import STEPS, Forward
 from .matrix import team_size
-from .threads import default_threads
+from .threads import team_of
 
 KV_DTYPES = ("float32", "float16", "int8")
-_MAX_THREADS = 1024
 
 log = logging.getLogger("pyllama2")
 
@@ -42,9 +40,7 @@ class CpuBackend(Backend):
         return None
 
     def __init__(self, model: ModelFile, *, n_threads: int | None = None, kv_dtype: str | None = None) -> None:
-        n_threads = default_threads() if n_threads is None else n_threads
-        if not 1 <= n_threads <= _MAX_THREADS:
-            raise ValueError(f"n_threads must be between 1 and {_MAX_THREADS}, not {shown_value(n_threads)}")
+        n_threads = team_of(n_threads)
         if kv_dtype is None:
             kv_dtype = "float32" if model.quantization.type == "float32" else "float16"
         if kv_dtype not in KV_DTYPES:

@@ -9,6 +9,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..shown import shown_value
+
+_MAX_THREADS = 1024
+
 # Settings that make libgomp bind threads, unless they say "false".
 _BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
 
@@ -19,6 +23,14 @@ def _affinity() -> set[int]:
 
 
 _AFFINITY_WHEN_LOADED = _affinity()
+
+
+def team_of(n_threads: int | None) -> int:
+    """n_threads, None: default_threads(). Raises ValueError unless that is between 1 and 1024."""
+    n_threads = default_threads() if n_threads is None else n_threads
+    if not 1 <= n_threads <= _MAX_THREADS:
+        raise ValueError(f"n_threads must be between 1 and {_MAX_THREADS}, not {shown_value(n_threads)}")
+    return n_threads
 
 
 def default_threads() -> int:
