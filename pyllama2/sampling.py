@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._sampling import choose
-from .arguments import boolean, function, integer, real, refuse, sequence, string
+from .arguments import boolean, integer, real, refuse, sequence, string
 from .errors import NumericalError
 from .shown import shown_value
 from .stop_strings import StopStrings
@@ -135,7 +135,8 @@ class SamplingParams:
             if checked[name] == 0:
                 raise ValueError(f"{name} must be greater than 0")
         for process in checked["logits_processors"]:
-            function("logits_processors", process)
+            if not callable(process):
+                refuse("logits_processors", "functions", process)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
