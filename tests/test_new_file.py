@@ -51,7 +51,9 @@ class TestWritten:
         assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~mask
 
     @pytest.mark.parametrize(
-        "name", ["n" * 255, "\u00fc" * 127, "\U0001f999" * 63, os.fsdecode(b"\xff" * 255), "-", " "]
+        "name",
+        ["n" * 255, "\u00fc" * 127, "\U0001f999" * 63, os.fsdecode(b"\xff" * 255), "-"],
+        ids=["ASCII", "two bytes", "four bytes", "not UTF-8", "a dash"],
     )
     def test_names_of_all_kinds(self, tmp_path: Path, name: str) -> None:
         write(tmp_path / name)
