@@ -29,6 +29,7 @@ from .generate import timings_line
 from .llama import Llama
 from .sampling import SamplingParams
 from .shown import one_line, shown
+from .tokenizer import utf8
 
 _COMMANDS = """\
   /reset         forget the conversation, except for the system prompt; also /clear
@@ -46,6 +47,8 @@ Messages are lines of standard input. A line may also be one of these commands:
 A message that is to begin with / and a word is written with //. Ctrl-C ends an answer, of which the part that came is
 kept, and the chat goes on. A message that is refused, because it does not fit into the context or for another
 reason, is not kept, and the chat goes on; when messages come from a pipe, the exit code in the end is then 1.
+
+A terminal gets no control characters of an answer, which could steer it: they are spelled, as \\x1b.
 
 --drop-oldest forgets whole turns, the oldest first, so that the rest and an answer of -n tokens, or of a quarter of
 the context if that is less, fit into the context.
@@ -236,6 +239,7 @@ class _Chat:
             raise ValueError(f"there is no command /{shown(name)}; /help lists them (// begins a message with /)")
 
     def _set_system(self, text: str | None) -> None:
+        utf8(text or "")
         self.system = text
         rest = self.messages[int(self._has_system()) :]
         self.messages = ([] if text is None else [{"role": "system", "content": text}]) + rest

@@ -92,12 +92,13 @@ def _say(message: str) -> None:
 def _use_streams() -> None:
     """The standard streams as they are used here.
 
-    Text may hold any character, whatever the locale says; the lone surrogates of odd file names are escaped. Those
+    Text may hold any character, whatever the locale says. Bytes that are not UTF-8 come in as Python has them in file
+    names, as lone surrogates, and go out escaped: a line of a chat may name a file, and is no message then. Those
     that were closed when the process began read as empty, and take everything; and their place in the table of files
     is taken, so that no model file gets it and what is printed.
     """
     for name, mode, errors in (
-        ("stdin", "r", "strict"), ("stdout", "w", "backslashreplace"), ("stderr", "w", "backslashreplace")
+        ("stdin", "r", "surrogateescape"), ("stdout", "w", "backslashreplace"), ("stderr", "w", "backslashreplace")
     ):  # fmt: skip
         stream = getattr(sys, name)
         if stream is None:

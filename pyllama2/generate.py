@@ -26,7 +26,8 @@ from .shown import for_json
 
 _EPILOG = """\
 The prompt is printed before its continuation. A prompt that is read from a file or standard input is
-UTF-8; one line break at its end is not part of it.
+UTF-8; one line break at its end is not part of it. A terminal gets no control characters, which could steer it:
+they are spelled, as \\x1b. Pipes and files get the text as it is.
 
 --json prints one object with the fields
   prompt         as it was given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -98,6 +99,19 @@ class TestCommands:
         assert talk(chat_model, "forgotten", f"/load {path}", "Who?", "/reset", "What?")[1:] == (
             answers(chat_model, "forgotten") + out[len(first) :] + first, ""
         )  # fmt: skip
+
+    def test_bytes_that_are_not_utf_8(self, chat_model: Path, tmp_path: Path) -> None:
+        """They may name a file; a message of them is refused, and the chat goes on."""
+        path = os.fsencode(tmp_path) + b"/chat\xff.json"
+        lines = b"\n".join([b"Who?", b"/save " + path, b"a\xff", b"/system \xff", b"/load " + path, b"What?"])
+        result = subprocess.run(
+            [sys.executable, "-m", "pyllama2.chat", "-m", chat_model, *FLAGS],
+            input=lines,
+            capture_output=True,
+            timeout=60,
+        )
+        assert result.returncode == 1 and result.stdout.decode() == answers(chat_model, "Who?", "What?")
+        assert result.stderr.decode().count("has a lone surrogate U+DCFF") == 2 and os.path.exists(path)
 
     def test_a_path_may_begin_with_the_home_directory(
         self, chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
