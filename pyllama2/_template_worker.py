@@ -129,8 +129,6 @@ def _load_everything() -> None:
 
 def _confine() -> None:
     """Give up what rendering does not need, for good."""
-    if sys.platform == "win32":
-        return
     if sys.platform == "linux":
         import ctypes
 
@@ -138,18 +136,19 @@ def _confine() -> None:
             ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         signal.signal(signal.SIGIO, signal.SIG_DFL)  # see _ending_with_the_parent(); a parent may ignore or block it
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGIO})
-    limits = {
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_NPROC: 0,
-        resource.RLIMIT_NOFILE: 1,  # fewer than are open; with 0, poll() would not take the one it is given
-        resource.RLIMIT_AS: MAX_MEMORY,
-    }
-    for kind, amount in limits.items():
-        hard = resource.getrlimit(kind)[1]
-        amount = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
-        with suppress(ValueError, OSError):  # macOS has no limit of memory below what is mapped already
-            resource.setrlimit(kind, (amount, amount))
+    if sys.platform != "win32":
+        limits = {
+            resource.RLIMIT_CORE: 0,
+            resource.RLIMIT_FSIZE: 0,
+            resource.RLIMIT_NPROC: 0,
+            resource.RLIMIT_NOFILE: 1,  # fewer than are open; with 0, poll() would not take the one it is given
+            resource.RLIMIT_AS: MAX_MEMORY,
+        }
+        for kind, amount in limits.items():
+            hard = resource.getrlimit(kind)[1]
+            amount = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
+            with suppress(ValueError, OSError):  # macOS has no limit of memory below what is mapped already
+                resource.setrlimit(kind, (amount, amount))
 
 
 def _limit_processor_time() -> None:
@@ -164,15 +163,15 @@ def _limit_processor_time() -> None:
 @contextmanager
 def _ending_with_the_parent() -> Iterator[None]:
     """Meanwhile, the kernel ends this process when the parent, who has sent its question, closes the pipe or dies."""
-    if sys.platform != "linux":
+    if sys.platform == "linux":
+        flags = fcntl.fcntl(0, fcntl.F_GETFL)
+        fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(0, fcntl.F_SETFL, flags | os.O_ASYNC)  # what happens to the pipe raises SIGIO, which is fatal
+        pipe = select.poll()
+        pipe.register(0, 0)
+        if pipe.poll(0):  # it happened before
+            sys.exit()
         yield
-        return
-    flags = fcntl.fcntl(0, fcntl.F_GETFL)
-    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(0, fcntl.F_SETFL, flags | os.O_ASYNC)  # what happens to the pipe raises SIGIO, which is fatal
-    pipe = select.poll()
-    pipe.register(0, 0)
-    if pipe.poll(0):  # it happened before
-        sys.exit()
-    yield
-    fcntl.fcntl(0, fcntl.F_SETFL, flags)
+        fcntl.fcntl(0, fcntl.F_SETFL, flags)
+    else:
+        yield

@@ -1,7 +1,4 @@
-"""What every chat format is: messages in, the token ids before the assistant's next answer out.
-
-Implemented by llama2_chat.py and jinja_chat.py; chosen by chat_format.py.
-"""
+"""What every chat format is: messages in, the token ids before the assistant's next answer out."""
 
 from __future__ import annotations
 
@@ -61,6 +58,24 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
         if not _ROLE.fullmatch(message["role"]):
             raise ValueError(f"message {i} has the role {message['role'][:40]!r}")
     return [dict(message) for message in messages]
+
+
+def out_of_turn(messages: Sequence[Message]) -> tuple[int, str] | None:
+    """The first message that is out of turn, and the role that it should have.
+
+    None when user and assistant alternate, after a system prompt or none.
+    """
+    first = n_system(messages)
+    for i, message in enumerate(messages[first:]):
+        role = ("user", "assistant")[i % 2]
+        if message["role"] != role:
+            return first + i, role
+    return None
+
+
+def n_system(messages: Sequence[Message]) -> int:
+    """1 if the messages begin with a system prompt, else 0."""
+    return int(bool(messages) and messages[0]["role"] == "system")
 
 
 def refuse_markers(messages: Sequence[Message], markers: Sequence[str]) -> None:

@@ -1,7 +1,4 @@
-"""The choice of a chat format: by name, else the model's own template, else Llama-2's.
-
-Used by llama.py.
-"""
+"""The choice of a chat format: by name, else the model's own template, else Llama-2's."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
-from .chat_base import check_messages
+from .chat_base import check_messages, n_system, out_of_turn
 from .errors import CheckpointError
 from .interrupts import Interrupts
 from .new_file import NewFile
@@ -65,22 +65,20 @@ def without_oldest_turns(messages: Messages, count: Callable[[Messages], int], n
     """
     if count(messages) <= n_most:
         return messages
-    n_system = int(messages[0]["role"] == "system")
-    shorter = [messages[:n_system] + messages[i:] for i in range(n_system + 2, len(messages), 2)]
+    first = n_system(messages)
+    shorter = [messages[:first] + messages[i:] for i in range(first + 2, len(messages), 2)]
     fits = bisect_left(shorter, True, key=lambda some: count(some) <= n_most)
     return shorter[min(fits, len(shorter) - 1)] if shorter else messages
 
 
 def _check_turns(messages: Messages) -> None:
-    rest = messages[1:] if messages and messages[0]["role"] == "system" else messages
     for i, message in enumerate(messages):
         if set(message) != {"role", "content"}:
             raise ValueError(f"message {i} has fields other than role and content")
-    for i, message in enumerate(rest, len(messages) - len(rest)):
-        role = ("user", "assistant")[(i - len(messages) + len(rest)) % 2]
-        if message["role"] != role:
-            raise ValueError(f"message {i} should be of the role {role!r}, not {shown_value(message['role'])}")
-    if len(rest) % 2:
+    if wrong := out_of_turn(messages):
+        i, role = wrong
+        raise ValueError(f"message {i} should be of the role {role!r}, not {shown_value(messages[i]['role'])}")
+    if (len(messages) - n_system(messages)) % 2:
         raise ValueError("the last question has no answer")
 
 

@@ -213,7 +213,7 @@ def cut_text(
         if checkpoint.tokenizer is None:
             raise ValueError("the model has no tokenizer; give the path of one (--tokenizer PATH)")
         made = load_tokenizer(checkpoint.tokenizer, checkpoint.config.vocab_size)
-        bos = [made.bos_id] if made.add_bos and made.bos_id is not None else []
+        bos = made.with_bos([])
         return bos + made.encode(text), made
 
 

@@ -70,10 +70,7 @@ class JinjaChat(ChatFormat):
             if i % 2 == 0 and not allow_markers:
                 self._refuse_markers(part)
             run += part
-        ids += self._encode_text(run)
-        if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
-            ids.insert(0, tokenizer.bos_id)
-        return ids
+        return tokenizer.with_bos([*ids, *self._encode_text(run)])
 
     def close(self) -> None:
         """End the process that renders the template."""

@@ -264,7 +264,7 @@ class Llama:
     def tokenize(self, text: str, *, bos: bool = True) -> list[int]:
         """Token ids of a text, after BOS if bos and the model begins with one. No special token comes from text."""
         ids = self.tokenizer.encode(text)
-        return self._bos() + ids if arguments.boolean("bos", bos) else ids
+        return self.tokenizer.with_bos(ids) if arguments.boolean("bos", bos) else ids
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of token ids. Raises ValueError for ids outside the vocabulary."""
@@ -397,9 +397,6 @@ class Llama:
         if self._backend is None:
             raise ValueError("this Llama is closed")
         return self._backend
-
-    def _bos(self) -> list[int]:
-        return [self.tokenizer.bos_id] if self.tokenizer.add_bos and self.tokenizer.bos_id is not None else []
 
     def _prompt_ids(self, prompt: Prompt, name: str = "prompt") -> list[int]:
         """Checked token ids of a prompt: BOS and the text's, or the ids that were given. There is at least one."""

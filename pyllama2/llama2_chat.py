@@ -5,14 +5,14 @@
     system prompt   the first user text is "<<SYS>>\\n" system "\\n<</SYS>>\\n\\n" user
 
 Every turn is encoded by itself, so each has BOS, EOS and its own SentencePiece space; a string with
-"<s>" in it cannot express that. User texts and answers are stripped. Made by chat_format.py.
+"<s>" in it cannot express that. User texts and answers are stripped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .chat_base import ChatFormat, Message, check_messages, refuse_markers
+from .chat_base import ChatFormat, Message, check_messages, n_system, out_of_turn, refuse_markers
 from .tokenizer import Tokenizer
 
 MARKERS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
@@ -45,17 +45,16 @@ class Llama2Chat(ChatFormat):
 
 def _texts_in_turn(dialog: list[dict[str, str]]) -> list[str]:
     """User texts and answers, a system prompt merged into the first. Raises ValueError for other sequences of roles."""
-    first = 1 if dialog[0]["role"] == "system" else 0
+    first = n_system(dialog)
     texts = [message["content"] for message in dialog[first:]]
     if not texts:
         raise ValueError("a chat needs a user message, not only a system prompt")
-    for i, message in enumerate(dialog[first:]):
-        expected = "assistant" if i % 2 else "user"
-        if message["role"] != expected:
-            raise ValueError(
-                f"message {first + i} should be the {expected}'s, not the {message['role']}'s: "
-                "after an optional system prompt, user and assistant alternate"
-            )
+    if wrong := out_of_turn(dialog):
+        i, role = wrong
+        raise ValueError(
+            f"message {i} should be the {role}'s, not the {dialog[i]['role']}'s: "
+            "after an optional system prompt, user and assistant alternate"
+        )
     if len(texts) % 2 == 0:
         raise ValueError("the last message must be the user's")
     if first:

@@ -107,6 +107,12 @@ class Tokenizer(ABC):
         CheckpointError when the tokenizer's own data makes the encoder fail.
         """
 
+    def with_bos(self, ids: list[int]) -> list[int]:
+        """The ids of a prompt, after BOS if a prompt is given one and they do not begin with it."""
+        if not self.add_bos or self.bos_id is None or ids[:1] == [self.bos_id]:
+            return ids
+        return [self.bos_id, *ids]
+
     @abstractmethod
     def token_bytes(self, id: int, *, first: bool = False) -> bytes:
         """The bytes that a token adds to the text, b"" for a special one. Raises ValueError for an unknown id.

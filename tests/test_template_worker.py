@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from jinja2.filters import FILTERS
 
-from pyllama2 import _template_worker
+from pyllama2 import _template_worker, template_renderer
 from pyllama2.errors import CheckpointError
 from pyllama2.template_renderer import TemplateRenderer
 
@@ -74,6 +74,25 @@ if os.getuid() != 0:
     command = [sys.executable, "-c", script, os.devnull + "2"]
     output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(output.split()) == {"True"}, output
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        "sys.platform = 'win32'; sys.modules |= dict.fromkeys(['resource', 'fcntl', 'select'])",
+        # Where a limit of memory is refused.
+        "sys.platform = 'darwin'; import resource; limit = resource.setrlimit;"
+        "resource.setrlimit = lambda kind, to: limit(-1 if kind == resource.RLIMIT_AS else kind, to)",
+    ],
+    ids=["windows", "macos"],
+)
+def test_it_renders_on_other_systems(elsewhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the modules and limits that they lack; theirs are not at hand."""
+    there = template_renderer._START.replace("from pyllama2", f"{elsewhere}\nfrom pyllama2")
+    monkeypatch.setattr(template_renderer, "_START", there)
+    renderer = TemplateRenderer("{{ messages[0].content | upper }}")
+    assert renderer.render({"messages": [{"role": "user", "content": "Hi"}]}) == "HI"
+    renderer.close()
 
 
 # Arguments of the filters that need some.
