@@ -32,13 +32,11 @@ class SentencePieceTokenizer(Tokenizer):
         from sentencepiece import SentencePieceProcessor
 
         self.prepends_space = proto.add_dummy_prefix
+        ends = {spec.bos_id, *spec.eos_ids}
+        offsets = [at for name, id, at in proto.user_defined if id in ends or is_chat_marker(name)]
         try:
-            self._processor = SentencePieceProcessor(model_proto=spec.data)
+            self._processor = SentencePieceProcessor(model_proto=as_control_pieces(spec.data, offsets))
             pieces: list[str] = self._processor.id_to_piece(list(range(proto.n_pieces)))
-            if proto.user_defined:
-                markers = {pieces[id] for id in (*spec.eos_ids, spec.bos_id) if id is not None and id < len(pieces)}
-                offsets = [at for name, at in proto.user_defined if name in markers or is_chat_marker(name)]
-                self._processor = SentencePieceProcessor(model_proto=as_control_pieces(spec.data, offsets))
             special = self._read_pieces(pieces)
         except (RuntimeError, ValueError, IndexError, OSError) as error:  # UnicodeDecodeError is a ValueError
             reason = " ".join(str(error).split())  # the package quotes pieces, line breaks and all

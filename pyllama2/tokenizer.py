@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from .errors import CheckpointError
 from .exit_gate import GATE
+from .tokenizer_limits import MAX_SPECIAL_TOKENS
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Tokenizer(ABC):
     prepends_space: bool
 
     def __init__(self, spec: TokenizerSpec, vocab_size: int, special_tokens: dict[str, int]) -> None:
+        if len(spec.eos_ids) > MAX_SPECIAL_TOKENS:
+            raise CheckpointError(f"{len(spec.eos_ids)} tokens that end a text are more than {MAX_SPECIAL_TOKENS}")
         for id in (*spec.eos_ids, *([] if spec.bos_id is None else [spec.bos_id])):
             if id >= vocab_size:
                 raise CheckpointError(f"the special token {id} is beyond the vocabulary of {vocab_size} tokens")

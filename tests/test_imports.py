@@ -19,7 +19,8 @@ LAYERS = [
     {
         "errors", "shown", "arguments", "config", "sampling", "_sampling", "completion", "completion_html",
         "model_path",
-        "tokenizer", "bpe_tokenizer", "sentencepiece_tokenizer", "sentencepiece_proto", "detokenizer", "stop_strings",
+        "tokenizer", "tokenizer_limits", "bpe_tokenizer", "bpe_parts", "pre_tokenizer",
+        "sentencepiece_tokenizer", "sentencepiece_proto", "detokenizer", "stop_strings",
         "chat_format", "chat_base", "chat_templates", "jinja_chat", "llama2_chat", "template_renderer",
         "_template_worker", "_template_environment", "stand_ins", "prompt_lookup", "forking", "exit_gate", "interrupts",
         "mapping",

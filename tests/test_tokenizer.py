@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -12,12 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sentencepiece import SentencePieceProcessor
 from tiny_tokenizers import CORPUS, bpe_json, bpe_spec, sentencepiece_model, sentencepiece_spec, tiny_tokenizer
 from tokenizers import Tokenizer as PackageTokenizer
 
 from pyllama2.errors import CheckpointError
-from pyllama2.sentencepiece_proto import check_model_proto, read_model_proto
 from pyllama2.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
 
 SENTENCEPIECE = tiny_tokenizer("sentencepiece")
@@ -91,106 +88,6 @@ class TestBoth:
     def test_special_ids_beyond_the_vocabulary(self, make: Any, change: dict[str, Any]) -> None:
         with pytest.raises(CheckpointError, match="token 5000 is beyond"):
             load_tokenizer(make(**change))
-
-
-class TestSentencePiece:
-    PACKAGE = SentencePieceProcessor(model_proto=sentencepiece_model())
-
-    @settings(deadline=None)
-    @given(st.text() | CORPUS_TEXT)
-    def test_encodes_as_the_package(self, text: str) -> None:
-        assert SENTENCEPIECE.encode(text) == self.PACKAGE.encode(text)
-
-    @settings(deadline=None)
-    @given(st.lists(st.integers(0, 339)))
-    def test_decodes_as_the_package(self, ids: list[int]) -> None:
-        text = SENTENCEPIECE.decode(ids)
-        if "\ufffd" not in text:  # of which the two put different numbers
-            assert text == self.PACKAGE.decode(ids)
-
-    def test_llama2(self, shared_data: Path) -> None:
-        data = (shared_data / "llama2-tokenizer.model").read_bytes()
-        tokenizer = load_tokenizer(TokenizerSpec("sentencepiece", data, 1, (2,), True), 32000)
-        package = SentencePieceProcessor(model_proto=data)
-        assert tokenizer.encode("Hello world") == [15043, 3186]
-        assert tokenizer.special_tokens == {"<s>": 1, "</s>": 2}
-        assert tokenizer.prepends_space
-
-        @settings(deadline=None)
-        @given(st.text() | CORPUS_TEXT | st.text("<>s/[]INT 0x41"))
-        def check(text: str) -> None:
-            assert tokenizer.encode(text) == package.encode(text)
-            assert tokenizer.decode(tokenizer.encode(text)) == package.decode(package.encode(text))
-
-        check()
-
-    def test_user_defined_pieces_are_text_unless_they_are_markers(self) -> None:
-        data = sentencepiece_model(user_defined=("<h1>", "<|im_start|>", "<end>"))
-        package = SentencePieceProcessor(model_proto=data)
-        end = package.piece_to_id("<end>")
-        tokenizer = load_tokenizer(TokenizerSpec("sentencepiece", data, 1, (2, end), True))
-        assert set(tokenizer.special_tokens) == {"<s>", "</s>", "<|im_start|>", "<end>"}
-        text = "a<h1>b<|im_start|>c<end>"
-        assert package.piece_to_id("<|im_start|>") in package.encode(text)
-        ids = tokenizer.encode(text)
-        assert package.piece_to_id("<h1>") in ids
-        assert not set(ids) & set(tokenizer.special_tokens.values())
-        assert tokenizer.decode(ids) == text
-
-    def test_without_a_dummy_prefix(self) -> None:
-        data = sentencepiece_model(add_dummy_prefix=False)
-        tokenizer = load_tokenizer(sentencepiece_spec(data))
-        assert not tokenizer.prepends_space
-        assert tokenizer.decode(tokenizer.encode(" fox")) == " fox"
-
-    def test_only_the_first_space_of_a_text_is_dropped(self) -> None:
-        fox = SENTENCEPIECE.encode("fox")
-        assert SENTENCEPIECE.decode([1, *fox, 2, 1, *fox]) == "fox fox"
-
-    def test_unknown_characters(self) -> None:
-        data = sentencepiece_model(byte_fallback=False, vocab_size=80)
-        tokenizer = load_tokenizer(sentencepiece_spec(data))
-        package = SentencePieceProcessor(model_proto=data)
-        ids = tokenizer.encode("東 fox")
-        assert package.unk_id() in ids
-        assert tokenizer.decode(ids) == package.decode(ids)
-
-    def test_number_of_pieces(self) -> None:
-        assert check_model_proto(sentencepiece_model()) == self.PACKAGE.get_piece_size() == 340
-
-    @pytest.mark.parametrize(
-        ("data", "message"),
-        [
-            (b"", "no pieces"),
-            (b"<!DOCTYPE html><html>", "SentencePiece model"),
-            (b"\x0a\xff\xff\xff\xff\x0f", "is longer than"),
-            (b"\x0a\x05abc", "is longer than"),
-            (b"\x0a", "bad number at byte 1"),
-            (b"\x0a" + b"\xff" * 10, "bad number at byte 1"),
-            (b"\x0a\x80\x00", "bad number at byte 1"),
-            (b"\x0b", "wire type 3"),
-            (b"\x8a\x80\x80\x80\x10\x00", "bad field number at byte 0"),  # 1 in 32 bits, as some readers see it
-            (b"\x0a\x03\x18\x84\x02", "piece of unknown type at byte 3"),
-            (bytes(17 << 20), "too many"),
-            (b"\x0a\x00" * (1 << 20) + b"\x0a\x00", "more than 1048576 pieces"),
-        ],
-    )
-    def test_malformed_protobuf(self, data: bytes, message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            check_model_proto(data)
-        with pytest.raises(CheckpointError):
-            load_tokenizer(sentencepiece_spec(data))
-
-    @settings(deadline=None)
-    @given(st.binary(max_size=40))
-    def test_any_bytes_are_read_or_refused(self, data: bytes) -> None:
-        with contextlib.suppress(ValueError):
-            assert read_model_proto(data).n_pieces > 0
-
-    def test_a_vocabulary_too_large_is_refused_before_the_package_sees_it(self) -> None:
-        piece = b"\x0a\x03\x0a\x01a"  # the same piece again and again: the package would say "already defined"
-        with pytest.raises(CheckpointError, match="has 100000 tokens, the model only 32000"):
-            load_tokenizer(sentencepiece_spec(piece * 100_000), 32000)
 
 
 class TestBpe:
@@ -331,15 +228,6 @@ class TestBpe:
     def test_data_that_is_no_tokenizer(self, data: bytes) -> None:
         with pytest.raises(CheckpointError):
             load_tokenizer(bpe_spec(data=data))
-
-    def test_a_regular_expression_that_explodes_ends_in_an_error(self, capfd: pytest.CaptureFixture[str]) -> None:
-        parts = bpe_json()
-        split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
-        parts["pre_tokenizer"]["pretokenizers"].insert(0, split)
-        tokenizer = load_tokenizer(bpe_spec(parts))
-        with pytest.raises(CheckpointError, match="failed on a text"):
-            tokenizer.encode("a" * 40 + "!")
-        capfd.readouterr()  # the package reports its panic on stderr too
 
 
 # Run in a process of its own, which a crash inside of a package would end.

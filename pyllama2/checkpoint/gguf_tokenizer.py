@@ -16,34 +16,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import Any
 
 import numpy as np
 
 from ..errors import CheckpointError
+from ..pre_tokenizer import Step, byte_level, digits, split
 from ..tokenizer import TokenizerSpec
+from ..tokenizer_limits import MAX_MERGES, MAX_TOKENS, check_special_tokens
 from .gguf_header import Metadata
 from .sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, build_model
 
-# Llama-3 has 128,256 tokens, 256 of them special, and 280,147 merges; no published Llama comes near these.
-_MAX_TOKENS = 300_000
-_MAX_SPECIAL = 10_000
-_MAX_MERGES = 500_000
-
-_GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-_LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_SPECIAL = (UNKNOWN, CONTROL, USER_DEFINED)
 # How each rule of tokenizer.ggml.pre is written in a tokenizer.json: the steps that cut a text.
-_PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
-    "default": [_GPT2],
-    "gpt-2": [_GPT2],
-    "smollm": [{"type": "Digits", "individual_digits": True}, _GPT2],
-    "llama-bpe": [
-        {"type": "Split", "pattern": {"Regex": _LLAMA3_PATTERN}, "behavior": "Isolated", "invert": False},
-        _GPT2 | {"use_regex": False},
-    ],
+_PRE_TOKENIZERS: dict[str, list[Step]] = {
+    "default": [byte_level(use_regex=True)],
+    "gpt-2": [byte_level(use_regex=True)],
+    "smollm": [digits(each=True), byte_level(use_regex=True)],
+    "llama-bpe": [split("llama-bpe"), byte_level(use_regex=False)],
 }
 
 
@@ -76,7 +65,7 @@ def read_tokenizer(metadata: Metadata, vocab_size: int) -> TokenizerSpec | None:
 
 def _read_tokens(metadata: Metadata, vocab_size: int) -> tuple[list[str], list[int]]:
     """Texts and types of all tokens."""
-    tokens = metadata.texts("tokenizer.ggml.tokens", min(vocab_size, _MAX_TOKENS))
+    tokens = metadata.texts("tokenizer.ggml.tokens", min(vocab_size, MAX_TOKENS))
     if "" in tokens:
         raise CheckpointError(f"{metadata.path}: token {tokens.index('')} is empty")
     if len(set(tokens)) < len(tokens):
@@ -88,6 +77,10 @@ def _read_tokens(metadata: Metadata, vocab_size: int) -> tuple[list[str], list[i
     wrong = np.flatnonzero((types < NORMAL) | (types > BYTE))
     if len(wrong):
         raise CheckpointError(f"{metadata.path}: token {wrong[0]} is of the unknown type {types[wrong[0]]}")
+    try:
+        check_special_tokens([tokens[id] for id in np.flatnonzero(np.isin(types, _SPECIAL))])
+    except ValueError as error:
+        raise CheckpointError(f"{metadata.path}: {error}") from error
     return tokens, types.tolist()
 
 
@@ -133,9 +126,7 @@ def _tokenizer_json(metadata: Metadata, tokens: list[str], types: list[int], pre
             f"{metadata.path}: the pre-tokenizer {pre[:40]!r} is not supported ({', '.join(_PRE_TOKENIZERS)} are)"
         )
     vocab = {token: id for id, token in enumerate(tokens) if types[id] != UNUSED}
-    added_ids = [id for id, type in enumerate(types) if type in (UNKNOWN, CONTROL, USER_DEFINED)]
-    if len(added_ids) > _MAX_SPECIAL:
-        raise CheckpointError(f"{metadata.path}: {len(added_ids)} special tokens are more than {_MAX_SPECIAL}")
+    added_ids = [id for id, type in enumerate(types) if type in _SPECIAL]
     added = [
         {"id": id, "content": tokens[id], "special": types[id] != USER_DEFINED, "normalized": False}
         | {"single_word": False, "lstrip": False, "rstrip": False}
@@ -151,14 +142,14 @@ def _tokenizer_json(metadata: Metadata, tokens: list[str], types: list[int], pre
         "version": "1.0",
         "added_tokens": added,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[pre]},
-        "decoder": _GPT2,
+        "decoder": byte_level(use_regex=True),
         "model": model,
     }
     return json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _read_merges(metadata: Metadata, vocab: dict[str, int]) -> list[str]:
-    merges = metadata.texts("tokenizer.ggml.merges", _MAX_MERGES)
+    merges = metadata.texts("tokenizer.ggml.merges", MAX_MERGES)
     for merge in merges:
         left, _, right = merge.partition(" ")
         if left not in vocab or right not in vocab or left + right not in vocab:

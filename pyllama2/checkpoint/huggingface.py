@@ -99,9 +99,9 @@ class HuggingFaceCheckpoint(Checkpoint):
             return self._map_file(os.path.join(folder, SINGLE))
         found: dict[str, tuple[MappedFile, TensorInfo]] = {}
         index = _read_index(os.path.join(folder, INDEX))
-        for file_name in sorted(set(index.values())):
+        for file_name in sorted(index):
             tensors = self._map_file(os.path.join(folder, file_name))
-            announced = {name for name, place in index.items() if place == file_name}
+            announced = index[file_name]
             for name in sorted(announced ^ tensors.keys()):
                 problem = "is missing, though" if name in announced else "is there, but not as"
                 raise CheckpointError(f"{folder}/{file_name}: tensor {name[:80]!r} {problem} {INDEX} says")
@@ -114,16 +114,18 @@ class HuggingFaceCheckpoint(Checkpoint):
         return {name: (file, info) for name, info in read_header(file).tensors.items()}
 
 
-def _read_index(path: str) -> dict[str, str]:
-    """The file name of every tensor. Raises CheckpointError unless all are plain names of files in the directory."""
+def _read_index(path: str) -> dict[str, set[str]]:
+    """The names of the tensors in each file. Raises CheckpointError unless all are plain names of files."""
     index = JsonObject.read(path)
     weight_map = index.get("weight_map", dict)
     if not weight_map:
         raise CheckpointError(f"{path} lacks its weight_map")
+    names: dict[str, set[str]] = {}
     for name, place in weight_map.items():
         if not isinstance(place, str) or place in ("", ".", "..") or not {"/", "\\", "\0"}.isdisjoint(place):
             raise CheckpointError(f"{path}: tensor {name[:80]!r} is in {str(place)[:80]!r}, which is no file name")
-    return dict(weight_map)
+        names.setdefault(place, set()).add(name)
+    return names
 
 
 def _checked_tensors(

@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..mapped import MappedFile
 from ..tokenizer import TokenizerSpec
+from ..tokenizer_limits import check_special_tokens
 from .file_kinds import is_tiktoken
 from .json_file import JsonObject
 from .sentencepiece_model import CONTROL, USER_DEFINED, encode_pieces
@@ -107,8 +108,12 @@ def _with_added_tokens(tokenizer: TokenizerFile, settings: JsonObject, vocab_siz
         pieces.append((content.replace(" ", "\u2581"), 0.0, CONTROL if is_special else USER_DEFINED))
         if is_special:
             special[content] = id
-    spec = replace(tokenizer.spec, data=tokenizer.spec.data + encode_pieces(pieces))
-    return TokenizerFile(spec, special, tokenizer.n_tokens + len(pieces))
+    try:
+        check_special_tokens([content for content, _, _ in pieces])
+        data = tokenizer.spec.data + encode_pieces(pieces)
+    except ValueError as error:  # a lone surrogate, too
+        raise CheckpointError(f"{settings.path}: {error!s:.200}") from error
+    return TokenizerFile(replace(tokenizer.spec, data=data), special, tokenizer.n_tokens + len(pieces))
 
 
 def _with_special_ids(tokenizer: TokenizerFile, settings: JsonObject, configs: list[JsonObject]) -> TokenizerSpec:

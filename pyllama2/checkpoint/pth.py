@@ -21,6 +21,8 @@ from .stored_tensor import StoredTensor
 from .zip_members import Member, read_members
 
 _ITEM_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
+# Views of one storage between whose first and last elements others begin. A matrix cut by columns has a few.
+_MAX_INTERLEAVED = 64
 # The first pickle of a file that torch before 1.6 wrote: protocol 2, the number 0x1950a86a20f9469cfc6c.
 _OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -51,7 +53,9 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
     if program.size > MAX_BYTES:
         raise CheckpointError(f"{file.path}: data.pkl of {program.size} bytes exceeds the limit of {MAX_BYTES}")
     pickled = read_state_dict(file.bytes(program.offset, program.size), file.path)
-    return {name: _locate(file, members, folder, name, tensor) for name, tensor in pickled.items()}
+    tensors = {name: _locate(file, members, folder, name, tensor) for name, tensor in pickled.items()}
+    _check_apart(file.path, pickled)
+    return tensors
 
 
 def _folder(file: MappedFile, members: dict[str, Member]) -> str:
@@ -81,15 +85,71 @@ def _locate(
         raise CheckpointError(
             f"{where} has a storage of {storage.numel} {storage.dtype} numbers, but its member has {member.size} bytes"
         )
-    last, count, row_major = 0, 1, True
+    count, row_major = 1, True
     for length, stride in zip(tensor.shape[::-1], tensor.stride[::-1], strict=True):
         row_major = row_major and (stride == count or length == 1)
-        last += (length - 1) * stride
         count *= length
     # count: strides of 0 would make a huge tensor of one number
-    if not 1 <= count <= storage.numel or tensor.offset + last >= storage.numel:
+    if not 1 <= count <= storage.numel or _end(tensor) > storage.numel:
         raise CheckpointError(
             f"{where} of shape {tensor.shape} at {tensor.offset} does not fit its storage of {storage.numel} numbers"
         )
+    if not row_major and _overlaps_itself(tensor):
+        raise CheckpointError(
+            f"{where} of shape {tensor.shape} and strides {tensor.stride} has elements that share their place"
+        )
     strides = None if row_major else tensor.stride
     return StoredTensor(file, storage.dtype, tensor.shape, member.offset + tensor.offset * size, strides)
+
+
+def _end(tensor: PickledTensor) -> int:
+    """The place in its storage behind the last element."""
+    return tensor.offset + 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride, strict=True))
+
+
+def _overlaps_itself(tensor: PickledTensor) -> bool:
+    """Whether a stride is not larger than what the smaller ones span, which no slicing or transposing brings about."""
+    span = 1
+    for stride, length in sorted(zip(tensor.stride, tensor.shape, strict=True)):
+        if length > 1 and stride < span:
+            return True
+        span += (length - 1) * stride
+    return False
+
+
+def _check_apart(path: str, tensors: dict[str, PickledTensor]) -> None:
+    """Tensors of one storage must be the very same view, as tied weights are, or have no element in common."""
+    views: dict[PickledTensor, str] = {}
+    for name, tensor in tensors.items():
+        views.setdefault(tensor, name)
+    before: list[PickledTensor] = []  # those of the same storage that end behind the start of the next
+    for view in sorted(views, key=lambda view: (view.storage.key, view.offset)):
+        before = [other for other in before if other.storage.key == view.storage.key and _end(other) > view.offset]
+        for other in before:
+            if len(before) > _MAX_INTERLEAVED or _overlap(other, view):
+                names = f"{views[other][:80]!r} and {views[view][:80]!r}"
+                raise CheckpointError(f"{path}: tensors {names} overlap in their storage {view.storage.key[:80]}")
+        before.append(view)
+
+
+def _overlap(a: PickledTensor, b: PickledTensor) -> bool:
+    """Whether two views may share an element. Views of different strides that interleave count as such.
+
+    An offset is a number whose digits are the places in each dimension, that of the largest stride first. Where
+    no digit carries into the next, the views are boxes, which are apart when they are so in one dimension.
+    """
+    if a.stride != b.stride or 0 in a.stride:
+        return True
+    dimensions = sorted(zip(a.stride, a.shape, b.shape, strict=True), reverse=True)
+    a_rest, b_rest = a.offset, b.offset
+    for i, (stride, a_length, b_length) in enumerate(dimensions):
+        a_start, a_rest = divmod(a_rest, stride)
+        b_start, b_rest = divmod(b_rest, stride)
+        inner = dimensions[i + 1 :]
+        if a_rest + sum((n - 1) * s for s, n, _ in inner) >= stride:
+            return True
+        if b_rest + sum((n - 1) * s for s, _, n in inner) >= stride:
+            return True
+        if a_start + a_length <= b_start or b_start + b_length <= a_start:
+            return False
+    return True

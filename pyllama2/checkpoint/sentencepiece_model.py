@@ -20,6 +20,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 _VARINT, _BYTES, _FIXED32 = 0, 2, 5
 _MODEL_TYPE_BPE = 2
+_FLOAT = struct.Struct("<f")
 
 
 def build_model(
@@ -52,10 +53,14 @@ def build_model(
 
 def encode_pieces(pieces: Sequence[tuple[str, float, int]]) -> bytes:
     """pieces as fields of a ModelProto; appended to a finished model, they are its next tokens."""
-    parts = []
+    piece_key = text_key = _key(1, _BYTES)
+    score_key, type_key = _key(2, _FIXED32), _key(3, _VARINT)
+    parts: list[bytes] = []
     for text, score, type in pieces:
-        fields = [_message(1, text.encode()), _key(2, _FIXED32), struct.pack("<f", score), _number(3, type)]
-        parts.append(_message(1, b"".join(fields)))
+        data = text.encode()
+        fields = (text_key, _varint(len(data)), data, score_key, _FLOAT.pack(score), type_key, _varint(type))
+        piece = b"".join(fields)
+        parts += (piece_key, _varint(len(piece)), piece)
     return b"".join(parts)
 
 
@@ -88,6 +93,8 @@ def _key(field: int, wire: int) -> bytes:
 
 def _varint(value: int) -> bytes:
     """value, 7 bits a byte, low bits first."""
+    if value <= 0x7F:
+        return bytes((value,))
     data = bytearray()
     while value > 0x7F:
         data.append(value & 0x7F | 0x80)

@@ -19,6 +19,7 @@ from ..errors import CheckpointError
 from ..mapped import MappedFile
 from ..sentencepiece_proto import check_model_proto
 from ..tokenizer import TokenizerSpec
+from ..tokenizer_limits import MAX_TOKENS
 from .file_kinds import describe_file, is_tiktoken
 from .sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, build_model
 from .tokenizer_json import TokenizerFile, read_tokenizer_json
@@ -84,10 +85,12 @@ def _convert_llama2c(path: str, data: bytes, vocab_size: int | None) -> bytes:
     longest = int.from_bytes(data[:4], "little")
     pieces: list[tuple[str, float, int]] = []
     position = 4
+    most = MAX_TOKENS if vocab_size is None else min(vocab_size, MAX_TOKENS)
     while position < len(data):
         id = len(pieces)
-        if id == vocab_size:
-            raise CheckpointError(f"{path} has more than {vocab_size} tokens, which is what the model has")
+        if id == most:
+            reason = "which is what the model has" if id == vocab_size else "which is too many"
+            raise CheckpointError(f"{path} has more than {most} tokens, {reason}")
         if len(data) - position < 8:
             raise CheckpointError(f"{path} is truncated in token {id}")
         score, length = struct.unpack_from("<fi", data, position)

@@ -17,20 +17,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..bpe_parts import MAX_BYTES, check_bpe
 from ..errors import CheckpointError
 from ..mapped import MappedFile
 from ..tokenizer import TokenizerSpec
+from ..tokenizer_limits import MAX_CHARACTERS, MAX_MERGES, MAX_TOKENS, check_special_tokens
 from .json_file import JsonObject
 from .sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, build_model
 
-# Llama-3's file has 17 MB and a million values.
-_MAX_BYTES = 32 << 20
+# Llama-3's file has a million values.
 _MAX_VALUES = 1_500_000
 _MAX_IDS = 1 << 24
-_MAX_PIECE = 128  # characters; the time to check a piece is quadratic
+# Characters. Pieces of SentencePiece have 16 unless one asks for more; the time to check a piece is quadratic.
+_MAX_PIECE = 128
 _SPACE = "\u2581"
 _SPELLS_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 _PREPENDS = {"type": "Prepend", "prepend": _SPACE}
+# Gemma's pre-tokenizer: no text has a space any more when it comes to it.
+_SPLITS_SPACES = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
 # A tokenizer.json does not say which tokens end a text; these do in every model that has them.
 _END_TOKENS = ("</s>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|im_end|>")
 
@@ -46,7 +50,7 @@ class TokenizerFile:
 
 def read_tokenizer_json(path: str, vocab_size: int | None) -> TokenizerFile:
     """The tokenizer, for a model of vocab_size tokens (None: any). Raises CheckpointError."""
-    root = JsonObject.read(path, _MAX_BYTES, _MAX_VALUES)
+    root = JsonObject.read(path, MAX_BYTES, _MAX_VALUES)
     model = root.child("model")
     if model.get("type", str, "BPE") != "BPE":
         raise CheckpointError(f"{path}: a tokenizer of type {model.values['type'][:40]!r} is not supported (BPE is)")
@@ -63,6 +67,10 @@ def read_tokenizer_json(path: str, vocab_size: int | None) -> TokenizerFile:
         data = _sentencepiece(root, model, added, n_tokens, bos_id, eos_ids)
         spec = TokenizerSpec("sentencepiece", data, bos_id, eos_ids, bos_id is not None)
     else:
+        try:
+            check_bpe(root.values)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error!s:.300}") from error
         with MappedFile(path) as file:
             spec = TokenizerSpec("bpe", file.bytes(0, file.size), bos_id, eos_ids, bos_id is not None)
     return TokenizerFile(spec, added, n_tokens)
@@ -76,6 +84,10 @@ def _added_tokens(root: JsonObject) -> dict[str, int]:
         if not content or id is None or content in added:
             raise CheckpointError(f"{root.path}: added_tokens has a damaged entry or one that appears twice")
         added[content] = id
+    try:
+        check_special_tokens(added)
+    except ValueError as error:
+        raise CheckpointError(f"{root.path}: {error}") from error
     return added
 
 
@@ -104,6 +116,11 @@ def _sentencepiece(
     if n_tokens > len(vocab) + len(added):
         raise CheckpointError(
             f"{root.path}: {len(vocab)} tokens and {len(added)} added ones have ids up to {n_tokens - 1}"
+        )
+    if n_tokens > MAX_TOKENS or sum(map(len, vocab)) > MAX_CHARACTERS:
+        raise CheckpointError(
+            f"{root.path}: {n_tokens} tokens of {sum(map(len, vocab))} characters in all are too many "
+            f"(at most {MAX_TOKENS} of {MAX_CHARACTERS})"
         )
     texts: list[str | None] = [None] * n_tokens
     for text, id in [*vocab.items(), *added.items()]:
@@ -149,28 +166,31 @@ def _checked_id(path: str, text: str, id: Any) -> int:
     return id
 
 
-def _merge_ranks(path: str, model: JsonObject) -> dict[str, tuple[int, set[str]]]:
-    """For each merged token, its place in the order of merges and the left parts of all its merges."""
-    ranks: dict[str, tuple[int, set[str]]] = {}
-    for merge in model.get("merges", list, []):
+def _merge_ranks(path: str, model: JsonObject) -> dict[str, tuple[int, int]]:
+    """For each merged token, its place in the order of merges, and where its merges join it (bit i: at character i)."""
+    ranks: dict[str, tuple[int, int]] = {}
+    merges = model.get("merges", list, [])
+    if len(merges) > MAX_MERGES:
+        raise CheckpointError(f"{path}: {len(merges)} merges are more than {MAX_MERGES}")
+    for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
             raise CheckpointError(f"{path}: a merge is not a pair of tokens")
         left, right = pair
-        ranks.setdefault(left + right, (len(ranks), set()))[1].add(left)
+        place, cuts = ranks.get(left + right, (len(ranks), 0))
+        ranks[left + right] = (place, cuts | 1 << len(left))
     return ranks
 
 
-def _check_cuts(path: str, text: str, vocab: dict[str, Any], ranks: dict[str, tuple[int, set[str]]]) -> None:
+def _check_cuts(path: str, text: str, vocab: dict[str, Any], ranks: dict[str, tuple[int, int]]) -> None:
     """Raise CheckpointError unless the merges of a token are all its cuts in two pieces (or characters)."""
     if len(text) > _MAX_PIECE:
         raise CheckpointError(f"{path}: a token of {len(text)} characters is too long")
-    cuts = {
-        text[:i]
-        for i in range(1, len(text))
-        if (i == 1 or text[:i] in vocab) and (i == len(text) - 1 or text[i:] in vocab)
-    }
-    if cuts != (ranks[text][1] if text in ranks else set()):
+    cuts = 0
+    for i in range(1, len(text)):
+        if (i == 1 or text[:i] in vocab) and (i == len(text) - 1 or text[i:] in vocab):
+            cuts |= 1 << i
+    if cuts != (ranks[text][1] if text in ranks else 0):
         raise CheckpointError(
             f"{path}: the merges of {text!r} are not those of a SentencePiece model; "
             "this kind of tokenizer needs its tokenizer.model"
@@ -180,12 +200,16 @@ def _check_cuts(path: str, text: str, vocab: dict[str, Any], ranks: dict[str, tu
 def _prepends_space(root: JsonObject) -> bool:
     """Whether the tokenizer puts a space before a text. Raises CheckpointError unless it only spells spaces."""
     normalizer, splitter = root.child("normalizer"), root.child("pre_tokenizer")
-    steps = normalizer.get("normalizers", list, [])
+    steps = normalizer.get("normalizers", list, [normalizer.values] if normalizer.values else [])
     if splitter.get("type", str) == "Metaspace" and not normalizer.values:
         # Unless told not to, it cuts a text at its spaces, which SentencePiece does not.
         if splitter.get("replacement", str) == _SPACE and splitter.get("split", bool, True) is False:
             prefixed = splitter.get("add_prefix_space", bool, True)
             return bool(splitter.get("prepend_scheme", str, "always" if prefixed else "never") != "never")
-    elif not splitter.values and _SPELLS_SPACES in steps and all(s in (_SPELLS_SPACES, _PREPENDS) for s in steps):
+    elif (
+        splitter.values in ({}, _SPLITS_SPACES)
+        and _SPELLS_SPACES in steps
+        and all(s in (_SPELLS_SPACES, _PREPENDS) for s in steps)
+    ):
         return _PREPENDS in steps
     raise CheckpointError(f"{root.path}: its normalizer or pre_tokenizer is not one that SentencePiece has")

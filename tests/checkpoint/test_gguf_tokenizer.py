@@ -338,11 +338,21 @@ def test_more_tokens_than_the_model_has(tmp_path: Path) -> None:
     assert read(tmp_path / "m", bpe_keys(), vocab_size=330) is not None
 
 
-def test_too_many_special_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sentencepiece", "bpe"])
+def test_too_many_special_tokens(tmp_path: Path, kind: str) -> None:
     count = 10_001
-    keys = bpe_keys() | {"ggml.tokens": [str(i) for i in range(count)], "ggml.token_type": [CONTROL] * count}
+    keys = sentencepiece_keys(sentencepiece_model()) if kind == "sentencepiece" else bpe_keys()
+    keys |= {"ggml.tokens": [str(i) for i in range(count)], "ggml.token_type": [CONTROL] * count}
     with pytest.raises(CheckpointError, match="10001 special tokens are more than 10000"):
         read(tmp_path / "m", keys, vocab_size=count)
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "bpe"])
+def test_special_tokens_of_any_length(tmp_path: Path, kind: str) -> None:
+    keys = sentencepiece_keys(sentencepiece_model()) if kind == "sentencepiece" else bpe_keys()
+    keys["ggml.tokens"][3], keys["ggml.token_type"][3] = "x" * 129, USER_DEFINED
+    with pytest.raises(CheckpointError, match="has 129 characters, more than 128"):
+        read(tmp_path / "m", keys)
 
 
 def test_smollm2(smollm2_path: Path, shared_data: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -300,6 +301,16 @@ class TestIndex:
         self.edit(folder, lambda index: index["weight_map"].update({"third": "third.safetensors"}))
         refuse(folder, "third")
 
+    def test_many_files(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Processor time, with much room: to look through all names for each file would take half a minute."""
+        names = {f"{i}.safetensors": {f"{i}.{j}": None for j in range(50)} for i in range(4000)}
+        weight_map = {name: file for file, tensors in names.items() for name in tensors}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        monkeypatch.setattr(HuggingFaceCheckpoint, "_map_file", lambda self, path: dict(names[Path(path).name]))
+        start = time.process_time()
+        refuse(folder, "tensor model.embed_tokens.weight is missing")
+        assert time.process_time() - start < 8
+
     def test_damaged(self, folder: Path) -> None:
         path = folder / "model.safetensors.index.json"
         for content in (b"{}", b'{"weight_map": {}}', b'{"weight_map": []}', b"x", b'{"weight_map": {"a": {}}}'):
@@ -403,6 +414,12 @@ class TestTokenizer:
         assert tokenizer.special_tokens["<|im_end|>"] == 340
         assert 341 in tokenizer.encode("a <think> b")
         assert tokenizer.token_bytes(341) == b"<think>"
+        added["341"] = {"content": "\ud800"}
+        self.put(folder, "tokenizer_config.json", {"added_tokens_decoder": added})
+        refuse(folder, "tokenizer_config.json", "surrogates")
+        added["341"] = {"content": "x" * 129}
+        self.put(folder, "tokenizer_config.json", {"added_tokens_decoder": added})
+        refuse(folder, "tokenizer_config.json", "129 characters")
         added["341"] = {"special": False}
         self.put(folder, "tokenizer_config.json", {"added_tokens_decoder": added})
         refuse(folder, "341")
@@ -414,6 +431,17 @@ class TestTokenizer:
         assert checkpoint.tokenizer is not None
         assert checkpoint.tokenizer.kind == "sentencepiece"
         assert str(tmp_path / "other.model") in checkpoint.files
+
+    def test_rules_of_no_known_tokenizer(self, folder: Path) -> None:
+        step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        rules = {"type": "Sequence", "pretokenizers": [step] * 40}
+        self.put(folder, "tokenizer.json", bpe_json() | {"pre_tokenizer": rules})
+        refuse(folder, "tokenizer.json", "40 steps")
+
+    def test_too_many_special_tokens(self, folder: Path) -> None:
+        added = [{"id": 1000 + i, "content": f"<{i}>", "special": True} for i in range(10_001)]
+        self.put(folder, "tokenizer.json", bpe_json() | {"added_tokens": added})
+        refuse(folder, "tokenizer.json", "10001 special tokens are more than 10000")
 
     def test_too_many_tokens(self, folder: Path) -> None:
         (folder / "tokenizer.model").write_bytes(sentencepiece_model(vocab_size=360))

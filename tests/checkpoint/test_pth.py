@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -95,12 +96,30 @@ class TestReading:
             "last": base[11:, 19:],
             "half": torch.chunk(base.bfloat16(), 2, dim=1)[1],
         }
+        for name, expected in value.items():
+            torch.save({name: expected}, tmp_path / "m.pth")
+            tensor = read_pth(tmp_path / "m.pth")[name]
+            np.testing.assert_array_equal(tensor.read(), expected.float().numpy(), err_msg=name)
+            tensor.release()
+            np.testing.assert_array_equal(tensor.read(), expected.float().numpy(), err_msg=name)
+
+    def test_views_of_one_storage(self, tmp_path: Path) -> None:
+        """Tied weights are the same view; parts of a fused matrix lie beside each other, by rows or by columns."""
+        base = torch.randn(12, 20)
+        parts = torch.split(torch.randn(6, 12), 5, dim=1)
+        value = {
+            "tied": base,
+            "untied": base,
+            **{f"rows{i}": rows for i, rows in enumerate(torch.randn(9, 4).chunk(3))},
+            **{f"columns{i}": columns for i, columns in enumerate(parts)},
+            "even": (steps := torch.randn(10))[::2],
+            "alone": torch.randn(4, 4).t(),
+            "one": steps[9:],
+        }
         torch.save(value, tmp_path / "m.pth")
         tensors = read_pth(tmp_path / "m.pth")
         for name, expected in value.items():
-            np.testing.assert_array_equal(tensors[name].read(), expected.float().numpy(), err_msg=name)
-            tensors[name].release()
-            np.testing.assert_array_equal(tensors[name].read(), expected.float().numpy(), err_msg=name)
+            np.testing.assert_array_equal(tensors[name].read(), expected.numpy(), err_msg=name)
 
     def test_module_parameters(self, tmp_path: Path) -> None:
         module = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.LayerNorm(7))
@@ -216,6 +235,38 @@ class TestRefusedFiles:
     def test_a_huge_tensor_of_one_number(self, tmp_path: Path) -> None:
         torch.save({"a": torch.ones(1).expand(1 << 20, 1 << 20)}, tmp_path / "m.pth")
         refuse(tmp_path / "m.pth", "'a'", "storage of 1 ")
+
+    @pytest.mark.parametrize(
+        ("shape", "stride"),
+        [((6,), (0,)), ((2, 3), (0, 1)), ((3, 2), (1, 1)), ((2, 3), (2, 1)), ((2, 2, 1), (1, 1, 0))],
+    )
+    def test_elements_that_share_their_place(
+        self, tmp_path: Path, shape: tuple[int, ...], stride: tuple[int, ...]
+    ) -> None:
+        torch.save({"a": torch.ones(6).as_strided(shape, stride)}, tmp_path / "m.pth")
+        refuse(tmp_path / "m.pth", "'a'", "elements that share their place")
+
+    @pytest.mark.parametrize(
+        "cut",
+        [
+            lambda base: base[1:],
+            lambda base: base.t(),
+            lambda base: base.flatten(),
+            lambda base: base[11:, 19:],
+            lambda base: base[::2],
+            lambda base: base.flatten()[5:7],
+        ],
+    )
+    def test_tensors_that_overlap(self, tmp_path: Path, cut: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        base = torch.ones(12, 20)
+        torch.save({"a": base, "b": cut(base)}, tmp_path / "m.pth")
+        refuse(tmp_path / "m.pth", "'a' and 'b' overlap")
+
+    def test_views_that_interleave_too_much(self, tmp_path: Path) -> None:
+        """Each is compared with each, so that there are few, whatever they are."""
+        columns = torch.ones(2, 1000).unbind(1)
+        torch.save({str(i): column for i, column in enumerate(columns)}, tmp_path / "m.pth")
+        refuse(tmp_path / "m.pth", "overlap")
 
 
 class TestZipTricks:

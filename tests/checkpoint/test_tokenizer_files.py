@@ -228,6 +228,8 @@ class TestLlama2c:
         refuse(tmp_path / "t", data, "more than 339", vocab_size=339)
         refuse(tmp_path / "t", data, "340", "341", vocab_size=341)
         refuse(tmp_path / "t", llama2c_tokenizer(llama2c_pieces(PACKAGE)[:2]), "2 tokens")
+        many = llama2c_pieces(PACKAGE)[:259] + [(b"x", 0.0)] * 299_742
+        refuse(tmp_path / "t", llama2c_tokenizer(many), "more than 300000 tokens, which is too many")
 
     def test_truncation(self, tmp_path: Path) -> None:
         data = llama2c_tokenizer(llama2c_pieces(PACKAGE)[:300])
@@ -281,6 +283,33 @@ class TestTokenizerJson:
             if not (metaspace and text.startswith((" ", "▁"))):  # to which Metaspace gives no second space
                 assert tokenizer.encode(text) == package.encode(text, add_special_tokens=False).ids
         assert tokenizer.special_tokens == {"<s>": 1, "</s>": 2}
+
+    def test_as_gemma_spells_it(self, tmp_path: Path) -> None:
+        """Its normalizer leaves no space for the pre-tokenizer to cut at."""
+        parts = huggingface_json(PACKAGE)
+        parts["normalizer"] = parts["normalizer"]["normalizers"][1]
+        parts["pre_tokenizer"] = {
+            "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False,
+        }  # fmt: skip
+        tokenizer, package = load(tmp_path / "t", json.dumps(parts)), PackageTokenizer.from_str(json.dumps(parts))
+        assert not tokenizer.prepends_space
+        for text in ("Once upon a time", "  a  b ", "é漢😀\n x"):
+            assert tokenizer.encode(text) == package.encode(text, add_special_tokens=False).ids
+
+    def test_bounds(self, tmp_path: Path) -> None:
+        parts = huggingface_json(PACKAGE)
+        for names, message in [
+            ([f"<{i}>" for i in range(10_001)], "10001 special tokens are more than 10000"),
+            (["x" * 129], "129 characters, more than 128"),
+        ]:
+            added = [{"id": 1000 + i, "content": name, "special": True} for i, name in enumerate(names)]
+            refuse(tmp_path / "t", json.dumps(parts | {"added_tokens": added}), message)
+        parts["model"]["merges"] = ["a b"] * 450_001
+        refuse(tmp_path / "t", json.dumps(parts), "450001 merges are more than 450000")
+        vocab = {f"{i:0100}": i for i in range(42_000)}
+        refuse(
+            tmp_path / "t", json.dumps(parts | {"model": {"byte_fallback": True, "vocab": vocab}}), "characters in all"
+        )
 
     def test_merges_as_strings(self, tmp_path: Path) -> None:
         parts = huggingface_json(PACKAGE)
