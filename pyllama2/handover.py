@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .interrupts import Interrupts
 
 if TYPE_CHECKING:
-    from .scheduler import Job, Part
+    from .job import Job, Part
 
 # How long a step waits for texts that are being sampled; never twice for the same token.
 _PATIENCE_S = 0.01

@@ -19,10 +19,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
@@ -34,14 +32,12 @@ from .completion import Completion
 from .errors import NumericalError, Pyllama2Error
 from .forking import renew_after_fork
 from .generation import Piece, Text
-from .handover import Handover, Handovers
+from .handover import Handovers
 from .interrupts import Interrupts
-from .prefix_cache import MAX_ROWS, PrefixCache, Row, common_prefix
-from .prompt_lookup import PromptLookup
+from .job import Job, Part, advance, batch_of, settle
+from .prefix_cache import MAX_ROWS, PrefixCache
 from .sampling import Choice
 
-# Pieces a text may be ahead of its consumer.
-AHEAD = 4
 # Texts of one list that are generated or next in turn. While other callers drive, so many more rows may become free
 # before this one sees it.
 _AT_ONCE = 2 * MAX_ROWS
@@ -54,89 +50,6 @@ _WORTH_WAITING = 32
 _FORKED = "the process was forked while this text took a token; generate it anew"
 
 T = TypeVar("T")
-
-
-class Job:
-    """A text on its way through a scheduler.
-
-    ahead   how many pieces may wait to be taken before it pauses, None for any number
-    lookup  what guesses its next tokens, None for nothing
-    """
-
-    def __init__(self, text: Text, ahead: int | None = AHEAD, lookup: PromptLookup | None = None) -> None:
-        self.text = text
-        self.lookup = lookup
-        self.queue: deque[Piece] = deque()
-        self.row: Row | None = None
-        self.error: BaseException | None = None
-        self.cancelled = False
-        self.arrival: int | None = None  # counts up; None before its first piece was asked for
-        self.pulled = 0  # when a piece was last asked for; counts up
-        self.handover: Handover | None = None  # it takes part in no step before it was sampled
-        self.ahead = ahead
-        self.advancing = False  # a token is being taken
-        # The thread that waits for it: in run() for its end, in next() for a piece.
-        self.waiting = threading.get_ident() if ahead is None else None
-        piece = text.start()
-        if piece is not None:
-            self.queue.append(piece)
-
-    @property
-    def ended(self) -> bool:
-        """Whether no more pieces will be made."""
-        return self.cancelled or self.error is not None or self.text.finish_reason is not None
-
-    @property
-    def paused(self) -> bool:
-        """Whether it may not get further before its consumer takes a piece."""
-        return self.ahead is not None and len(self.queue) >= self.ahead
-
-    @property
-    def wants_row(self) -> bool:
-        """Whether it waits to be admitted; one that lost its row while paused does not before it was caught up with."""
-        caught_up = self.ahead is None or not self.queue
-        return self.row is None and not self.ended and caught_up and self.handover is None
-
-    @property
-    def may_lose_row(self) -> bool:
-        """Whether its row is better used by a text that waits for one."""
-        return self.paused or (self.handover is not None and self.handover.stalled)
-
-    @property
-    def n_left(self) -> int:
-        """How many of its tokens are still to be fed to the model."""
-        return 0 if self.row is None else len(self.text.context) - len(self.row.ids)
-
-    def completion(self) -> Completion:
-        """All that was made of it."""
-        for piece in self.queue:
-            self.text.deliver(piece)
-        return self.text.completion()
-
-
-@dataclass
-class Part:
-    """What a step feeds of a text.
-
-    row      where its keys and values go
-    start    position of the first token
-    tokens   the next ones of the text's
-    context  all of them
-    guesses  of those after them, if they are the text's last
-    """
-
-    job: Job
-    row: Row
-    start: int
-    tokens: list[int]
-    context: list[int]
-    guesses: list[int] = field(default_factory=list)
-
-    @property
-    def n_outputs(self) -> int:
-        """How many logits are wanted: those after the text's last token, and after each guess."""
-        at_end = self.start + len(self.tokens) == len(self.job.text.context)
-        return 1 + len(self.guesses) if at_end else 0
 
 
 class Scheduler:
@@ -153,7 +66,7 @@ class Scheduler:
         self._closed = False
         self._jobs: list[Job] = []  # the driver's, in order of arrival
         self.sampling_s = [0.0, 0.0]  # spent on sampling and text in steps of single tokens, and in others
-        self._handovers = Handovers(self._lock, _advance, self.sampling_s)
+        self._handovers = Handovers(self._lock, advance, self.sampling_s)
         renew_after_fork(self, Scheduler._renew_in_child)
 
     def _renew_in_child(self) -> None:
@@ -336,7 +249,7 @@ class Scheduler:
         if self._closed:
             return
         for part in self._handovers.collect():
-            _settle(part)
+            settle(part)
         with self._lock:
             self._jobs += self._arrivals
             self._arrivals.clear()
@@ -347,7 +260,7 @@ class Scheduler:
         parts = self._parts()
         if parts:
             assert self._rows.cache is not None
-            batch = _batch(parts)
+            batch = batch_of(parts)
             with interrupts.allowed():
                 results = self._compute(parts, batch, self._rows.cache)
             elapsed = time.perf_counter() - started
@@ -389,13 +302,13 @@ class Scheduler:
             elif id(part.job) in own:
                 now.append((part, results))
             else:
-                _advance(part, results)
-                _settle(part)
+                advance(part, results)
+                settle(part)
         # Nothing is left undone now if Ctrl-C raises anywhere below: the caller's texts end with it.
         with interrupts.allowed():
             for part, results in now:
-                _advance(part, results)
-                _settle(part)
+                advance(part, results)
+                settle(part)
 
     def _retire(self) -> None:
         """Free the rows of texts that have ended."""
@@ -461,46 +374,3 @@ class Scheduler:
             for part in parts:
                 part.guesses = part.job.text.guess((self._backend.cheap_tokens - len(parts)) // len(parts))
         return parts
-
-
-def _advance(part: Part, results: NDArray[np.float32] | list[int]) -> None:
-    """Take tokens, from logits (1 + guesses, vocab_size) or as they were chosen, until one is not what was guessed."""
-    job, text, n_true = part.job, part.job.text, 0
-    job.advancing = True
-    try:
-        for i in range(len(results)):
-            job.queue.append(text.advance(results[i]))
-            rolled = text.context is not part.context
-            if rolled or job.ended or i == len(part.guesses) or text.context[-1] != part.guesses[i]:
-                break
-            n_true += 1
-        text.learn(len(part.guesses), n_true)
-    except BaseException as error:
-        job.error = error
-    job.advancing = False
-
-
-def _settle(part: Part) -> None:
-    """Leave in the row what is the text's of all that was fed; a text that has rolled is computed anew."""
-    if part.job.row is not part.row:  # others have it by now
-        return
-    ids, context = part.row.ids, part.job.text.context
-    if context is part.context:
-        del ids[max(len(context) - 1, part.start + len(part.tokens)) :]
-    else:
-        del ids[common_prefix(ids, context, len(context) - 1) :]
-
-
-def _batch(parts: Sequence[Part]) -> Batch:
-    """One batch of the parts and the logits that they want."""
-    tokens: list[int] = []
-    rows: list[int] = []
-    positions: list[int] = []
-    outputs: list[int] = []
-    for part in parts:
-        fed = part.tokens + part.guesses
-        tokens += fed
-        rows += [part.row.index] * len(fed)
-        positions += range(part.start, part.start + len(fed))
-        outputs += range(len(tokens) - part.n_outputs, len(tokens))
-    return Batch(*(np.array(column, np.int32) for column in (tokens, rows, positions, outputs)))

@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator, Iterator
 
 from .completion import Chunk, Completion
 from .generation import Text
-from .scheduler import Job, Scheduler
+from .job import Job
+from .scheduler import Scheduler
 
 
 class Stream(Iterator[Chunk]):

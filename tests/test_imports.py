@@ -28,7 +28,7 @@ LAYERS = [
     {"mapped", "new_file", "safetensors_header", "weights", "tensor_statistics", "modelfile", "checkpoint"},
     {"resident", "memory", "profile", "backend", "machine", "_cpu", "_gpu"},
     {
-        "convert", "loading", "prompt", "scoring", "generation", "prefix_cache", "handover",
+        "convert", "loading", "prompt", "scoring", "generation", "prefix_cache", "handover", "job",
         "scheduler", "stream", "state", "llama", "evaluation", "inspection",
     },
     {"callable_module", "progress", "command_line", "generate", "chat", "export", "quantize", "bench", "perplexity",

@@ -15,7 +15,7 @@ import pytest
 from forced_signals import Moments, SignalsAtCalls, at_each_line
 from tiny_llama import PROMPTS, same, write_tiny
 
-from pyllama2 import Llama, generation, interrupts, llama, prefix_cache, scheduler, stream
+from pyllama2 import Llama, generation, interrupts, job, llama, prefix_cache, scheduler, stream
 from pyllama2.interrupts import Interrupts
 
 
@@ -216,7 +216,7 @@ class TestForcedTiming:
 
 def test_at_each_line_of_a_generation(tmp_path: Path, one_thread: None) -> None:
     """Ctrl-C ends the text of who is interrupted, and neither others' nor the next one."""
-    files = {module.__file__ for module in (llama, scheduler, generation, prefix_cache, stream, contextlib)}
+    files = {module.__file__ for module in (llama, scheduler, job, generation, prefix_cache, stream, contextlib)}
     with Llama(write_tiny(tmp_path / "model")) as llm:
         expected = llm.generate(PROMPTS, seed=1, max_tokens=3, ignore_eos=True)
         others = llm.generate([1, 9], seed=1, ignore_eos=True)

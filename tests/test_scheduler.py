@@ -18,12 +18,13 @@ from scheduling import LONG, Watched, alone, in_threads, wait_until
 from tiny import random_weights
 from tiny_llama import CONFIG, PROMPTS, same, write_tiny
 
-from pyllama2 import Completion, Llama, prefix_cache, scheduler
+from pyllama2 import Completion, Llama, prefix_cache
 from pyllama2._cpu import CpuBackend
 from pyllama2._sampling import choose as sampling_loops
 from pyllama2.backend import Batch, KVCache
 from pyllama2.errors import NumericalError
 from pyllama2.generation import Piece
+from pyllama2.job import AHEAD
 from pyllama2.sampling import Choice
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,7 +50,7 @@ class TestTogether:
         for _ in busy:
             pass
         rows = [len(np.unique(batch.rows)) for batch in watched.batches[before:]]
-        assert rows == [2] * scheduler.AHEAD + [1] * (100 - scheduler.AHEAD)
+        assert rows == [2] * AHEAD + [1] * (100 - AHEAD)
         assert idle.completion.usage.completion_tokens == 1  # what has not been taken has not come
         for _ in idle:
             pass
