@@ -120,7 +120,8 @@ class Weight:
             codes = codes.reshape(blocks, groups, self.group_size // QUAD, ROW_BLOCK, QUAD)
         # -> (blocks, rows, groups, quads, 4)
         values = codes.transpose(0, 3, 1, 2, 4).astype(np.float32)
-        values *= self.scales.astype(np.float32).transpose(0, 2, 1)[..., None, None]
+        with np.errstate(invalid="ignore"):  # whoever uses the numbers checks that they are finite
+            values *= self.scales.astype(np.float32).transpose(0, 2, 1)[..., None, None]
         matrix = values.reshape(blocks * ROW_BLOCK, groups * self.group_size)
         return np.ascontiguousarray(matrix[: self.shape[0], : self.shape[1]])
 

@@ -76,9 +76,12 @@ def _sentencepiece_as_json() -> bytes:
 
 
 def use_tokenizer(spec: TokenizerSpec, vocab_size: int | None) -> None:
-    """Load it and turn texts into tokens and back. No text may become a special token, whatever the file says."""
+    """Load it and turn texts into tokens and back. No text may become a special token, whatever the file says.
+
+    A file may also have texts begin or end with a token that is ordinary text, such as a line break; it stays that.
+    """
     tokenizer = load_tokenizer(spec, vocab_size)
-    special = {tokenizer.bos_id, *tokenizer.eos_ids, *tokenizer.special_tokens.values()}
+    special = set(tokenizer.special_tokens.values())
     for text in _TEXTS:
         with suppress(ValueError):  # a character that the vocabulary has no token for
             ids = tokenizer.encode(text)
