@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from .arguments import function, integer, path, string
 from .convert import Progress
 from .llama import Llama
+from .memory import piece_tokens
 from .sampling import log_normalizer, log_probabilities_of
-from .scoring import piece_tokens, scores_of
+from .scoring import scores_of
 from .shown import shown_value
 
 Model = Llama | str | os.PathLike[str]

@@ -33,7 +33,7 @@ from .forking import renew_after_fork
 from .generation import Request, Text
 from .interrupts import Interrupts
 from .loading import load_model
-from .memory import PIECE_BYTES, check_logits_fit, rows_that_fit
+from .memory import check_logits_fit, logits_bytes, piece_tokens, rows_that_fit
 from .model_path import find_model
 from .new_file import NewFile
 from .prefix_cache import PrefixCache
@@ -41,7 +41,7 @@ from .profile import Profile, StepTime
 from .prompt import Prompt, check_chat_length, check_length, check_token_ids, checked_ids, is_list_of_prompts
 from .sampling import SamplingParams, check_seed
 from .scheduler import Scheduler
-from .scoring import Piece, logit_pieces, logits_of, piece_tokens, scores_of
+from .scoring import Piece, logit_pieces, logits_of, scores_of
 from .shown import one_line, shown_value
 from .state import SequenceLayout, StateFile, save_sequences
 from .stream import Stream, pulled_in_threads
@@ -294,7 +294,7 @@ class Llama:
     def score(self, text_or_tokens: Prompt) -> NDArray[np.float32]:
         """Natural log-probabilities of each token after the first, (len(tokens) - 1,) float32.
 
-        A text is tokenized as a prompt is. Logits are computed in pieces of 64 MiB. Raises what logits() does.
+        A text is tokenized as a prompt is. Logits are in memory in pieces of at most 64 MiB. Raises what logits() does.
         """
         ids = self._prompt_ids(text_or_tokens, "text_or_tokens")
         return scores_of(self._logit_pieces(ids[:-1]), ids)
@@ -336,7 +336,8 @@ class Llama:
 
         bytes_per_token are the weights that are read to decode one token: all but the other rows of an embedding.
         weight_bytes, scratch_bytes and cache_bytes (keys and values of generate() and chat()) together are what the
-        process has grown by: of memory that is reserved, what was written to by now.
+        process has grown by: of memory that is reserved, what was written to by now. Weights count in full, also those
+        of a mapped file that were not read yet.
         """
         facts = self._open().describe()
         quantization = self._model.quantization
@@ -476,7 +477,8 @@ class Llama:
         What is given must be dropped before the next piece is asked for, or both are in memory.
         """
         n_tokens = piece_tokens(self.config) if n_tokens is None else n_tokens
-        with closing(self._new_cache(1, max(1, len(ids)), PIECE_BYTES)) as cache:
+        beside = logits_bytes(self.config, n_tokens)
+        with closing(self._new_cache(1, max(1, len(ids)), beside)) as cache:
             yield from logit_pieces(self._open(), cache, ids, first, n_tokens)
 
     def _text(self, request: Request) -> Text:

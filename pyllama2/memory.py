@@ -24,8 +24,9 @@ from .weights import Quantization, packed_shapes
 if TYPE_CHECKING:
     from .backend import Backend
 
-# Logits that are in memory at once when given tokens are scored.
-PIECE_BYTES = 64 << 20
+# Logits that are in memory at once when given tokens are scored: of so many tokens, unless they take more than so much.
+_PIECE_TOKENS = 256
+_PIECE_BYTES = 64 << 20
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "q8": 1, "q4": 1, "int8": 1}
 _OTHER_BYTES = 100 << 20  # tokenizer, texts, Python
@@ -68,6 +69,11 @@ def logits_bytes(config: ModelConfig, n_tokens: int) -> int:
     return 4 * (config.vocab_size + config.dim) * n_tokens
 
 
+def piece_tokens(config: ModelConfig) -> int:
+    """Tokens whose logits are in memory at once when given tokens are scored."""
+    return max(1, min(_PIECE_TOKENS, _PIECE_BYTES // logits_bytes(config, 1)))
+
+
 def working_bytes(config: ModelConfig, quantization: Quantization, n_ctx: int, n_threads: int | None = None) -> int:
     """Bytes that the CPU backend takes at most besides weights, keys and values, and what surrounds it."""
     from ._cpu.threads import team_of
@@ -75,7 +81,8 @@ def working_bytes(config: ModelConfig, quantization: Quantization, n_ctx: int, n
 
     isa = os.environ.get("PYLLAMA2_CPU_ISA", "")
     scratch = Workspace(config, quantization, team_of(n_threads), isa, counts_only=True)
-    return scratch.most_bytes(n_ctx) + max(_step_bytes(config), PIECE_BYTES) + _OTHER_BYTES
+    logits = max(_step_bytes(config), logits_bytes(config, piece_tokens(config)))
+    return scratch.most_bytes(n_ctx) + logits + _OTHER_BYTES
 
 
 def needed_bytes(

@@ -10,20 +10,11 @@ from numpy.typing import NDArray
 
 from ._sampling import choose
 from .backend import Backend, Batch, KVCache
-from .config import ModelConfig
 from .errors import NumericalError
-from .memory import PIECE_BYTES, logits_bytes
 from .sampling import log_probabilities_of
-
-_MOST_TOKENS = 256  # of a piece
 
 # Logits (n, vocab_size) of n consecutive tokens, and the position of the first.
 Piece = tuple[int, NDArray[np.float32]]
-
-
-def piece_tokens(config: ModelConfig) -> int:
-    """Tokens of a piece of logits."""
-    return max(1, min(_MOST_TOKENS, PIECE_BYTES // logits_bytes(config, 1)))
 
 
 def logits_of(backend: Backend, cache: KVCache, ids: list[int], start: int = 0) -> NDArray[np.float32]:

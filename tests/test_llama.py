@@ -298,7 +298,7 @@ class TestTokensAndScores:
         log_softmax = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         expected = [log_softmax[i, ids[i + 1]] for i in range(len(ids) - 1)]
         for most in (256, 3):
-            monkeypatch.setattr("pyllama2.scoring._MOST_TOKENS", most)
+            monkeypatch.setattr("pyllama2.memory._PIECE_TOKENS", most)
             assert np.allclose(llm.score(ids), expected, atol=1e-4)
             assert np.array_equal(llm.score("lived in the forest. [INST]"), llm.score(ids))
         assert llm.score("").shape == (0,)

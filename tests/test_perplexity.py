@@ -95,7 +95,7 @@ class TestFunction:
     ) -> None:
         expected = plain(llm, other, TEXT, window, stride)
         for tokens_together, vocabulary_together in ((64, 1 << 16), (5, 100)):
-            monkeypatch.setattr("pyllama2.scoring._MOST_TOKENS", tokens_together)
+            monkeypatch.setattr("pyllama2.memory._PIECE_TOKENS", tokens_together)
             monkeypatch.setattr(evaluation, "_SLICE", vocabulary_together)
             result = pyllama2.perplexity(llm, TEXT, against=other, window=window, stride=stride)
             assert fields(result) == pytest.approx(expected, rel=1e-5)
