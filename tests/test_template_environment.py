@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 from jinja2 import UndefinedError
+from model_templates import NAMES_OF_MODELS, OF_MODELS
 
 from pyllama2._template_environment import compile_template, mark_roles
 from pyllama2.stand_ins import StandIns
@@ -111,3 +115,25 @@ def test_operands_that_are_no_strings() -> None:
     assert parts_of(template) == ["6[1, 2]<|5None|><|1.5|><||>"]
     with pytest.raises(UndefinedError):
         parts_of("{{ '<|' + undefined + '|>' }}")
+
+
+@pytest.mark.parametrize("system", [True, False])
+@pytest.mark.parametrize("model", OF_MODELS)
+def test_templates_of_models_mean_what_they_mean_without_stand_ins(model: str, system: bool) -> None:
+    def render(stand_ins: dict[str, str]) -> str:
+        messages: list[dict[str, Any]] = [
+            {"role": "system", "content": "Be kind. "},
+            {"role": "user", "content": " Hi"},
+            {"role": "assistant", "content": "<think>hm</think>Hello "},
+            {"role": "user", "content": "Bye\n"},
+        ][0 if system else 1 :]
+        mark_roles(messages)
+        tokens = {"bos_token": stand_ins.get("<s>", "<s>"), "eos_token": stand_ins.get("</s>", "</s>")}
+        template = compile_template(OF_MODELS[model], stand_ins)
+        return template.render(messages=messages, add_generation_prompt=True, tools=None, **tokens)
+
+    stand_ins = StandIns(NAMES_OF_MODELS)
+    names = "|".join(map(re.escape, sorted(NAMES_OF_MODELS, key=len, reverse=True)))
+    expected = re.split(f"({names})", render({}))
+    assert stand_ins.split(render(stand_ins.by_name)) == expected
+    assert len(expected) > 5
