@@ -195,6 +195,7 @@ def test_the_plan_is_what_the_backend_allocates(gpu: Any, name: str, kv_dtype: s
     backend = CudaBackend(make_model(CONFIGS[name]), kv_dtype=kv_dtype)
     cache = backend.new_cache(3, 40)
     planned = backend.plan(3, 40)
+    assert backend.cache_bytes(3, 40) == cache.nbytes == planned.parts["cache"]
     assert gpu.device.exact_bytes == planned.allocated == planned.total - CONTEXT_BYTES - planned.driver_bytes
     for n in (1, 12, 1, 1):
         backend.forward(Batch.of_sequence([1] * n), cache)

@@ -44,7 +44,8 @@ class CpuKVCache(KVCache):
         key_scales    (n_layers, n_rows, n_kv_heads, n_blocks, 16) float32, of int8: a number is a code -127 .. 127
         value_scales  times the scale of its position
 
-    dtype is float32, float16 or int8. Memory is only taken up by the positions that were written.
+    dtype is float32, float16 or int8. Memory is only taken up by the pages that were written to, which are of 2 MiB
+    where the system gives such.
     """
 
     keys: NDArray[Any]
