@@ -24,6 +24,19 @@ _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _BEFORE = r"[^\r\n\p{L}\p{N}]?"
+# Letters with upper and lower case, as DeepSeek-LLM lists them. In escapes: several look like letters of other blocks.
+_CASED = (
+    "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376\u0377"
+    "\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f\u0531-\u0556"
+    "\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77\u1d79-\u1d9a"
+    "\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d\u1f80-\u1fb4"
+    "\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-\u1fec\u1ff2-\u1ff4\u1ff6-\u1ffc"
+    "\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-\u212d\u212f-\u2134\u2139\u213c-\u213f"
+    "\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3\ua640-\ua66d\ua680-\ua69b"
+    "\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a"
+    "\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2"
+    "\U000118a0-\U000118df\U0001e900-\U0001e943"
+)
 
 # These match every character of any text.
 _WHOLE_PATTERNS = {
@@ -37,6 +50,10 @@ _WHOLE_PATTERNS = {
     "seed-coder": rf"{_CONTRACTIONS}|{_BEFORE}\p{{L}}+|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}",
     "bailing": (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+    ),
+    "ling": (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}"
         r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
     ),
     # GPT-4 in newer spelling
@@ -56,8 +73,11 @@ _WHOLE_PATTERNS = {
 }
 # These match parts of a text, and stand beside others.
 _PART_PATTERNS = {
-    # DeepSeek-LLM, -Coder, -V2
+    # DeepSeek-LLM, -Coder, -V2; the spaces at the end are spelled \s+$ there, which is quadratic in their number
     "line breaks": r"[\r\n]",
+    "cased letters": rf"\s?[{_CASED}]+",
+    "ASCII punctuation": "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+    "spaces at the end": r"(?<!\s)\s+$",
     "letters": r"\s?\p{L}+",
     "punctuation": r"\s?\p{P}+",
     "CJK": "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
@@ -77,13 +97,14 @@ _PART_PATTERNS = {
     "falcon": "[0-9][0-9][0-9]",
 }
 _NAMES = {pattern: name for name, pattern in (_WHOLE_PATTERNS | _PART_PATTERNS).items()}
+_NAMES[r"\s+$"] = "spaces at the end"
 _WHOLE = frozenset(_WHOLE_PATTERNS.values())
 
-# Published tokenizers have at most six.
+# Published tokenizers have at most seven.
 _MAX_STEPS = 8
 _CUTS = ("Split", "Digits", "Punctuation")
-# ByteLevel is the last step of all but Falcon's.
-_FALCON = ["Punctuation", "ByteLevel", "Digits", "Split"]
+# ByteLevel is the last step of all but these: Falcon's and Falcon3's.
+_OTHER_ORDERS = (["Punctuation", "ByteLevel", "Digits", "Split"], ["Punctuation", "ByteLevel", "Digits"])
 
 Step = dict[str, Any]
 
@@ -128,7 +149,7 @@ def known_steps(node: Step) -> list[Step]:
                 f"its pre-tokenizer has the step {type[:40]!r}, which is not supported "
                 f"({', '.join(_CUTS)} and ByteLevel are)"
             )
-    if types.index("ByteLevel") != len(types) - 1 and types != _FALCON:
+    if types.index("ByteLevel") != len(types) - 1 and types not in _OTHER_ORDERS:
         raise ValueError(
             f"its pre-tokenizer has the steps {', '.join(types)}, an order that no known tokenizer has "
             "(ByteLevel is the last, and there is one)"
@@ -166,8 +187,8 @@ def _split(step: Step) -> Step:
             f"({', '.join(_WHOLE_PATTERNS)}, ...)"
         )
     how = (step.get("behavior"), step.get("invert", False))
-    # To remove what is no match, of which there is none, is how some converters write the same.
-    if how != ("Isolated", False) and not (how == ("Removed", True) and text in _WHOLE):
+    # Where all of a text is matched, to remove or isolate what is no match is how some converters write the same.
+    if how != ("Isolated", False) and not (how in (("Removed", True), ("Isolated", True)) and text in _WHOLE):
         raise ValueError(
             f"its pre-tokenizer has a Split step of behavior {str(how[0])[:40]!r} (invert {str(how[1])[:40]}), "
             "which is not supported"

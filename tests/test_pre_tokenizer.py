@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+import unicodedata
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from tokenizers.pre_tokenizers import Split
 
 from pyllama2.checkpoint.gguf_tokenizer import _PRE_TOKENIZERS
 from pyllama2.errors import CheckpointError
-from pyllama2.pre_tokenizer import _PART_PATTERNS, _WHOLE_PATTERNS, known_steps
+from pyllama2.pre_tokenizer import _CASED, _PART_PATTERNS, _WHOLE_PATTERNS, known_steps
 from pyllama2.tokenizer import load_tokenizer
 
 
@@ -59,7 +61,17 @@ PUBLISHED = {
     "qwen2": sequence(split(QWEN2), byte_level()),
     "mistral-nemo": sequence(split(NEMO), byte_level()),
     "gpt-4o, llama-4": sequence(split(GPT4O), byte_level()),
-    "deepseek-llm": sequence(
+    "isolated what is no match": sequence(split(LLAMA3, "Isolated", True), byte_level()),
+    "deepseek-llm, deepseek-coder-v1.5": sequence(
+        split("[\r\n]"),
+        split(rf"\s?[{_CASED}]+"),
+        split("\\s?[!-/:-~！-／：-～‘-‟　-。]+"),
+        split(r"\s+$"),
+        split("[一-龥ࠀ-一가-퟿]+"),
+        DIGITS,
+        byte_level(),
+    ),
+    "deepseek-coder": sequence(
         split("[\r\n]"), split(r"\s?\p{L}+"), split(r"\s?\p{P}+"), split("[一-龥ࠀ-一가-퟿]+"), DIGITS, byte_level()
     ),
     "deepseek-v3": sequence(
@@ -73,6 +85,7 @@ PUBLISHED = {
     ),
     "bloom": sequence(split(r" ?[^(\s|[.,!?…。，、।۔،])]+"), byte_level()),
     "viking": sequence(split(r" ?[^(\s|.,!?…。，、।۔،)]+"), DIGITS, byte_level()),
+    "falcon3": sequence({"type": "Punctuation", "behavior": "Contiguous"}, byte_level(use_regex=True), DIGITS),
     "falcon": sequence(
         {"type": "Punctuation", "behavior": "Contiguous"},
         byte_level(use_regex=True),
@@ -96,6 +109,12 @@ def test_published_rules_encode_as_the_package(name: str, normalizer: Any) -> No
             assert ours.encode(text) == package.encode(text, add_special_tokens=False).ids
 
     check()
+
+
+def test_letters_with_upper_and_lower_case_are_what_unicode_says() -> None:
+    for char in re.findall(f"[{_CASED}]", "".join(map(chr, range(0x20000)))):
+        assert unicodedata.category(char) in ("Lu", "Ll", "Lt"), hex(ord(char))
+    assert len(re.findall(f"[{_CASED}]", "".join(map(chr, range(0x20000))))) > 2500
 
 
 @pytest.mark.parametrize("name", _PRE_TOKENIZERS)

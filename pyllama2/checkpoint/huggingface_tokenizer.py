@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..mapped import MappedFile
 from ..tokenizer import TokenizerSpec
-from ..tokenizer_limits import check_special_tokens
+from ..tokenizer_limits import MAX_SPECIAL_TOKENS, check_special_tokens
 from .file_kinds import is_tiktoken
 from .json_file import JsonObject
 from .sentencepiece_model import CONTROL, USER_DEFINED, encode_pieces
@@ -139,6 +139,8 @@ def _with_special_ids(tokenizer: TokenizerFile, settings: JsonObject, configs: l
 def _ids(config: JsonObject, name: str) -> list[int]:
     value = config.get(name, (int, list), [])
     ids: list[Any] = value if isinstance(value, list) else [value]
+    if len(ids) > MAX_SPECIAL_TOKENS:
+        raise CheckpointError(f"{config.path}: {name} lists {len(ids)} tokens, more than {MAX_SPECIAL_TOKENS}")
     for id in ids:
         if type(id) is not int or not 0 <= id < 1 << 31:
             raise CheckpointError(f"{config.path}: {name} is {str(id)[:40]!r}, which is no token")

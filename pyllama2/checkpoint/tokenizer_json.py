@@ -1,7 +1,7 @@
 """tokenizer.json, Hugging Face's tokenizers: byte-level BPE, and SentencePiece's BPE in its spelling.
 
     model          {"type": "BPE", "vocab": {token: id}, "merges": [["a", "b"], ...] or ["a b", ...],
-                    "byte_fallback": true for SentencePiece}
+                    "byte_fallback": true for SentencePiece, and where it has no effect}
     added_tokens   [{"id": ..., "content": ..., "special": ...}, ...]
     post_processor a template that puts BOS before a text, if there is one
 
@@ -63,7 +63,7 @@ def read_tokenizer_json(path: str, vocab_size: int | None) -> TokenizerFile:
         raise CheckpointError(f"{path}: the tokenizer has a token {n_tokens - 1}, the model only {vocab_size} tokens")
     bos_id = _first_of_template(root, added)
     eos_ids = tuple(added[name] for name in _END_TOKENS if name in added)
-    if model.get("byte_fallback", bool, False):
+    if model.get("byte_fallback", bool, False) and not _is_byte_level(root):
         data = _sentencepiece(root, model, added, n_tokens, bos_id, eos_ids)
         spec = TokenizerSpec("sentencepiece", data, bos_id, eos_ids, bos_id is not None)
     else:
@@ -74,6 +74,13 @@ def read_tokenizer_json(path: str, vocab_size: int | None) -> TokenizerFile:
         with MappedFile(path) as file:
             spec = TokenizerSpec("bpe", file.bytes(0, file.size), bos_id, eos_ids, bos_id is not None)
     return TokenizerFile(spec, added, n_tokens)
+
+
+def _is_byte_level(root: JsonObject) -> bool:
+    """Whether text is spelled in bytes before it is merged, so that there is nothing to fall back from."""
+    splitter = root.child("pre_tokenizer")
+    steps = [splitter.values, *splitter.get("pretokenizers", list, [])]
+    return any(isinstance(step, dict) and step.get("type") == "ByteLevel" for step in steps)
 
 
 def _added_tokens(root: JsonObject) -> dict[str, int]:

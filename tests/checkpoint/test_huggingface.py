@@ -389,7 +389,7 @@ class TestTokenizer:
         assert spec is not None
         assert (spec.bos_id, spec.eos_ids, spec.add_bos) == (5, (2, 1), False)
 
-    @pytest.mark.parametrize("value", ["2", 2.0, True, -1, [2, None], [[2]], 1 << 40, {"a": 1}])
+    @pytest.mark.parametrize("value", ["2", 2.0, True, -1, [2, None], [[2]], 1 << 40, {"a": 1}, [2] * 10_001])
     def test_bad_ids(self, folder: Path, value: Any) -> None:
         (folder / "tokenizer.model").write_bytes(sentencepiece_model())
         self.set_config(folder, eos_token_id=value)

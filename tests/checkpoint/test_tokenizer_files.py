@@ -342,6 +342,13 @@ class TestTokenizerJson:
         path = tmp_path / "t"
         refuse(path, path.read_text(), "329", "300", vocab_size=300)
 
+    def test_byte_level_that_says_byte_fallback(self, tmp_path: Path) -> None:
+        parts = bpe_json()
+        expected = load(tmp_path / "t", json.dumps(parts)).encode("Once upon é")
+        parts["model"]["byte_fallback"] = True
+        tokenizer = load(tmp_path / "t", json.dumps(parts))
+        assert tokenizer.spec.kind == "bpe" and tokenizer.encode("Once upon é") == expected
+
     def test_merges_that_sentencepiece_would_not_do(self, tmp_path: Path) -> None:
         parts = huggingface_json(PACKAGE)
         merged = next(i for i, (left, right) in enumerate(parts["model"]["merges"]) if len(left + right) > 2)
