@@ -1,0 +1,63 @@
+"""What a change must pass, by name: `nox -s lint`, or `nox` for lint, types and tests. .ci/run calls these sessions.
+
+They run in the environment that nox is installed in, by `pip install -e ".[test,dev]"`. An environment for each of them
+would compile the package and install torch once more.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "types", "tests"]
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+
+def files(*patterns: str) -> list[str]:
+    """Files that git knows."""
+    return subprocess.check_output(["git", "ls-files", *patterns], text=True).split()
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and common errors of Python, Cython and C, and the form of the files for GitHub and Docker."""
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("cython-lint", "pyllama2")
+    session.run("clang-format", "--dry-run", "--Werror", *files("*.h", "*.c", "*.cpp", "*.cu"), log=False)
+    session.run("hadolint", "Dockerfile")
+    for schema, pattern in (
+        ("github-workflows", ".github/workflows/*.yml"),
+        ("github-issue-forms", ".github/ISSUE_TEMPLATE/[!c]*.yml"),
+        ("github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"),
+    ):
+        session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files(pattern))
+    session.run("pre-commit", "validate-config")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy, strict."""
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """pytest; what stands behind -- goes to it."""
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def cuda(session: nox.Session) -> None:
+    """The CUDA kernels, compiled for GPUs from sm_61 to sm_90 with NVRTC; no GPU is needed."""
+    session.run("python", "scripts/check_cuda.py", *(session.posargs or ["--quick"]))
+
+
+@nox.session
+def arm(session: nox.Session) -> None:
+    """The NEON kernels against the scalar ones, on emulated 64-bit ARM CPUs with and without dot products."""
+    for cpu in ("max", "cortex-a57"):
+        session.run("scripts/check_kernels.sh", "aarch64", cpu)
