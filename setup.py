@@ -5,6 +5,7 @@ No -march: the kernels choose their instruction set at run time, so that one whe
 
 import os
 import shlex
+import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -22,7 +23,13 @@ COMPILE = [
     "-Wno-unused-function",
 ]
 LINK = []
-OPENMP = ["-fopenmp"]
+OPENMP = LINK_OPENMP = ["-fopenmp"]
+if sys.platform == "darwin":  # Apple's Clang takes OpenMP only so, and has no run time of it: brew install libomp
+    LIBOMP = os.environ.get("LIBOMP", "/opt/homebrew/opt/libomp")
+    OPENMP = ["-Xpreprocessor", "-fopenmp", f"-I{LIBOMP}/include"]
+    LINK_OPENMP = [f"-L{LIBOMP}/lib", "-lomp"]
+elif sys.platform == "win32":
+    raise SystemExit("pyllama2 is built with GCC or Clang: on Windows install it in WSL (see README.md).")
 
 if sanitize := os.environ.get("PYLLAMA2_SANITIZE"):  # e.g. "address,undefined"; see CONTRIBUTING.md
     COMPILE += ["-O1", "-g", f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
@@ -75,7 +82,7 @@ setup(
                 include_dirs=[f"pyllama2/{package}"],
                 define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
                 extra_compile_args=COMPILE + (OPENMP if package != "." else []),
-                extra_link_args=LINK + (OPENMP if package != "." else []),
+                extra_link_args=LINK + (LINK_OPENMP if package != "." else []),
             )
             for package, modules in MODULES.items()
             for module in modules
