@@ -140,7 +140,7 @@ def known_steps(node: Step) -> list[Step]:
         raise ValueError("its 'pretokenizers' is missing or not a list")
     if len(steps) > _MAX_STEPS:
         raise ValueError(f"its pre-tokenizer has {len(steps)} steps, of which at most {_MAX_STEPS} are supported")
-    types = [str(step.get("type")) if isinstance(step, dict) else str(step) for step in steps]
+    types = [str(step.get("type")) if isinstance(step, dict) else repr(step) for step in steps]
     if "ByteLevel" not in types:
         raise ValueError("it is no byte-level BPE (a SentencePiece model needs its tokenizer.model)")
     for type in types:
