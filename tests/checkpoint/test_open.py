@@ -152,7 +152,7 @@ class TestFiles:
             (bytes(1000), "zeros"),
             (b"\xde\xad\xbe\xef" * 10, "de ad be ef"),
             (pickle.dumps({"model": [1.0]}), "pickle"),
-            (gzip.compress(b"x"), "gzip"),
+            (gzip.compress(b"x", mtime=0), "gzip"),
             (b"ggjt" + bytes(40), "GGML"),
             (b"IQ== 0\nIg== 1\n", "tiktoken"),
             (b"24ka\7\0\0\0" + bytes(300), "version 7"),
