@@ -143,7 +143,14 @@ def test_added_tokens_are_found_as_the_package_finds_them(added: list[dict[str, 
     for _ in range(5):
         text = "".join(rng.choice(pieces) for _ in range(12))
         if not any(name in text for name in ours.special_tokens):
-            assert ours.encode(text) == package.encode(text, add_special_tokens=False).ids
+            try:
+                expected = package.encode(text, add_special_tokens=False).ids
+            except BaseException as error:  # a panic: where tokens take spaces from each other
+                assert type(error).__name__ == "PanicException"
+                with pytest.raises(CheckpointError, match="the tokenizer failed on a text"):
+                    ours.encode(text)
+            else:
+                assert ours.encode(text) == expected
 
 
 @pytest.mark.parametrize("flags", [{}, {"lstrip": True, "rstrip": True}, {"single_word": True}, {"normalized": True}])
