@@ -130,6 +130,8 @@ REFUSED = {
     "unknown_step": (sequence({"type": "FixedLength", "length": 0}, byte_level()), "the step 'FixedLength'"),
     "step_without_type": (sequence({}, byte_level()), "the step 'None'"),
     "no_step": (sequence(), "no byte-level BPE"),
+    "name": (sequence("ByteLevel"), "no byte-level BPE"),
+    "name_beside": (sequence("ByteLevel", byte_level()), "the step .*ByteLevel.*, which is not supported"),
     "number": (sequence(7, byte_level()), "the step '7'"),
     "exponential": (
         sequence(split("(a+)+$"), byte_level()),

@@ -69,7 +69,7 @@ def read_tokenizer_json(path: str, vocab_size: int | None) -> TokenizerFile:
     else:
         try:
             check_bpe(root.values)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter by quoting what is deeply nested
             raise CheckpointError(f"{path}: {error!s:.300}") from error
         with MappedFile(path) as file:
             spec = TokenizerSpec("bpe", file.bytes(0, file.size), bos_id, eos_ids, bos_id is not None)
