@@ -103,6 +103,11 @@ def _added_tokens(entries: list[Any]) -> list[AddedToken]:
         for entry in entries
     ]
     check_special_tokens([token.content for token in added])
+    for token in added:
+        # Two that want the same spaces make the package panic.
+        takes_spaces = not token.special and (token.flags["lstrip"] or token.flags["rstrip"])
+        if takes_spaces and token.content.strip() != token.content:
+            raise ValueError(f"its added token {token.content!r} begins or ends with a space, and takes more of them")
     return added
 
 
