@@ -53,7 +53,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def cuda(session: nox.Session) -> None:
     """The CUDA kernels, compiled for GPUs from sm_61 to sm_90 with NVRTC; no GPU is needed."""
-    session.run("python", "scripts/check_cuda.py", *(session.posargs or ["--quick"]))
+    session.run("python", "scripts/cuda/check_cuda.py", *(session.posargs or ["--quick"]))
 
 
 @nox.session

@@ -36,9 +36,11 @@ if sanitize := os.environ.get("PYLLAMA2_SANITIZE"):  # e.g. "address,undefined";
     LINK += [f"-fsanitize={sanitize}"]
 
 MODULES = {
-    ".": ("interrupts", "mapping"),  # without OpenMP, which is not to be loaded before _cpu/wait_policy.py says how
-    "_cpu": ("tables", "matrix", "attention", "workspace", "forward", "quantizer", "bandwidth"),
-    "_sampling": ("choose",),
+    # Without OpenMP, which is not to be loaded before _cpu/wait_policy.py says how.
+    "process": ("interrupts",),
+    "storage": ("mapping",),
+    "sampling": ("choose",),
+    "_cpu": ("dispatch", "matrix", "attention", "workspace", "forward", "quantizer", "bandwidth"),
 }
 
 
@@ -81,8 +83,8 @@ setup(
                 depends=["setup.py", *(header.as_posix() for header in Path("pyllama2", package).rglob("*.h"))],
                 include_dirs=[f"pyllama2/{package}"],
                 define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-                extra_compile_args=COMPILE + (OPENMP if package != "." else []),
-                extra_link_args=LINK + (LINK_OPENMP if package != "." else []),
+                extra_compile_args=COMPILE + (OPENMP if package == "_cpu" else []),
+                extra_link_args=LINK + (LINK_OPENMP if package == "_cpu" else []),
             )
             for package, modules in MODULES.items()
             for module in modules

@@ -10,18 +10,12 @@ command lines. Importing the package loads no model library: torch, cupy and the
 are imported where they are used.
 """
 
-from .completion import Chunk, Completion, Timings, TokenLogprob, Usage
+from .analysis.evaluation import Perplexity, perplexity
 from .convert import export, quantize
-from .errors import (
-    BackendUnavailableError,
-    CheckpointError,
-    ContextLengthError,
-    NumericalError,
-    Pyllama2Error,
-)
-from .evaluation import Perplexity, perplexity
+from .errors import BackendUnavailableError, CheckpointError, ContextLengthError, NumericalError, Pyllama2Error
+from .generation.completion import Chunk, Completion, Timings, TokenLogprob, Usage
 from .llama import Llama
-from .sampling import SamplingParams
+from .sampling.sampler import SamplingParams
 
 __version__ = "0.1.0"
 

@@ -6,7 +6,7 @@ import importlib
 import sys
 
 from . import __version__
-from .command_line import run_guarded
+from .cli.common import run_guarded
 
 COMMANDS = {
     "generate": "continue a text",

@@ -24,15 +24,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import Backend, Batch, KVCache, select
-from .command_line import CommandParser, add_model_flags, positive, run_command
+from .analysis.bandwidth import ReadBandwidth, last_cache_bytes
+from .backend import select
+from .backend.base import Backend, Batch, KVCache
+from .cli.common import CommandParser, add_model_flags, positive, run_command
+from .cli.progress import progress_bar
 from .errors import ContextLengthError, NumericalError
 from .loading import load_model
-from .machine import ReadBandwidth, last_cache_bytes
 from .model_path import find_model
-from .modelfile import ModelFile
-from .progress import progress_bar
 from .shown import for_json, shown
+from .storage.model_file import ModelFile
 
 _PROMPT_TOKENS, _NEW_TOKENS = 512, 64
 

@@ -12,8 +12,8 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from .chat_format import CHAT_FORMATS
-from .command_line import (
+from .chat_formats import CHAT_FORMATS
+from .cli.common import (
     CommandParser,
     add_model_flags,
     add_sampling_flags,
@@ -22,14 +22,14 @@ from .command_line import (
     sampling_params,
     write_text,
 )
-from .completion import Completion
-from .conversation import Messages, read_messages, without_oldest_turns, write_messages
+from .cli.conversation import Messages, read_messages, without_oldest_turns, write_messages
 from .errors import ContextLengthError
 from .generate import timings_line
+from .generation.completion import Completion
 from .llama import Llama
-from .sampling import SamplingParams
+from .sampling.sampler import SamplingParams
 from .shown import one_line, shown
-from .tokenizer import utf8
+from .tokenizer.base import utf8
 
 _COMMANDS = """\
   /reset         forget the conversation, except for the system prompt; also /clear

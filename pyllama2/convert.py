@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from . import arguments
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import CheckpointError
-from .interrupts import Interrupts
-from .modelfile import ModelFile, ModelWriter
+from .process.interrupts import Interrupts
 from .shown import shown, shown_value
-from .weights import GROUP_SIZES, Quantization, Weight, all_finite
+from .storage.model_file import ModelFile, ModelWriter
+from .storage.weights import GROUP_SIZES, Quantization, Weight, all_finite
 
 FilePath = str | os.PathLike[str]
 Progress = Callable[[int, int, str], None]  # weights done, weights in all, name of the tensor just done

@@ -6,9 +6,9 @@ import argparse
 import sys
 
 from .callable_module import make_callable
-from .command_line import CommandParser, positive, run_command
+from .cli.common import CommandParser, positive, run_command
+from .cli.progress import progress_bar
 from .convert import export
-from .progress import progress_bar
 
 
 def main(argv: list[str] | None = None) -> int:

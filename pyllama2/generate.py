@@ -10,7 +10,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from .command_line import (
+from .cli.common import (
     CommandParser,
     add_model_flags,
     add_sampling_flags,
@@ -20,7 +20,7 @@ from .command_line import (
     sampling_params,
     write_text,
 )
-from .completion import Completion
+from .generation.completion import Completion
 from .llama import Llama
 from .shown import for_json
 

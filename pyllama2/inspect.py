@@ -8,13 +8,13 @@ import os
 import sys
 from dataclasses import asdict
 
-from .command_line import CommandParser, positive, read_text, run_command
-from .inspection import Inspection, cut_text, inspect_model
-from .inspection_text import report, tokens_report
+from .analysis.inspection import Inspection, cut_text, inspect_model
+from .cli.common import CommandParser, positive, read_text, run_command
+from .cli.inspection_text import report, tokens_report
+from .cli.progress import progress_bar
 from .model_path import find_model
-from .progress import progress_bar
 from .shown import for_json
-from .tokenizer import Tokenizer
+from .tokenizer.base import Tokenizer
 
 _EPILOG = """\
 Tensors have the names of model.py. Layers are shown together, N x a tensor with the bytes of all of them, unless

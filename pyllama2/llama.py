@@ -23,29 +23,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import arguments
-from .backend import Backend, KVCache, select
-from .chat_format import ChatFormat, Message, make_chat_format
-from .completion import Chunk, Completion
+from .backend import select
+from .backend.base import Backend, KVCache
+from .backend.step_times import Profile, StepTime
+from .chat_formats import ChatFormat, Message, make_chat_format
 from .config import ModelConfig
 from .convert import Progress
 from .errors import ContextLengthError
-from .forking import renew_after_fork
-from .generation import Request, Text
-from .interrupts import Interrupts
+from .generation.completion import Chunk, Completion
+from .generation.generation import Request, Text
+from .generation.prefix_cache import PrefixCache
+from .generation.prompt import (
+    Prompt,
+    check_chat_length,
+    check_length,
+    check_token_ids,
+    checked_ids,
+    is_list_of_prompts,
+)
+from .generation.saved_sequences import SequenceLayout, StateFile, save_sequences
+from .generation.scheduler import Scheduler
+from .generation.scoring import Piece, logit_pieces, logits_of, scores_of
+from .generation.stream import Stream, pulled_in_threads
 from .loading import load_model
 from .memory import check_logits_fit, logits_bytes, piece_tokens, rows_that_fit
 from .model_path import find_model
-from .new_file import NewFile
-from .prefix_cache import PrefixCache
-from .profile import Profile, StepTime
-from .prompt import Prompt, check_chat_length, check_length, check_token_ids, checked_ids, is_list_of_prompts
-from .sampling import SamplingParams, check_seed
-from .scheduler import Scheduler
-from .scoring import Piece, logit_pieces, logits_of, scores_of
+from .process.forking import renew_after_fork
+from .process.interrupts import Interrupts
+from .sampling.sampler import SamplingParams, check_seed
 from .shown import one_line, shown_value
-from .state import SequenceLayout, StateFile, save_sequences
-from .stream import Stream, pulled_in_threads
-from .tokenizer import Tokenizer, load_tokenizer
+from .storage.new_file import NewFile
+from .tokenizer import load_tokenizer
+from .tokenizer.base import Tokenizer
 
 log = logging.getLogger("pyllama2")
 

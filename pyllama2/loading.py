@@ -11,12 +11,12 @@ from contextlib import closing
 from typing import get_args
 
 from .checkpoint import Checkpoint, open_checkpoint
-from .checkpoint.native import NativeCheckpoint
+from .checkpoint.own_file import NativeCheckpoint
 from .convert import Progress, convert_in_memory
 from .memory import check_model_fits
-from .modelfile import ModelFile
 from .shown import shown, shown_value
-from .weights import Quantization, WeightType
+from .storage.model_file import ModelFile
+from .storage.weights import Quantization, WeightType
 
 log = logging.getLogger("pyllama2")
 

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 from .config import ModelConfig
 from .errors import Pyllama2Error
-from .weights import Quantization, packed_shapes
+from .storage.weights import Quantization, packed_shapes
 
 if TYPE_CHECKING:
-    from .backend import Backend
+    from .backend.base import Backend
 
 # Logits that are in memory at once when given tokens are scored: of so many tokens, unless they take more than so much.
 _PIECE_TOKENS = 256

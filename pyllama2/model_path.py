@@ -17,7 +17,7 @@ def find_model(model: str | os.PathLike[str] | None) -> str:
     a name stands for is not there; other paths are returned as they are.
     """
     if model is None:
-        model = os.environ.get("PYLLAMA2_MODEL") or str(files("pyllama2.models") / "stories.bin")
+        model = os.environ.get("PYLLAMA2_MODEL") or str(files("pyllama2.data") / "stories.bin")
     if os.fspath(model) == "smollm2" and not os.path.exists(model):
         return _smollm2()
     return os.fspath(model)

@@ -8,10 +8,10 @@ import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 
+from .analysis.evaluation import Perplexity, perplexity
 from .callable_module import make_callable
-from .command_line import CommandParser, add_model_flags, open_model, positive, read_text, run_command
-from .evaluation import Perplexity, perplexity
-from .progress import progress_bar
+from .cli.common import CommandParser, add_model_flags, open_model, positive, read_text, run_command
+from .cli.progress import progress_bar
 
 _EPILOG = """\
 Perplexity is exp(-mean(log p(token | the tokens before it))). The text is cut into windows of at most -c tokens,

@@ -6,10 +6,10 @@ import argparse
 import sys
 
 from .callable_module import make_callable
-from .command_line import CommandParser, run_command
+from .cli.common import CommandParser, run_command
+from .cli.progress import progress_bar
 from .convert import quantize
-from .progress import progress_bar
-from .weights import GROUP_SIZES
+from .storage.weights import GROUP_SIZES
 
 
 def main(argv: list[str] | None = None) -> int:

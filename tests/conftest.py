@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from cuda_emulator import StandIn, missing_compiler
-from tiny_llama import write_tiny
+from helpers.tiny_llama import write_tiny
 
 from pyllama2 import Llama
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.tiny_llama import CHATML, PROMPT, PROMPTS, forced, says, write_tiny
+from helpers.tiny_tokenizers import bpe_spec
 from numpy.typing import NDArray
-from tiny_llama import CHATML, PROMPT, PROMPTS, forced, says, write_tiny
-from tiny_tokenizers import bpe_spec
 
 import pyllama2
 from pyllama2 import Completion, ContextLengthError, Llama, SamplingParams

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_llama import CHATML, PROMPT, write_tiny
+from helpers.tiny_llama import CHATML, PROMPT, write_tiny
 
 from pyllama2 import Llama, Pyllama2Error, SamplingParams, arguments, export, perplexity, quantize
 

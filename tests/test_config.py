@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from tiny import CONFIGS, GQA, TIED
+from helpers.tiny import CONFIGS, GQA, TIED
 
 from pyllama2.config import ModelConfig, RopeScaling
 

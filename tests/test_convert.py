@@ -14,18 +14,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from foreign import write_huggingface, write_meta
+from helpers.foreign import write_huggingface, write_meta
+from helpers.tiny import CONFIGS, GQA, TIED, float_model, quantized_model, random_weights, write_model
+from helpers.tiny_llama import CONFIG, write_tiny
+from helpers.tiny_tokenizers import sentencepiece_model
 from numpy.typing import NDArray
-from tiny import CONFIGS, GQA, TIED, float_model, quantized_model, random_weights, write_model
-from tiny_llama import CONFIG, write_tiny
-from tiny_tokenizers import sentencepiece_model
 
 import pyllama2
 from pyllama2 import CheckpointError
 from pyllama2.checkpoint import open_checkpoint
 from pyllama2.convert import convert_in_memory
-from pyllama2.modelfile import ModelFile
-from pyllama2.weights import Quantization
+from pyllama2.storage.model_file import ModelFile
+from pyllama2.storage.weights import Quantization
 
 Weights = dict[str, NDArray[np.float32]]
 

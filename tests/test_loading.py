@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_llama import CONFIG, PROMPT, write_tiny
-from tiny_tokenizers import sentencepiece_model, sentencepiece_spec
+from helpers.tiny_llama import CONFIG, PROMPT, write_tiny
+from helpers.tiny_tokenizers import sentencepiece_model, sentencepiece_spec
 
 import pyllama2
 from pyllama2 import Llama

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import CONFIGS, GQA, MHA, float_model, oracle_logits, quantized_model, random_weights, write_model
+from helpers.tiny import CONFIGS, GQA, MHA, float_model, oracle_logits, quantized_model, random_weights, write_model
 
 from pyllama2.config import ModelConfig
 from pyllama2.model import Transformer

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.tiny import log_probabilities
 from numpy.typing import NDArray
-from tiny import log_probabilities
 
 import pyllama2
 from pyllama2 import Llama

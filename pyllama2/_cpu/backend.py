@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._sampling import choose
-from ..backend import Backend, Batch, KVCache
-from ..forking import renew_after_fork
-from ..modelfile import ModelFile
-from ..profile import Profile, StepTime
-from ..resident import resident_bytes
+from ..backend.base import Backend, Batch, KVCache
+from ..backend.resident import resident_bytes
+from ..backend.step_times import Profile, StepTime
+from ..process.forking import renew_after_fork
+from ..sampling import choose
+from ..storage.model_file import ModelFile
 from .cache import CpuKVCache, allocated_bytes
 from .forward import STEPS, Forward
 from .matrix import team_size

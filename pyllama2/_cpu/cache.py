@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..backend import KVCache
+from ..backend.base import KVCache
+from ..backend.resident import resident_bytes
 from ..config import ModelConfig
-from ..resident import resident_bytes
 
 BLOCK = 16  # KEY_BLOCK of kernels.h: positions whose keys are interleaved, and what values are padded to
 _ALIGNMENT = 64  # bytes

@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ..modelfile import ModelFile
+from ..storage.model_file import ModelFile
 from .cache import CpuKVCache
 from .workspace import Workspace
 

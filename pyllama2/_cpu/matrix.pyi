@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ..weights import Weight
+from ..storage.weights import Weight
 
 def team_size(n_threads: int) -> int: ...
 def end_team() -> None: ...

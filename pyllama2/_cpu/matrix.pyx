@@ -18,7 +18,7 @@ from .kernels cimport (
     panel_bytes, steps_of,
 )
 from .openmp cimport end_idle_team, share, team_barrier, team_of
-from .tables cimport find_kernels
+from .dispatch cimport find_kernels
 
 _KINDS = {"float32": FLOAT32, "float16": FLOAT16, "q8": Q8, "q4": Q4}
 

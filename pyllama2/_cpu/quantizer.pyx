@@ -10,9 +10,9 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from ..weights import GROUP_SIZES, packed_shapes
+from ..storage.weights import GROUP_SIZES, packed_shapes
 from .kernels cimport MAX_GROUP, QUAD, QUANTIZER_COLUMNS, ROW_BLOCK, Kernels, float_to_half
-from .tables cimport find_kernels
+from .dispatch cimport find_kernels
 
 
 cdef struct Source:

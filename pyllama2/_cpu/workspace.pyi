@@ -3,7 +3,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..config import ModelConfig
-from ..weights import Quantization
+from ..storage.weights import Quantization
 
 class Workspace:
     chunk_size: int

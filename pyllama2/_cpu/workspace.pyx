@@ -8,7 +8,7 @@ from libc.stdlib cimport calloc, free
 from .attention cimport Planner, most_part_bytes
 from .kernels cimport Matrix
 from .matrix cimport Scratch, Thread, matrix_of_shape
-from .tables cimport find_kernels
+from .dispatch cimport find_kernels
 
 cdef enum:
     CHUNK = 512              # tokens that go through the layers together

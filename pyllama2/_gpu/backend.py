@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend import Backend, Batch, KVCache
+from ..backend.base import Backend, Batch, KVCache
 from ..errors import BackendUnavailableError, Pyllama2Error
-from ..modelfile import ModelFile
-from ..sampling import Choice
+from ..sampling.sampler import Choice
+from ..storage.model_file import ModelFile
 from . import availability
 from .cache import KV_DTYPES, CudaKVCache, cache_arrays
 from .device_model import DeviceModel, upload

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend import KVCache
+from ..backend.base import KVCache
 from ..config import ModelConfig
 from .launchers.cache import CacheRows
 from .layout import Shapes, allocate

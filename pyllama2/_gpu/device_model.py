@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..modelfile import ModelFile
+from ..storage.model_file import ModelFile
 from .launchers.matmul import part_of
 from .launchers.upload import Uploader
 from .layout import DeviceMatrix

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..config import ModelConfig
-from ..weights import Quantization
+from ..storage.weights import Quantization
 from .cache import CudaKVCache
 from .device_model import DeviceModel
 from .launchers.attention import Attend, AttendPrompt

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..config import ModelConfig
 from ..errors import Pyllama2Error
-from ..weights import Quantization
+from ..storage.weights import Quantization
 from .cache import KV_DTYPES, cache_arrays
 from .launchers.attention import MAX_HEAD_DIM, attend_arrays
 from .launchers.sample import CHOICE_WORDS

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend import Batch
+from ..backend.base import Batch
 from ..config import ModelConfig
-from ..sampling import Choice
-from ..weights import Quantization
+from ..sampling.sampler import Choice
+from ..storage.weights import Quantization
 from .launchers.sample import encode
 from .layout import Vectors, allocate
 from .planner import DECODE_TOKENS, INPUTS, workspace_arrays

@@ -16,16 +16,16 @@ import os
 from collections.abc import Callable
 
 from ..errors import CheckpointError
-from ..mapped import MappedFile
-from ..modelfile import is_model_file
-from ..safetensors_header import looks_like_safetensors
+from ..storage.mapped import MappedFile
+from ..storage.model_file import is_model_file
+from ..storage.safetensors import looks_like_safetensors
 from .base import Checkpoint, LazyTensor
 from .file_kinds import describe_file
 from .gguf import GgufCheckpoint, is_gguf
 from .huggingface import INDEX, SINGLE, HuggingFaceCheckpoint
 from .llama2c import Llama2cCheckpoint, is_llama2c
 from .meta import MetaCheckpoint, shard_names
-from .native import NativeCheckpoint
+from .own_file import NativeCheckpoint
 from .pth import is_zip
 
 __all__ = ["Checkpoint", "LazyTensor", "open_checkpoint"]

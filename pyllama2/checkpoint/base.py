@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 
 from ..config import ModelConfig
-from ..tokenizer import TokenizerSpec
+from ..tokenizer.base import TokenizerSpec
 
 
 @dataclass(frozen=True)

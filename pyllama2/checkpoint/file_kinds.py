@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import re
 
-from ..mapped import MappedFile
+from ..storage.mapped import MappedFile
 from .pth import is_old_torch_file
 
 _SIGNATURES = (

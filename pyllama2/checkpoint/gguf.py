@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig, RopeScaling
 from ..errors import CheckpointError
-from ..mapped import MappedFile
 from ..shown import shown
+from ..storage.mapped import MappedFile
 from .base import Checkpoint, LazyTensor, with_overrides
 from .gguf_blocks import BLOCK_TYPES, dequantize
 from .gguf_header import Header, Metadata, TensorInfo, is_gguf, read_header

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
-from ..mapped import MappedFile
+from ..storage.mapped import MappedFile
 from .gguf_blocks import BLOCK_TYPES
 
 _MAGIC = b"GGUF"

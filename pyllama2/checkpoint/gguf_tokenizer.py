@@ -20,11 +20,11 @@ from collections import Counter
 import numpy as np
 
 from ..errors import CheckpointError
-from ..pre_tokenizer import Step, byte_level, digits, split
-from ..tokenizer import TokenizerSpec
-from ..tokenizer_limits import MAX_MERGES, MAX_TOKENS, check_special_tokens
+from ..tokenizer.base import TokenizerSpec
+from ..tokenizer.limits import MAX_MERGES, MAX_TOKENS, check_special_tokens
+from ..tokenizer.pre_tokenizer import Step, byte_level, digits, split
+from ..tokenizer.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, build_model
 from .gguf_header import Metadata
-from .sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, build_model
 
 _SPECIAL = (UNKNOWN, CONTROL, USER_DEFINED)
 # How each rule of tokenizer.ggml.pre is written in a tokenizer.json: the steps that cut a text.

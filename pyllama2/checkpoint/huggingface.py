@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
-from ..mapped import MappedFile
-from ..safetensors_header import TensorInfo, read_header
 from ..shown import shown
+from ..storage.mapped import MappedFile
+from ..storage.safetensors import TensorInfo, read_header
 from .base import Checkpoint, LazyTensor, with_overrides
 from .huggingface_config import read_config
 from .huggingface_tokenizer import read_tokenizer

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import CheckpointError
-from ..mapped import MappedFile
-from ..tokenizer import TokenizerSpec
-from ..tokenizer_limits import MAX_SPECIAL_TOKENS, check_special_tokens
+from ..storage.mapped import MappedFile
+from ..tokenizer.base import TokenizerSpec
+from ..tokenizer.limits import MAX_SPECIAL_TOKENS, check_special_tokens
+from ..tokenizer.sentencepiece_model import CONTROL, USER_DEFINED, encode_pieces
 from .file_kinds import is_tiktoken
 from .json_file import JsonObject
-from .sentencepiece_model import CONTROL, USER_DEFINED, encode_pieces
 from .tokenizer_files import inspect_tokenizer_file
 from .tokenizer_json import TokenizerFile
 

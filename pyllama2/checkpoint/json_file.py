@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from ..errors import CheckpointError
-from ..mapped import MappedFile
+from ..storage.mapped import MappedFile
 
 # An index of a 70B checkpoint has 60 KB. A parsed value takes up to 100 times the memory of its text.
 _MAX_BYTES = 16 << 20

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
-from ..mapped import MappedFile
 from ..shown import shown
+from ..storage.mapped import MappedFile
 from .base import Checkpoint, LazyTensor, with_overrides
 from .tokenizer_files import read_tokenizer_file
 

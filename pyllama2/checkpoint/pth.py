@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 
 from ..errors import CheckpointError
-from ..mapped import MappedFile
+from ..storage.mapped import MappedFile
 from .pickle_reader import MAX_BYTES, PickledTensor, read_state_dict
 from .stored_tensor import StoredTensor
 from .zip_members import Member, read_members

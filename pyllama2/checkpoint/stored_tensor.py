@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
-from ..mapped import MappedFile
+from ..storage.mapped import MappedFile
 from .base import LazyTensor
 
 _BITS = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}

@@ -16,12 +16,12 @@ import os
 import struct
 
 from ..errors import CheckpointError
-from ..mapped import MappedFile
-from ..sentencepiece_proto import check_model_proto
-from ..tokenizer import TokenizerSpec
-from ..tokenizer_limits import MAX_TOKENS
+from ..storage.mapped import MappedFile
+from ..tokenizer.base import TokenizerSpec
+from ..tokenizer.limits import MAX_TOKENS
+from ..tokenizer.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, build_model
+from ..tokenizer.sentencepiece_proto import check_model_proto
 from .file_kinds import describe_file, is_tiktoken
-from .sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, build_model
 from .tokenizer_json import TokenizerFile, read_tokenizer_json
 
 _MAX_MODEL_BYTES = 16 << 20

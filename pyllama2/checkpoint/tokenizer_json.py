@@ -17,13 +17,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..bpe_parts import MAX_BYTES, check_bpe
 from ..errors import CheckpointError
-from ..mapped import MappedFile
-from ..tokenizer import TokenizerSpec
-from ..tokenizer_limits import MAX_CHARACTERS, MAX_MERGES, MAX_TOKENS, check_special_tokens
+from ..storage.mapped import MappedFile
+from ..tokenizer.base import TokenizerSpec
+from ..tokenizer.bpe_parts import MAX_BYTES, check_bpe
+from ..tokenizer.limits import MAX_CHARACTERS, MAX_MERGES, MAX_TOKENS, check_special_tokens
+from ..tokenizer.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, build_model
 from .json_file import JsonObject
-from .sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, build_model
 
 # Llama-3's file has a million values.
 _MAX_VALUES = 1_500_000

@@ -17,7 +17,7 @@ import struct
 from dataclasses import dataclass
 
 from ..errors import CheckpointError
-from ..mapped import MappedFile
+from ..storage.mapped import MappedFile
 
 # The 723 tensors of a 70B shard take 60 KB.
 _MAX_DIRECTORY = 4 << 20

@@ -13,10 +13,10 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as TensorType
-from gguf_files import gguf_name, llama3_divisors, model_keys, stored, write_gguf, write_model
+from helpers.gguf_files import gguf_name, llama3_divisors, model_keys, stored, write_gguf, write_model
+from helpers.tiny import CONFIGS, GQA, MHA, oracle_logits, random_weights
+from helpers.tiny_tokenizers import sentencepiece_model
 from numpy.typing import NDArray
-from tiny import CONFIGS, GQA, MHA, oracle_logits, random_weights
-from tiny_tokenizers import sentencepiece_model
 
 from pyllama2 import _cpu
 from pyllama2.checkpoint import open_checkpoint
@@ -24,8 +24,8 @@ from pyllama2.checkpoint.base import Checkpoint
 from pyllama2.checkpoint.gguf import GgufCheckpoint, is_gguf
 from pyllama2.config import ModelConfig, RopeScaling
 from pyllama2.errors import CheckpointError
-from pyllama2.mapped import MappedFile
-from pyllama2.weights import Weight
+from pyllama2.storage.mapped import MappedFile
+from pyllama2.storage.weights import Weight
 
 # Rows of 64 and 256 numbers, which blocks of 32 and of 256 divide.
 BLOCKS_OF_32 = replace(GQA, dim=64, hidden_dim=96, n_heads=4, n_kv_heads=2, head_dim=16)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_files import (
+from helpers.gguf_files import (
     ARRAY,
     FLOAT32,
     STRING,
@@ -25,15 +25,15 @@ from gguf_files import (
     tensor_entry,
     typed_pair,
 )
+from helpers.tiny import random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import random_weights
 
 from pyllama2.checkpoint.gguf import GgufCheckpoint
 from pyllama2.checkpoint.gguf_header import Header, read_header
 from pyllama2.config import ModelConfig
 from pyllama2.errors import CheckpointError
-from pyllama2.mapped import MappedFile
+from pyllama2.storage.mapped import MappedFile
 
 SMALL = ModelConfig(dim=4, hidden_dim=4, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=2, vocab_size=5, max_seq_len=9)
 TOKENS = ["<s>", "a", "b", "ab", "\u0120"]

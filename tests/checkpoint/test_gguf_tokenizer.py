@@ -8,21 +8,22 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import gguf_files
+import helpers.gguf_files as gguf_files
 import pytest
 import tokenizers
-from gguf_files import write_gguf
+from helpers.gguf_files import write_gguf
+from helpers.tiny_tokenizers import SPECIAL, bpe_json, sentencepiece_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
-from tiny_tokenizers import SPECIAL, bpe_json, sentencepiece_model
 
 from pyllama2.checkpoint.gguf import GgufCheckpoint
 from pyllama2.checkpoint.gguf_header import read_header
 from pyllama2.checkpoint.gguf_tokenizer import read_tokenizer
 from pyllama2.errors import CheckpointError
-from pyllama2.mapped import MappedFile
-from pyllama2.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
+from pyllama2.storage.mapped import MappedFile
+from pyllama2.tokenizer import load_tokenizer
+from pyllama2.tokenizer.base import Tokenizer, TokenizerSpec
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 VOCAB_SIZE = 400

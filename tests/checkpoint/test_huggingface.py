@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from foreign import huggingface_config, huggingface_tensors, rounded, write_huggingface
+from helpers.foreign import huggingface_config, huggingface_tensors, rounded, write_huggingface
+from helpers.tiny import CONFIGS, GQA, MHA, TIED, oracle_logits, random_weights
+from helpers.tiny_tokenizers import SPECIAL, bpe_json, sentencepiece_model
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from tiny import CONFIGS, GQA, MHA, TIED, oracle_logits, random_weights
-from tiny_tokenizers import SPECIAL, bpe_json, sentencepiece_model
 
 from pyllama2.checkpoint import Checkpoint, open_checkpoint
 from pyllama2.checkpoint.huggingface import HuggingFaceCheckpoint

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from foreign import llama2c_bytes, llama2c_quantized
+from helpers.foreign import llama2c_bytes, llama2c_quantized
+from helpers.tiny import GQA, MHA, oracle_logits, random_weights
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import GQA, MHA, oracle_logits, random_weights
 
 from pyllama2.checkpoint import open_checkpoint
 from pyllama2.checkpoint.llama2c import Llama2cCheckpoint, is_llama2c
 from pyllama2.config import ModelConfig
 from pyllama2.errors import CheckpointError
-from pyllama2.mapped import MappedFile
+from pyllama2.storage.mapped import MappedFile
 from pyllama2.tokenizer import load_tokenizer
 
 TOKENS = [1, 5, 9, 33, 2, 48, 5, 5, 49, 7]

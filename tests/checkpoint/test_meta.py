@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from foreign import rounded, write_meta
+from helpers.foreign import rounded, write_meta
+from helpers.tiny import GQA, MHA, WIDE_HEADS, oracle_logits, random_weights
+from helpers.tiny_tokenizers import bpe_json, sentencepiece_model
 from numpy.typing import NDArray
-from tiny import GQA, MHA, WIDE_HEADS, oracle_logits, random_weights
-from tiny_tokenizers import bpe_json, sentencepiece_model
 
 from pyllama2.checkpoint import Checkpoint, open_checkpoint
 from pyllama2.checkpoint.meta import MetaCheckpoint

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from foreign import llama2c_bytes, write_huggingface, write_meta
-from gguf_files import write_model as write_gguf_model
+from helpers.foreign import llama2c_bytes, write_huggingface, write_meta
+from helpers.gguf_files import write_model as write_gguf_model
+from helpers.tiny import GQA, float_model, quantized_model, random_weights, write_model
+from helpers.tiny_tokenizers import sentencepiece_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import GQA, float_model, quantized_model, random_weights, write_model
-from tiny_tokenizers import sentencepiece_model
 
 import pyllama2.checkpoint
 from pyllama2.checkpoint import open_checkpoint

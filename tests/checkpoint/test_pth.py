@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from pyllama2.checkpoint.pth import read_pth
 from pyllama2.checkpoint.zip_members import read_members
 from pyllama2.errors import CheckpointError
-from pyllama2.mapped import MappedFile
+from pyllama2.storage.mapped import MappedFile
 
 
 def write(path: Path, data: bytes) -> Path:

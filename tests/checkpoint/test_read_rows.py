@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from foreign import llama2c_bytes, write_huggingface, write_meta
-from gguf_files import write_model as write_gguf_model
-from tiny import GQA, MHA, quantized_model, random_weights, write_model
+from helpers.foreign import llama2c_bytes, write_huggingface, write_meta
+from helpers.gguf_files import write_model as write_gguf_model
+from helpers.tiny import GQA, MHA, quantized_model, random_weights, write_model
 
 from pyllama2.checkpoint import open_checkpoint
 from pyllama2.config import ModelConfig

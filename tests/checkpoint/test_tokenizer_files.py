@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from foreign import llama2c_tokenizer
+from helpers.foreign import llama2c_tokenizer
+from helpers.tiny_tokenizers import bpe_json, sentencepiece_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
-from tiny_tokenizers import bpe_json, sentencepiece_model
 from tokenizers import Tokenizer as PackageTokenizer
 
-from pyllama2.checkpoint.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, build_model
 from pyllama2.checkpoint.tokenizer_files import read_tokenizer_file
 from pyllama2.errors import CheckpointError
-from pyllama2.tokenizer import Tokenizer, load_tokenizer
+from pyllama2.tokenizer import load_tokenizer
+from pyllama2.tokenizer.base import Tokenizer
+from pyllama2.tokenizer.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, build_model
 
 PACKAGE = SentencePieceProcessor(model_proto=sentencepiece_model())
 TEXTS = st.text(
@@ -172,7 +173,7 @@ class TestSentencePiece:
             import random, resource, sys
             from pyllama2.checkpoint.tokenizer_files import read_tokenizer_file
             from pyllama2.errors import CheckpointError
-            from pyllama2.tokenizer import load_tokenizer
+            from pyllama2.tokenizer.base import load_tokenizer
             data, path = open(sys.argv[1], "rb").read(), sys.argv[1] + ".damaged"
             rng = random.Random(0)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -7,12 +7,12 @@ import json
 import tempfile
 from pathlib import Path
 
-from tiny_llama import CHATML, PROMPT, write_tiny
-from tiny_tokenizers import tiny_tokenizer
+from helpers.tiny_llama import CHATML, PROMPT, write_tiny
+from helpers.tiny_tokenizers import tiny_tokenizer
 
 from pyllama2 import Llama
-from pyllama2.chat_format import ChatFormat, make_chat_format
-from pyllama2.conversation import read_messages
+from pyllama2.chat_formats import ChatFormat, make_chat_format
+from pyllama2.cli.conversation import read_messages
 from pyllama2.errors import CheckpointError, NumericalError
 
 from .mutation import mutate_json, mutate_safetensors

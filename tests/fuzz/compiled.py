@@ -12,16 +12,16 @@ from dataclasses import replace
 from random import Random
 
 import numpy as np
+from helpers.tiny import GQA, quantized_model, random_weights
 from numpy.typing import NDArray
-from tiny import GQA, quantized_model, random_weights
 
 from pyllama2._cpu import CpuBackend, quantize_matrix
 from pyllama2._cpu.matrix import MatrixProduct
-from pyllama2.backend import Batch
+from pyllama2.backend.base import Batch
 from pyllama2.errors import CheckpointError, NumericalError
-from pyllama2.modelfile import ModelFile
-from pyllama2.sampling import Sampler, SamplingParams, largest
-from pyllama2.weights import Weight
+from pyllama2.sampling.sampler import Sampler, SamplingParams, largest
+from pyllama2.storage.model_file import ModelFile
+from pyllama2.storage.weights import Weight
 
 from .models import MODELS
 from .mutation import mutate_safetensors

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from helpers.tiny import quantized_model, random_weights, write_model
 from numpy.typing import NDArray
-from tiny import quantized_model, random_weights, write_model
 
 from pyllama2.checkpoint import open_checkpoint
 from pyllama2.checkpoint.pickle_reader import read_state_dict
 from pyllama2.config import ModelConfig, RopeScaling
 from pyllama2.errors import CheckpointError
-from pyllama2.tokenizer import TokenizerSpec
+from pyllama2.tokenizer.base import TokenizerSpec
 
 from .mutation import mutate_head, mutate_json, mutate_safetensors
 from .target import Folder, Target, file_of
@@ -102,7 +102,7 @@ _LINEAR = replace(CONFIG, rope_scaling=RopeScaling("linear", 2.0))
 
 def _gguf_files() -> list[bytes]:
     """GGUF files with each kind of tokenizer, and with blocks of several types."""
-    import gguf_files
+    import helpers.gguf_files as gguf_files
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.gguf")
@@ -122,7 +122,7 @@ def _gguf_files() -> list[bytes]:
 
 
 def _llama2c_files() -> list[bytes]:
-    from foreign import llama2c_bytes
+    from helpers.foreign import llama2c_bytes
 
     files = [llama2c_bytes(CONFIG, random_weights(CONFIG), version, 4) for version in (0, 1, 2)]
     return [*files, llama2c_bytes(_SCALED, random_weights(_SCALED), 0)]
@@ -131,7 +131,7 @@ def _llama2c_files() -> list[bytes]:
 @functools.cache
 def _torch_files() -> list[bytes]:
     """consolidated.00.pth in float32 and bfloat16, by torch.save."""
-    from foreign import write_meta
+    from helpers.foreign import write_meta
 
     files = []
     with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +157,7 @@ def _params_json() -> bytes:
 
 
 def _hf_config(config: ModelConfig = CONFIG) -> bytes:
-    from foreign import huggingface_config
+    from helpers.foreign import huggingface_config
 
     return json.dumps(huggingface_config(config)).encode()
 
@@ -165,7 +165,7 @@ def _hf_config(config: ModelConfig = CONFIG) -> bytes:
 @functools.cache
 def _safetensors() -> list[bytes]:
     """model.safetensors in float32 and bfloat16, by the safetensors package."""
-    from foreign import write_huggingface
+    from helpers.foreign import write_huggingface
 
     files = []
     with tempfile.TemporaryDirectory() as folder:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 
-from pyllama2.checkpoint.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, build_model
 from pyllama2.checkpoint.tokenizer_files import read_tokenizer_file
 from pyllama2.errors import CheckpointError
-from pyllama2.tokenizer import TokenizerSpec, load_tokenizer
+from pyllama2.tokenizer import load_tokenizer
+from pyllama2.tokenizer.base import TokenizerSpec
+from pyllama2.tokenizer.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, build_model
 
 from .mutation import mutate_json
 from .target import Target, file_of
@@ -113,7 +114,7 @@ def _use_model(data: bytes) -> None:
 
 
 def _models() -> list[bytes]:
-    from foreign import llama2c_tokenizer
+    from helpers.foreign import llama2c_tokenizer
 
     named = [(text.encode(), 0.0) for text in ("<unk>", "\n<s>\n", "\n</s>\n", "a", "b", "ab", " a")]
     return [_sentencepiece(False), _sentencepiece(True), llama2c_tokenizer(named)]

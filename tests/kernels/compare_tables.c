@@ -1,6 +1,6 @@
 /* Runs every function of every table that this CPU offers and compares it with the scalar table: quantized products and
  * the steps between products bit for bit, float products and attention bit for bit with plain fused multiply-adds. No Python, so that it
- * runs in an emulator of another CPU; see tests/test_kernels.py.
+ * runs in an emulator of another CPU; see tests/backend/test_kernels.py.
  *
  * Prints one line per table: its name, how much was compared, and a digest of the results, which is the same for all
  * tables on all machines but for the scalar one, whose float products and attention are not fused. Exits with 1 when anything differs.

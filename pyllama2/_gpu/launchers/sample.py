@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...sampling import Choice
+from ...sampling.sampler import Choice
 from ..source import compile_module
 from .arguments import expect_at_least
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...weights import ROW_BLOCK, Weight
+from ...storage.weights import ROW_BLOCK, Weight
 from ..layout import PIECE, TILE_ROWS, DeviceMatrix
 from ..source import compile_module
 from .arguments import integers

@@ -1,0 +1,147 @@
+"""Speed of the CUDA backend on this machine's GPU, beside the rate at which its memory can be read.
+
+    python benchmarks/bench_gpu.py --models-dir DIR                        # 7B of random weights, q4
+    python benchmarks/bench_gpu.py --model 7b.bin --contexts 0 4000 --kv-dtypes float16 int8 --json figures.json
+    python benchmarks/bench_gpu.py --plan                                  # memory that 7B needs; wants no GPU
+
+A row is one KV type, context and number of sequences: tokens/s of decoding all of them together, GB/s that this reads
+(weights once a step, keys and values of each sequence), and the share of the read rate. That rate is the best of some
+sums over a large array, measured before and after. Every time includes the logits' way to the host. The first line of a
+model is its prompt. Exits with 1 and one sentence where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from make_random_model import SHAPES
+
+from pyllama2._gpu import CudaBackend
+from pyllama2._gpu.planner import plan
+from pyllama2.backend.base import Batch
+from pyllama2.bench import fill_cache, random_tokens, weight_bytes_per_token
+from pyllama2.memory import cache_bytes
+from pyllama2.storage.model_file import ModelFile
+from pyllama2.storage.weights import Quantization
+
+_READ_BYTES = 1 << 30
+
+
+def read_rate(cupy: Any, repeat: int = 8) -> float:
+    """GB/s of summing up a large array."""
+    array = cupy.zeros(_READ_BYTES // 4, cupy.float32)
+    seconds = []
+    for _ in range(repeat + 1):  # the first one compiles
+        start, end = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record()
+        array.sum()
+        end.record()
+        end.synchronize()
+        seconds.append(cupy.cuda.get_elapsed_time(start, end) / 1e3)
+    return float(array.nbytes / min(seconds[1:]) / 1e9)
+
+
+def prompt_speed(backend: CudaBackend, n_tokens: int, repeat: int) -> float:
+    """Tokens/s of a prompt, the median."""
+    batch = Batch.of_sequence(random_tokens(backend.config.vocab_size, n_tokens))
+    with closing(backend.new_cache(1, n_tokens)) as cache:
+        backend.forward(batch, cache)
+        return n_tokens / median(_seconds(lambda: backend.forward(batch, cache)) for _ in range(repeat))
+
+
+def decode_speed(backend: CudaBackend, n_rows: int, context: int, n_new: int, repeat: int) -> float:
+    """Steps/s of n_rows sequences that are decoded together from position context on, the median."""
+    rows = np.arange(n_rows, dtype=np.int32)
+    tokens = np.asarray(random_tokens(backend.config.vocab_size, n_rows), np.int32)
+    steps = [Batch(tokens, rows, np.full(n_rows, context + i, np.int32), rows) for i in range(n_new)]
+    with closing(backend.new_cache(n_rows, context + n_new)) as cache:
+        for row in range(n_rows):
+            fill_cache(backend, cache, context, row)
+
+        def run() -> None:
+            for step in steps:
+                backend.forward(step, cache)
+
+        run()  # compiles, and records graphs
+        return n_new / median(_seconds(run) for _ in range(repeat))
+
+
+def _seconds(action: Any) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def bench(model: ModelFile, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of one model."""
+    import cupy
+
+    found: list[dict[str, Any]] = []
+    for kv_dtype in args.kv_dtypes:
+        with closing(CudaBackend(model, kv_dtype=kv_dtype)) as backend:
+            print(", ".join(f"{name} {value}" for name, value in backend.describe().items()))
+            speed = prompt_speed(backend, args.prompt_tokens, args.repeat)
+            print(f"{kv_dtype:8} prompt of {args.prompt_tokens}: {speed:8.1f} tokens/s")
+            found.append({"kv_dtype": kv_dtype, "prompt_tokens": args.prompt_tokens, "tokens_per_s": speed})
+            for context in args.contexts:
+                for n_rows in args.sequences:
+                    before = read_rate(cupy)
+                    steps = decode_speed(backend, n_rows, context, args.new_tokens, args.repeat)
+                    rate = max(before, read_rate(cupy))
+                    cache = n_rows * cache_bytes(model.config, context + args.new_tokens // 2, kv_dtype)
+                    read = (weight_bytes_per_token(model) + cache) * steps / 1e9
+                    found.append({"kv_dtype": kv_dtype, "context": context, "sequences": n_rows,
+                                  "tokens_per_s": steps * n_rows, "read_gb_per_s": read, "memory_gb_per_s": rate,
+                                  "share": read / rate, "launches": backend.describe()["launches"]})  # fmt: skip
+                    print(f"{kv_dtype:8} {n_rows} sequences at {context:5}: {steps * n_rows:8.1f} tokens/s, "
+                          f"{read:7.1f} GB/s, {read / rate:.0%} of {rate:.0f}")  # fmt: skip
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="one of our files, q4 or q8 (default: a random one of --shape)")
+    parser.add_argument("--models-dir", type=Path, default=Path("models"), help="where random models are kept")
+    parser.add_argument("--shape", choices=SHAPES, default="7b")
+    parser.add_argument("--type", choices=("q4", "q8"), default="q4", help="of random weights")
+    parser.add_argument("--kv-dtypes", nargs="+", choices=("float16", "int8"), default=["float16"])
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--contexts", nargs="+", type=int, default=[0, 2000])
+    parser.add_argument("--sequences", nargs="+", type=int, default=[1, 4, 8], help="decoded together")
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
+    parser.add_argument("--plan", action="store_true", help="print the memory of --shape (counted) and exit")
+    args = parser.parse_args(argv)
+    if args.plan:
+        config = SHAPES[args.shape][0]
+        for kv_dtype in args.kv_dtypes:
+            planned = plan(config, Quantization.of(args.type), 1, config.max_seq_len, kv_dtype)
+            print(f"{args.shape} {args.type}, {config.max_seq_len} tokens, {kv_dtype} keys and values (counted)")
+            print(planned.describe())
+        return 0
+    reason = CudaBackend.unavailable_reason()
+    if reason is not None:
+        print(f"no cuda: {reason}", file=sys.stderr)
+        return 1
+    if args.model is None:
+        from benchmarking import random_model
+
+        args.model = Path(random_model(str(args.models_dir), args.shape, args.type, None))
+    rows = bench(ModelFile.open(args.model), args)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Speed of the products of one weight matrix by kind, instruction set and number of columns.
+
+    python benchmarks/bench_kernels.py --rows 11008 --columns 4096 --kinds q4 q8 --counts 1 8 512
+
+Columns are activations (tokens). Rates are 2 operations per weight and column, and bytes of weights per second, of
+the fastest of --repeat calls, quantization of the activations included. With one column the matrix is larger than
+the caches only if --copies of it are used in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pyllama2._cpu import default_threads, quantize_matrix
+from pyllama2._cpu.matrix import MatrixProduct
+from pyllama2.storage.weights import Weight
+
+
+def make_weight(kind: str, rows: int, columns: int, group_size: int, seed: int) -> Weight:
+    """A random matrix; one block of numbers is repeated."""
+    block = np.random.default_rng(seed).standard_normal(1 << 20, dtype=np.float32) * np.float32(columns**-0.5)
+    matrix = np.resize(block, (rows, columns))
+    if kind in ("q8", "q4"):
+        codes, scales = quantize_matrix(matrix, kind, group_size)
+        return Weight("w", kind, matrix.shape, codes, scales, group_size)
+    return Weight("w", kind, matrix.shape, matrix.astype(kind))
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--columns", type=int, default=4096)
+    parser.add_argument("--kinds", nargs="+", default=["float32", "float16", "q8", "q4"])
+    parser.add_argument("--isas", nargs="+", default=["avx2", "avx_vnni", "avx512"])
+    parser.add_argument("--counts", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 128, 512])
+    parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--copies", type=int, default=8, help="matrices that are multiplied in turn")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
+    args = parser.parse_args()
+    rows = []
+    for kind in args.kinds:
+        weights = [make_weight(kind, args.rows, args.columns, args.group_size, i) for i in range(args.copies)]
+        for isa in args.isas:
+            for count in args.counts:
+                try:
+                    products = [MatrixProduct(weight, count, args.threads, isa) for weight in weights]
+                except ValueError as error:
+                    print(error)
+                    break
+                x = np.random.default_rng(1).standard_normal((count, args.columns), dtype=np.float32)
+                if count > 16:
+                    products = products[:1]
+                best = float("inf")
+                for _ in range(args.repeat + 1):
+                    started = time.perf_counter()
+                    for product in products:
+                        product(x)
+                    best = min(best, (time.perf_counter() - started) / len(products))
+                row = {"kind": kind, "isa": isa, "columns": count, "seconds": best}
+                row["gop_per_s"] = 2e-9 * args.rows * args.columns * count / best
+                row["gb_per_s"] = weights[0].nbytes / best * 1e-9
+                rows.append(row)
+                print(
+                    f"{kind:8} {isa:9} {count:4} columns: {best * 1e3:8.2f} ms"
+                    f" {row['gop_per_s']:7.1f} GOP/s {row['gb_per_s']:6.1f} GB/s",
+                    flush=True,
+                )
+    if args.json:
+        args.json.write_text(json.dumps({"threads": args.threads, "rows": rows}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The chat format of Llama-2-chat, built from token ids as in Meta's generation.py (chat_completion).
+
+    finished turn   BOS encode("[INST] user [/INST] answer ") EOS
+    last turn       BOS encode("[INST] user [/INST]")
+    system prompt   the first user text is "<<SYS>>\\n" system "\\n<</SYS>>\\n\\n" user
+
+Every turn is encoded by itself, so each has BOS, EOS and its own SentencePiece space; a string with
+"<s>" in it cannot express that. User texts and answers are stripped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..tokenizer.base import Tokenizer
+from .base import ChatFormat, Message, check_messages, n_system, out_of_turn, refuse_markers
+
+MARKERS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
+
+
+class Llama2Chat(ChatFormat):
+    """Meta's format for Llama-2-chat models."""
+
+    name = "llama2"
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        if tokenizer.bos_id is None or not tokenizer.eos_ids:
+            raise ValueError("the llama2 chat format needs a model with BOS and EOS tokens")
+        self._tokenizer = tokenizer
+        self._bos_id = tokenizer.bos_id
+        self._eos_id = tokenizer.eos_ids[0]
+
+    def encode(self, messages: Sequence[Message], *, allow_markers: bool = False) -> list[int]:
+        """See ChatFormat.encode(). Roles are an optional first system, then user and assistant in turn, user last."""
+        dialog = check_messages(messages)
+        if not allow_markers:
+            refuse_markers(dialog, MARKERS)
+        texts = _texts_in_turn(dialog)
+        ids: list[int] = []
+        for user, answer in zip(texts[:-1:2], texts[1::2], strict=True):
+            turn = f"[INST] {user.strip()} [/INST] {answer.strip()} "
+            ids += [self._bos_id, *self._tokenizer.encode(turn), self._eos_id]
+        return [*ids, self._bos_id, *self._tokenizer.encode(f"[INST] {texts[-1].strip()} [/INST]")]
+
+
+def _texts_in_turn(dialog: list[dict[str, str]]) -> list[str]:
+    """User texts and answers, a system prompt merged into the first. Raises ValueError for other sequences of roles."""
+    first = n_system(dialog)
+    texts = [message["content"] for message in dialog[first:]]
+    if not texts:
+        raise ValueError("a chat needs a user message, not only a system prompt")
+    if wrong := out_of_turn(dialog):
+        i, role = wrong
+        raise ValueError(
+            f"message {i} should be the {role}'s, not the {dialog[i]['role']}'s: "
+            "after an optional system prompt, user and assistant alternate"
+        )
+    if len(texts) % 2 == 0:
+        raise ValueError("the last message must be the user's")
+    if first:
+        texts[0] = f"<<SYS>>\n{dialog[0]['content']}\n<</SYS>>\n\n{texts[0]}"
+    return texts

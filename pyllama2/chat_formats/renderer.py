@@ -1,0 +1,208 @@
+"""Renders chat templates in a process of its own (_template_worker.py), within bounded time and memory.
+
+An answer must be that of the question, whatever happens in between: Ctrl-C twice, an error of memory,
+a fork. Hence a process is taken out of use before it is sent a question, and put back after the whole
+answer only; answers have the number of their question; a forked child closes its copies of the pipes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from typing import IO, Any
+
+from ..errors import CheckpointError, Pyllama2Error
+from ..process.forking import renew_after_fork
+from ..shown import shown
+from .stand_ins import StandIns
+from .template_worker import ANSWER, MAX_CHARS, QUESTION
+
+TIMEOUT_S = 10.0
+# All that the process gets to know of the environment: where a shared libpython lies, the time zone, and
+# what Windows needs to start Python.
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ", "SYSTEMROOT")
+# The package without its __init__, which loads far more than the process needs.
+_START = """
+import sys, types
+package = sys.modules["pyllama2"] = types.ModuleType("pyllama2")
+package.__path__ = [sys.argv[1]]
+sys.path += sys.argv[2:]
+from pyllama2.chat_formats.template_worker import main
+main()
+"""
+
+
+class TemplateRenderer:
+    """Renders one template any number of times. The process starts with the first render and stays.
+
+    Any thread may call render(); calls take turns. The process ends with close(), with this object,
+    and with the interpreter; Ctrl-C in the terminal does not reach it.
+    """
+
+    def __init__(self, template: str, timeout_s: float | None = None, stand_ins: StandIns | None = None) -> None:
+        """stand_ins: what to write for names in the template's own text, see _template_environment.py."""
+        self.stand_ins = stand_ins or StandIns()
+        self._template = json.dumps({"template": template, "stand_ins": self.stand_ins.by_name}).encode()
+        self._timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
+        self._lock = threading.Lock()
+        self._worker: _Worker | None = None
+        renew_after_fork(self, TemplateRenderer._forget_parent)
+
+    def render(self, variables: dict[str, Any]) -> str:
+        """The text. variables must be JSON values.
+
+        Raises ValueError when the template refuses the messages (its raise_exception), and
+        CheckpointError when the template fails or needs too much time, memory or text.
+        """
+        data = json.dumps(variables).encode()
+        with self._lock:
+            worker, self._worker = self._worker, None
+            if worker is None or not worker.is_running():  # something may have killed it since
+                worker = _Worker()
+            status, text = worker.ask(self._template, data, self._timeout_s)
+            self._worker = worker
+        if status == b"+":
+            return text
+        text = "".join(self.stand_ins.split(text))  # in a message for people, names again
+        if status == b"r":
+            raise ValueError(f"the chat template refuses these messages: {shown(text)}")
+        raise CheckpointError(f"the chat template {shown(text)}")
+
+    def close(self) -> None:
+        """End the process; a later render() starts another."""
+        with self._lock:
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.end()
+
+    def _forget_parent(self) -> None:
+        """In a forked child: the process is the parent's, and so may the lock be."""
+        self._lock = threading.Lock()
+        self._worker = None
+
+
+class _Worker:
+    """A process that renders; it ends with this object."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-I", "-S", "-c", _START, os.path.dirname(os.path.abspath(__file__))]
+        try:
+            self._process = subprocess.Popen(
+                [*command, *_folders_of("jinja2", "markupsafe")],
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows' way to be spared Ctrl-C
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+            )
+        except OSError as error:
+            raise Pyllama2Error(f"cannot start {sys.executable!r} to render the chat template: {error}") from error
+        self.end = weakref.finalize(self, _end, self._process)
+        self.pid = self._process.pid
+        self._numbers = itertools.count()
+        renew_after_fork(self, _Worker._forget_parent)
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, template: bytes, variables: bytes, timeout_s: float) -> tuple[bytes, str]:
+        """Status and text of the answer. After an exception, this object must not be asked again.
+
+        Raises CheckpointError when the process dies, after timeout_s at the latest.
+        """
+        number = next(self._numbers)
+        process = self._process
+        timed_out = threading.Event()
+
+        def give_up() -> None:
+            timed_out.set()
+            process.kill()
+
+        timer = threading.Timer(timeout_s, give_up)
+        timer.daemon = True
+        timer.start()
+        answer = None
+        try:
+            _write(process.stdin, QUESTION.pack(number, len(template), len(variables)), template, variables)
+            answer = _read_answer(process.stdout, number)
+        except (OSError, EOFError):
+            pass
+        finally:
+            timer.cancel()
+            if answer is None:
+                self.end()
+            timer.join()  # from here on it will not kill
+        if timed_out.is_set():
+            self.end()
+            raise CheckpointError(f"the chat template did not finish within {timeout_s:g} s")
+        if answer is None:
+            raise CheckpointError(
+                "the chat template ended the process that renders it, by its use of memory or otherwise"
+            )
+        return answer
+
+    def _forget_parent(self) -> None:
+        """In a forked child: leave the process to the parent, and let its pipes close when the parent's ends do."""
+        self.end.detach()
+        _close_pipes(self._process)
+        self._process.poll()  # which finds that it is no child of this process
+
+
+def _write(pipe: IO[bytes] | None, *parts: bytes) -> None:
+    assert pipe is not None
+    rest = memoryview(b"".join(parts))
+    while rest:
+        rest = rest[pipe.write(rest) :]
+
+
+def _read(pipe: IO[bytes] | None, n_bytes: int) -> bytes:
+    assert pipe is not None
+    data = bytearray()
+    while len(data) < n_bytes:
+        more = pipe.read(n_bytes - len(data))
+        if not more:
+            raise EOFError
+        data += more
+    return bytes(data)
+
+
+def _read_answer(pipe: IO[bytes] | None, number: int) -> tuple[bytes, str]:
+    """Status and text. Raises EOFError when the worker dies or does not keep to the protocol."""
+    status, answered, length = ANSWER.unpack(_read(pipe, ANSWER.size))
+    if answered != number or length > 4 * MAX_CHARS:
+        raise EOFError
+    try:
+        return status, _read(pipe, length).decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        raise EOFError from None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    _close_pipes(process)
+    process.wait()  # so that no zombie is left
+
+
+def _close_pipes(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+def _folders_of(*packages: str) -> list[str]:
+    """The folders to import packages from."""
+    folders = []
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise Pyllama2Error(f"chat templates need {package}: pip install jinja2")
+        folders.append(os.path.dirname(os.path.dirname(os.path.abspath(spec.origin))))
+    return folders

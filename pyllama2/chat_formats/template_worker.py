@@ -1,0 +1,177 @@
+"""The process that renders chat templates, so that a hostile one harms nothing but itself.
+
+Jinja's sandbox keeps a template from Python's internals, but not from endless loops, 9**(9**9) or
+strings that double. Hence the process gives up what it does not need before it sees a template, and
+its parent (template_renderer.py) ends it when a render takes too long.
+
+    Linux      no new files, sockets or processes (root may still start processes), no writing to
+               files, no core dump, no new privileges; 256 MB of memory, 20 s of processor time for a
+               render; a render ends with the parent
+    macOS      the same, as far as the system has the limits: none of memory, and privileges stay; a
+               render whose parent has died goes on until the processor time is used
+    Windows    none of it: Python has no module resource there. The parent's clock is all
+
+Of Linux's system calls none is filtered: that needs libseccomp, which no wheel brings along, or
+tables of numbers for every architecture. What gets out of the sandbox can thus still send signals to
+processes of the same user.
+
+    question   number (uint64), two lengths (uint32), all little-endian; JSON {"template": source,
+               "stand_ins": {name: stand-in}}; JSON object of the variables
+    answer     one byte, the question's number, length, UTF-8 text, in which there may be lone
+               surrogates; the byte is one of
+
+        +   the rendered text
+        r   the template refused the messages: what it gave to raise_exception()
+        -   the template failed: why
+
+It ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import sys
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if sys.platform != "win32":
+    import fcntl
+    import resource
+    import select
+    import signal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from jinja2 import Template
+
+QUESTION = struct.Struct("<QII")
+ANSWER = struct.Struct("<cQI")
+# Python and Jinja take 25 MB of address space; a context of a million tokens is some 4 MB of text.
+MAX_MEMORY = 256 << 20
+MAX_CHARS = 4 << 20
+MAX_CPU_S = 20
+
+_PR_SET_NO_NEW_PRIVS = 38
+
+
+class _TooLong(Exception):
+    """A template wrote more than MAX_CHARS."""
+
+
+def main() -> None:
+    """Answer questions until the input ends."""
+    compile_template = lru_cache(maxsize=1)(_compile)
+    _load_everything()
+    _confine()
+    while len(header := sys.stdin.buffer.read(QUESTION.size)) == QUESTION.size:
+        number, template_length, variables_length = QUESTION.unpack(header)
+        template = sys.stdin.buffer.read(template_length)
+        variables = json.loads(sys.stdin.buffer.read(variables_length))
+        _limit_processor_time()
+        with _ending_with_the_parent():
+            status, text = _answer(compile_template, template, variables)
+        data = text.encode("utf-8", "surrogatepass")
+        sys.stdout.buffer.write(ANSWER.pack(status, number, len(data)) + data)
+        sys.stdout.buffer.flush()
+
+
+def _answer(
+    compile_template: Callable[[bytes], Template], template: bytes, variables: dict[str, Any]
+) -> tuple[bytes, str]:
+    from .template_environment import Refused, mark_roles
+
+    try:
+        mark_roles(variables.get("messages", []))
+        return b"+", _render(compile_template(template), variables)
+    except Refused as error:
+        return b"r", " ".join(str(error).split())[:1000]
+    except _TooLong:
+        return b"-", f"writes more than {MAX_CHARS} characters"
+    except MemoryError:
+        return b"-", f"needs more than {MAX_MEMORY >> 20} MB of memory"
+    except Exception as error:  # anything at all may come out of a template
+        return b"-", " ".join(f"fails: {type(error).__name__}: {error}".split())[:300]
+
+
+def _compile(template: bytes) -> Template:
+    from .template_environment import compile_template
+
+    request = json.loads(template)
+    return compile_template(request["template"], request["stand_ins"])
+
+
+def _render(template: Template, variables: dict[str, Any]) -> str:
+    chunks: list[str] = []
+    length = 0
+    for chunk in template.generate(variables):
+        chunks.append(chunk)
+        length += len(chunk)
+        if length > MAX_CHARS:
+            raise _TooLong
+    return "".join(chunks)
+
+
+# What loads modules when it is used, and reads the time zone.
+_LAZY = (
+    "{{ [1] | pprint }}{{ '&lt;' | striptags | wordwrap(1) }}{{ lipsum(1, false, 1, 2) }}"
+    "{{ strftime_now('%c %Z') }}{{ 1 / 0 }}"
+)
+
+
+def _load_everything() -> None:
+    """Have Python read all the files that rendering may need, while it can."""
+    _answer(_compile, json.dumps({"template": _LAZY, "stand_ins": {}}).encode(), {})
+
+
+def _confine() -> None:
+    """Give up what rendering does not need, for good."""
+    if sys.platform == "linux":
+        import ctypes
+
+        with suppress(OSError, AttributeError):  # a C library without it
+            ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        signal.signal(signal.SIGIO, signal.SIG_DFL)  # see _ending_with_the_parent(); a parent may ignore or block it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGIO})
+    if sys.platform != "win32":
+        limits = {
+            resource.RLIMIT_CORE: 0,
+            resource.RLIMIT_FSIZE: 0,
+            resource.RLIMIT_NPROC: 0,
+            resource.RLIMIT_NOFILE: 1,  # fewer than are open; with 0, poll() would not take the one it is given
+            resource.RLIMIT_AS: MAX_MEMORY,
+        }
+        for kind, amount in limits.items():
+            hard = resource.getrlimit(kind)[1]
+            amount = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
+            with suppress(ValueError, OSError):  # macOS has no limit of memory below what is mapped already
+                resource.setrlimit(kind, (amount, amount))
+
+
+def _limit_processor_time() -> None:
+    """For one render. The parent's clock ends it first, unless the parent has died."""
+    if sys.platform != "win32":
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        amount = int(used.ru_utime + used.ru_stime) + MAX_CPU_S
+        resource.setrlimit(resource.RLIMIT_CPU, (amount if hard == resource.RLIM_INFINITY else min(amount, hard), hard))
+
+
+@contextmanager
+def _ending_with_the_parent() -> Iterator[None]:
+    """Meanwhile, the kernel ends this process when the parent, who has sent its question, closes the pipe or dies."""
+    if sys.platform == "linux":
+        flags = fcntl.fcntl(0, fcntl.F_GETFL)
+        fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(0, fcntl.F_SETFL, flags | os.O_ASYNC)  # what happens to the pipe raises SIGIO, which is fatal
+        pipe = select.poll()
+        pipe.register(0, 0)
+        if pipe.poll(0):  # it happened before
+            sys.exit()
+        yield
+        fcntl.fcntl(0, fcntl.F_SETFL, flags)
+    else:
+        yield

@@ -1,0 +1,59 @@
+"""Our own file read as a checkpoint: the input of `quantize`, and of `export` to another dtype."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ..storage.model_file import ModelFile
+from ..storage.weights import ROW_BLOCK, Weight
+from .base import Checkpoint, LazyTensor, with_overrides
+from .tokenizer_files import read_tokenizer_file
+
+
+class NativeCheckpoint(Checkpoint):
+    """One of our files; quantized tensors are read as the float32 numbers they stand for."""
+
+    kind = "pyllama2"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        tokenizer: str | None = None,
+        max_seq_len: int | None = None,
+        norm_eps: float | None = None,
+    ) -> None:
+        self.model = ModelFile.open(path)
+        self.config = with_overrides(self.model.config, max_seq_len=max_seq_len, norm_eps=norm_eps)
+        self.tokenizer = self.model.tokenizer
+        if tokenizer is not None:
+            self.tokenizer = read_tokenizer_file(tokenizer, self.config.vocab_size)
+        self.chat_template = self.model.chat_template
+        self.files = [os.fspath(path), *([] if tokenizer is None else [tokenizer])]
+        self.source = self.model.source
+
+    def tensor(self, name: str) -> LazyTensor:
+        weight = self.model.weights[name]
+        read = weight.dequantize if weight.scales is not None else lambda: weight.data
+        return LazyTensor(weight.type, weight.nbytes, read, partial(_rows, weight), lambda: self._release(weight))
+
+    def _release(self, weight: Weight) -> None:
+        assert self.model.file is not None  # opened above
+        for array in (weight.data, weight.scales):
+            if array is not None:
+                self.model.file.release_view(array)
+
+
+def _rows(weight: Weight, start: int, stop: int) -> NDArray[Any]:
+    """Rows start .. stop - 1 of a tensor; of a quantized one the blocks of rows that they lie in are read."""
+    if weight.scales is None:
+        return weight.data[start:stop]
+    blocks = slice(start // ROW_BLOCK, -(-stop // ROW_BLOCK))
+    first = blocks.start * ROW_BLOCK
+    shape = (stop - first, *weight.shape[1:])
+    part = Weight(weight.name, weight.type, shape, weight.data[blocks], weight.scales[blocks], weight.group_size)
+    return part.dequantize()[start - first :]

@@ -1,0 +1,89 @@
+"""The messages of a chat: kept in a file, and made to fit into a context by forgetting the oldest turns.
+
+A file is a JSON list of {"role": ..., "content": ...}, what Llama.chat() takes: a system prompt or none, then
+questions of the user and answers of the assistant in turn.
+
+Used by chat.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Any
+
+from ..chat_formats.base import check_messages, n_system, out_of_turn
+from ..errors import CheckpointError
+from ..process.interrupts import Interrupts
+from ..shown import shown, shown_value
+from ..storage.new_file import NewFile
+
+Messages = list[dict[str, str]]
+
+_MAX_BYTES = 16 << 20  # far more than any context holds
+_MAX_VALUES = 500_000  # a parsed value takes up to 100 times the memory of its text
+
+
+def write_messages(path: str, messages: Messages) -> None:
+    """Write messages to a file, replacing it, or the one that a link leads to, when it is complete. Raises OSError."""
+    text = json.dumps(messages, ensure_ascii=False, indent=1) + "\n"
+    try:
+        with Interrupts() as interrupts, NewFile(os.path.realpath(path), interrupts) as file, interrupts.allowed():
+            file.write(text.encode())
+    except CheckpointError as error:  # a conversation is none
+        assert error.__cause__ is not None
+        raise error.__cause__ from None
+
+
+def read_messages(path: str) -> Messages:
+    """The messages of a file. Raises OSError, and ValueError in one sentence unless they are as said above."""
+    with open(path, "rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES or sum(map(data.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+        raise ValueError(f"{shown(path)} is too large for a conversation")
+    try:
+        values = json.loads(data.decode(), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"{shown(path)} is not valid JSON ({shown(reason)})") from error
+    try:
+        if not isinstance(values, list):
+            raise TypeError(f"messages must be a list, not {type(values).__name__}")
+        messages = check_messages(values) if values else []
+        _check_turns(messages)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{shown(path)} is no conversation: {shown(error)}") from error
+    return messages
+
+
+def without_oldest_turns(messages: Messages, count: Callable[[Messages], int], n_most: int) -> Messages:
+    """messages, which end with a question, without as many of the oldest turns as makes count() at most n_most.
+
+    The system prompt and the last question stay, even when these alone are more.
+    """
+    if count(messages) <= n_most:
+        return messages
+    first = n_system(messages)
+    shorter = [messages[:first] + messages[i:] for i in range(first + 2, len(messages), 2)]
+    fits = bisect_left(shorter, True, key=lambda some: count(some) <= n_most)
+    return shorter[min(fits, len(shorter) - 1)] if shorter else messages
+
+
+def _check_turns(messages: Messages) -> None:
+    for i, message in enumerate(messages):
+        if set(message) != {"role", "content"}:
+            raise ValueError(f"message {i} has fields other than role and content")
+    if wrong := out_of_turn(messages):
+        i, role = wrong
+        raise ValueError(f"message {i} should be of the role {role!r}, not {shown_value(messages[i]['role'])}")
+    if (len(messages) - n_system(messages)) % 2:
+        raise ValueError("the last question has no answer")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key appears twice in one object")
+    return values

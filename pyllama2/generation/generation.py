@@ -1,0 +1,214 @@
+"""One text that is being generated: its sampler, its stop strings, its end, and what has been given out of it.
+
+    logits -> Sampler -> token -> Detokenizer -> StopMatcher -> Chunk, inside a Piece -> deliver() -> Completion
+
+A text may be a few tokens further than what has been delivered. scheduler.py decodes texts together; what a text
+says does not depend on the others. Used by scheduler.py and llama.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..sampling.sampler import Choice, Sampler, SamplingParams, largest, log_probabilities_of
+from ..sampling.stop_strings import StopMatcher
+from ..tokenizer.base import Tokenizer
+from ..tokenizer.detokenizer import Detokenizer
+from .completion import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
+from .prompt_lookup import PromptLookup
+
+# A context that rolls keeps its first tokens, on which attention rests (arXiv:2309.17453), and the newest half.
+_KEPT_FIRST = 4
+_ENDLESS = 1 << 62
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    seed       of its random numbers
+    stop_ids   tokens that end the text
+    echo_text  what the text begins with, "" without echo
+    continues  the text continues the prompt's, and keeps its leading space; a chat's answer does not
+    """
+
+    prompt_ids: list[int]
+    params: SamplingParams
+    seed: int
+    stop_ids: Collection[int]
+    echo_text: str = ""
+    continues: bool = True
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A chunk, and what is known of its text with it.
+
+    n_generated  tokens so far, the one that ended the text included
+    seconds      steps of the model that the text took part in since the last piece
+    n_cached     tokens of the prompt that were not computed for it
+    """
+
+    chunk: Chunk
+    n_generated: int
+    stop_reason: str | int | None
+    seconds: float
+    n_cached: int
+
+
+class Text:
+    """One request on its way: it takes logits and gives pieces until it has a finish_reason.
+
+    ids            prompt and generated tokens, without the one that ended the text
+    context        what the model is to see of them: all, unless it rolls and they are more than n_ctx
+    limit          most tokens it may generate
+    finish_reason  once the last piece was made
+    n_cached       tokens of the prompt that were found in the cache
+    """
+
+    def __init__(
+        self, request: Request, tokenizer: Tokenizer, n_ctx: int, *, rolls: bool = False, guesses: bool = False
+    ) -> None:
+        params = request.params
+        room = _ENDLESS if rolls else n_ctx - len(request.prompt_ids)
+        self.ids = list(request.prompt_ids)
+        self.context = list(self.ids) if rolls else self.ids
+        self.limit = room if params.max_tokens is None else min(room, params.max_tokens)
+        self.finish_reason: FinishReason | None = None
+        self.n_cached = 0
+        self._n_ctx = n_ctx
+        self._request = request
+        self._tokenizer = tokenizer
+        self._sampler = Sampler(params, request.seed)
+        self._lookup = PromptLookup(self.ids) if guesses else None
+        self._detokenizer = Detokenizer(tokenizer, request.prompt_ids if request.continues else ())
+        self._matcher = StopMatcher(params.stop_strings)
+        self._stop_reason: str | int | None = None
+        self._n_generated = 0  # one more than in ids when a token ended the text
+        self._seconds = 0.0
+        self._delivered: list[Piece] = []
+
+    @property
+    def n_positions(self) -> int:
+        """Length of the cache row it needs; the last token it generates is not fed to the model."""
+        return min(self._n_ctx, len(self._request.prompt_ids) + max(0, self.limit - 1))
+
+    @property
+    def has_processors(self) -> bool:
+        """Whether sampling calls functions of the user's."""
+        return bool(self._request.params.logits_processors)
+
+    def start(self) -> Piece | None:
+        """The only piece of a text that may not generate anything; None for others."""
+        return self._piece("", [], None, "length") if self.limit == 0 else None
+
+    def choices(self, n: int) -> list[Choice] | None:
+        """How the next n tokens are chosen, if their logits are all that it takes and are not wanted themselves."""
+        return self._sampler.choices(n)
+
+    def advance(self, result: NDArray[np.float32] | int) -> Piece:
+        """Take one token: sampled from logits (vocab_size,), those of the last of ids, or chosen as choices() says."""
+        request = self._request
+        if isinstance(result, int):
+            logits, token = None, self._sampler.take(result, len(self.ids))
+        else:
+            logits, token = result, self._sampler.sample(result, self.ids, len(request.prompt_ids))
+        self._n_generated += 1
+        if token in request.stop_ids:
+            self._stop_reason = token
+            return self._end("", [], "stop", logits)
+        self._append(token)
+        text, matched = self._matcher.feed(self._detokenizer.push(token))
+        if matched is not None:
+            self._stop_reason = matched
+            return self._piece(text, [token], logits, "stop")
+        if self._n_generated == self.limit:
+            return self._end(text, [token], "length", logits)
+        return self._piece(text, [token], logits, None)
+
+    def guess(self, most: int) -> list[int]:
+        """Up to most tokens that may come next, as far as there is room for them."""
+        room = min(self.limit - self._n_generated, self._n_ctx - len(self.context)) - 1
+        return [] if self._lookup is None else self._lookup.guess(min(most, room))
+
+    def learn(self, n_guessed: int, n_true: int) -> None:
+        """Of the last n_guessed guesses, n_true came true before the first wrong one."""
+        if self._lookup is not None:
+            self._lookup.learn(n_guessed, n_true)
+
+    def add_time(self, seconds: float) -> None:
+        """Count a step of the model that this text took part in."""
+        self._seconds += seconds
+
+    def add_cached(self, n_tokens: int) -> None:
+        """Count tokens of the prompt that were found in the cache; later ones, of a text that lost its row, do not."""
+        if self._n_generated == 0:
+            self.n_cached += n_tokens
+
+    def deliver(self, piece: Piece) -> None:
+        """Count a piece, in their order, as part of the completion."""
+        self._delivered.append(piece)
+
+    def completion(self) -> Completion:
+        """All that was delivered; cancelled if that is not up to the end."""
+        pieces = self._delivered
+        chunks = [piece.chunk for piece in pieces]
+        n_prompt = len(self._request.prompt_ids)
+        last = pieces[-1] if pieces else Piece(Chunk("", [], None, None), 0, None, 0.0, 0)
+        prompt_s = pieces[0].seconds if pieces else 0.0
+        decode_s = sum(piece.seconds for piece in pieces[1:])
+        return Completion(
+            "".join(chunk.text for chunk in chunks),
+            [token for chunk in chunks for token in chunk.token_ids],
+            None if self._request.params.logprobs is None else [e for chunk in chunks for e in chunk.logprobs or ()],
+            last.chunk.finish_reason or "cancelled",
+            last.stop_reason,
+            Usage(n_prompt, last.n_generated, last.n_cached),
+            Timings(
+                prompt_s,
+                decode_s,
+                (n_prompt - last.n_cached) / prompt_s if prompt_s else 0.0,
+                (last.n_generated - 1) / decode_s if decode_s else 0.0,
+            ),
+        )
+
+    def _append(self, token: int) -> None:
+        self.ids.append(token)
+        if self.context is not self.ids:
+            self.context.append(token)
+            if len(self.context) > self._n_ctx:
+                first, newest = min(_KEPT_FIRST, self._n_ctx // 4), max(1, self._n_ctx // 2)
+                self.context = self.context[:first] + self.context[len(self.context) - newest :]
+
+    def _end(self, text: str, tokens: list[int], reason: FinishReason, logits: NDArray[np.float32] | None) -> Piece:
+        """End here: what was held back is text now, unless a stop string is in it."""
+        for more, matched in (self._matcher.feed(self._detokenizer.finish()), self._matcher.flush()):
+            text += more
+            if matched is not None:
+                reason, self._stop_reason = "stop", matched
+        return self._piece(text, tokens, logits, reason)
+
+    def _piece(
+        self, text: str, tokens: list[int], logits: NDArray[np.float32] | None, reason: FinishReason | None
+    ) -> Piece:
+        if self._n_generated <= 1:
+            text = self._request.echo_text + text
+        logprobs = None
+        if self._request.params.logprobs is not None:
+            logprobs = [] if logits is None else [self._logprob(token, logits) for token in tokens]
+        self.finish_reason = reason
+        seconds, self._seconds = self._seconds, 0.0
+        return Piece(
+            Chunk(text, tokens, logprobs, reason), self._n_generated, self._stop_reason, seconds, self.n_cached
+        )
+
+    def _logprob(self, token: int, logits: NDArray[np.float32]) -> TokenLogprob:
+        piece = self._tokenizer.piece
+        best = largest(logits, self._request.params.logprobs or 0).tolist()
+        logprob, *others = log_probabilities_of(logits, [token, *best])
+        top = tuple((id, piece(id), other) for id, other in zip(best, others, strict=True))
+        return TokenLogprob(token, piece(token), logprob, top)

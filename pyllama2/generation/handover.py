@@ -1,0 +1,144 @@
+"""Texts with logits processors: the callers who asked for them sample them, and nobody else waits for that.
+
+A processor may do anything: take long, use the same model, wait for another thread that uses it. So the driver of
+scheduler.py runs none. It hands the logits over, and the text takes part in no step until its caller has sampled.
+
+    driver: a step of the model -> give()                     -> the next steps, without the text -> collect()
+    caller:                        sample(), in its own thread -> pieces in the job's queue
+
+A driver waits a moment for texts that are being sampled, since a step for many texts takes hardly longer than one.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..process.interrupts import Interrupts
+
+if TYPE_CHECKING:
+    from .job import Job, Part
+
+# How long a step waits for texts that are being sampled; never twice for the same token.
+_PATIENCE_S = 0.01
+
+
+@dataclass(eq=False)
+class Handover:
+    """Logits of one text that its caller is to sample from.
+
+    logits   (1 + guesses, vocab_size)
+    sampler  identity of the thread that does
+    late     a step went ahead without the text
+    """
+
+    part: Part
+    logits: NDArray[np.float32]
+    sampler: int | None = None
+    sampled: bool = False
+    late: bool = False
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it may take long: its caller does something else, or is still at it after a while."""
+        return self.late or self.part.job.waiting is None
+
+
+class Handovers:
+    """Those of one scheduler. give(), wait() and collect() are the driver's, all else is for any thread."""
+
+    def __init__(
+        self, lock: threading.Lock, advance: Callable[[Part, NDArray[np.float32]], None], sampling_s: list[float]
+    ) -> None:
+        """lock is the scheduler's, held for moments only; advance samples tokens of a part from logits."""
+        self._lock = lock
+        self._advance = advance
+        self._sampling_s = sampling_s  # the scheduler's sum of the time
+        self._open: list[Handover] = []
+        self._waiters: list[threading.Lock] = []
+
+    def give(self, part: Part, logits: NDArray[np.float32]) -> None:
+        """Leave the logits of a step to the text's caller."""
+        handover = Handover(part, logits)
+        with self._lock:
+            self._open.append(handover)
+            part.job.handover = handover
+
+    def sample(self, jobs: Collection[int], interrupts: Interrupts) -> None:
+        """Sample what there is for the calling thread's jobs, given by id()."""
+        while self._open and (handover := self._claim(jobs)) is not None:
+            started = time.perf_counter()
+            try:
+                with interrupts.allowed():
+                    self._advance(handover.part, handover.logits)
+            finally:
+                self._finish(handover, time.perf_counter() - started)
+
+    def of(self, jobs: Collection[Job]) -> list[Handover]:
+        """Those of jobs that have not been sampled."""
+        if not self._open:
+            return []
+        return [job.handover for job in jobs if job.handover is not None and not job.handover.sampled]
+
+    def waiter(self) -> threading.Lock:
+        """What is free to acquire() again when a text has been sampled. The scheduler's lock must be held."""
+        waiter = threading.Lock()
+        waiter.acquire()
+        self._waiters.append(waiter)
+        return waiter
+
+    def wait(self, interrupts: Interrupts) -> None:
+        """Wait a moment for texts that are being sampled, or are just about to be."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while self._open:
+            with self._lock:
+                missing = [h for h in self._open if not (h.sampled or h.stalled or h.part.job.ended)]
+                for handover in missing:  # it cannot end before this step does
+                    handover.late = handover.sampler == threading.get_ident()
+                if all(handover.late for handover in missing):
+                    return
+                waiter = self.waiter()
+            with interrupts.allowed():
+                if waiter.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                    continue
+            for handover in missing:
+                handover.late = True
+
+    def collect(self) -> list[Part]:
+        """The parts that have been sampled since the last time, whose texts may be advanced again."""
+        if not self._open:
+            return []
+        with self._lock:
+            closed = [h for h in self._open if h.sampled or h.part.job.ended]
+            self._open = [h for h in self._open if h not in closed]
+        for handover in closed:
+            handover.part.job.handover = None
+        return [handover.part for handover in closed if handover.sampled]
+
+    def renew(self, lock: threading.Lock) -> list[Job]:
+        """Go on in a forked child, with the scheduler's new lock; returns the jobs that a lost thread was sampling."""
+        self._lock, self._waiters = lock, []
+        here = threading.get_ident()
+        return [h.part.job for h in self._open if h.sampler not in (None, here) and not h.sampled]
+
+    def _claim(self, jobs: Collection[int]) -> Handover | None:
+        with self._lock:
+            for handover in self._open:
+                if handover.sampler is None and id(handover.part.job) in jobs:
+                    handover.sampler = threading.get_ident()
+                    return handover
+        return None
+
+    def _finish(self, handover: Handover, seconds: float) -> None:
+        with self._lock:
+            handover.sampled = True
+            self._sampling_s[len(handover.part.tokens) > 1] += seconds
+            waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.release()

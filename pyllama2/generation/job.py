@@ -1,0 +1,144 @@
+"""A text on its way through the scheduler, what a step feeds of it, and what it makes of a step's results."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backend.base import Batch
+from .completion import Completion
+from .generation import Piece, Text
+from .handover import Handover
+from .prefix_cache import Row, common_prefix
+
+# Pieces a text may be ahead of its consumer.
+AHEAD = 4
+
+
+class Job:
+    """A text on its way through a scheduler.
+
+    ahead   how many pieces may wait to be taken before it pauses, None for any number
+    """
+
+    def __init__(self, text: Text, ahead: int | None = AHEAD) -> None:
+        self.text = text
+        self.queue: deque[Piece] = deque()
+        self.row: Row | None = None
+        self.error: BaseException | None = None
+        self.cancelled = False
+        self.arrival: int | None = None  # counts up; None before its first piece was asked for
+        self.pulled = 0  # when a piece was last asked for; counts up
+        self.handover: Handover | None = None  # it takes part in no step before it was sampled
+        self.ahead = ahead
+        self.advancing = False  # a token is being taken
+        # The thread that waits for it: in run() for its end, in next() for a piece.
+        self.waiting = threading.get_ident() if ahead is None else None
+        piece = text.start()
+        if piece is not None:
+            self.queue.append(piece)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more pieces will be made."""
+        return self.cancelled or self.error is not None or self.text.finish_reason is not None
+
+    @property
+    def paused(self) -> bool:
+        """Whether it may not get further before its consumer takes a piece."""
+        return self.ahead is not None and len(self.queue) >= self.ahead
+
+    @property
+    def wants_row(self) -> bool:
+        """Whether it waits to be admitted; one that lost its row while paused does not before it was caught up with."""
+        caught_up = self.ahead is None or not self.queue
+        return self.row is None and not self.ended and caught_up and self.handover is None
+
+    @property
+    def may_lose_row(self) -> bool:
+        """Whether its row is better used by a text that waits for one."""
+        return self.paused or (self.handover is not None and self.handover.stalled)
+
+    @property
+    def n_left(self) -> int:
+        """How many of its tokens are still to be fed to the model."""
+        return 0 if self.row is None else len(self.text.context) - len(self.row.ids)
+
+    def completion(self) -> Completion:
+        """All that was made of it."""
+        for piece in self.queue:
+            self.text.deliver(piece)
+        return self.text.completion()
+
+
+@dataclass
+class Part:
+    """What a step feeds of a text.
+
+    row      where its keys and values go
+    start    position of the first token
+    tokens   the next ones of the text's
+    context  all of them
+    guesses  of those after them, if they are the text's last
+    """
+
+    job: Job
+    row: Row
+    start: int
+    tokens: list[int]
+    context: list[int]
+    guesses: list[int] = field(default_factory=list)
+
+    @property
+    def n_outputs(self) -> int:
+        """How many logits are wanted: those after the text's last token, and after each guess."""
+        at_end = self.start + len(self.tokens) == len(self.job.text.context)
+        return 1 + len(self.guesses) if at_end else 0
+
+
+def advance(part: Part, results: NDArray[np.float32] | list[int]) -> None:
+    """Take tokens, from logits (1 + guesses, vocab_size) or as they were chosen, until one is not what was guessed."""
+    job, text, n_true = part.job, part.job.text, 0
+    job.advancing = True
+    try:
+        for i in range(len(results)):
+            job.queue.append(text.advance(results[i]))
+            rolled = text.context is not part.context
+            if rolled or job.ended or i == len(part.guesses) or text.context[-1] != part.guesses[i]:
+                break
+            n_true += 1
+        text.learn(len(part.guesses), n_true)
+    except BaseException as error:
+        job.error = error
+    job.advancing = False
+
+
+def settle(part: Part) -> None:
+    """Leave in the row what is the text's of all that was fed; a text that has rolled is computed anew."""
+    if part.job.row is not part.row:  # others have it by now
+        return
+    ids, context = part.row.ids, part.job.text.context
+    if context is part.context:
+        del ids[max(len(context) - 1, part.start + len(part.tokens)) :]
+    else:
+        del ids[common_prefix(ids, context, len(context) - 1) :]
+
+
+def batch_of(parts: Sequence[Part]) -> Batch:
+    """One batch of the parts and the logits that they want."""
+    tokens: list[int] = []
+    rows: list[int] = []
+    positions: list[int] = []
+    outputs: list[int] = []
+    for part in parts:
+        fed = part.tokens + part.guesses
+        tokens += fed
+        rows += [part.row.index] * len(fed)
+        positions += range(part.start, part.start + len(fed))
+        outputs += range(len(tokens) - part.n_outputs, len(tokens))
+    return Batch(*(np.array(column, np.int32) for column in (tokens, rows, positions, outputs)))

@@ -1,0 +1,255 @@
+"""The rows of a KV cache and what is in them: sequences stay after their end, and a prompt that begins like one of
+them computes only the rest.
+
+    row.ids    tokens whose keys and values are there, complete and valid; the cache's contents say nothing
+    in_use     a text is being generated in it; rows that are not hold what may be reused, the oldest goes first
+
+The cache is made when it is needed, as large as it is needed, and remade larger with its rows carried over.
+Used by scheduler.py, by one thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from ..backend.base import KVCache
+from ..errors import Pyllama2Error
+
+# Texts at a time: more would not be faster, and each has a row of the cache.
+MAX_ROWS = 32
+# Rows besides those of the running texts, for a few chats that take turns; and the memory that all rows may take
+# while nothing is generated.
+_KEPT_ROWS = 3
+_KEPT_BYTES = 1 << 30
+_POSITIONS = 256  # rows have a multiple of it
+# A shorter common prefix, unless it is half of the prompt, is not worth another sequence's place.
+_LEAST_PREFIX = 16
+# A sequence that loses fewer tokens at its end makes room for what follows; one that would lose more is copied.
+_SHORT_END = 64
+
+
+@dataclass
+class Row:
+    """One row of the cache. used counts up: the larger, the later it was taken."""
+
+    index: int
+    ids: list[int] = field(default_factory=list)
+    in_use: bool = False
+    used: int = 0
+
+
+class PrefixCache:
+    """The cache of one scheduler.
+
+    new_cache      (n_rows, n_positions) -> an empty KVCache
+    rows_that_fit  (n_rows, n_positions) -> how many of the rows have room in memory; raises when not one has
+    n_ctx          longest row
+    row_bytes      of a row of so many positions
+    """
+
+    def __init__(
+        self,
+        new_cache: Callable[[int, int], KVCache],
+        rows_that_fit: Callable[[int, int], int],
+        n_ctx: int,
+        row_bytes: Callable[[int], int],
+    ) -> None:
+        self.cache: KVCache | None = None
+        self.rows: list[Row] = []
+        self._new_cache = new_cache
+        self._rows_that_fit = rows_that_fit
+        self._n_ctx = n_ctx
+        self._row_bytes = row_bytes
+        self._clock = 0
+
+    def make_room(self, n_texts: int, n_positions: int) -> bool:
+        """Whether there is a free row of n_positions now. The cache grows for n_texts texts if there is memory.
+
+        Raises what rows_that_fit raises when no row is in use, and there is still not enough memory.
+        """
+        fits = self.cache is not None and n_positions <= self.cache.max_seq_len
+        n_free = sum(not row.in_use for row in self.rows)
+        if not fits or (len(self.rows) < min(n_texts, MAX_ROWS)):
+            shape = self._larger(n_texts, n_positions)
+            if shape is not None:
+                with suppress(MemoryError):
+                    self._remake(*shape)
+                    return True
+            if not fits and n_free == len(self.rows):
+                self.close()  # what it kept gives way
+                n_rows = self._rows_that_fit(min(n_texts, MAX_ROWS), n_positions)
+                self._remake(n_rows, n_positions)
+                return True
+        return fits and n_free > 0
+
+    def take(self, ids: Sequence[int]) -> Row:
+        """A free row, there must be one, that begins with as much of ids as any row does, but not with all of it."""
+        free = sorted((row for row in self.rows if not row.in_use), key=_order_of_replacement)
+        source, length = self._longest(ids, self.rows)
+        row = free[0]
+        if source is None:
+            row.ids = []
+        elif not source.in_use and _may_rewind(source, length, free):
+            row = source
+            del row.ids[length:]
+        else:
+            row = next(row for row in free if row is not source)
+            self._copy(source, row, length)
+        row.in_use = True
+        self._touch(row)
+        return row
+
+    def extend(self, row: Row, ids: Sequence[int]) -> int:
+        """Copy what other rows have of ids and row has not yet, if that is worth it; how many tokens that were."""
+        known = len(row.ids)
+        others = (
+            other
+            for other in self.rows
+            if other is not row and len(other.ids) >= known + _LEAST_PREFIX and other.ids[known] == ids[known]
+        )
+        source, length = self._longest(ids, others)
+        if source is None or length < known + _LEAST_PREFIX:
+            return 0
+        self._copy(source, row, length)
+        return length - known
+
+    def release(self, row: Row) -> None:
+        """Keep the row's sequence for others, until its place is needed."""
+        row.in_use = False
+        self._touch(row)
+
+    def forget(self) -> None:
+        """Keep no sequence but those in use."""
+        for row in self.rows:
+            if not row.in_use:
+                row.ids = []
+
+    def trim(self) -> None:
+        """Nothing is generated: give back what is more than may be kept, but not the row that was used last."""
+        if self.cache is None or self.cache.n_rows == 1:
+            return
+        row_bytes = self._row_bytes(self.cache.max_seq_len)
+        with suppress(MemoryError):
+            if row_bytes * self.cache.n_rows > _KEPT_BYTES:
+                self._remake(max(1, _KEPT_BYTES // row_bytes), self.cache.max_seq_len)
+
+    def add(self, ids: list[int], n_positions: int) -> Row | None:
+        """An empty row for a sequence that the caller loads into it; None without memory for it, or known already."""
+        if any(common_prefix(row.ids, ids, len(ids)) == len(ids) for row in self.rows):
+            return None
+        n_rows = 1 + sum(row.in_use or len(row.ids) > 0 for row in self.rows)
+        if not self.make_room(n_rows, n_positions):
+            return None
+        row = min((row for row in self.rows if not row.in_use), key=_order_of_replacement)
+        row.ids = []
+        self._touch(row)
+        return row
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self.cache is not None:
+            self.cache.close()
+        self.cache, self.rows = None, []
+
+    def _longest(self, ids: Sequence[int], rows: Iterable[Row]) -> tuple[Row | None, int]:
+        """The row with the longest prefix of ids, and its length; None when it is not worth using."""
+        best, longest = None, 0
+        for row in rows:
+            length = common_prefix(row.ids, ids, len(ids) - 1)
+            if length > longest or (length == longest > 0 and best is not None and best.in_use):
+                best, longest = row, length
+        return (best, longest) if longest >= _LEAST_PREFIX or 2 * longest >= len(ids) else (None, 0)
+
+    def _copy(self, source: Row, row: Row, length: int) -> None:
+        assert self.cache is not None
+        row.ids = []
+        self.cache.copy_prefix(source.index, row.index, length)
+        row.ids = source.ids[:length]
+
+    def _touch(self, row: Row) -> None:
+        self._clock += 1
+        row.used = self._clock
+
+    def _larger(self, n_texts: int, n_positions: int) -> tuple[int, int] | None:
+        """Rows and positions of a cache that has a free row for n_positions besides those in use; None: no memory.
+
+        Both grow at least twofold, so that all copying together stays bounded.
+        """
+        now = 0 if self.cache is None else self.cache.max_seq_len
+        n_used = sum(row.in_use for row in self.rows)
+        grown = max(n_positions, now if n_positions <= now else 2 * now)
+        ample = min(self._n_ctx, -(-grown // _POSITIONS) * _POSITIONS)
+        for positions in sorted({ample, max(n_positions, now)}, reverse=True):
+            wanted = self._wanted_rows(n_texts, positions)
+            try:
+                n_rows = self._rows_that_fit(wanted, positions)
+            except Pyllama2Error:
+                continue
+            if n_rows > n_used and (n_positions > now or n_rows > len(self.rows)):
+                return n_rows, positions
+        return None
+
+    def _wanted_rows(self, n_texts: int, n_positions: int) -> int:
+        """A row for each text, and some more to keep sequences in, as far as memory is kept at all."""
+        kept = min(_KEPT_ROWS, _KEPT_BYTES // self._row_bytes(n_positions))
+        n_rows = max(n_texts + kept, 2 * len(self.rows) if n_texts > len(self.rows) else 0)
+        return min(n_rows, MAX_ROWS)
+
+    def _remake(self, n_rows: int, n_positions: int) -> None:
+        """A cache of another size with the rows in use, and of the others the latest that may be kept."""
+        new, old = self._new_cache(n_rows, n_positions), self.cache
+        rows: list[Row] = []
+        try:
+            if old is not None:
+                rows = self._carried(n_rows)
+                for index, row in enumerate(rows):
+                    if row.ids:
+                        new.copy_prefix(row.index, index, len(row.ids), source=old)
+        except BaseException:
+            new.close()
+            raise
+        for index, row in enumerate(rows):
+            row.index = index
+        self.rows = rows + [Row(index) for index in range(len(rows), new.n_rows)]
+        self.cache = new
+        if old is not None:
+            old.close()
+
+    def _carried(self, n_rows: int) -> list[Row]:
+        rows = sorted(self.rows, key=lambda row: (not row.in_use, -row.used))[:n_rows]
+        room = _KEPT_BYTES
+        kept: list[Row] = []
+        for row in rows:
+            room -= 0 if row.in_use else self._row_bytes(len(row.ids))
+            if row.in_use or (row.ids and room >= 0) or not kept:
+                kept.append(row)
+        return kept
+
+
+def _order_of_replacement(row: Row) -> tuple[bool, int]:
+    return len(row.ids) > 0, row.used
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int], limit: int) -> int:
+    """How many tokens a and b have in common at their beginning, at most limit."""
+    low, high = 0, min(len(a), len(b), limit)
+    if a[:high] == b[:high]:
+        return high
+    while low < high - 1:  # a and b agree on the first low tokens, and not on the first high
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _may_rewind(source: Row, length: int, free: list[Row]) -> bool:
+    """Whether a sequence gives up what follows its first length tokens, rather than being copied into another row."""
+    lost = len(source.ids) - length
+    others = [row for row in free if row is not source]
+    if lost <= _SHORT_END or not others:
+        return True
+    return bool(others[0].ids) and 2 * length >= len(source.ids)

@@ -1,0 +1,51 @@
+"""How likely given tokens are, in a cache of their own; memory is bounded whatever the vocabulary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backend.base import Backend, Batch, KVCache
+from ..errors import NumericalError
+from ..sampling import choose
+from ..sampling.sampler import log_probabilities_of
+
+# Logits (n, vocab_size) of n consecutive tokens, and the position of the first.
+Piece = tuple[int, NDArray[np.float32]]
+
+
+def logits_of(backend: Backend, cache: KVCache, ids: list[int], start: int = 0) -> NDArray[np.float32]:
+    """Logits (len(ids), vocab_size) after each of ids, at positions from start on in row 0 of cache.
+
+    Raises NumericalError for NaN.
+    """
+    logits = backend.forward(Batch.of_sequence(ids, start=start, outputs="all"), cache)
+    for i, of_token in enumerate(logits):
+        highest, lowest = choose.extremes(of_token)
+        if not -math.inf < lowest <= highest < math.inf:
+            raise NumericalError(f"the model computed NaN or infinite logits at position {start + i}")
+    return logits
+
+
+def logit_pieces(backend: Backend, cache: KVCache, ids: list[int], first: int, n_tokens: int) -> Iterator[Piece]:
+    """Logits after each of ids from position first on, n_tokens at a time.
+
+    What is given must be dropped before the next piece is asked for, or both are in memory.
+    """
+    if first:
+        backend.forward(Batch.of_sequence(ids[:first], outputs="none"), cache)
+    for start in range(first, len(ids), n_tokens):
+        yield start, logits_of(backend, cache, ids[start : start + n_tokens], start)
+
+
+def scores_of(pieces: Iterable[Piece], ids: list[int], first: int = 0) -> NDArray[np.float32]:
+    """Natural log-probabilities of each of ids after position first, from the logits of those before them."""
+    scores = np.empty(len(ids) - 1 - first, np.float32)
+    for start, logits in pieces:
+        for position, of_token in enumerate(logits, start):
+            scores[position - first] = log_probabilities_of(of_token, [ids[position + 1]])[0]
+        del logits, of_token
+    return scores

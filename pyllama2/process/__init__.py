@@ -1,0 +1,1 @@
+"""What the process around the package does: it forks, it ends."""

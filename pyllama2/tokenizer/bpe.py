@@ -1,0 +1,145 @@
+"""Byte-level BPE tokenizers (tokenizer.json), by the tokenizers package.
+
+A token is spelled in an alphabet of 256 printable characters, one for each byte (GPT-2's). bpe_parts.py
+checks a tokenizer.json; the special tokens in it are kept from the package altogether, so that no text can
+become one. Made by load_tokenizer() in tokenizer.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ..errors import CheckpointError
+from ..process.exit_gate import GATE
+from .base import Tokenizer, TokenizerSpec, is_chat_marker, utf8
+from .bpe_parts import AddedToken, BpeParts, parse_bpe
+from .pre_tokenizer import make_pre_tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# Characters between two spaces, or spaces between two words. The regular expressions of the package go back as
+# far when they fail, and it panics at ten million steps.
+_MAX_RUN = 1_000_000
+_RUNS = re.compile(r"\s+|\S+")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The byte of each character: a printable Latin-1 character is its own byte, the others follow from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+class BpeTokenizer(Tokenizer):
+    """Encodes as the tokenizers package does, special tokens apart.
+
+    Added tokens that are not special come from text, as their file wants, except those spelled like
+    chat markers and those that begin or end a text, which are taken as special.
+    """
+
+    prepends_space = False
+
+    def __init__(self, spec: TokenizerSpec, vocab_size: int | None) -> None:
+        parts = parse_bpe(spec.data)
+        vocab = parts.vocab
+        self._tokens: dict[int, str] = {id: token for token, id in vocab.items()}
+        if len(self._tokens) != len(vocab):
+            raise CheckpointError("the tokenizer gives one id to two tokens")
+        special: dict[str, int] = {}
+        text_tokens: list[AddedToken] = []
+        begin_or_end = {spec.bos_id, *spec.eos_ids}
+        for token in parts.added:
+            name, id = token.content, token.id
+            if vocab.get(name, special.get(name, id)) != id or self._tokens.setdefault(id, name) != name:
+                raise CheckpointError(f"the tokenizer's added token {name[:40]!r} has two ids, or shares its id {id}")
+            if token.special or id in begin_or_end or is_chat_marker(name):
+                special[name] = id
+            else:
+                vocab[name] = id  # from where the package takes it; else it would number it anew
+                text_tokens.append(token)
+        n_tokens = 1 + max(self._tokens, default=-1)
+        if vocab_size is not None and n_tokens > vocab_size:
+            raise CheckpointError(f"the tokenizer has a token {n_tokens - 1}, the model only {vocab_size} tokens")
+        self._plain: dict[int, bytes] = {token.id: token.content.encode() for token in text_tokens}
+        merges = _without(parts, special)
+        self._missing_bytes = {byte for char, byte in _BYTE_OF.items() if char not in vocab}
+        self._encoder = _make_encoder(parts, merges, text_tokens)
+        super().__init__(spec, n_tokens if vocab_size is None else vocab_size, special)
+
+    def encode(self, text: str) -> list[int]:
+        """See Tokenizer.encode(). Raises ValueError, too, for a word of more than a million characters."""
+        if not self._missing_bytes.isdisjoint(utf8(text)):
+            char = next(char for char in text if not self._missing_bytes.isdisjoint(char.encode()))
+            raise ValueError(
+                f"the model's vocabulary has no token for the character {char!r} (bytes {char.encode().hex(' ')})"
+            )
+        _check_runs(text)
+        with GATE, _package_errors("the tokenizer failed on a text"):
+            ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def token_bytes(self, id: int, *, first: bool = False) -> bytes:
+        """See Tokenizer.token_bytes()."""
+        id = self._checked_id(id)
+        if id in self._special_names:
+            return b""
+        if id in self._plain:
+            return self._plain[id]
+        token = self._tokens.get(id, "")
+        try:
+            return bytes(map(_BYTE_OF.__getitem__, token))
+        except KeyError:  # a token that somebody put into the vocabulary as plain text
+            return token.encode()
+
+
+def _without(parts: BpeParts, special: dict[str, int]) -> list[tuple[str, str]]:
+    """The merges without those of and into special tokens, which are taken out of the vocabulary."""
+    taken = [name for name in special if parts.vocab.pop(name, None) is not None]
+    if not taken:
+        return parts.merges
+    vocab = parts.vocab
+    return [pair for pair in parts.merges if pair[0] in vocab and pair[1] in vocab and pair[0] + pair[1] in vocab]
+
+
+def _make_encoder(
+    parts: BpeParts, merges: list[tuple[str, str]], text_tokens: list[AddedToken]
+) -> tokenizers.Tokenizer:
+    from tokenizers import AddedToken as PackageToken
+    from tokenizers import Tokenizer as PackageTokenizer
+    from tokenizers.models import BPE
+    from tokenizers.normalizers import NFC
+
+    with _package_errors("the tokenizer.json is damaged"):
+        encoder = PackageTokenizer(BPE(parts.vocab, merges, ignore_merges=parts.ignore_merges))
+        if parts.nfc:
+            encoder.normalizer = NFC()
+        encoder.pre_tokenizer = make_pre_tokenizer(parts.steps)
+        encoder.add_tokens([PackageToken(token.content, special=False, **token.flags) for token in text_tokens])
+    return encoder
+
+
+def _check_runs(text: str) -> None:
+    """Raise ValueError for a word, or spaces between two words, of more than _MAX_RUN characters."""
+    if len(text) > _MAX_RUN:
+        longest = max(match.end() - match.start() for match in _RUNS.finditer(text))
+        if longest > _MAX_RUN:
+            raise ValueError(f"{longest} characters without a space between them, or spaces only, are too many")
+
+
+@contextmanager
+def _package_errors(what: str) -> Iterator[None]:
+    """Turns the package's errors into CheckpointError: exceptions, and panics of its Rust code."""
+    try:
+        yield
+    except BaseException as error:
+        # PanicException derives from BaseException, and there is no module to import it from.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(f"{what}: {error!s:.200}") from error

@@ -1,0 +1,86 @@
+"""SentencePiece tokenizers (tokenizer.model), by the sentencepiece package.
+
+A piece spells a space as U+2581; byte pieces <0xNN> stand for characters that have no piece; a space
+is put before every text. Made by load_tokenizer() in tokenizer.py.
+"""
+
+from __future__ import annotations
+
+from ..errors import CheckpointError
+from ..process.exit_gate import GATE
+from .base import Tokenizer, TokenizerSpec, is_chat_marker, utf8
+from .sentencepiece_proto import as_control_pieces, read_model_proto
+
+_SPACE = "\u2581"
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """Encodes as the sentencepiece package does, byte for byte.
+
+    CONTROL pieces never come from text. USER_DEFINED pieces do, as their file wants, except those
+    spelled like chat markers and those that begin or end a text, which are taken as CONTROL.
+    """
+
+    def __init__(self, spec: TokenizerSpec, vocab_size: int | None) -> None:
+        try:
+            proto = read_model_proto(spec.data)
+        except ValueError as error:
+            raise CheckpointError(f"the tokenizer is damaged: {error}") from error
+        if vocab_size is not None and proto.n_pieces > vocab_size:
+            raise CheckpointError(f"the tokenizer has {proto.n_pieces} tokens, the model only {vocab_size}")
+
+        from sentencepiece import SentencePieceProcessor
+
+        self.prepends_space = proto.add_dummy_prefix
+        ends = {spec.bos_id, *spec.eos_ids}
+        offsets = [at for name, id, at in proto.user_defined if id in ends or is_chat_marker(name)]
+        try:
+            self._processor = SentencePieceProcessor(model_proto=as_control_pieces(spec.data, offsets))
+            pieces: list[str] = self._processor.id_to_piece(list(range(proto.n_pieces)))
+            special = self._read_pieces(pieces)
+        except (RuntimeError, ValueError, IndexError, OSError) as error:  # UnicodeDecodeError is a ValueError
+            reason = " ".join(str(error).split())  # the package quotes pieces, line breaks and all
+            raise CheckpointError(f"the tokenizer is damaged: {reason:.200}") from error
+        super().__init__(spec, proto.n_pieces if vocab_size is None else vocab_size, special)
+
+    def _read_pieces(self, pieces: list[str]) -> dict[str, int]:
+        """Note what each piece adds to a text; returns the control pieces, by name.
+
+        Pieces are asked about together: a call for each token would take longer than sampling it.
+        """
+        ids = list(range(len(pieces)))
+        unknown: bytes = self._processor.decode([self._processor.unk_id()]).encode()
+        processor = self._processor
+        kinds = zip(processor.is_control(ids), processor.is_unknown(ids), processor.is_byte(ids), strict=True)
+        special: dict[str, int] = {}
+        self._bytes: list[bytes] = []
+        self._spaced: set[int] = set()  # those that begin with a space
+        for id, (piece, (is_control, is_unknown, is_byte)) in enumerate(zip(pieces, kinds, strict=True)):
+            if is_control:
+                special[piece] = id
+                self._bytes.append(b"")
+            elif is_unknown:
+                self._bytes.append(unknown)
+            elif is_byte:
+                self._bytes.append(bytes([int(piece[1:-1], 16)]))
+            else:
+                self._bytes.append(piece.replace(_SPACE, " ").encode())
+                if piece.startswith(_SPACE):
+                    self._spaced.add(id)
+        return special
+
+    def encode(self, text: str) -> list[int]:
+        """See Tokenizer.encode(). Characters with neither a piece nor byte pieces give the unknown token."""
+        utf8(text)
+        with GATE:
+            ids: list[int] = self._processor.encode(text)
+        return ids
+
+    def token_bytes(self, id: int, *, first: bool = False) -> bytes:
+        """See Tokenizer.token_bytes()."""
+        id = self._checked_id(id)
+        if id >= len(self._bytes):
+            return b""
+        if first and self.prepends_space and id in self._spaced:
+            return self._bytes[id][1:]
+        return self._bytes[id]

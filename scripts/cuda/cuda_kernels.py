@@ -1,0 +1,84 @@
+"""Which kernels there are to compile: each file of pyllama2/_gpu/kernels with its templates. Used by check_cuda.py.
+
+pyllama2 itself is not imported, since it wants more than numpy: the two modules that are needed are loaded by path.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from itertools import product
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[2]
+GROUPS = (32, 64, 128)
+FORMATS = list(product((4, 8), GROUPS))
+HEAD_DIMS = (64, 80, 128)
+CODES = ("__half", "signed char")
+ATTENTION = ((1, 32), (1, 64), (1, 128), (2, 64), (3, 64), (4, 64), (8, 64))  # queries of a block, group size
+FIRST_MMA = 80  # matmul_mma.cu has no kernel for GPUs before
+
+
+def load(path: str) -> ModuleType:
+    """The module at a path below the repository."""
+    name = "check_cuda_" + Path(path).stem
+    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+source = load("pyllama2/_gpu/source.py")
+layout = load("pyllama2/_gpu/layout.py")
+
+
+def expressions(columns: range) -> dict[str, list[str]]:
+    """File -> name expressions of its templates, for products of so many columns. Kernels without templates: none."""
+    products = [f"<{bits}, {group}, {n}>" for (bits, group), n in product(FORMATS, columns)]
+    heads = [f"{head_dim}, {code}" for head_dim, code in product(HEAD_DIMS, CODES)]
+    tables = [f"embed<{bits}, {group}>" for bits, group in FORMATS]
+    return {
+        "norm": [f"{name}<{group}>" for name in ("rms_norm_quantize", "quantize") for group in GROUPS],
+        "embed": tables + [f"embed_plain<{number}, {group}>" for number in ("float", "__half") for group in GROUPS],
+        "matvec": [name + rest for name in ("matvec", "matvec_residual", "matvec_swiglu") for rest in products],
+        "matvec_qkv": [f"matvec_qkv<{bits}, {group}, {n}, {rest}>"
+                       for (bits, group), n, rest in product(FORMATS, columns, heads)],
+        "attention": [f"attend<{head_dim}, {queries}, {group}, {code}>"
+                      for head_dim, (queries, group), code in product(HEAD_DIMS, ATTENTION, CODES)],
+        "attention_prompt": [f"attend_prompt<{head_dim}, {queries}, {code}>"
+                             for head_dim, queries, code in product(HEAD_DIMS, (1, 3, 8), CODES)],
+        "cache": [f"append<{rest}>" for rest in heads],
+        "cache_rows": [f"copy_prefix<{rest}>" for rest in heads],
+        "matmul": [f"matmul<{bits}, {group}>" for bits, group in FORMATS],
+        "matmul_mma": [f"matmul_mma<{bits}, {group}>" for bits, group in FORMATS],
+        "prompt": [f"swiglu_quantize<{group}>" for group in GROUPS],
+        "rope": [],
+        "sample": [],
+        "upload": [],
+    }  # fmt: skip
+
+
+def kernels_of(name: str) -> set[str]:
+    """Names of the kernels that a file itself defines."""
+    text = re.sub(r"//.*", "", (ROOT / "pyllama2/_gpu/kernels" / f"{name}.cu").read_text(encoding="utf-8"))
+    found = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s+)?(\w+)\s*\(", text)
+    return set(found)
+
+
+def unlisted() -> list[str]:
+    """Kernels that expressions() leaves out: each is a defect of this script."""
+    listed = expressions(range(1, 2))
+    missing = []
+    for path in sorted((ROOT / "pyllama2/_gpu/kernels").glob("*.cu")):
+        text, names = path.read_text(encoding="utf-8"), listed.get(path.stem, [])
+        for kernel in sorted(kernels_of(path.stem)):
+            plain = re.search(rf'extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s+)?{kernel}\(', text)
+            if (plain and path.stem not in listed) or (
+                not plain and not any(name.startswith(f"{kernel}<") for name in names)
+            ):
+                missing.append(f"{path.name}: {kernel}")
+    return missing

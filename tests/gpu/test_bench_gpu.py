@@ -1,0 +1,54 @@
+"""benchmarks/bench_gpu.py: what it prints without a GPU, and its rows on the emulator. Nothing is timed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from helpers.gpu_backend import installed_cupy
+from helpers.tiny_llama import write_tiny
+
+from pyllama2._gpu import availability
+
+
+@pytest.fixture(scope="module")
+def bench_gpu() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "scripts"))
+        yield importlib.import_module("bench_gpu")
+
+
+def test_without_a_gpu(
+    bench_gpu: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(availability.importlib.util, "find_spec", lambda _: None)
+    assert bench_gpu.main([]) == 1
+    assert capsys.readouterr().err == 'no cuda: the package cupy is not installed (pip install "pyllama2[gpu]")\n'
+
+
+def test_the_plan_is_called_counted(bench_gpu: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_gpu.main(["--plan", "--kv-dtypes", "float16", "int8"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("(counted)") == 2
+    totals = [float(line.split()[1]) for line in out.splitlines() if line.startswith("total")]
+    assert totals[0] <= 5.9 and totals[1] <= 5.0
+
+
+def test_rows(
+    bench_gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_gpu, "read_rate", lambda _: 100.0)
+    model, out = write_tiny(tmp_path / "tiny.bin", type="q4"), tmp_path / "figures.json"
+    arguments = ["--model", str(model), "--json", str(out), "--prompt-tokens", "12", "--contexts", "0", "20",
+                 "--sequences", "1", "5", "--new-tokens", "3", "--repeat", "1"]  # fmt: skip
+    with installed_cupy("emulated"):
+        assert bench_gpu.main(arguments) == 0
+    prompt, *steps = json.loads(out.read_text())
+    assert prompt["prompt_tokens"] == 12 and prompt["tokens_per_s"] > 0
+    assert [(row["context"], row["sequences"]) for row in steps] == [(0, 1), (0, 5), (20, 1), (20, 5)]
+    assert all(row["share"] == row["read_gb_per_s"] / 100 for row in steps)
+    assert "emulated GPU" in capsys.readouterr().out

@@ -1,0 +1,62 @@
+"""The kernels for prompts: products with many vectors have the bits of those with few."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.gpu_layout import device_vectors, random_vectors, random_weight
+
+from pyllama2._cpu.matrix import MatrixProduct
+from pyllama2._gpu.launchers.matmul import Matmul, part_of
+from pyllama2._gpu.launchers.upload import Uploader
+from pyllama2._gpu.launchers.vectors import VectorKernels
+from pyllama2._gpu.layout import Vectors
+
+FORMATS = [(type, group_size) for type in ("q4", "q8") for group_size in (32, 64, 128)]
+
+
+@pytest.mark.parametrize("compute_capability", [75, 80])
+@pytest.mark.parametrize(("type", "group_size"), FORMATS)
+def test_products_have_the_bits_of_the_cpu(cupy: Any, type: str, group_size: int, compute_capability: int) -> None:
+    matmul, uploader = Matmul(cupy, type, group_size, compute_capability), Uploader(cupy)
+    kernels = VectorKernels(cupy, group_size, "float32")
+    for shape, n in (((100, 172), 9), ((33, 576), 130), ((64, 256), 64)):
+        weight, x = random_weight(type, group_size, shape), random_vectors(n, shape[1])
+        vectors, matrix = device_vectors(cupy, kernels, x, type, group_size), uploader.matrix(weight)
+        expected = MatrixProduct(weight, n)(x)
+        out = cupy.empty((n, shape[0]), np.float32)
+        matmul(matrix, vectors, n, out)
+        assert out.get().tobytes() == expected.tobytes()
+        matmul(matrix, vectors, n, out, accumulate=True)
+        assert out.get().tobytes() == (expected + expected).tobytes()
+
+
+@pytest.mark.parametrize("compute_capability", [75, 80])
+def test_matrices_that_lie_together(cupy: Any, compute_capability: int) -> None:
+    n, columns = 12, 96
+    x, uploader = random_vectors(n, columns), Uploader(cupy)
+    vectors = device_vectors(cupy, VectorKernels(cupy, 32, "float32"), x, "q4", 32)
+    matmul = Matmul(cupy, "q4", 32, compute_capability)
+    weights = [random_weight("q4", 32, (rows, columns), i) for i, rows in enumerate((48, 24, 24))]
+    together = uploader.matrix(*weights)
+    for i, weight in enumerate(weights):
+        out = cupy.empty((n, weight.shape[0]), np.float32)
+        matmul(part_of(together, i), vectors, n, out)
+        assert out.get().tobytes() == MatrixProduct(weight, n)(x).tobytes()
+    with pytest.raises(ValueError, match="one matrix, or several of the same size"):
+        matmul(together, vectors, n, cupy.empty((n, 96), np.float32))
+
+    gate, up = (random_weight("q4", 32, (100, columns), i) for i in (4, 5))
+    out = cupy.empty((n, 2, 100), np.float32)
+    matmul(uploader.matrix(gate, up, in_turns=True), vectors, n, out)
+    assert out.get()[:, 0].tobytes() == MatrixProduct(gate, n)(x).tobytes()
+    assert out.get()[:, 1].tobytes() == MatrixProduct(up, n)(x).tobytes()
+
+
+def test_room_for_the_vectors_is_checked(cupy: Any) -> None:
+    matrix = Uploader(cupy).matrix(random_weight("q4", 64, (32, 128)))
+    vectors = Vectors.empty(cupy, "q4", 4, 128, 64)
+    with pytest.raises(ValueError, match="room for 4 vectors, not for 5"):
+        Matmul(cupy, "q4", 64, 80)(matrix, vectors, 5, cupy.empty((5, 32), np.float32))

@@ -1,0 +1,83 @@
+"""The CUDA backend beside the CPU backend, for its tests: on the emulator, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import real_cupy
+from cuda_emulator import StandIn, missing_compiler
+from numpy.typing import NDArray
+
+from helpers.tiny import quantized_model, random_weights
+from pyllama2._cpu import CpuBackend
+from pyllama2._gpu import CudaBackend
+from pyllama2.backend.base import Backend, Batch, KVCache
+from pyllama2.config import ModelConfig
+from pyllama2.storage.model_file import ModelFile
+
+# Those whose float sums have the order of the CUDA kernels; others may round otherwise.
+SAME_BITS = ("avx2", "avx_vnni", "avx512")
+
+
+@contextmanager
+def installed_cupy(kind: str, **settings: Any) -> Iterator[Any]:
+    """What `import cupy` gives meanwhile: the emulator ("emulated"), or cupy itself ("cuda"); else the test skips."""
+    if kind == "cuda":
+        yield real_cupy()
+        return
+    if reason := missing_compiler():
+        pytest.skip(reason)
+    with StandIn(**settings).installed() as cupy:
+        yield cupy
+
+
+def pair(model: ModelFile, kv_dtype: str) -> tuple[CpuBackend, CudaBackend]:
+    """Both backends of one model."""
+    return CpuBackend(model, n_threads=1, kv_dtype=kv_dtype), CudaBackend(model, kv_dtype=kv_dtype)
+
+
+def make_model(config: ModelConfig, type: str = "q4", group_size: int = 32, seed: int = 0) -> ModelFile:
+    return quantized_model(config, random_weights(config, seed), type, group_size)
+
+
+def random_tokens(config: ModelConfig, n: int, seed: int = 5) -> list[int]:
+    return np.random.default_rng(seed).integers(0, config.vocab_size, n).tolist()
+
+
+def assert_same_logits(cpu: CpuBackend, expected: NDArray[np.float32], found: NDArray[np.float32]) -> None:
+    """Equal to the bit where the CPU sums in the same order, else as near as two instruction sets of a CPU are.
+
+    A GPU itself has an exp2f() of its own, with other last bits, where parts of a longer context are merged.
+    """
+    assert found.dtype == np.float32 and found.shape == expected.shape and np.isfinite(found).all()
+    if cpu.describe()["isa"] in SAME_BITS and isinstance(sys.modules["cupy"], StandIn):
+        assert np.array_equal(found, expected)
+    else:
+        assert np.median(np.abs(found - expected).max(1)) < 2e-3 * np.abs(expected).max()
+
+
+def ragged_step(tokens: list[list[int]], positions: list[int]) -> Batch:
+    """One batch of the next tokens of each row, from its position on; logits of all."""
+    rows = [row for row, piece in enumerate(tokens) for _ in piece]
+    places = [start + i for start, piece in zip(positions, tokens, strict=True) for i in range(len(piece))]
+    flat = [token for piece in tokens for token in piece]
+    arrays = (np.asarray(values, np.int32) for values in (flat, rows, places, range(len(flat))))
+    return Batch(*arrays)
+
+
+def run_ragged(backend: Backend, cache: KVCache, sequences: list[list[int]], pieces: list[list[int]]) -> list[Any]:
+    """Logits (length, vocab_size) of each sequence, taken in pieces: pieces[i][row] tokens of each row at once."""
+    done, found = [0] * len(sequences), [[] for _ in sequences]  # type: ignore[var-annotated]
+    for lengths in pieces:
+        step = [tokens[at : at + n] for tokens, at, n in zip(sequences, done, lengths, strict=True)]
+        batch = ragged_step(step, done)
+        logits = backend.forward(batch, cache)
+        for row in range(len(sequences)):
+            found[row].append(logits[batch.rows == row])
+            done[row] += len(step[row])
+    return [np.concatenate(parts) for parts in found]

@@ -1,0 +1,114 @@
+"""What the CUDA kernels' arrays mean, in numpy: tiles of 32 rows, quantized vectors, norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyllama2._cpu import quantize_matrix
+from pyllama2._gpu.layout import DeviceMatrix, Vectors
+from pyllama2.storage.weights import Weight
+
+Floats = NDArray[np.float32]
+
+
+def random_weight(type: str, group_size: int, shape: tuple[int, int], seed: int = 0) -> Weight:
+    """A quantized matrix as a model file has it."""
+    matrix = np.random.default_rng(seed).standard_normal(shape, np.float32)
+    codes, scales = quantize_matrix(matrix, type, group_size)
+    return Weight("w", type, shape, codes, scales, group_size)
+
+
+def random_vectors(n: int, columns: int, seed: int = 1) -> Floats:
+    """Vectors (n, columns) with an outlier in each, as models have them."""
+    x = np.random.default_rng(seed).standard_normal((n, columns), np.float32)
+    x[:, columns // 2] *= 30.0
+    return x
+
+
+def matrix_numbers(matrix: DeviceMatrix) -> Floats:
+    """Every row of the tiles (tiles * 32, groups * group_size), padding included."""
+    codes, scales = matrix.codes.get(), matrix.scales.get().astype(np.float32)
+    tiles, groups, pieces, rows, size = codes.shape
+    rowwise = codes.transpose(0, 3, 1, 2, 4).reshape(tiles, rows, groups, pieces * size)
+    if matrix.type == "q4":
+        numbers = np.concatenate([rowwise & 15, rowwise >> 4], axis=-1).astype(np.float32) - 8
+    else:
+        numbers = rowwise.view(np.int8).astype(np.float32)
+    numbers = numbers * scales.transpose(0, 2, 1)[..., None]
+    return numbers.reshape(tiles * rows, -1)
+
+
+def quantized(x: Floats, type: str, group_size: int) -> tuple[NDArray[np.int64], Floats, NDArray[np.int32]]:
+    """Codes (n, stride), scales and offsets (n, groups) of finite vectors, with the CPU's rounding."""
+    n, columns = x.shape
+    groups = -(-columns // group_size)
+    padded = np.zeros((n, groups * group_size), np.float32)
+    padded[:, :columns] = x
+    grouped = padded.reshape(n, groups, group_size)
+    limit = np.float32(127 if type == "q4" else 32767)
+    most = np.abs(grouped).max(-1)
+    with np.errstate(over="ignore"):
+        factor = np.divide(limit, most, out=np.zeros_like(most), where=most > 0)
+    factor[~np.isfinite(factor)] = 0
+    codes = np.rint(np.clip(grouped * factor[..., None], -limit, limit)).astype(np.int64)
+    return codes.reshape(n, -1), most / limit, (-8 * codes.sum(-1)).astype(np.int32)
+
+
+def vector_codes(vectors: Vectors) -> NDArray[np.int64]:
+    """Codes (n, stride) of vectors on the device."""
+    codes = vectors.codes.get()
+    if vectors.type == "q4":
+        return codes[:, 0].astype(np.int64)
+    return codes[:, 0].astype(np.int64) * 256 + codes[:, 1].view(np.uint8)
+
+
+def assert_quantized(vectors: Vectors, x: Floats) -> None:
+    """The first len(x) of vectors are x quantized, to the bit."""
+    n = len(x)
+    codes, scales, offsets = quantized(x, vectors.type, vectors.group_size)
+    assert (vector_codes(vectors)[:n] == codes).all()
+    assert vectors.scales.get()[:n].tobytes() == scales.tobytes()
+    if vectors.type == "q4":
+        assert (vectors.offsets.get()[:n] == offsets).all()
+
+
+def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
+    """RMSNorm of vectors (n, dim) with the CPU's order of additions: every eighth square, then the eight sums."""
+    n, dim = x.shape
+    squares, whole = x * x, dim // 8 * 8
+    lanes = np.zeros((n, 8), np.float32)
+    for i in range(0, whole, 8):
+        lanes += squares[:, i : i + 8]
+    v = lanes.T
+    total = ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
+    for i in range(whole, dim):
+        total = total + squares[:, i]
+    scale = np.float32(1) / np.sqrt(total / np.float32(dim) + np.float32(eps))
+    return x * scale[:, None] * weight
+
+
+def silu_product(gate: Floats, up: Floats) -> Floats:
+    """silu(gate) * up with the CPU's polynomial for the exponential."""
+    f = np.float32
+    x = -gate
+    clamped = np.clip(x, f(-87), f(88))
+    shifted = clamped * f(1.44269504) + f(12582912)
+    exponent = shifted.view(np.int32) - f(12582912).view(np.int32)
+    k = shifted - f(12582912)
+    r = clamped - k * f(0.693145752) - k * f(1.42860677e-6)
+    p = np.full_like(r, f(1) / f(5040))
+    for coefficient in (f(1) / f(720), f(1) / f(120), f(1) / f(24), f(1) / f(6), f(0.5), f(1), f(1)):
+        p = p * r + coefficient
+    p = p * ((exponent + 127) << 23).astype(np.int32).view(np.float32)
+    p = np.where(x > 88, f(np.inf), np.where(x < -87, f(0), p))
+    return gate / (f(1) + p) * up
+
+
+def device_vectors(cupy: Any, kernels: Any, x: Floats, type: str, group_size: int) -> Vectors:
+    """Vectors x (n, columns) quantized on the device by VectorKernels."""
+    vectors = Vectors.empty(cupy, type, len(x), x.shape[1], group_size)
+    kernels.quantize(cupy.asarray(x), len(x), vectors)
+    return vectors

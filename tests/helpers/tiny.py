@@ -1,0 +1,109 @@
+"""Tiny models for the tests: configurations with awkward sizes, random weights, oracle logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyllama2.config import ModelConfig, RopeScaling
+from pyllama2.storage.model_file import ModelFile, ModelWriter
+from pyllama2.storage.weights import Quantization, Weight
+
+# heads 6/3 with head_dim 8: n_heads / n_kv_heads (2) differs from n_kv_heads (3), which exposes a wrong un-permute.
+GQA = ModelConfig(
+    dim=48, hidden_dim=100, n_layers=2, n_heads=6, n_kv_heads=3, head_dim=8, vocab_size=70, max_seq_len=64
+)
+MHA = ModelConfig(
+    dim=64,
+    hidden_dim=172,
+    n_layers=3,
+    n_heads=4,
+    n_kv_heads=4,
+    head_dim=16,
+    vocab_size=97,
+    max_seq_len=96,
+    norm_eps=1e-6,
+)
+TIED = ModelConfig(
+    dim=32, hidden_dim=96, n_layers=2, n_heads=4, n_kv_heads=1, head_dim=8, vocab_size=65, max_seq_len=64,
+    rope_theta=5e5, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 16), tied_embeddings=True,
+)  # fmt: skip
+# head_dim is not dim / n_heads
+WIDE_HEADS = ModelConfig(
+    dim=40, hidden_dim=64, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=32, vocab_size=50, max_seq_len=48,
+    rope_scaling=RopeScaling("linear", 2.0),
+)  # fmt: skip
+CONFIGS = {"gqa": GQA, "mha": MHA, "tied": TIED, "wide_heads": WIDE_HEADS}
+
+
+def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+    """float32 tensors under Meta's names, scaled so that activations stay near 1."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in config.tensor_shapes().items():
+        if name.endswith("norm.weight"):
+            weights[name] = rng.uniform(0.5, 1.5, shape).astype(np.float32)
+        else:
+            weights[name] = (rng.standard_normal(shape) * shape[-1] ** -0.5).astype(np.float32)
+    return weights
+
+
+def float_model(config: ModelConfig, weights: dict[str, NDArray[np.float32]]) -> ModelFile:
+    """An unquantized model in memory."""
+    model = ModelFile(config, Quantization.of("float32"))
+    for name, shape in config.tensor_shapes().items():
+        model.weights[name] = Weight(name, "float32", shape, weights[name])
+    return model
+
+
+def oracle_logits(
+    config: ModelConfig, weights: dict[str, NDArray[np.float32]], tokens: Sequence[int]
+) -> NDArray[np.float32]:
+    """Logits (len(tokens), vocab_size) of the PyTorch model."""
+    import torch
+
+    from pyllama2.model import Transformer
+
+    with torch.inference_mode():
+        model = Transformer(config)
+        model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
+        return model(torch.tensor([list(tokens)])).squeeze(0).numpy()
+
+
+def quantized_model(
+    config: ModelConfig,
+    weights: dict[str, NDArray[np.float32]],
+    type: str,
+    group_size: int = 64,
+    output_type: str | None = None,
+) -> ModelFile:
+    """A model of any storage type in memory; norms stay float32."""
+    from pyllama2._cpu import quantize_matrix
+
+    model = ModelFile(config, Quantization.of(type, group_size, output_type))
+    for name, shape in config.tensor_shapes().items():
+        stored = model.quantization.type_of(name, config)
+        if stored in ("q8", "q4"):
+            data, scales = quantize_matrix(weights[name], stored, group_size)
+            model.weights[name] = Weight(name, stored, shape, data, scales, group_size)
+        else:
+            model.weights[name] = Weight(name, stored, shape, weights[name].astype(stored))
+    return model
+
+
+def write_model(path: Path, model: ModelFile) -> Path:
+    """model as one of our files."""
+    with ModelWriter(path, model) as writer:
+        for weight in model.weights.values():
+            writer.write(weight)
+    return path
+
+
+def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Natural logarithms of softmax over the last axis of logits (..., vocab_size)."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result

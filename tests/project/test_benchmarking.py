@@ -1,0 +1,127 @@
+"""benchmarks/benchmarking.py and the table of bench_vs_llama_cpp.py: turns and verdicts. Nothing is timed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from pyllama2.bench import Spread
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[dict[str, ModuleType]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "scripts"))
+        yield {name: importlib.import_module(name) for name in ("benchmarking", "bench_vs_llama_cpp", "engines")}
+
+
+class Memory:
+    """Instead of ReadBandwidth."""
+
+    def measure(self) -> list[float]:
+        return [10.0]
+
+
+class Served:
+    """Lives in a worker."""
+
+    def add(self, a: int, b: int) -> tuple[int, int]:
+        return a + b, os.getpid()
+
+    def fail(self) -> None:
+        raise ValueError("as it should")
+
+
+def test_a_worker_is_another_process(scripts: dict[str, ModuleType]) -> None:
+    worker = scripts["benchmarking"].Worker(Served)
+    total, process = worker.call("add", 2, 3)
+    assert total == 5
+    assert process != os.getpid()
+    assert worker.cpu_s() > 0
+    with pytest.raises(RuntimeError, match="ValueError: as it should"):
+        worker.call("fail")
+    worker.close()
+
+
+@pytest.mark.parametrize(
+    ("disturbed", "taken", "kept"),
+    [([], 2, [0, 1]), ([0], 3, [1, 2]), (range(100), 8, [0, 1])],
+    ids=["quiet", "one is repeated", "never quiet"],
+)
+def test_disturbed_turns_are_repeated(
+    disturbed: Any, taken: int, kept: list[int], scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = scripts["benchmarking"]
+    order: list[tuple[str, int]] = []
+
+    def measure(name: str) -> int:
+        number = sum(engine == name for engine, _ in order)
+        order.append((name, number))
+        return number
+
+    def turn(measure: Any, workers: Any) -> Any:
+        value = measure()
+        return module.Turn(value, 0.5 + value / 1000 if order[-1][0] == "a" and value in disturbed else 0.01)
+
+    monkeypatch.setattr(module, "_take_turn", turn)
+    turns = module.take_turns({"a": lambda: measure("a"), "b": lambda: measure("b")}, [], 2, Memory())
+    assert order == [(name, i) for i in range(taken) for name in "ab"]
+    assert turns.values("a") == kept
+    assert len(turns.values("b")) == 2
+    assert turns.repeated == taken - 2
+    assert len(turns.rates) == taken + 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "target", "figures", "passed"),
+    [
+        ("", 0, {}, None),
+        ("ratio", 2.0, {}, True),
+        ("ratio", 2.1, {}, False),
+        ("gain", 1.9, {"gains": (1.95, 1.0)}, True),
+        ("share", 0.9, {"shares": (0.85, 0.99)}, False),
+        ("seconds", 5, {"unit": "s", "peak_bytes": (90, 200), "most_bytes": 100}, True),
+        ("seconds", 5, {"unit": "s", "peak_bytes": (101, 200), "most_bytes": 100}, False),
+        ("seconds", 3, {"unit": "s", "peak_bytes": (90, 200), "most_bytes": 100}, False),
+    ],
+)
+def test_verdicts(
+    asked: str, target: float, figures: dict[str, Any], passed: bool | None, scripts: dict[str, ModuleType]
+) -> None:
+    spreads = {"ours": Spread.of([3, 4, 5]), "theirs": Spread.of([2])}
+    fields = {"name": "row", "unit": "tokens/s", **spreads, "asked": asked, "target": target, **figures}
+    result = scripts["bench_vs_llama_cpp"].Result(**fields)
+    assert result.passed is passed
+    assert result.ratio == (0.5 if result.unit == "s" else 2)
+    columns = result.columns()
+    assert len(columns) == len(scripts["bench_vs_llama_cpp"].HEAD)
+    assert columns[6] == {None: "", True: "reached", False: "**missed**"}[passed]
+
+
+def test_rows_are_chosen_by_name(scripts: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]) -> None:
+    module = scripts["bench_vs_llama_cpp"]
+    assert module.main(["--list", "7b-q8", "*-start"]) == 0
+    assert capsys.readouterr().out.split() == ["7b-q4-start", "7b-q8-prompt", "7b-q8-decode", "1.1b-q4-start"]
+    with pytest.raises(SystemExit, match="no row"):
+        module.main(["--list", "8b"])
+
+
+def test_our_engine(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    """Every method the tables call, on a tiny model that is made once."""
+    path = scripts["benchmarking"].random_model(str(tmp_path), "tiny", "q4", None)
+    made = os.stat(path).st_mtime_ns
+    assert scripts["benchmarking"].random_model(str(tmp_path), "tiny", "q4", None) == path
+    assert os.stat(path).st_mtime_ns == made
+    engine = scripts["engines"].OurEngine(path)
+    for n_sequences, n_threads in ((2, 1), (1, 2)):
+        engine.configure(40, n_sequences, n_threads)
+        assert engine.describe()["n_threads"] == n_threads
+        assert min(engine.prompt(8), engine.decode(2, 30), engine.decode_together(3, n_sequences)) > 0
+    # Keys and values of 2 layers, 2 heads of 16, float16.
+    assert engine.bytes_per_token(9)[1] == 10 * 2 * 2 * 32 * 2
