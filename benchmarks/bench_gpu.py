@@ -28,8 +28,8 @@ from pyllama2._gpu import CudaBackend
 from pyllama2._gpu.planner import plan
 from pyllama2.backend.base import Batch
 from pyllama2.bench import fill_cache, random_tokens, weight_bytes_per_token
-from pyllama2.memory import cache_bytes
-from pyllama2.storage.model_file import ModelFile
+from pyllama2.memory import kv_cache_bytes
+from pyllama2.storage.model_file import StoredModel
 from pyllama2.storage.weights import Quantization
 
 _READ_BYTES = 1 << 30
@@ -80,7 +80,7 @@ def _seconds(action: Any) -> float:
     return time.perf_counter() - started
 
 
-def bench(model: ModelFile, args: argparse.Namespace) -> list[dict[str, Any]]:
+def bench(model: StoredModel, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one model."""
     import cupy
 
@@ -96,7 +96,7 @@ def bench(model: ModelFile, args: argparse.Namespace) -> list[dict[str, Any]]:
                     before = read_rate(cupy)
                     steps = decode_speed(backend, n_rows, context, args.new_tokens, args.repeat)
                     rate = max(before, read_rate(cupy))
-                    cache = n_rows * cache_bytes(model.config, context + args.new_tokens // 2, kv_dtype)
+                    cache = n_rows * kv_cache_bytes(model.config, context + args.new_tokens // 2, kv_dtype)
                     read = (weight_bytes_per_token(model) + cache) * steps / 1e9
                     found.append({"kv_dtype": kv_dtype, "context": context, "sequences": n_rows,
                                   "tokens_per_s": steps * n_rows, "read_gb_per_s": read, "memory_gb_per_s": rate,
@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
         from benchmarking import random_model
 
         args.model = Path(random_model(str(args.models_dir), args.shape, args.type, None))
-    rows = bench(ModelFile.open(args.model), args)
+    rows = bench(StoredModel.open(args.model), args)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
     return 0

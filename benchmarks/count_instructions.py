@@ -46,9 +46,9 @@ def run_model(path: str, steps: int) -> None:
     """What is counted: a prompt, and steps tokens after it."""
     from pyllama2._cpu import CpuBackend
     from pyllama2.backend.base import Batch
-    from pyllama2.storage.model_file import ModelFile
+    from pyllama2.storage.model_file import StoredModel
 
-    backend = CpuBackend(ModelFile.open(path), n_threads=1)
+    backend = CpuBackend(StoredModel.open(path), n_threads=1)
     cache = backend.new_cache(1, PROMPT + steps)
     backend.forward(Batch.of_sequence(list(range(PROMPT))), cache)
     for i in range(steps):

@@ -19,7 +19,7 @@ import numpy as np
 from pyllama2.backend.base import Batch, KVCache
 from pyllama2.bench import fill_cache, random_tokens, weight_bytes_per_token
 from pyllama2.loading import load_model
-from pyllama2.storage.model_file import ModelFile
+from pyllama2.storage.model_file import StoredModel
 
 
 class OurEngine:
@@ -111,5 +111,5 @@ class OurApi:
         return times[0] - started, (times[-1] - times[0]) / (sum(counts) - counts[0])
 
 
-def _load(path: str) -> ModelFile:
+def _load(path: str) -> StoredModel:
     return load_model(path, quant=None, tokenizer=None, n_ctx=None, kv_dtype=None, progress=None)

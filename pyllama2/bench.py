@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .analysis.bandwidth import ReadBandwidth, last_cache_bytes
-from .backend import select
+from .backend import select_backend
 from .backend.base import Backend, Batch, KVCache
 from .cli.common import CommandParser, add_model_flags, positive, run_command
 from .cli.progress import progress_bar
@@ -33,7 +33,7 @@ from .errors import ContextLengthError, NumericalError
 from .loading import load_model
 from .model_path import find_model
 from .shown import for_json, shown
-from .storage.model_file import ModelFile
+from .storage.model_file import StoredModel
 
 _PROMPT_TOKENS, _NEW_TOKENS = 512, 64
 
@@ -88,7 +88,7 @@ def random_tokens(vocab_size: int, n: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(1).integers(0, vocab_size, n)]
 
 
-def weight_bytes_per_token(model: ModelFile) -> int:
+def weight_bytes_per_token(model: StoredModel) -> int:
     """Bytes of weights that decoding a token reads: all but the other rows of an embedding."""
     embedding = 0 if model.config.tied_embeddings else model.weights["tok_embeddings.weight"].nbytes
     return model.nbytes - embedding
@@ -154,7 +154,7 @@ class Report:
     prompt: Spread
     decode: Spread
     weight_bytes: int
-    cache_bytes: int
+    kv_cache_bytes: int
     read: float
     bandwidth: Spread | None
     share: float | None
@@ -179,7 +179,7 @@ class Report:
             f"prompt     {self.prompt} tokens/s, {self.prompt_tokens} tokens",
             f"decode     {self.decode} tokens/s, {self.new_tokens} tokens from position {self.context} on",
             f"read       {self.read:.2f} GB/s; for a token {self.weight_bytes / 1e6:.2f} MB of weights "
-            f"and {self.cache_bytes / 1e6:.2f} MB of keys and values",
+            f"and {self.kv_cache_bytes / 1e6:.2f} MB of keys and values",
         ]
         if self.bandwidth is not None and self.share is not None:
             note = "; the weights fit in the processor's cache, so that over 100% are possible" if self.in_cache else ""
@@ -188,7 +188,7 @@ class Report:
 
 
 def run_benchmark(
-    name: str, model: ModelFile, backend: Backend, n_prompt: int, n_new: int, context: int, repeat: int
+    name: str, model: StoredModel, backend: Backend, n_prompt: int, n_new: int, context: int, repeat: int
 ) -> Report:
     """The report on a model called name. Raises NumericalError when two repeats give other logits."""
     facts = backend.describe()
@@ -199,7 +199,7 @@ def run_benchmark(
         measure(backend, cache, min(n_prompt, 64), min(n_new, 2), 0)  # pages in weights, wakes threads
         fill_cache(backend, cache, context)
         position_bytes = sum(array.nbytes for array in cache.save_row(0, 1).values())
-        cache_bytes = round(position_bytes * (context + (n_new + 1) / 2))
+        kv_cache_bytes = round(position_bytes * (context + (n_new + 1) / 2))
         runs, rates = [], [] if memory is None else memory.measure()
         for _ in range(repeat):
             runs.append(measure(backend, cache, n_prompt, n_new, context))
@@ -209,7 +209,7 @@ def run_benchmark(
         raise NumericalError(f"the logits of {repeat} equal runs differ: {', '.join(sorted(hashes))}")
     weight_bytes = weight_bytes_per_token(model)
     decode = Spread.of([run.decode for run in runs])
-    read = decode.median * (weight_bytes + cache_bytes) / 1e9
+    read = decode.median * (weight_bytes + kv_cache_bytes) / 1e9
     bandwidth = Spread.of(rates) if rates else None
     cache_size = last_cache_bytes()
     return Report(
@@ -228,7 +228,7 @@ def run_benchmark(
         prompt=Spread.of([run.prompt for run in runs]),
         decode=decode,
         weight_bytes=weight_bytes,
-        cache_bytes=cache_bytes,
+        kv_cache_bytes=kv_cache_bytes,
         read=read,
         bandwidth=bandwidth,
         share=None if bandwidth is None else read / bandwidth.median,
@@ -261,7 +261,7 @@ def _not_negative(text: str) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     device = args.device or os.environ.get("PYLLAMA2_DEVICE") or "auto"
-    select(device)  # before weights are converted, which may take long
+    select_backend(device)  # before weights are converted, which may take long
     path = find_model(args.model)
     with progress_bar("convert") as progress:
         model = load_model(
@@ -272,7 +272,7 @@ def _bench(args: argparse.Namespace) -> int:
             kv_dtype=args.kv_dtype,
             progress=progress,
         )
-    backend_class, _ = select(device, model, args.kv_dtype)
+    backend_class, _ = select_backend(device, model, args.kv_dtype)
     n_ctx = args.ctx or model.config.max_seq_len
     n_prompt, n_new = _lengths(args, n_ctx)
     with closing(backend_class(model, n_threads=args.threads, kv_dtype=args.kv_dtype)) as backend:

@@ -83,7 +83,7 @@ def _chat(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             return 0 if text is None or chat.ask(text) else 130
         if args.prompt is not None:
             chat.try_to_ask(args.prompt)
-        while (line := _read_message()) is not None and chat.take(line):
+        while (line := _read_message()) is not None and chat.handle_line(line):
             pass
     return 1 if chat.refused and not sys.stdin.isatty() else 0
 
@@ -131,7 +131,7 @@ class _Chat:
     def __post_init__(self) -> None:
         self.system = self.args.system
 
-    def take(self, line: str) -> bool:
+    def handle_line(self, line: str) -> bool:
         """Obey a command or answer a message; False when it was to end."""
         found = re.fullmatch(r"/([A-Za-z]+)(?:\s+(.*))?", line)
         if found is None:

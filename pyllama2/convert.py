@@ -2,7 +2,7 @@
 
     export             a checkpoint -> our file, float32 or float16
     quantize           a checkpoint, mostly our own file -> our file, q8 or q4
-    convert_in_memory  an open checkpoint -> a ModelFile that a backend can use
+    convert_in_memory  an open checkpoint -> a StoredModel that a backend can use
 
 One tensor is in memory at a time, except for what convert_in_memory keeps. Used by the command
 lines of the same names and by loading.py.
@@ -25,7 +25,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .errors import CheckpointError
 from .process.interrupts import Interrupts
 from .shown import shown, shown_value
-from .storage.model_file import ModelFile, ModelWriter
+from .storage.model_file import ModelWriter, StoredModel
 from .storage.weights import GROUP_SIZES, Quantization, Weight, all_finite
 
 FilePath = str | os.PathLike[str]
@@ -98,7 +98,7 @@ def quantize(
 
 def convert_in_memory(
     checkpoint: Checkpoint, quantization: Quantization, progress: Progress | None = None
-) -> ModelFile:
+) -> StoredModel:
     """The model of an open checkpoint with matrices of any storage type.
 
     Tensors that are stored as wanted stay in their mapped file, unless the model is quantized. Raises CheckpointError
@@ -136,8 +136,8 @@ def _check_target(out: str, inputs: list[str]) -> None:
         raise CheckpointError(f"cannot write {out}: it is a {'directory' if os.path.isdir(out) else 'special file'}")
 
 
-def _without_weights(source: Checkpoint, quantization: Quantization) -> ModelFile:
-    return ModelFile(source.config, quantization, source.tokenizer, source.chat_template, source.source)
+def _without_weights(source: Checkpoint, quantization: Quantization) -> StoredModel:
+    return StoredModel(source.config, quantization, source.tokenizer, source.chat_template, source.source)
 
 
 def _convert(source: Checkpoint, quantization: Quantization, progress: Progress | None) -> Iterator[Weight]:

@@ -33,7 +33,7 @@ time of a step that has next to none. pyllama2 bench measures what is reached.
   n_parameters, parameters         all, and by part of the model
   tensors                          name, shape, type, nbytes, statistics (n_read, not_finite, min, max, mean, std)
   context, kv_bytes                tokens, and bytes of their keys and values by type
-  available_bytes, cache_bytes     free memory, and the processor's last cache
+  available_bytes, cpu_cache_bytes free memory, and the processor's last cache
   n_threads, needs                 for each way to run it: quant, as_stored, weight_bytes, bytes_per_token, bandwidth
                                    (GB/s), total_bytes and speed (tokens/s at_start and at_end of the context) by type
                                    of keys and values

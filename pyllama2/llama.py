@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import arguments
-from .backend import select
+from .backend import select_backend
 from .backend.base import Backend, KVCache
 from .backend.step_times import Profile, StepTime
 from .chat_formats import ChatFormat, Message, make_chat_format
@@ -31,7 +31,7 @@ from .config import ModelConfig
 from .convert import Progress
 from .errors import ContextLengthError
 from .generation.completion import Chunk, Completion
-from .generation.generation import Request, Text
+from .generation.generation import Generation, Request
 from .generation.prefix_cache import PrefixCache
 from .generation.prompt import (
     Prompt,
@@ -43,7 +43,7 @@ from .generation.prompt import (
 )
 from .generation.saved_sequences import SequenceLayout, StateFile, save_sequences
 from .generation.scheduler import Scheduler
-from .generation.scoring import Piece, logit_pieces, logits_of, scores_of
+from .generation.scoring import LogitRows, logit_pieces, logits_of, scores_of
 from .generation.stream import Stream, pulled_in_threads
 from .loading import load_model
 from .memory import check_logits_fit, logits_bytes, piece_tokens, rows_that_fit
@@ -126,7 +126,7 @@ class Llama:
         self._seeded = seed is not None
         self._random = random.Random(None if seed is None else check_seed(seed))
         device = os.environ.get("PYLLAMA2_DEVICE") or device if device == "auto" else device
-        select(device)  # before weights are converted, which may take long
+        select_backend(device)  # before weights are converted, which may take long
         path = find_model(model)
         self._model = load_model(
             path,
@@ -137,7 +137,7 @@ class Llama:
             n_threads=n_threads,
             progress=progress,
         )
-        backend_class, why = select(device, self._model, kv_dtype)
+        backend_class, why = select_backend(device, self._model, kv_dtype)
         if verbose:
             print(f"pyllama2: {one_line(why)}", file=sys.stderr)
         else:
@@ -172,7 +172,7 @@ class Llama:
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises ValueError when it has none."""
-        self._open()
+        self._require_backend()
         if self._tokenizer is None:
             raise ValueError("the model has no tokenizer; give the path of one (tokenizer=...)")
         return self._tokenizer
@@ -296,9 +296,9 @@ class Llama:
         for NaN, ValueError for unknown tokens.
         """
         ids = self._checked_ids(tokens, "tokens")
-        beside = check_logits_fit(self._open(), len(ids))
+        beside = check_logits_fit(self._require_backend(), len(ids))
         with closing(self._new_cache(1, max(1, len(ids)), beside)) as cache:
-            return logits_of(self._open(), cache, ids)
+            return logits_of(self._require_backend(), cache, ids)
 
     def score(self, text_or_tokens: Prompt) -> NDArray[np.float32]:
         """Natural log-probabilities of each token after the first, (len(tokens) - 1,) float32.
@@ -315,7 +315,7 @@ class Llama:
         cannot be written.
         """
         target = arguments.path("path", path)
-        layout = SequenceLayout(self._open(), self._model)
+        layout = SequenceLayout(self._require_backend(), self._model)
         with (
             Interrupts() as interrupts,
             self._scheduler.rows(interrupts) as rows,
@@ -332,7 +332,7 @@ class Llama:
         added then. Pyllama2Error when memory does not suffice.
         """
         source = arguments.path("path", path)
-        layout = SequenceLayout(self._open(), self._model)
+        layout = SequenceLayout(self._require_backend(), self._model)
         with (
             closing(StateFile(source, layout, self.n_ctx)) as file,
             Interrupts() as interrupts,
@@ -344,11 +344,11 @@ class Llama:
         """Facts for people: where the model is from, its dimensions, quantization, and what the backend says of itself.
 
         bytes_per_token are the weights that are read to decode one token: all but the other rows of an embedding.
-        weight_bytes, scratch_bytes and cache_bytes (keys and values of generate() and chat()) together are what the
+        weight_bytes, scratch_bytes and kv_cache_bytes (keys and values of generate() and chat()) together are what the
         process has grown by: of memory that is reserved, what was written to by now. Weights count in full, also those
         of a mapped file that were not read yet.
         """
-        facts = self._open().describe()
+        facts = self._require_backend().describe()
         quantization = self._model.quantization
         return {
             "source": self._model.source,
@@ -360,12 +360,12 @@ class Llama:
             "group_size": quantization.group_size,
             "bytes_per_token": self._bytes_per_token,
             **facts,
-            "cache_bytes": self._scheduler.cache_bytes,
+            "kv_cache_bytes": self._scheduler.kv_cache_bytes,
         }
 
     def profile(self) -> Profile:
         """Where the time went so far, by step of the forward pass; str() of it is a table."""
-        return self._profile(self._open())
+        return self._profile(self._require_backend())
 
     def _profile(self, backend: Backend) -> Profile:
         profile = backend.profile()
@@ -403,7 +403,7 @@ class Llama:
         state = "closed" if self._backend is None else self._model.quantization.type
         return f"<Llama {self.config.n_parameters / 1e6:.1f}M parameters, {state}>"
 
-    def _open(self) -> Backend:
+    def _require_backend(self) -> Backend:
         if self._backend is None:
             raise ValueError("this Llama is closed")
         return self._backend
@@ -438,7 +438,7 @@ class Llama:
     def _params(self, params: SamplingParams | None, sampling: dict[str, Any]) -> SamplingParams:
         """Checked for this model, which must be open."""
         params = SamplingParams.of(params, **sampling)
-        self._open()
+        self._require_backend()
         check_token_ids(params, self.config.vocab_size)
         return params
 
@@ -465,7 +465,7 @@ class Llama:
         return self._random.getrandbits(64) if params.seed is None else params.seed
 
     def _chat_format(self, name: str | None) -> ChatFormat:
-        self._open()
+        self._require_backend()
         if name is not None:
             arguments.string("template", name)
         if name not in self._chat_formats:
@@ -477,10 +477,10 @@ class Llama:
 
         Raises Pyllama2Error when it is not one.
         """
-        backend = self._open()
+        backend = self._require_backend()
         return backend.new_cache(rows_that_fit(backend, n_rows, n_tokens, beside), n_tokens)
 
-    def _logit_pieces(self, ids: list[int], first: int = 0, n_tokens: int | None = None) -> Iterator[Piece]:
+    def _logit_pieces(self, ids: list[int], first: int = 0, n_tokens: int | None = None) -> Iterator[LogitRows]:
         """Logits after each of ids from position first on, by n_tokens (None: the usual number), in a cache of its own.
 
         What is given must be dropped before the next piece is asked for, or both are in memory.
@@ -488,22 +488,22 @@ class Llama:
         n_tokens = piece_tokens(self.config) if n_tokens is None else n_tokens
         beside = logits_bytes(self.config, n_tokens)
         with closing(self._new_cache(1, max(1, len(ids)), beside)) as cache:
-            yield from logit_pieces(self._open(), cache, ids, first, n_tokens)
+            yield from logit_pieces(self._require_backend(), cache, ids, first, n_tokens)
 
-    def _text(self, request: Request) -> Text:
-        return Text(request, self.tokenizer, self.n_ctx, rolls=self._rolls, guesses=self._guesses)
+    def _text(self, request: Request) -> Generation:
+        return Generation(request, self.tokenizer, self.n_ctx, rolls=self._rolls, guesses=self._guesses)
 
     def _new_scheduler(self) -> Scheduler:
-        backend = self._open()
+        backend = self._require_backend()
         rows = PrefixCache(
-            backend.new_cache, partial(rows_that_fit, backend), self.n_ctx, partial(backend.cache_bytes, 1)
+            backend.new_cache, partial(rows_that_fit, backend), self.n_ctx, partial(backend.kv_cache_bytes, 1)
         )
         return Scheduler(backend, rows)
 
     def _stream(self, request: Request) -> Stream:
-        self._open()
+        self._require_backend()
         return Stream(self._scheduler, self._text(request))
 
     def _complete(self, requests: Sequence[Request]) -> list[Completion]:
-        self._open()
+        self._require_backend()
         return self._scheduler.run(map(self._text, requests))

@@ -15,7 +15,7 @@ from .checkpoint.own_file import NativeCheckpoint
 from .convert import Progress, convert_in_memory
 from .memory import check_model_fits
 from .shown import shown, shown_value
-from .storage.model_file import ModelFile
+from .storage.model_file import StoredModel
 from .storage.weights import Quantization, WeightType
 
 log = logging.getLogger("pyllama2")
@@ -35,7 +35,7 @@ def load_model(
     kv_dtype: str | None,
     n_threads: int | None = None,
     progress: Progress | None = None,
-) -> ModelFile:
+) -> StoredModel:
     """The model at path: one of our files is used in place unless quant says otherwise, others are converted.
 
     Raises CheckpointError for bad files, Pyllama2Error when memory does not suffice, ValueError for wrong arguments.
@@ -62,7 +62,7 @@ def load_model(
         return model
 
 
-def _usable_in_place(checkpoint: Checkpoint, path: str, quant: str | None) -> ModelFile | None:
+def _usable_in_place(checkpoint: Checkpoint, path: str, quant: str | None) -> StoredModel | None:
     """The model of one of our files that has the storage type wanted; None when it must be converted."""
     if not isinstance(checkpoint, NativeCheckpoint):
         return None

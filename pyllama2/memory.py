@@ -45,11 +45,11 @@ def weight_bytes(config: ModelConfig, quantization: Quantization) -> int:
     return total
 
 
-def cache_bytes(config: ModelConfig, n_tokens: int, kv_dtype: str) -> int:
+def kv_cache_bytes(config: ModelConfig, n_tokens: int, kv_dtype: str) -> int:
     """Bytes of the keys and values of n_tokens tokens, as the CPU lays them out.
 
     Values of a head are padded to 16 numbers, and int8 has a float32 scale for each vector of a head. A cache has room
-    for a multiple of 16 tokens: Backend.cache_bytes() is what it takes.
+    for a multiple of 16 tokens: Backend.kv_cache_bytes() is what it takes.
     """
     from ._cpu.cache import BLOCK, allocated_bytes
 
@@ -121,7 +121,7 @@ def rows_that_fit(backend: Backend, n_rows: int, n_tokens: int, beside: int = 0)
 
     Raises Pyllama2Error, with the numbers, when not even one has.
     """
-    room, row = backend.free_bytes(), backend.cache_bytes(1, n_tokens)
+    room, row = backend.free_bytes(), backend.kv_cache_bytes(1, n_tokens)
     logits = 0  # beside keys and values; else they are on a device with memory of its own
     if room is None:
         room, logits = machine_room(backend), logits_bytes(backend.config, 1)
@@ -129,7 +129,7 @@ def rows_that_fit(backend: Backend, n_rows: int, n_tokens: int, beside: int = 0)
             return n_rows
         room = max(0, room - beside)
     if row + logits > room:
-        context = _largest(lambda n: backend.cache_bytes(1, n) + logits <= room, n_tokens)
+        context = _largest(lambda n: backend.kv_cache_bytes(1, n) + logits <= room, n_tokens)
         raise Pyllama2Error(
             f"the keys and values of {n_tokens} tokens need {_gib(row)}, {_gib(room)} are available; "
             f"prompt and max_tokens of {context} tokens together would fit"

@@ -24,7 +24,7 @@ import pyllama2
 from pyllama2 import CheckpointError
 from pyllama2.checkpoint import open_checkpoint
 from pyllama2.convert import convert_in_memory
-from pyllama2.storage.model_file import ModelFile
+from pyllama2.storage.model_file import StoredModel
 from pyllama2.storage.weights import Quantization
 
 Weights = dict[str, NDArray[np.float32]]
@@ -36,7 +36,7 @@ def source(tmp_path: Path) -> Path:
     return write_model(tmp_path / "source.bin", float_model(GQA, random_weights(GQA)))
 
 
-def assert_equal(found: ModelFile, expected: ModelFile) -> None:
+def assert_equal(found: StoredModel, expected: StoredModel) -> None:
     assert found.config == expected.config and found.quantization == expected.quantization
     assert list(found.weights) == list(expected.weights)
     for name, weight in expected.weights.items():
@@ -53,7 +53,7 @@ class TestExport:
         out = tmp_path / "out.bin"
         pyllama2.export(write_model(tmp_path / "in.bin", float_model(config, weights)), out, dtype=dtype)
         expected = quantized_model(config, weights, dtype)
-        assert_equal(ModelFile.open(out), expected)
+        assert_equal(StoredModel.open(out), expected)
         assert all(w.type == "float32" for name, w in expected.weights.items() if name.endswith("norm.weight"))
 
     def test_other_formats(self, tmp_path: Path) -> None:
@@ -62,13 +62,13 @@ class TestExport:
         hf = write_huggingface(tmp_path / "hf", GQA, weights)
         for folder in (meta, hf):
             pyllama2.export(folder, tmp_path / "out.bin")
-            found = ModelFile.open(tmp_path / "out.bin")
+            found = StoredModel.open(tmp_path / "out.bin")
             assert all(np.array_equal(found.weights[name].data, array) for name, array in weights.items())
 
     def test_tokenizer_and_template_and_source_are_kept(self, tmp_path: Path) -> None:
         path = write_tiny(tmp_path / "in.bin", template="{{ x }}")
         pyllama2.export(path, tmp_path / "out.bin", dtype="float16")
-        before, after = ModelFile.open(path), ModelFile.open(tmp_path / "out.bin")
+        before, after = StoredModel.open(path), StoredModel.open(tmp_path / "out.bin")
         assert (after.tokenizer, after.chat_template, after.source) == (
             before.tokenizer, before.chat_template, before.source,
         )  # fmt: skip
@@ -78,7 +78,7 @@ class TestExport:
         tokenizer.write_bytes(sentencepiece_model())
         path = write_tiny(tmp_path / "in.bin", None)
         pyllama2.export(path, out, tokenizer=tokenizer, max_seq_len=33, norm_eps=1e-6)
-        model = ModelFile.open(out)
+        model = StoredModel.open(out)
         assert (model.config.max_seq_len, model.config.norm_eps) == (33, 1e-6)
         assert model.tokenizer is not None and model.tokenizer.data == sentencepiece_model()
         for wrong in ({"max_seq_len": 0}, {"norm_eps": -1.0}, {"dtype": "bfloat16"}):
@@ -89,7 +89,7 @@ class TestExport:
     def test_a_quantized_file_gives_the_numbers_it_stands_for(self, tmp_path: Path) -> None:
         model = quantized_model(GQA, random_weights(GQA), "q4", 32)
         pyllama2.export(write_model(tmp_path / "in.bin", model), tmp_path / "out.bin")
-        found = ModelFile.open(tmp_path / "out.bin")
+        found = StoredModel.open(tmp_path / "out.bin")
         assert all(np.array_equal(found.weights[n].data, w.dequantize()) for n, w in model.weights.items())
 
     def test_exporting_twice_changes_nothing(self, tmp_path: Path, source: Path) -> None:
@@ -105,25 +105,25 @@ class TestQuantize:
         pyllama2.quantize(source, tmp_path / "out.bin", type, group_size=group_size)
         expected = quantized_model(GQA, random_weights(GQA), type, group_size)
         assert expected.weights["output.weight"].type == "q8"
-        assert_equal(ModelFile.open(tmp_path / "out.bin"), expected)
+        assert_equal(StoredModel.open(tmp_path / "out.bin"), expected)
 
     @pytest.mark.parametrize("config", [GQA, TIED], ids=["gqa", "tied"])
     def test_output_type(self, tmp_path: Path, config: Any) -> None:
         path = write_model(tmp_path / "in.bin", float_model(config, random_weights(config)))
         pyllama2.quantize(path, tmp_path / "out.bin", "q4", output_type="q4")
-        model = ModelFile.open(tmp_path / "out.bin")
+        model = StoredModel.open(tmp_path / "out.bin")
         assert_equal(model, quantized_model(config, random_weights(config), "q4", 64, "q4"))
 
     def test_directly_from_another_format(self, tmp_path: Path) -> None:
         weights = random_weights(GQA)
         pyllama2.quantize(write_huggingface(tmp_path / "hf", GQA, weights), tmp_path / "out.bin", "q8")
-        assert_equal(ModelFile.open(tmp_path / "out.bin"), quantized_model(GQA, weights, "q8"))
+        assert_equal(StoredModel.open(tmp_path / "out.bin"), quantized_model(GQA, weights, "q8"))
 
     def test_q8_to_q4(self, tmp_path: Path) -> None:
         model = quantized_model(GQA, random_weights(GQA), "q8")
         pyllama2.quantize(write_model(tmp_path / "q8.bin", model), tmp_path / "q4.bin", "q4")
         dequantized = {name: weight.dequantize() for name, weight in model.weights.items()}
-        assert_equal(ModelFile.open(tmp_path / "q4.bin"), quantized_model(GQA, dequantized, "q4"))
+        assert_equal(StoredModel.open(tmp_path / "q4.bin"), quantized_model(GQA, dequantized, "q4"))
 
     @pytest.mark.parametrize(
         "arguments",
@@ -190,7 +190,7 @@ class TestNumbersThatCannotBeStored:
     def test_norms_stay_float32(self, tmp_path: Path) -> None:
         source = write_model(tmp_path / "in.bin", float_model(GQA, spoiled("norm.weight", 1e20)))
         CONVERSIONS["float16"](source, tmp_path / "out.bin")
-        assert ModelFile.open(tmp_path / "out.bin").weights["norm.weight"].data[5] == np.float32(1e20)
+        assert StoredModel.open(tmp_path / "out.bin").weights["norm.weight"].data[5] == np.float32(1e20)
 
 
 class TestTargets:
@@ -243,7 +243,7 @@ class TestTargets:
         out = tmp_path / "out.bin"
         out.write_text("old")
         pyllama2.export(source, out)
-        assert ModelFile.open(out).config == GQA
+        assert StoredModel.open(out).config == GQA
 
     def test_places_that_cannot_be_written(self, tmp_path: Path, source: Path) -> None:
         (tmp_path / "folder").mkdir()

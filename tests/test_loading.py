@@ -127,7 +127,7 @@ class TestDevice:
         assert capsys.readouterr().err == ""
 
     def test_cuda_says_what_to_install(self, path: Path) -> None:
-        if pyllama2.backend.select("auto")[0].__name__ != "CpuBackend":
+        if pyllama2.backend.select_backend("auto")[0].__name__ != "CpuBackend":
             pytest.skip("this machine has a GPU")
         with pytest.raises(BackendUnavailableError, match="cuda"):
             Llama(path, device="cuda")

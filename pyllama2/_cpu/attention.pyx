@@ -287,23 +287,23 @@ cdef class Planner:
         cdef int t
         columns = (columns + ATTENTION_COLUMNS - 1) // ATTENTION_COLUMNS * ATTENTION_COLUMNS
         self.heads, self.n_threads, self.plan.value_dim = heads[0], n_threads, value_dim
-        self.plan.tiles = <TokenTile *> scratch.take(chunk * sizeof(TokenTile))
-        self.plan.threads = <TileScratch *> scratch.take(n_threads * sizeof(TileScratch))
+        self.plan.tiles = <TokenTile *> scratch.allocate(chunk * sizeof(TokenTile))
+        self.plan.threads = <TileScratch *> scratch.allocate(n_threads * sizeof(TileScratch))
         for t in range(n_threads):
             thread = &counted if self.plan.threads is NULL else &self.plan.threads[t]
-            thread.queries = <float *> scratch.take(columns * heads.head_dim * sizeof(float))
-            thread.counts = <int32_t *> scratch.take(columns * sizeof(int32_t))
-            thread.positions = <int32_t *> scratch.take(columns * sizeof(int32_t))
-            thread.running = <float *> scratch.take(columns * value_dim * sizeof(float))
-            thread.running_maxima = <float *> scratch.take(columns * sizeof(float))
-            thread.running_sums = <float *> scratch.take(columns * sizeof(float))
-            thread.part = <float *> scratch.take(columns * value_dim * sizeof(float))
-            thread.part_maxima = <float *> scratch.take(columns * sizeof(float))
-            thread.part_sums = <float *> scratch.take(columns * sizeof(float))
-            thread.narrow = scratch.take(heads.head_dim * sizeof(float))
+            thread.queries = <float *> scratch.allocate(columns * heads.head_dim * sizeof(float))
+            thread.counts = <int32_t *> scratch.allocate(columns * sizeof(int32_t))
+            thread.positions = <int32_t *> scratch.allocate(columns * sizeof(int32_t))
+            thread.running = <float *> scratch.allocate(columns * value_dim * sizeof(float))
+            thread.running_maxima = <float *> scratch.allocate(columns * sizeof(float))
+            thread.running_sums = <float *> scratch.allocate(columns * sizeof(float))
+            thread.part = <float *> scratch.allocate(columns * value_dim * sizeof(float))
+            thread.part_maxima = <float *> scratch.allocate(columns * sizeof(float))
+            thread.part_sums = <float *> scratch.allocate(columns * sizeof(float))
+            thread.narrow = scratch.allocate(heads.head_dim * sizeof(float))
             thread.tile.queries, thread.tile.counts = thread.queries, thread.counts
-            thread.tile.weights = <float *> scratch.take(columns * SPAN * sizeof(float))
-            thread.tile.wide = <float *> scratch.take(WIDE_POSITIONS * value_dim * sizeof(float))
+            thread.tile.weights = <float *> scratch.allocate(columns * SPAN * sizeof(float))
+            thread.tile.wide = <float *> scratch.allocate(WIDE_POSITIONS * value_dim * sizeof(float))
         return 0
 
     cdef int make_plan(self, int n, const int32_t *rows, const int32_t *positions) except -1:

@@ -16,7 +16,7 @@ from ..backend.resident import resident_bytes
 from ..backend.step_times import Profile, StepTime
 from ..process.forking import renew_after_fork
 from ..sampling import choose
-from ..storage.model_file import ModelFile
+from ..storage.model_file import StoredModel
 from .cache import CpuKVCache, allocated_bytes
 from .forward import STEPS, Forward
 from .matrix import team_size
@@ -39,7 +39,7 @@ class CpuBackend(Backend):
         """None: every machine that could install this package has a CPU."""
         return None
 
-    def __init__(self, model: ModelFile, *, n_threads: int | None = None, kv_dtype: str | None = None) -> None:
+    def __init__(self, model: StoredModel, *, n_threads: int | None = None, kv_dtype: str | None = None) -> None:
         n_threads = team_of(n_threads)
         if kv_dtype is None:
             kv_dtype = "float32" if model.quantization.type == "float32" else "float16"
@@ -68,7 +68,7 @@ class CpuBackend(Backend):
         """An empty cache."""
         return CpuKVCache(self.config, n_rows, max_seq_len, self.kv_dtype)
 
-    def cache_bytes(self, n_rows: int, max_seq_len: int) -> int:
+    def kv_cache_bytes(self, n_rows: int, max_seq_len: int) -> int:
         """Bytes that new_cache() reserves."""
         return allocated_bytes(self.config, n_rows, max_seq_len, self.kv_dtype)
 

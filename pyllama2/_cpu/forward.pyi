@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ..storage.model_file import ModelFile
+from ..storage.model_file import StoredModel
 from .cache import CpuKVCache
 from .workspace import Workspace
 
@@ -11,7 +11,7 @@ class Forward:
     tokens: list[int]
     passes: list[int]
     workspace: Workspace
-    def __init__(self, model: ModelFile, n_threads: int, isa: str) -> None: ...
+    def __init__(self, model: StoredModel, n_threads: int, isa: str) -> None: ...
     @property
     def isa(self) -> str: ...
     @property

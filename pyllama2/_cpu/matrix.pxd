@@ -37,9 +37,9 @@ cdef class Scratch:
     cdef int64_t n_steps, n_groups, panel_bytes, panel_scales, panel_rows  # largest that a matrix wants
 
     cdef void cover(self, const Matrix *w) noexcept
-    cdef void *take(self, int64_t n_bytes) except? NULL
-    cdef int take_steps(self, Steps *steps, int64_t columns) except -1
-    cdef int take_thread(self, Thread *thread, int id, int64_t columns) except -1
+    cdef void *allocate(self, int64_t n_bytes) except? NULL
+    cdef int allocate_steps(self, Steps *steps, int64_t columns) except -1
+    cdef int allocate_thread(self, Thread *thread, int id, int64_t columns) except -1
 
 
 cdef struct PanelPlan:         # how multiply_panels() takes a matrix

@@ -186,7 +186,7 @@ cdef class Scratch:
             self.panel_scales = max(self.panel_scales, plan.scales * plan.together)
             self.panel_rows = max(self.panel_rows, plan.together * self.kernels.panel_rows)
 
-    cdef void *take(self, int64_t n_bytes) except? NULL:
+    cdef void *allocate(self, int64_t n_bytes) except? NULL:
         """Zeros that start at a multiple of 64 bytes, NULL if they are only counted; what is never written to takes no
         memory."""
         cdef size_t address
@@ -198,22 +198,22 @@ cdef class Scratch:
         address = array.ctypes.data
         return <void *> ((address + 63) // 64 * 64)
 
-    cdef int take_steps(self, Steps *steps, int64_t columns) except -1:
+    cdef int allocate_steps(self, Steps *steps, int64_t columns) except -1:
         columns += self.kernels.panel_columns
-        steps.codes = self.take(columns * self.n_steps * 4)
-        steps.scales = <float *> self.take(columns * self.n_groups * sizeof(float))
-        steps.offsets = <int32_t *> self.take(columns * self.n_groups * sizeof(int32_t))
+        steps.codes = self.allocate(columns * self.n_steps * 4)
+        steps.scales = <float *> self.allocate(columns * self.n_groups * sizeof(float))
+        steps.offsets = <int32_t *> self.allocate(columns * self.n_groups * sizeof(int32_t))
         return 0
 
-    cdef int take_thread(self, Thread *thread, int id, int64_t columns) except -1:
+    cdef int allocate_thread(self, Thread *thread, int id, int64_t columns) except -1:
         """What a thread needs for products with so many columns."""
         thread.id = id
-        self.take_steps(&thread.steps, 1)
-        thread.tile = <float *> self.take(columns * ROW_BLOCK * sizeof(float))
-        thread.panels = self.take(self.panel_bytes)
-        thread.panel_scales = <float *> self.take(self.panel_scales * sizeof(float))
+        self.allocate_steps(&thread.steps, 1)
+        thread.tile = <float *> self.allocate(columns * ROW_BLOCK * sizeof(float))
+        thread.panels = self.allocate(self.panel_bytes)
+        thread.panel_scales = <float *> self.allocate(self.panel_scales * sizeof(float))
         columns += self.kernels.panel_columns
-        thread.totals = <float *> self.take(columns * self.panel_rows * sizeof(float))
+        thread.totals = <float *> self.allocate(columns * self.panel_rows * sizeof(float))
         return 0
 
 
@@ -240,9 +240,9 @@ cdef class MatrixProduct:
         if self.threads is NULL:
             raise MemoryError("no memory for the threads' table")
         self.scratch.cover(&self.matrix)
-        self.scratch.take_steps(&self.steps, columns)
+        self.scratch.allocate_steps(&self.steps, columns)
         for t in range(n_threads):
-            self.scratch.take_thread(&self.threads[t], t, columns)
+            self.scratch.allocate_thread(&self.threads[t], t, columns)
 
     def __dealloc__(self):
         free(self.threads)

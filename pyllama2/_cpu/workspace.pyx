@@ -47,7 +47,7 @@ cdef class Workspace:
         return sizeof(float) * (vectors + self.scratch.n_steps + 2 * self.scratch.n_groups)
 
     cdef float *_floats(self, int64_t n) except? NULL:
-        return <float *> self.scratch.take(n * sizeof(float))
+        return <float *> self.scratch.allocate(n * sizeof(float))
 
     cdef int _allocate(self, config) except -1:
         cdef int64_t chunk = self.chunk_size
@@ -63,10 +63,10 @@ cdef class Workspace:
         state.attention = self._floats(chunk * config.q_dim)
         state.gate = self._floats(chunk * config.hidden_dim)
         state.up = self._floats(chunk * config.hidden_dim)
-        self.scratch.take_steps(&state.steps, chunk)
+        self.scratch.allocate_steps(&state.steps, chunk)
         for t in range(self.n_threads):
             thread = &self.threads[t]
-            self.scratch.take_thread(thread, t, chunk)
+            self.scratch.allocate_thread(thread, t, chunk)
             thread.normed = self._floats(config.dim)
         self.planner.allocate(self.scratch, &self.heads, self.n_threads, self.chunk_size)
         state.plan = &self.planner.plan

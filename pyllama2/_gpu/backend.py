@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ..backend.base import Backend, Batch, KVCache
 from ..errors import BackendUnavailableError, Pyllama2Error
-from ..sampling.sampler import Choice
-from ..storage.model_file import ModelFile
+from ..sampling.sampler import Draw
+from ..storage.model_file import StoredModel
 from . import availability
 from .cache import KV_DTYPES, CudaKVCache, cache_arrays
 from .device_model import DeviceModel, upload
@@ -28,7 +28,7 @@ from .workspace import Workspace
 CHUNK = 256  # tokens of a prompt that are computed together
 _USUAL_CONTEXT = 2048  # memory must suffice for a sequence of this length; each cache then asks for what it needs
 _NO_TILES = np.empty((0, 2), np.int32)
-_GREEDY = Choice(0.0)
+_GREEDY = Draw(0.0)
 
 
 class CudaBackend(Backend):
@@ -49,14 +49,14 @@ class CudaBackend(Backend):
         return availability.unavailable_reason()
 
     @classmethod
-    def unsupported_reason(cls, model: ModelFile, kv_dtype: str | None = None) -> str | None:
+    def unsupported_reason(cls, model: StoredModel, kv_dtype: str | None = None) -> str | None:
         """Why not: the type of the weights or of keys and values, or too little memory on the device."""
         if kv_dtype not in (None, *KV_DTYPES):
             return f"the CUDA backend has {' or '.join(KV_DTYPES)} keys and values, not {kv_dtype}"
         reason = unsupported(model.config, model.quantization)
         return reason or _usual_plan(model, kv_dtype, _free_bytes(availability.import_cupy())).problem
 
-    def __init__(self, model: ModelFile, *, n_threads: int | None = None, kv_dtype: str | None = None) -> None:
+    def __init__(self, model: StoredModel, *, n_threads: int | None = None, kv_dtype: str | None = None) -> None:
         if kv_dtype not in (None, *KV_DTYPES):
             raise ValueError(f"kv_dtype must be {' or '.join(KV_DTYPES)} on a GPU, not {kv_dtype!r}")
         reason = unsupported(model.config, model.quantization)
@@ -94,7 +94,7 @@ class CudaBackend(Backend):
                 self._work = Workspace(self._cupy, self.config, self.quantization, max_seq_len, CHUNK)
             return CudaKVCache(self._cupy, self.config, n_rows, max_seq_len, self.kv_dtype, self._stream)
 
-    def cache_bytes(self, n_rows: int, max_seq_len: int) -> int:
+    def kv_cache_bytes(self, n_rows: int, max_seq_len: int) -> int:
         """Bytes of the device that new_cache() takes."""
         return bytes_of(cache_arrays(self.config, n_rows, max_seq_len, self.kv_dtype))
 
@@ -119,18 +119,18 @@ class CudaBackend(Backend):
                 self._stream.synchronize()  # the inputs may be written over; Ctrl-C takes effect here
         return logits
 
-    def choose(self, batch: Batch, cache: KVCache, choices: Sequence[Choice]) -> NDArray[np.int32] | None:
+    def sample(self, batch: Batch, cache: KVCache, draws: Sequence[Draw]) -> NDArray[np.int32] | None:
         """Tokens (m,) that are chosen on the device, in the same graph as the step; None for more than 8 tokens."""
         cache, n, outputs = self._checked(batch, cache), len(batch.tokens), batch.outputs
         if n > DECODE_TOKENS or not 0 < outputs.size == np.unique(outputs).size:
             return None
         by_token = [_GREEDY] * n
-        for output, choice in zip(outputs, choices, strict=True):
-            by_token[output] = choice
+        for output, draw in zip(outputs, draws, strict=True):
+            by_token[output] = draw
         with self._turn():
-            self._workspace().put_choices(by_token)
-            self._decode(batch, cache, chooses=True)
-            return self._workspace().fetch_chosen(n)[outputs]
+            self._workspace().put_draws(by_token)
+            self._decode(batch, cache, samples=True)
+            return self._workspace().fetch_sampled(n)[outputs]
 
     def _checked(self, batch: Batch, cache: KVCache) -> CudaKVCache:
         if not isinstance(cache, CudaKVCache):
@@ -144,20 +144,20 @@ class CudaBackend(Backend):
         if wanted.size:
             logits[wanted] = self._workspace().fetch_logits(len(part.tokens))[part.outputs]
 
-    def _decode(self, part: Batch, cache: CudaKVCache, *, chooses: bool = False) -> None:
+    def _decode(self, part: Batch, cache: CudaKVCache, *, samples: bool = False) -> None:
         """A step of 1 to 8 tokens: one graph."""
         forward, work, n = self._forward_open(), self._workspace(), len(part.tokens)
-        work.put(part, part.outputs[:0], _NO_TILES, changes=chooses)
+        work.put(part, part.outputs[:0], _NO_TILES, changes=samples)
         spans = spans_of(int(part.positions.max()) + 1)
         spans = min(1 << (spans - 1).bit_length(), spans_of(cache.max_seq_len))
         forward.prepare(n)
 
         def launch() -> None:
             forward.decode_step(n, cache, spans * SPAN, part.outputs.size > 0, work)
-            if chooses:
-                forward.choose(n, work)
+            if samples:
+                forward.sample(n, work)
 
-        self._graphs.run(cache, (n, spans, part.outputs.size > 0, chooses), launch)
+        self._graphs.run(cache, (n, spans, part.outputs.size > 0, samples), launch)
 
     def _many(self, part: Batch, cache: CudaKVCache, logits: NDArray[np.float32], wanted: NDArray[np.intp]) -> None:
         """A chunk of prompts, launched kernel by kernel."""
@@ -234,7 +234,7 @@ class CudaBackend(Backend):
         return self._work
 
 
-def _usual_plan(model: ModelFile, kv_dtype: str | None, free_bytes: int) -> Plan:
+def _usual_plan(model: StoredModel, kv_dtype: str | None, free_bytes: int) -> Plan:
     """For one sequence of the usual length."""
     context = min(model.config.max_seq_len, _USUAL_CONTEXT)
     return plan(model.config, model.quantization, 1, context, kv_dtype, CHUNK, free_bytes)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..storage.model_file import ModelFile
+from ..storage.model_file import StoredModel
 from .launchers.matmul import part_of
 from .launchers.upload import Uploader
 from .layout import DeviceMatrix
@@ -51,7 +51,7 @@ class DeviceModel:
         return sum(int(m.codes.nbytes + m.scales.nbytes) for m in matrices) + sum(int(norm.nbytes) for norm in norms)
 
 
-def upload(cupy: Any, model: ModelFile) -> DeviceModel:
+def upload(cupy: Any, model: StoredModel) -> DeviceModel:
     """A copy of a q4 or q8 model's weights in device memory, rearranged there. Goes to cupy's current stream."""
     uploader, weights = Uploader(cupy), model.weights
 

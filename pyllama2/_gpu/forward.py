@@ -1,6 +1,6 @@
 """The forward pass, by model.py's steps. Neighbours are fused where a kernel does several of them.
 
-    decode_step    1 to 8 tokens: five kernels a layer, and two more; choose() is another. Nothing depends on what the
+    decode_step    1 to 8 tokens: five kernels a layer, and two more; sample() is another. Nothing depends on what the
                    tokens are, so that a graph of the launches serves all steps
     prompt_chunk   more tokens: a kernel for each step
 
@@ -20,7 +20,7 @@ from .launchers.attention import Attend, AttendPrompt
 from .launchers.cache import Append
 from .launchers.matmul import Matmul, Rope
 from .launchers.matvec import Matvec, QkvMatvec
-from .launchers.sample import Choose
+from .launchers.sample import Sample
 from .launchers.vectors import Norm, VectorKernels
 from .workspace import Workspace
 
@@ -45,7 +45,7 @@ class Forward:
         self._attend = Attend(cupy, config, kv_dtype, group_size)
         self._matmul = Matmul(cupy, type, group_size, compute_capability)
         self._rope, self._append = Rope(cupy), Append(cupy, config.head_dim, kv_dtype)
-        self._choose = Choose(cupy)
+        self._sample_kernel = Sample(cupy)
         self.attend_prompt = AttendPrompt(cupy, config, kv_dtype)
         self._matvecs: dict[tuple[str, int], Matvec] = {}
         self._qkv_matvecs: dict[int, QkvMatvec] = {}
@@ -74,10 +74,10 @@ class Forward:
             # output
             self._matvec(model.output.type, n).product(model.output, work.final, work.logits)
 
-    def choose(self, n: int, work: Workspace) -> None:
-        """chosen of the n logits of a decode_step, and from them the inputs of the next one."""
-        self._choose(
-            work.logits, n, self._config.vocab_size, work.choices, work.chosen, work.tokens, work.positions
+    def sample(self, n: int, work: Workspace) -> None:
+        """sampled of the n logits of a decode_step, and from them the inputs of the next one."""
+        self._sample_kernel(
+            work.logits, n, self._config.vocab_size, work.draws, work.sampled, work.tokens, work.positions
         )  # fmt: skip
 
     def prompt_chunk(self, n: int, cache: CudaKVCache, n_tiles: int, work: Workspace) -> None:

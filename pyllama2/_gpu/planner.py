@@ -21,7 +21,7 @@ from ..errors import Pyllama2Error
 from ..storage.weights import Quantization
 from .cache import KV_DTYPES, cache_arrays
 from .launchers.attention import MAX_HEAD_DIM, attend_arrays
-from .launchers.sample import CHOICE_WORDS
+from .launchers.sample import DRAW_WORDS
 from .layout import BITS, Shapes, groups_of, matrix_arrays, vector_arrays
 
 # Taken by the driver, not by an array, and so not seen where a CPU stands in for the GPU: the context (about 260 MiB on
@@ -225,8 +225,8 @@ def workspace_arrays(
         "attention": ("float32", (many, q_dim)),
         "gate_up": ("float32", (many, 2, hidden_dim)),
         "logits": ("float32", (few, config.vocab_size)),
-        "choices": ("uint64", (few, CHOICE_WORDS)),
-        "chosen": ("int32", (few,)),
+        "draws": ("uint64", (few, DRAW_WORDS)),
+        "sampled": ("int32", (few,)),
         "counters": ("uint32", (1 + 2 * config.n_kv_heads + groups_of(hidden_dim, group_size),)),
     }
     for name, vector_type, n, columns in (

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..backend.base import Batch
 from ..config import ModelConfig
-from ..sampling.sampler import Choice
+from ..sampling.sampler import Draw
 from ..storage.weights import Quantization
 from .launchers.sample import encode
 from .layout import Vectors, allocate
@@ -25,7 +25,7 @@ class Workspace:
     normed     quantized vectors: the input of wqkv and of w13; others are wo_input, w2_input, final (of output)
     rope_table (max_seq_len, head_dim / 2, 2) float32, cosine and sine of each position and pair
     tokens, rows, positions, outputs, tiles   int32, of the pass, after put()
-    choices    (8, words of a choice) uint64, after put_choices(); chosen (8,) int32
+    draws      (8, words of a draw) uint64, after put_draws(); sampled (8,) int32
     counters   zeros between two kernels: "last block" counts, in three parts
     """
 
@@ -53,11 +53,11 @@ class Workspace:
         self.wo_input = vectors("wo_input", quantization.type, config.q_dim)
         self.w2_input = vectors("w2_input", quantization.type, config.hidden_dim)
         self.final = vectors("final", quantization.output_type, config.dim)
-        self.choices, self.chosen = arrays["choices"], arrays["chosen"]
+        self.draws, self.sampled = arrays["draws"], arrays["sampled"]
         self._inputs = Mirror(cupy, arrays["inputs"].reshape(-1))
-        self._choices = Mirror(cupy, self.choices)
+        self._draws = Mirror(cupy, self.draws)
         self._fetched = pinned(cupy, self.logits.shape, np.float32)
-        self._fetched_ids = pinned(cupy, self.chosen.shape, np.int32)
+        self._fetched_ids = pinned(cupy, self.sampled.shape, np.int32)
 
     def put(self, part: Batch, outputs: NDArray[np.int32], tiles: NDArray[np.int32], *, changes: bool = False) -> None:
         """Copies the inputs of a pass to the device, at once, unless it has them. What was there must not be needed.
@@ -79,17 +79,17 @@ class Workspace:
         if changes:
             self._inputs.forget()
 
-    def put_choices(self, choices: Sequence[Choice]) -> None:
+    def put_draws(self, draws: Sequence[Draw]) -> None:
         """Copies the choices of a pass, up to 8, to the device, unless it has them."""
-        encode(choices, self._choices.staged)
-        self._choices.push(len(self._choices.staged))
+        encode(draws, self._draws.staged)
+        self._draws.push(len(self._draws.staged))
 
-    def fetch_chosen(self, n: int) -> NDArray[np.int32]:
+    def fetch_sampled(self, n: int) -> NDArray[np.int32]:
         """The first n tokens that were chosen, valid until the next call; waits for the device.
 
         The device has made them, and positions that are one more, the next step's inputs: put() need not copy those.
         """
-        chosen: NDArray[np.int32] = np.asarray(self.chosen[:n].get(out=self._fetched_ids[:n]))
+        chosen: NDArray[np.int32] = np.asarray(self.sampled[:n].get(out=self._fetched_ids[:n]))
         inputs = self._inputs.staged[: INPUTS * DECODE_TOKENS].reshape(INPUTS, DECODE_TOKENS)
         inputs[0, :n] = np.maximum(chosen, 0)
         inputs[2, :n] += 1

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..config import ModelConfig
 from ..memory import available_bytes
-from ..storage.model_file import ModelFile
+from ..storage.model_file import StoredModel
 from ..storage.weights import Quantization, Weight
 
 BUFFER_BYTES = 512 << 20  # well above the caches, yet soon touched
@@ -72,7 +72,7 @@ def step_seconds(n_layers: int, n_threads: int) -> float:
     from ..backend.base import Batch
 
     config = ModelConfig(32, 32, n_layers, 1, 1, 32, vocab_size=32, max_seq_len=_POSITIONS, tied_embeddings=True)
-    model = ModelFile(config, Quantization.of("float32"))
+    model = StoredModel(config, Quantization.of("float32"))
     for name, shape in config.tensor_shapes().items():
         model.weights[name] = Weight(name, "float32", shape, np.zeros(shape, np.float32))
     with closing(CpuBackend(model, n_threads=n_threads)) as backend, closing(backend.new_cache(1, _POSITIONS)) as cache:

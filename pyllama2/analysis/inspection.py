@@ -25,7 +25,7 @@ from ..checkpoint.own_file import NativeCheckpoint
 from ..config import ModelConfig
 from ..convert import Progress
 from ..loading import KV_DTYPES
-from ..memory import available_bytes, cache_bytes, needed_bytes, weight_bytes, weight_bytes_per_token
+from ..memory import available_bytes, kv_cache_bytes, needed_bytes, weight_bytes, weight_bytes_per_token
 from ..storage.weights import Quantization
 from ..tokenizer import load_tokenizer
 from ..tokenizer.base import Tokenizer
@@ -98,7 +98,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryPlan:
     """What one way to run the model takes.
 
     quant            how the weights are stored in memory
@@ -129,7 +129,7 @@ class Inspection:
     context          tokens that kv_bytes, needs and speeds are for
     kv_bytes         keys and values of the context, by their type
     available_bytes  memory that can be had now; None when the system does not say
-    cache_bytes      the processor's last cache; None when the system does not say
+    cpu_cache_bytes  the processor's last cache; None when the system does not say
     n_threads        of the measurements
     """
 
@@ -147,9 +147,9 @@ class Inspection:
     context: int
     kv_bytes: dict[str, int]
     available_bytes: int | None
-    cache_bytes: int | None
+    cpu_cache_bytes: int | None
     n_threads: int
-    needs: list[Need]
+    needs: list[MemoryPlan]
 
 
 def inspect_model(
@@ -197,7 +197,7 @@ def inspect_model(
             context=context,
             kv_bytes={dtype: allocated_bytes(config, 1, context, dtype) for dtype in KV_DTYPES},
             available_bytes=available_bytes(),
-            cache_bytes=last_cache_bytes(),
+            cpu_cache_bytes=last_cache_bytes(),
             n_threads=n_threads,
             needs=_needs(checkpoint, context, n_threads, measure),
         )
@@ -237,7 +237,7 @@ def _tensors(checkpoint: Checkpoint, exact: bool, progress: Progress | None) -> 
     return found
 
 
-def _needs(checkpoint: Checkpoint, context: int, n_threads: int, measure: bool) -> list[Need]:
+def _needs(checkpoint: Checkpoint, context: int, n_threads: int, measure: bool) -> list[MemoryPlan]:
     """Every way to run the model, as loading.py allows them: the file itself, or converted."""
     config = checkpoint.config
     stored = checkpoint.model.quantization if isinstance(checkpoint, NativeCheckpoint) else None
@@ -256,13 +256,13 @@ def _needs(checkpoint: Checkpoint, context: int, n_threads: int, measure: bool) 
         if rate is not None:
             speeds = {dtype: _speed(config, per_token, context, dtype, rate, fixed) for dtype in KV_DTYPES}
         totals = {dtype: needed_bytes(config, way, context, dtype, n_threads) for dtype in KV_DTYPES}
-        needs.append(Need(way.type, way is stored, weight_bytes(config, way), per_token, rate, totals, speeds))
+        needs.append(MemoryPlan(way.type, way is stored, weight_bytes(config, way), per_token, rate, totals, speeds))
     return needs
 
 
 def _speed(config: ModelConfig, per_token: int, context: int, kv_dtype: str, rate: float, fixed: float) -> Speed:
     def at(position: int) -> float:
-        n_bytes = per_token + cache_bytes(config, position, kv_dtype)
+        n_bytes = per_token + kv_cache_bytes(config, position, kv_dtype)
         return 1 / (n_bytes / rate / 1e9 + fixed)
 
     return Speed(at(1), at(context))

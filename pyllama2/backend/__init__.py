@@ -1,4 +1,4 @@
-"""What computes logits. select() is the way in; base.py has the contract, _cpu and _gpu fulfil it."""
+"""What computes logits. select_backend() is the way in; base.py has the contract, _cpu and _gpu fulfil it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 
 from ..errors import BackendUnavailableError
 from ..shown import shown_value
-from ..storage.model_file import ModelFile
+from ..storage.model_file import StoredModel
 from .base import Backend
 
 # Adding a backend adds one line: device -> "module:class". "auto" takes the first usable one.
@@ -16,8 +16,8 @@ _REGISTRY = {
 }
 
 
-def select(
-    device: str = "auto", model: ModelFile | None = None, kv_dtype: str | None = None
+def select_backend(
+    device: str = "auto", model: StoredModel | None = None, kv_dtype: str | None = None
 ) -> tuple[type[Backend], str]:
     """The backend class for "auto", "cpu" or "cuda", and a sentence that says why this one.
 

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import ModelConfig
-from ..sampling.sampler import Choice
-from ..storage.model_file import ModelFile
+from ..sampling.sampler import Draw
+from ..storage.model_file import StoredModel
 from .step_times import Profile
 
 
@@ -128,19 +128,19 @@ class Backend(ABC):
         """None when this backend can run here, else one sentence that says what to install."""
 
     @classmethod
-    def unsupported_reason(cls, model: ModelFile, kv_dtype: str | None = None) -> str | None:
+    def unsupported_reason(cls, model: StoredModel, kv_dtype: str | None = None) -> str | None:
         """None when this backend, which is usable, can run this model here, else one sentence that says why not."""
         return None
 
     @abstractmethod
-    def __init__(self, model: ModelFile, *, n_threads: int | None = None, kv_dtype: str | None = None) -> None: ...
+    def __init__(self, model: StoredModel, *, n_threads: int | None = None, kv_dtype: str | None = None) -> None: ...
 
     @abstractmethod
     def new_cache(self, n_rows: int, max_seq_len: int) -> KVCache:
         """An empty cache."""
 
     @abstractmethod
-    def cache_bytes(self, n_rows: int, max_seq_len: int) -> int:
+    def kv_cache_bytes(self, n_rows: int, max_seq_len: int) -> int:
         """KVCache.nbytes of new_cache(), before there is one."""
 
     @abstractmethod
@@ -152,7 +152,7 @@ class Backend(ABC):
         at the batch's own positions only. Raises ValueError for indices out of bounds.
         """
 
-    def choose(self, batch: Batch, cache: KVCache, choices: Sequence[Choice]) -> NDArray[np.int32] | None:
+    def sample(self, batch: Batch, cache: KVCache, draws: Sequence[Draw]) -> NDArray[np.int32] | None:
         """Like forward(), but the tokens (m,) that are chosen from the logits; -1 where logits are not finite.
 
         For a device that chooses by itself, so that logits need not be copied. None, and nothing was done, where this

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ..storage.model_file import ModelFile
+from ..storage.model_file import StoredModel
 from ..storage.weights import ROW_BLOCK, Weight
 from .base import Checkpoint, LazyTensor, with_overrides
 from .tokenizer_files import read_tokenizer_file
@@ -27,7 +27,7 @@ class NativeCheckpoint(Checkpoint):
         max_seq_len: int | None = None,
         norm_eps: float | None = None,
     ) -> None:
-        self.model = ModelFile.open(path)
+        self.model = StoredModel.open(path)
         self.config = with_overrides(self.model.config, max_seq_len=max_seq_len, norm_eps=norm_eps)
         self.tokenizer = self.model.tokenizer
         if tokenizer is not None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from ..analysis.inspection import Inspection, Need, TensorFacts
+from ..analysis.inspection import Inspection, MemoryPlan, TensorFacts
 from ..analysis.tensor_statistics import Statistics, merged
 from ..shown import shown
 from ..tokenizer.base import Tokenizer
@@ -133,7 +133,7 @@ def _memory_lines(found: Inspection) -> list[str]:
     return lines
 
 
-def _totals(need: Need, available: int | None) -> Iterable[str]:
+def _totals(need: MemoryPlan, available: int | None) -> Iterable[str]:
     for total in need.total_bytes.values():
         yield size(total) + (" !" if available is not None and total > available else "")
 
@@ -144,7 +144,7 @@ def _speed_lines(found: Inspection) -> list[str]:
     for need in found.needs:
         if need.speed is None or need.bandwidth is None:
             continue
-        in_cache |= found.cache_bytes is not None and need.bytes_per_token < found.cache_bytes
+        in_cache |= found.cpu_cache_bytes is not None and need.bytes_per_token < found.cpu_cache_bytes
         speeds = (f"{_rate(speed.at_start)} to {_rate(speed.at_end)}" for speed in need.speed.values())
         rows.append((f"  {_way(need)}", f"{need.bytes_per_token / 1e9:.3g}", f"{need.bandwidth:.1f}", *speeds))
     if len(rows) == 1:
@@ -155,13 +155,12 @@ def _speed_lines(found: Inspection) -> list[str]:
         "  pyllama2 bench runs the model itself",
     ]
     if in_cache:
-        notes.append(
-            f"  weights that fit in the processor's cache ({size(found.cache_bytes or 0)}) are read faster than memory"
-        )
+        cache = size(found.cpu_cache_bytes or 0)
+        notes.append(f"  weights that fit in the processor's cache ({cache}) are read faster than memory")
     return table(rows, "<" + ">" * (len(found.kv_bytes) + 2)) + notes
 
 
-def _way(need: Need) -> str:
+def _way(need: MemoryPlan) -> str:
     return f"{need.quant} (the file)" if need.as_stored else need.quant
 
 

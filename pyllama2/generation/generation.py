@@ -1,6 +1,6 @@
 """One text that is being generated: its sampler, its stop strings, its end, and what has been given out of it.
 
-    logits -> Sampler -> token -> Detokenizer -> StopMatcher -> Chunk, inside a Piece -> deliver() -> Completion
+    logits -> Sampler -> token -> Detokenizer -> StopMatcher -> Chunk, inside a Update -> deliver() -> Completion
 
 A text may be a few tokens further than what has been delivered. scheduler.py decodes texts together; what a text
 says does not depend on the others. Used by scheduler.py and llama.py.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..sampling.sampler import Choice, Sampler, SamplingParams, largest, log_probabilities_of
+from ..sampling.sampler import Draw, Sampler, SamplingParams, largest, log_probabilities_of
 from ..sampling.stop_strings import StopMatcher
 from ..tokenizer.base import Tokenizer
 from ..tokenizer.detokenizer import Detokenizer
@@ -45,11 +45,11 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Update:
     """A chunk, and what is known of its text with it.
 
     n_generated  tokens so far, the one that ended the text included
-    seconds      steps of the model that the text took part in since the last piece
+    seconds      steps of the model that the text took part in since the last update
     n_cached     tokens of the prompt that were not computed for it
     """
 
@@ -60,13 +60,13 @@ class Piece:
     n_cached: int
 
 
-class Text:
-    """One request on its way: it takes logits and gives pieces until it has a finish_reason.
+class Generation:
+    """One request on its way: it takes logits and gives updates until it has a finish_reason.
 
     ids            prompt and generated tokens, without the one that ended the text
     context        what the model is to see of them: all, unless it rolls and they are more than n_ctx
     limit          most tokens it may generate
-    finish_reason  once the last piece was made
+    finish_reason  once the last update was made
     n_cached       tokens of the prompt that were found in the cache
     """
 
@@ -90,7 +90,7 @@ class Text:
         self._stop_reason: str | int | None = None
         self._n_generated = 0  # one more than in ids when a token ended the text
         self._seconds = 0.0
-        self._delivered: list[Piece] = []
+        self._delivered: list[Update] = []
 
     @property
     def n_positions(self) -> int:
@@ -102,19 +102,19 @@ class Text:
         """Whether sampling calls functions of the user's."""
         return bool(self._request.params.logits_processors)
 
-    def start(self) -> Piece | None:
-        """The only piece of a text that may not generate anything; None for others."""
+    def start(self) -> Update | None:
+        """The only update of a text that may not generate anything; None for others."""
         return self._piece("", [], None, "length") if self.limit == 0 else None
 
-    def choices(self, n: int) -> list[Choice] | None:
+    def draws(self, n: int) -> list[Draw] | None:
         """How the next n tokens are chosen, if their logits are all that it takes and are not wanted themselves."""
-        return self._sampler.choices(n)
+        return self._sampler.draws(n)
 
-    def advance(self, result: NDArray[np.float32] | int) -> Piece:
-        """Take one token: sampled from logits (vocab_size,), those of the last of ids, or chosen as choices() says."""
+    def advance(self, result: NDArray[np.float32] | int) -> Update:
+        """Take one token: sampled from logits (vocab_size,), those of the last of ids, or chosen as draws() says."""
         request = self._request
         if isinstance(result, int):
-            logits, token = None, self._sampler.take(result, len(self.ids))
+            logits, token = None, self._sampler.accept(result, len(self.ids))
         else:
             logits, token = result, self._sampler.sample(result, self.ids, len(request.prompt_ids))
         self._n_generated += 1
@@ -149,18 +149,18 @@ class Text:
         if self._n_generated == 0:
             self.n_cached += n_tokens
 
-    def deliver(self, piece: Piece) -> None:
-        """Count a piece, in their order, as part of the completion."""
+    def deliver(self, piece: Update) -> None:
+        """Count an update, in their order, as part of the completion."""
         self._delivered.append(piece)
 
     def completion(self) -> Completion:
         """All that was delivered; cancelled if that is not up to the end."""
-        pieces = self._delivered
-        chunks = [piece.chunk for piece in pieces]
+        updates = self._delivered
+        chunks = [update.chunk for update in updates]
         n_prompt = len(self._request.prompt_ids)
-        last = pieces[-1] if pieces else Piece(Chunk("", [], None, None), 0, None, 0.0, 0)
-        prompt_s = pieces[0].seconds if pieces else 0.0
-        decode_s = sum(piece.seconds for piece in pieces[1:])
+        last = updates[-1] if updates else Update(Chunk("", [], None, None), 0, None, 0.0, 0)
+        prompt_s = updates[0].seconds if updates else 0.0
+        decode_s = sum(update.seconds for update in updates[1:])
         return Completion(
             "".join(chunk.text for chunk in chunks),
             [token for chunk in chunks for token in chunk.token_ids],
@@ -184,7 +184,7 @@ class Text:
                 first, newest = min(_KEPT_FIRST, self._n_ctx // 4), max(1, self._n_ctx // 2)
                 self.context = self.context[:first] + self.context[len(self.context) - newest :]
 
-    def _end(self, text: str, tokens: list[int], reason: FinishReason, logits: NDArray[np.float32] | None) -> Piece:
+    def _end(self, text: str, tokens: list[int], reason: FinishReason, logits: NDArray[np.float32] | None) -> Update:
         """End here: what was held back is text now, unless a stop string is in it."""
         for more, matched in (self._matcher.feed(self._detokenizer.finish()), self._matcher.flush()):
             text += more
@@ -194,7 +194,7 @@ class Text:
 
     def _piece(
         self, text: str, tokens: list[int], logits: NDArray[np.float32] | None, reason: FinishReason | None
-    ) -> Piece:
+    ) -> Update:
         if self._n_generated <= 1:
             text = self._request.echo_text + text
         logprobs = None
@@ -202,7 +202,7 @@ class Text:
             logprobs = [] if logits is None else [self._logprob(token, logits) for token in tokens]
         self.finish_reason = reason
         seconds, self._seconds = self._seconds, 0.0
-        return Piece(
+        return Update(
             Chunk(text, tokens, logprobs, reason), self._n_generated, self._stop_reason, seconds, self.n_cached
         )
 

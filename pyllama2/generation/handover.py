@@ -4,7 +4,7 @@ A processor may do anything: take long, use the same model, wait for another thr
 scheduler.py runs none. It hands the logits over, and the text takes part in no step until its caller has sampled.
 
     driver: a step of the model -> give()                     -> the next steps, without the text -> collect()
-    caller:                        sample(), in its own thread -> pieces in the job's queue
+    caller:                        sample(), in its own thread -> updates in the job's queue
 
 A driver waits a moment for texts that are being sampled, since a step for many texts takes hardly longer than one.
 """
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..process.interrupts import Interrupts
 
 if TYPE_CHECKING:
-    from .job import Job, Part
+    from .job import Job, StepInput
 
 # How long a step waits for texts that are being sampled; never twice for the same token.
 _PATIENCE_S = 0.01
@@ -38,7 +38,7 @@ class Handover:
     late     a step went ahead without the text
     """
 
-    part: Part
+    part: StepInput
     logits: NDArray[np.float32]
     sampler: int | None = None
     sampled: bool = False
@@ -54,7 +54,7 @@ class Handovers:
     """Those of one scheduler. give(), wait() and collect() are the driver's, all else is for any thread."""
 
     def __init__(
-        self, lock: threading.Lock, advance: Callable[[Part, NDArray[np.float32]], None], sampling_s: list[float]
+        self, lock: threading.Lock, advance: Callable[[StepInput, NDArray[np.float32]], None], sampling_s: list[float]
     ) -> None:
         """lock is the scheduler's, held for moments only; advance samples tokens of a part from logits."""
         self._lock = lock
@@ -63,7 +63,7 @@ class Handovers:
         self._open: list[Handover] = []
         self._waiters: list[threading.Lock] = []
 
-    def give(self, part: Part, logits: NDArray[np.float32]) -> None:
+    def give(self, part: StepInput, logits: NDArray[np.float32]) -> None:
         """Leave the logits of a step to the text's caller."""
         handover = Handover(part, logits)
         with self._lock:
@@ -110,7 +110,7 @@ class Handovers:
             for handover in missing:
                 handover.late = True
 
-    def collect(self) -> list[Part]:
+    def collect(self) -> list[StepInput]:
         """The parts that have been sampled since the last time, whose texts may be advanced again."""
         if not self._open:
             return []

@@ -12,45 +12,45 @@ from numpy.typing import NDArray
 
 from ..backend.base import Batch
 from .completion import Completion
-from .generation import Piece, Text
+from .generation import Generation, Update
 from .handover import Handover
-from .prefix_cache import Row, common_prefix
+from .prefix_cache import CacheRow, common_prefix
 
-# Pieces a text may be ahead of its consumer.
+# Updates a text may be ahead of its consumer.
 AHEAD = 4
 
 
 class Job:
     """A text on its way through a scheduler.
 
-    ahead   how many pieces may wait to be taken before it pauses, None for any number
+    ahead   how many updates may wait to be taken before it pauses, None for any number
     """
 
-    def __init__(self, text: Text, ahead: int | None = AHEAD) -> None:
+    def __init__(self, text: Generation, ahead: int | None = AHEAD) -> None:
         self.text = text
-        self.queue: deque[Piece] = deque()
-        self.row: Row | None = None
+        self.queue: deque[Update] = deque()
+        self.row: CacheRow | None = None
         self.error: BaseException | None = None
         self.cancelled = False
-        self.arrival: int | None = None  # counts up; None before its first piece was asked for
-        self.pulled = 0  # when a piece was last asked for; counts up
+        self.arrival: int | None = None  # counts up; None before its first update was asked for
+        self.pulled = 0  # when an update was last asked for; counts up
         self.handover: Handover | None = None  # it takes part in no step before it was sampled
         self.ahead = ahead
         self.advancing = False  # a token is being taken
-        # The thread that waits for it: in run() for its end, in next() for a piece.
+        # The thread that waits for it: in run() for its end, in next() for an update.
         self.waiting = threading.get_ident() if ahead is None else None
-        piece = text.start()
-        if piece is not None:
-            self.queue.append(piece)
+        update = text.start()
+        if update is not None:
+            self.queue.append(update)
 
     @property
     def ended(self) -> bool:
-        """Whether no more pieces will be made."""
+        """Whether no more updates will be made."""
         return self.cancelled or self.error is not None or self.text.finish_reason is not None
 
     @property
     def paused(self) -> bool:
-        """Whether it may not get further before its consumer takes a piece."""
+        """Whether it may not get further before its consumer takes an update."""
         return self.ahead is not None and len(self.queue) >= self.ahead
 
     @property
@@ -71,13 +71,13 @@ class Job:
 
     def completion(self) -> Completion:
         """All that was made of it."""
-        for piece in self.queue:
-            self.text.deliver(piece)
+        for update in self.queue:
+            self.text.deliver(update)
         return self.text.completion()
 
 
 @dataclass
-class Part:
+class StepInput:
     """What a step feeds of a text.
 
     row      where its keys and values go
@@ -88,7 +88,7 @@ class Part:
     """
 
     job: Job
-    row: Row
+    row: CacheRow
     start: int
     tokens: list[int]
     context: list[int]
@@ -101,7 +101,7 @@ class Part:
         return 1 + len(self.guesses) if at_end else 0
 
 
-def advance(part: Part, results: NDArray[np.float32] | list[int]) -> None:
+def advance(part: StepInput, results: NDArray[np.float32] | list[int]) -> None:
     """Take tokens, from logits (1 + guesses, vocab_size) or as they were chosen, until one is not what was guessed."""
     job, text, n_true = part.job, part.job.text, 0
     job.advancing = True
@@ -118,7 +118,7 @@ def advance(part: Part, results: NDArray[np.float32] | list[int]) -> None:
     job.advancing = False
 
 
-def settle(part: Part) -> None:
+def settle(part: StepInput) -> None:
     """Leave in the row what is the text's of all that was fed; a text that has rolled is computed anew."""
     if part.job.row is not part.row:  # others have it by now
         return
@@ -129,7 +129,7 @@ def settle(part: Part) -> None:
         del ids[common_prefix(ids, context, len(context) - 1) :]
 
 
-def batch_of(parts: Sequence[Part]) -> Batch:
+def batch_of(parts: Sequence[StepInput]) -> Batch:
     """One batch of the parts and the logits that they want."""
     tokens: list[int] = []
     rows: list[int] = []

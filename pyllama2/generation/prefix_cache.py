@@ -31,7 +31,7 @@ _SHORT_END = 64
 
 
 @dataclass
-class Row:
+class CacheRow:
     """One row of the cache. used counts up: the larger, the later it was taken."""
 
     index: int
@@ -57,7 +57,7 @@ class PrefixCache:
         row_bytes: Callable[[int], int],
     ) -> None:
         self.cache: KVCache | None = None
-        self.rows: list[Row] = []
+        self.rows: list[CacheRow] = []
         self._new_cache = new_cache
         self._rows_that_fit = rows_that_fit
         self._n_ctx = n_ctx
@@ -84,7 +84,7 @@ class PrefixCache:
                 return True
         return fits and n_free > 0
 
-    def take(self, ids: Sequence[int]) -> Row:
+    def acquire(self, ids: Sequence[int]) -> CacheRow:
         """A free row, there must be one, that begins with as much of ids as any row does, but not with all of it."""
         free = sorted((row for row in self.rows if not row.in_use), key=_order_of_replacement)
         source, length = self._longest(ids, self.rows)
@@ -101,7 +101,7 @@ class PrefixCache:
         self._touch(row)
         return row
 
-    def extend(self, row: Row, ids: Sequence[int]) -> int:
+    def extend(self, row: CacheRow, ids: Sequence[int]) -> int:
         """Copy what other rows have of ids and row has not yet, if that is worth it; how many tokens that were."""
         known = len(row.ids)
         others = (
@@ -115,7 +115,7 @@ class PrefixCache:
         self._copy(source, row, length)
         return length - known
 
-    def release(self, row: Row) -> None:
+    def release(self, row: CacheRow) -> None:
         """Keep the row's sequence for others, until its place is needed."""
         row.in_use = False
         self._touch(row)
@@ -135,7 +135,7 @@ class PrefixCache:
             if row_bytes * self.cache.n_rows > _KEPT_BYTES:
                 self._remake(max(1, _KEPT_BYTES // row_bytes), self.cache.max_seq_len)
 
-    def add(self, ids: list[int], n_positions: int) -> Row | None:
+    def add(self, ids: list[int], n_positions: int) -> CacheRow | None:
         """An empty row for a sequence that the caller loads into it; None without memory for it, or known already."""
         if any(common_prefix(row.ids, ids, len(ids)) == len(ids) for row in self.rows):
             return None
@@ -153,7 +153,7 @@ class PrefixCache:
             self.cache.close()
         self.cache, self.rows = None, []
 
-    def _longest(self, ids: Sequence[int], rows: Iterable[Row]) -> tuple[Row | None, int]:
+    def _longest(self, ids: Sequence[int], rows: Iterable[CacheRow]) -> tuple[CacheRow | None, int]:
         """The row with the longest prefix of ids, and its length; None when it is not worth using."""
         best, longest = None, 0
         for row in rows:
@@ -162,13 +162,13 @@ class PrefixCache:
                 best, longest = row, length
         return (best, longest) if longest >= _LEAST_PREFIX or 2 * longest >= len(ids) else (None, 0)
 
-    def _copy(self, source: Row, row: Row, length: int) -> None:
+    def _copy(self, source: CacheRow, row: CacheRow, length: int) -> None:
         assert self.cache is not None
         row.ids = []
         self.cache.copy_prefix(source.index, row.index, length)
         row.ids = source.ids[:length]
 
-    def _touch(self, row: Row) -> None:
+    def _touch(self, row: CacheRow) -> None:
         self._clock += 1
         row.used = self._clock
 
@@ -200,7 +200,7 @@ class PrefixCache:
     def _remake(self, n_rows: int, n_positions: int) -> None:
         """A cache of another size with the rows in use, and of the others the latest that may be kept."""
         new, old = self._new_cache(n_rows, n_positions), self.cache
-        rows: list[Row] = []
+        rows: list[CacheRow] = []
         try:
             if old is not None:
                 rows = self._carried(n_rows)
@@ -212,15 +212,15 @@ class PrefixCache:
             raise
         for index, row in enumerate(rows):
             row.index = index
-        self.rows = rows + [Row(index) for index in range(len(rows), new.n_rows)]
+        self.rows = rows + [CacheRow(index) for index in range(len(rows), new.n_rows)]
         self.cache = new
         if old is not None:
             old.close()
 
-    def _carried(self, n_rows: int) -> list[Row]:
+    def _carried(self, n_rows: int) -> list[CacheRow]:
         rows = sorted(self.rows, key=lambda row: (not row.in_use, -row.used))[:n_rows]
         room = _KEPT_BYTES
-        kept: list[Row] = []
+        kept: list[CacheRow] = []
         for row in rows:
             room -= 0 if row.in_use else self._row_bytes(len(row.ids))
             if row.in_use or (row.ids and room >= 0) or not kept:
@@ -228,7 +228,7 @@ class PrefixCache:
         return kept
 
 
-def _order_of_replacement(row: Row) -> tuple[bool, int]:
+def _order_of_replacement(row: CacheRow) -> tuple[bool, int]:
     return len(row.ids) > 0, row.used
 
 
@@ -246,7 +246,7 @@ def common_prefix(a: Sequence[int], b: Sequence[int], limit: int) -> int:
     return low
 
 
-def _may_rewind(source: Row, length: int, free: list[Row]) -> bool:
+def _may_rewind(source: CacheRow, length: int, free: list[CacheRow]) -> bool:
     """Whether a sequence gives up what follows its first length tokens, rather than being copied into another row."""
     lost = len(source.ids) - length
     others = [row for row in free if row is not source]

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ..backend.base import Backend
 from ..errors import CheckpointError
 from ..storage.mapped import MappedFile
-from ..storage.model_file import ModelFile
+from ..storage.model_file import StoredModel
 from ..storage.new_file import NewFile
 from ..storage.safetensors import ITEM_SIZES, TensorInfo, make_header, read_header
 from ..storage.weights import all_finite
@@ -42,7 +42,7 @@ _SAMPLES = 16  # places in each tensor that the fingerprint looks at
 _SAMPLE_BYTES = 64
 
 
-def fingerprint(model: ModelFile) -> str:
+def fingerprint(model: StoredModel) -> str:
     """What tells models apart: a hash of config, quantization, and samples of each tensor.
 
     Raises CheckpointError when the model's file has changed.
@@ -67,7 +67,7 @@ class SequenceLayout:
     identity is what a file must say of the model.
     """
 
-    def __init__(self, backend: Backend, model: ModelFile) -> None:
+    def __init__(self, backend: Backend, model: StoredModel) -> None:
         self.vocab_size = model.config.vocab_size
         self.identity = {"model": fingerprint(model), "kv_dtype": str(backend.describe()["kv_dtype"])}
         with contextlib.closing(backend.new_cache(1, 2)) as cache:

@@ -4,11 +4,11 @@
          |  one of them at a time is the driver, the others wait for it; no thread of its own
     _step: admit texts to rows -> one forward pass: a piece of each prompt that is not in the cache yet, and the
            newest token of every other text, with guesses of what follows it (prompt_lookup.py)
-           -> each samples its next token, and further ones while they were guessed -> pieces in the jobs' queues;
+           -> each samples its next token, and further ones while they were guessed -> updates in the jobs' queues;
            texts with logits processors are sampled by their own callers (handover.py)
 
 Texts join and leave at any step, in order of their arrival when rows are short. A text whose consumer is elsewhere
-runs at most AHEAD pieces ahead of it; then it pauses, and gives up its row to a text that waits for one. Of a long
+runs at most AHEAD updates ahead of it; then it pauses, and gives up its row to a text that waits for one. Of a long
 list only the texts whose turn comes soon exist: a step costs the same whatever the length of the list.
 The driver alone changes rows and cache; it holds Ctrl-C back except where that harms its own caller's texts only.
 
@@ -31,11 +31,11 @@ from ..backend.base import Backend, Batch, KVCache
 from ..errors import NumericalError, Pyllama2Error
 from ..process.forking import renew_after_fork
 from ..process.interrupts import Interrupts
-from ..sampling.sampler import Choice
+from ..sampling.sampler import Draw
 from .completion import Completion
-from .generation import Piece, Text
+from .generation import Generation, Update
 from .handover import Handovers
-from .job import Job, Part, advance, batch_of, settle
+from .job import Job, StepInput, advance, batch_of, settle
 from .prefix_cache import MAX_ROWS, PrefixCache
 
 # Texts of one list that are generated or next in turn. While other callers drive, so many more rows may become free
@@ -92,8 +92,8 @@ class Scheduler:
             if job.advancing and job.handover is None:
                 job.error = Pyllama2Error(_FORKED)
 
-    def next(self, job: Job) -> Piece | None:
-        """The next piece of a text; None after its end. An exception ends it."""
+    def next(self, job: Job) -> Update | None:
+        """The next update of a text; None after its end. An exception ends it."""
         self._check_not_inside([job])
         job.waiting = threading.get_ident()
         try:
@@ -106,7 +106,7 @@ class Scheduler:
         finally:
             job.waiting = None
 
-    def run(self, texts: Iterable[Text]) -> list[Completion]:
+    def run(self, texts: Iterable[Generation]) -> list[Completion]:
         """Generate texts to their ends; they are asked for when their turn comes. An exception of one ends them all."""
         self._check_not_inside([])
         coming = enumerate(texts)
@@ -126,7 +126,7 @@ class Scheduler:
         return [found[i] for i in range(len(found))]
 
     @property
-    def cache_bytes(self) -> int:
+    def kv_cache_bytes(self) -> int:
         """Bytes that keys and values take now."""
         cache = self._rows.cache
         return 0 if cache is None else cache.resident_bytes
@@ -157,14 +157,14 @@ class Scheduler:
                 pass
             self._leave()
 
-    def _pop(self, job: Job) -> tuple[Piece | None] | None:
+    def _pop(self, job: Job) -> tuple[Update | None] | None:
         """What next() returns, or None when there is nothing yet."""
         if not job.ended:
             self._check_open()
         if job.queue and not job.cancelled:
-            piece = job.queue.popleft()
-            job.text.deliver(piece)
-            return (piece,)
+            update = job.queue.popleft()
+            job.text.deliver(update)
+            return (update,)
         if job.error is not None and not job.cancelled:
             raise job.error
         return (None,) if job.ended else None
@@ -198,7 +198,7 @@ class Scheduler:
         own = set(map(id, jobs))
         while True:
             self._handovers.sample(own, interrupts)
-            interrupts.call_pending()  # before the next piece is taken
+            interrupts.call_pending()  # before the next update is taken
             with self._lock:
                 result = outcome()
             if result is not None:
@@ -279,20 +279,23 @@ class Scheduler:
         if not self._jobs:
             self._rows.trim()
 
-    def _compute(self, parts: Sequence[Part], batch: Batch, cache: KVCache) -> NDArray[np.float32] | list[int]:
+    def _compute(self, parts: Sequence[StepInput], batch: Batch, cache: KVCache) -> NDArray[np.float32] | list[int]:
         """Logits of the batch's outputs (m, vocab_size), or m tokens where all texts leave the choice to the device."""
-        choices: list[Choice] = []
+        draws: list[Draw] = []
         for part in parts:
             if part.n_outputs:
-                of_part = part.job.text.choices(part.n_outputs)
+                of_part = part.job.text.draws(part.n_outputs)
                 if of_part is None:
                     return self._backend.forward(batch, cache)
-                choices += of_part
-        tokens = self._backend.choose(batch, cache, choices)
+                draws += of_part
+        tokens = self._backend.sample(batch, cache, draws)
         return self._backend.forward(batch, cache) if tokens is None else tokens.tolist()
 
     def _sample(
-        self, sampling: list[tuple[Part, NDArray[np.float32] | list[int]]], own: Collection[int], interrupts: Interrupts
+        self,
+        sampling: list[tuple[StepInput, NDArray[np.float32] | list[int]]],
+        own: Collection[int],
+        interrupts: Interrupts,
     ) -> None:
         """Sample the tokens of each text, or leave that to its caller."""
         now = []
@@ -328,7 +331,7 @@ class Scheduler:
             try:
                 if not self._find_room(job):
                     return
-                row = self._rows.take(job.text.context)
+                row = self._rows.acquire(job.text.context)
             except Exception as error:
                 job.error = error
                 continue
@@ -349,11 +352,11 @@ class Scheduler:
             self._rows.release(longest_ago.row)
             longest_ago.row = None
 
-    def _parts(self) -> list[Part]:
+    def _parts(self) -> list[StepInput]:
         """What the next step feeds of each text: its newest token, or a part of its prompt if there is room."""
         active = [job for job in self._jobs if job.row is not None and not job.paused and job.handover is None]
         room = _PROMPT_TOKENS_BESIDE_OTHERS if any(job.n_left == 1 for job in active) else _PROMPT_TOKENS
-        parts: list[Part] = []
+        parts: list[StepInput] = []
         prompts: list[list[int]] = []  # of texts that are computing one, or waiting to
         for job in active:
             row, ids = job.row, job.text.context
@@ -369,7 +372,7 @@ class Scheduler:
                 end = start if waits else min(len(ids), start + room)
                 room -= end - start
             if end > start:
-                parts.append(Part(job, row, start, ids[start:end], ids))
+                parts.append(StepInput(job, row, start, ids[start:end], ids))
         if not prompts:
             for part in parts:
                 part.guesses = part.job.text.guess((self._backend.cheap_tokens - len(parts)) // len(parts))

@@ -14,7 +14,7 @@ from ..sampling import choose
 from ..sampling.sampler import log_probabilities_of
 
 # Logits (n, vocab_size) of n consecutive tokens, and the position of the first.
-Piece = tuple[int, NDArray[np.float32]]
+LogitRows = tuple[int, NDArray[np.float32]]
 
 
 def logits_of(backend: Backend, cache: KVCache, ids: list[int], start: int = 0) -> NDArray[np.float32]:
@@ -30,7 +30,7 @@ def logits_of(backend: Backend, cache: KVCache, ids: list[int], start: int = 0) 
     return logits
 
 
-def logit_pieces(backend: Backend, cache: KVCache, ids: list[int], first: int, n_tokens: int) -> Iterator[Piece]:
+def logit_pieces(backend: Backend, cache: KVCache, ids: list[int], first: int, n_tokens: int) -> Iterator[LogitRows]:
     """Logits after each of ids from position first on, n_tokens at a time.
 
     What is given must be dropped before the next piece is asked for, or both are in memory.
@@ -41,7 +41,7 @@ def logit_pieces(backend: Backend, cache: KVCache, ids: list[int], first: int, n
         yield start, logits_of(backend, cache, ids[start : start + n_tokens], start)
 
 
-def scores_of(pieces: Iterable[Piece], ids: list[int], first: int = 0) -> NDArray[np.float32]:
+def scores_of(pieces: Iterable[LogitRows], ids: list[int], first: int = 0) -> NDArray[np.float32]:
     """Natural log-probabilities of each of ids after position first, from the logits of those before them."""
     scores = np.empty(len(ids) - 1 - first, np.float32)
     for start, logits in pieces:

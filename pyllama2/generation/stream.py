@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator
 
 from .completion import Chunk, Completion
-from .generation import Text
+from .generation import Generation
 from .job import Job
 from .scheduler import Scheduler
 
@@ -18,15 +18,15 @@ class Stream(Iterator[Chunk]):
     for, and only a few chunks ahead: while other texts are generated, or when guesses came true (prompt_lookup.py).
     """
 
-    def __init__(self, scheduler: Scheduler, text: Text) -> None:
+    def __init__(self, scheduler: Scheduler, text: Generation) -> None:
         self._scheduler = scheduler
         self._job = Job(text)
 
     def __next__(self) -> Chunk:
-        piece = self._scheduler.next(self._job)
-        if piece is None:
+        update = self._scheduler.next(self._job)
+        if update is None:
             raise StopIteration
-        return piece.chunk
+        return update.chunk
 
     @property
     def completion(self) -> Completion:

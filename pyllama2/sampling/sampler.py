@@ -162,7 +162,7 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Draw:
     """How one token is chosen from its logits, by the steps from temperature on.
 
     temperature, top_k, top_p, min_p   as in SamplingParams
@@ -210,7 +210,7 @@ class Sampler:
         uniform = self._uniforms.popleft() if self._uniforms else self._random.random()
         return choose.choose(adjusted, highest, params.temperature, params.top_k, params.top_p, params.min_p, uniform)
 
-    def choices(self, n: int) -> list[Choice] | None:
+    def draws(self, n: int) -> list[Draw] | None:
         """How the next n tokens are chosen; None where that depends on more than their logits, or these are wanted."""
         params = self._params
         if (
@@ -219,14 +219,14 @@ class Sampler:
         ):  # fmt: skip
             return None
         if params.temperature == 0:
-            return [Choice(0.0)] * n
+            return [Draw(0.0)] * n
         while len(self._uniforms) < n:
             self._uniforms.append(self._random.random())
         cuts = (params.temperature, params.top_k, params.top_p, params.min_p)
-        return [Choice(*cuts, uniform) for uniform in islice(self._uniforms, n)]
+        return [Draw(*cuts, uniform) for uniform in islice(self._uniforms, n)]
 
-    def take(self, token: int, n_tokens: int) -> int:
-        """The token that was chosen by the first of choices(), after n_tokens; -1, for logits that are not finite, is
+    def accept(self, token: int, n_tokens: int) -> int:
+        """The token that was chosen by the first of draws(), after n_tokens; -1, for logits that are not finite, is
         NumericalError."""
         if token < 0:
             raise _not_finite(n_tokens)

@@ -13,7 +13,7 @@ and whose tensors all start at a multiple of 64 bytes: weights under Meta's name
 of `X.weight` under `X.scales`, the tokenizer's own file as the U8 tensor `tokenizer`. Fillers
 `padding.N` keep the alignment, since the format allows no holes.
 
-ModelFile is what a backend is given; it is mapped from disk or made in memory.
+StoredModel is what a backend is given; it is mapped from disk or made in memory.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _NUMPY = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "U8": np.uint8}
 
 
 @dataclass
-class ModelFile:
+class StoredModel:
     """One model. weights maps the names of config.tensor_shapes() to Weight; file is what they are mapped from."""
 
     config: ModelConfig
@@ -69,7 +69,7 @@ class ModelFile:
         return files_under(array for array in arrays if array is not None)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> ModelFile:
+    def open(cls, path: str | os.PathLike[str]) -> StoredModel:
         """Map one of our files. No weight is copied; raises CheckpointError."""
         file = MappedFile(path)
         header = read_header(file)
@@ -107,7 +107,7 @@ def is_model_file(file: MappedFile) -> bool:
     return looks_like_safetensors(file) and read_header(file).metadata.get("format") == FORMAT
 
 
-def _stored_arrays(model: ModelFile, name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+def _stored_arrays(model: StoredModel, name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Name, dtype and shape of the arrays that the tensor called name takes in the file."""
     type = model.quantization.type_of(name, model.config)
     data_shape, scales_shape = packed_shapes(type, shape, model.quantization.group_size)
@@ -116,7 +116,7 @@ def _stored_arrays(model: ModelFile, name: str, shape: tuple[int, ...]) -> Itera
         yield name.removesuffix("weight") + "scales", "F16", scales_shape
 
 
-def _read_metadata(file: MappedFile, header: Header) -> ModelFile:
+def _read_metadata(file: MappedFile, header: Header) -> StoredModel:
     metadata = header.metadata
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{file.path} is a safetensors file, but not one that pyllama2 wrote")
@@ -139,7 +139,9 @@ def _read_metadata(file: MappedFile, header: Header) -> ModelFile:
             tokenizer = TokenizerSpec.from_json(metadata["tokenizer"], file.bytes(info.offset, info.nbytes))
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file.path}: bad tokenizer in its metadata: {error!s:.200}") from error
-    return ModelFile(config, quantization, tokenizer, metadata.get("chat_template"), shown(metadata.get("source", "")))
+    return StoredModel(
+        config, quantization, tokenizer, metadata.get("chat_template"), shown(metadata.get("source", ""))
+    )
 
 
 class ModelWriter:
@@ -152,7 +154,7 @@ class ModelWriter:
     When the block fails, the temporary file is removed and path is untouched. interrupts are NewFile's.
     """
 
-    def __init__(self, path: str | os.PathLike[str], model: ModelFile, interrupts: Interrupts | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], model: StoredModel, interrupts: Interrupts | None = None) -> None:
         self._model = model
         self._layout, self._header = _plan(model)
         self._pending = list(model.config.tensor_shapes())[::-1]
@@ -195,7 +197,7 @@ class ModelWriter:
             self._file.fill_to(max(info.offset + info.nbytes for info in self._layout.values()))
 
 
-def _plan(model: ModelFile) -> tuple[dict[str, TensorInfo], bytes]:
+def _plan(model: StoredModel) -> tuple[dict[str, TensorInfo], bytes]:
     """Where every array will lie (offsets from the start of the file), and the header that says so."""
     arrays: list[tuple[str, str, tuple[int, ...]]] = []
     if model.tokenizer is not None:
@@ -222,7 +224,7 @@ def _plan(model: ModelFile) -> tuple[dict[str, TensorInfo], bytes]:
     return moved, header
 
 
-def _metadata(model: ModelFile) -> dict[str, str]:
+def _metadata(model: StoredModel) -> dict[str, str]:
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),

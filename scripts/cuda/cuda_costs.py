@@ -17,7 +17,7 @@ WARPS = 16  # of a block, as kWarps in product.cu
 # One node of the graph each, in order.
 BEFORE = ("embed",)
 OF_A_LAYER = ("matvec_qkv", "attention", "matvec_residual (wo)", "matvec_swiglu", "matvec_residual (w2)")
-AFTER = ("matvec (output)", "choose")
+AFTER = ("matvec (output)", "sample")
 
 MOST_GIGABYTES, MOST_NODES, MOST_PER_WEIGHT, LEAST_SECTORS = 3.51, 195, 1.5, 0.95
 

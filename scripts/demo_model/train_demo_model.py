@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from pyllama2 import quantize
 from pyllama2.config import ModelConfig
 from pyllama2.model import Transformer
-from pyllama2.storage.model_file import ModelFile, ModelWriter
+from pyllama2.storage.model_file import ModelWriter, StoredModel
 from pyllama2.storage.weights import Quantization, Weight
 from pyllama2.tokenizer.base import TokenizerSpec
 
@@ -241,7 +241,7 @@ def draw(losses: Sequence[tuple[int, float, float]], path: Path) -> None:
 def write(model: Transformer, tokenizer: bytes, out: Path) -> None:
     """The model as one of our files: q8 with groups of 32."""
     spec = TokenizerSpec("sentencepiece", tokenizer, BOS, (EOS,), add_bos=True)
-    floats = ModelFile(model.config, Quantization.of("float32"), spec, source=SOURCE)
+    floats = StoredModel(model.config, Quantization.of("float32"), spec, source=SOURCE)
     unquantized = out.with_suffix(".float32")
     state = model.state_dict()
     try:

@@ -28,7 +28,7 @@ from source_links import link_to  # noqa: E402
 
 from pyllama2.analysis.inspection import PARTS, parameters_by_part  # noqa: E402
 from pyllama2.config import ModelConfig  # noqa: E402
-from pyllama2.memory import cache_bytes, weight_bytes, weight_bytes_per_token  # noqa: E402
+from pyllama2.memory import kv_cache_bytes, weight_bytes, weight_bytes_per_token  # noqa: E402
 from pyllama2.storage.weights import Quantization  # noqa: E402
 
 PAGE = ROOT / "docs" / "llama.md"
@@ -200,7 +200,7 @@ def one_token() -> list[str]:
         )
     for dtype in ("float16", "int8"):
         rows[f"+ {dtype} keys and values at the last position"] = lambda config, dtype=dtype: gigabytes(
-            cache_bytes(config, config.max_seq_len, dtype)
+            kv_cache_bytes(config, config.max_seq_len, dtype)
         )
     for name, cell in {
         "share of attention's matrices": lambda config: parameters_by_part(config)["attention"],
@@ -240,11 +240,11 @@ def cache() -> list[str]:
     """Size of keys and values."""
 
     def full(config: ModelConfig, dtype: str) -> int:
-        return cache_bytes(config, config.max_seq_len, dtype)
+        return kv_cache_bytes(config, config.max_seq_len, dtype)
 
     rows: dict[str, Callable[[ModelConfig], object]] = {}
     for dtype in KV_DTYPES:
-        rows[f"a token, {dtype}"] = lambda config, dtype=dtype: kilobytes(cache_bytes(config, 1, dtype))
+        rows[f"a token, {dtype}"] = lambda config, dtype=dtype: kilobytes(kv_cache_bytes(config, 1, dtype))
     for dtype in KV_DTYPES:
         rows[f"a full context, {dtype}"] = lambda config, dtype=dtype: gigabytes(full(config, dtype))
     rows["the same in float16 if no head shared keys"] = lambda config: gigabytes(
@@ -260,7 +260,7 @@ def memory() -> list[str]:
         rows[f"weights, {type}"] = lambda config, type=type: gigabytes(weight_bytes(config, Quantization.of(type)))
     for type in WEIGHTS:
         rows[f"{type} and a full context in float16"] = lambda config, type=type: gigabytes(
-            weight_bytes(config, Quantization.of(type)) + cache_bytes(config, config.max_seq_len, "float16")
+            weight_bytes(config, Quantization.of(type)) + kv_cache_bytes(config, config.max_seq_len, "float16")
         )
     return per_model("", rows)
 

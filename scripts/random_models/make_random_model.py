@@ -35,7 +35,7 @@ from random_tokenizer import sentencepiece_model
 
 from pyllama2._cpu import quantize_matrix
 from pyllama2.config import ModelConfig
-from pyllama2.storage.model_file import ModelFile, ModelWriter
+from pyllama2.storage.model_file import ModelWriter, StoredModel
 from pyllama2.storage.weights import Quantization, Weight
 
 # Shape, and what params.json says of hidden_dim.
@@ -239,7 +239,7 @@ def _llama2c_order(config: ModelConfig) -> Iterator[str]:
 def write_native(path: str, config: ModelConfig, weights: RandomWeights, dtype: str) -> None:
     """Our own file, of dtype float32, float16, q8 or q4 as quantize makes them."""
     quantization = Quantization.of(dtype)
-    with ModelWriter(path, ModelFile(config, quantization, source="random weights")) as writer:
+    with ModelWriter(path, StoredModel(config, quantization, source="random weights")) as writer:
         for name, shape in weights.shapes.items():
             type = quantization.type_of(name, config)
             if type in ("q8", "q4"):

@@ -30,7 +30,7 @@ from pyllama2._cpu import CpuBackend
 from pyllama2.analysis import bandwidth as machine
 from pyllama2.analysis import inspection
 from pyllama2.checkpoint import open_checkpoint
-from pyllama2.storage.model_file import ModelFile
+from pyllama2.storage.model_file import StoredModel
 
 inspect = importlib.import_module("pyllama2.inspect")
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +75,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
 class TestJson:
     def test_config_and_parameters(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
         values = found(capsys, model)
-        opened = ModelFile.open(model)
+        opened = StoredModel.open(model)
         assert values["config"] == asdict(CONFIG) and values["quantization"] == asdict(opened.quantization)
         assert (values["kind"], values["source"]) == ("pyllama2", "a tiny model")
         assert values["files"] == {str(model): model.stat().st_size}
@@ -92,7 +92,7 @@ class TestJson:
     def test_tensors_have_the_statistics_of_their_numbers(
         self, model: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        weights = ModelFile.open(model).weights
+        weights = StoredModel.open(model).weights
         tensors = found(capsys, model)["tensors"]
         assert [tensor["name"] for tensor in tensors] == list(weights)
         for tensor, weight in zip(tensors, weights.values(), strict=True):
@@ -143,7 +143,7 @@ class TestNeeds:
         path = write_tiny(tmp_path / "m.bin", type="q4", head_dim=6)
         values = found(capsys, path, "-c", "50")
         assert values["context"] == 50
-        opened = ModelFile.open(path)
+        opened = StoredModel.open(path)
         (need,) = values["needs"]
         assert (need["quant"], need["as_stored"], need["weight_bytes"]) == ("q4", True, opened.nbytes)
         with Llama(path) as llm:
@@ -183,7 +183,7 @@ class TestNeeds:
         config = replace(CONFIG, max_seq_len=50_000)
         for dtype, speed in need.speed.items():
             for position, found in ((1, speed.at_start), (50_000, speed.at_end)):
-                n_bytes = need.bytes_per_token + memory.cache_bytes(config, position, dtype)
+                n_bytes = need.bytes_per_token + memory.kv_cache_bytes(config, position, dtype)
                 assert 1 / found == pytest.approx(n_bytes / 2e9 + CONFIG.n_layers * 3 / 1e3)
         assert need.speed["int8"].at_end > need.speed["float32"].at_end
 
@@ -259,7 +259,7 @@ class TestText:
         every = printed(capsys, model, "--layers")
         for name in CONFIG.tensor_shapes():
             assert f"\n  {name.removesuffix('.weight')} " in every
-        weights = [w.dequantize() for n, w in ModelFile.open(model).weights.items() if n.endswith("wq.weight")]
+        weights = [w.dequantize() for n, w in StoredModel.open(model).weights.items() if n.endswith("wq.weight")]
         assert f"{np.min(weights):.3g}" in text and f"{np.std(weights):.3g}" in text
 
     def test_sections(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

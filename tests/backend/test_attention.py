@@ -13,7 +13,7 @@ from pyllama2._cpu import CpuBackend
 from pyllama2._cpu.cache import CpuKVCache
 from pyllama2.backend.base import Batch
 from pyllama2.config import ModelConfig
-from pyllama2.memory import cache_bytes
+from pyllama2.memory import kv_cache_bytes
 
 ISAS = ("scalar", "avx2", "avx512", "neon")
 KV_DTYPES = ("float32", "float16", "int8")
@@ -187,7 +187,7 @@ class TestCache:
     def test_bytes(self, kv_dtype: str) -> None:
         config = config_of((3, 3, 16))
         cache = CpuKVCache(config, 2, 70, kv_dtype)
-        assert cache.nbytes == 2 * cache_bytes(config, 80, kv_dtype)  # positions are rounded up to 16
+        assert cache.nbytes == 2 * kv_cache_bytes(config, 80, kv_dtype)  # positions are rounded up to 16
         assert cache.keys.ctypes.data % 64 == cache.values.ctypes.data % 64 == 0
 
     def test_rows_of_other_caches_are_refused(self, kv_dtype: str) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pyllama2._cpu import CpuBackend, default_threads
 from pyllama2.backend import base as contract
-from pyllama2.backend import select
+from pyllama2.backend import select_backend
 from pyllama2.backend.base import Backend, Batch
 from pyllama2.config import ModelConfig
 from pyllama2.errors import BackendUnavailableError
@@ -267,21 +267,21 @@ def test_nan_and_infinite_weights_stay_visible() -> None:
 
 class TestSelection:
     def test_cpu(self) -> None:
-        assert select("cpu") == (CpuBackend, "using cpu")
+        assert select_backend("cpu") == (CpuBackend, "using cpu")
 
     def test_auto_says_what_it_took(self) -> None:
-        chosen, why = select("auto")
+        chosen, why = select_backend("auto")
         assert why.startswith("using cuda" if chosen is not CpuBackend else "using cpu (no cuda: ")
 
     def test_cuda_without_a_card_says_what_to_install(self) -> None:
-        if select("auto")[0] is not CpuBackend:
+        if select_backend("auto")[0] is not CpuBackend:
             pytest.skip("this machine has a GPU")
         with pytest.raises(BackendUnavailableError, match="cuda"):
-            select("cuda")
+            select_backend("cuda")
 
     def test_unknown(self) -> None:
         with pytest.raises(ValueError, match="auto, cpu or cuda"):
-            select("tpu")
+            select_backend("tpu")
 
     def test_registry_names_classes(self) -> None:
         assert set(contract._REGISTRY) == {"cpu", "cuda"}

@@ -16,7 +16,7 @@ from pyllama2 import Llama, Pyllama2Error, memory
 from pyllama2._cpu.cache import CpuKVCache
 from pyllama2._cpu.workspace import Workspace
 from pyllama2.config import ModelConfig
-from pyllama2.storage.model_file import ModelFile
+from pyllama2.storage.model_file import StoredModel
 from pyllama2.storage.weights import Quantization
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,7 +35,7 @@ LARGE_VOCABULARY = ModelConfig(
 def room_for(llm: Llama, n_rows: int, n_tokens: int) -> int:
     """Bytes that must be available for so many texts of so many tokens, and no more."""
     assert llm._backend is not None
-    row = llm._backend.cache_bytes(1, n_tokens) + memory.logits_bytes(llm.config, 1)
+    row = llm._backend.kv_cache_bytes(1, n_tokens) + memory.logits_bytes(llm.config, 1)
     return llm._backend.pending_bytes() + memory._step_bytes(llm.config) + n_rows * row
 
 
@@ -98,7 +98,7 @@ class TestMemory:
             memory.needed_bytes(LARGE_VOCABULARY, Quantization.of("float32"), n, kv_dtype, 1) for n in (1024, 2048)
         )
         assert both - one == CpuKVCache(LARGE_VOCABULARY, 1, 1024, kv_dtype).nbytes
-        assert both - one == memory.cache_bytes(LARGE_VOCABULARY, 1024, kv_dtype)
+        assert both - one == memory.kv_cache_bytes(LARGE_VOCABULARY, 1024, kv_dtype)
         assert both - one > 4 * 2 * 2 * 1024  # numbers of a byte or more
 
     def test_the_weights_of_a_mapped_file_are_left_in_memory(self, llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ class TestMemory:
 
     def test_what_is_needed_is_what_is_used(self, tmp_path: Path) -> None:
         for type in ("float32", "float16", "q8", "q4"):
-            model = ModelFile.open(write_tiny(tmp_path / f"{type}.bin", type=type))
+            model = StoredModel.open(write_tiny(tmp_path / f"{type}.bin", type=type))
             assert memory.weight_bytes(model.config, model.quantization) == model.nbytes
 
     def test_available_memory(self, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ llm = pyllama2.Llama(sys.argv[1], n_threads=1, quant=None if sys.argv[2] == "flo
 for n in (1, 3):
     llm.generate([[i] * 600 for i in range(5, 5 + n)], max_tokens=2, ignore_eos=True)
     facts = llm.describe()
-    print(now() - before, facts["weight_bytes"] + facts["scratch_bytes"] + facts["cache_bytes"])
+    print(now() - before, facts["weight_bytes"] + facts["scratch_bytes"] + facts["kv_cache_bytes"])
 """
         grown, said, grown_later, said_later = run(code, write_model(tmp_path / "m.bin", model), quant)
         assert said == pytest.approx(grown, rel=0.05) and said_later == pytest.approx(grown_later, rel=0.05)

@@ -61,8 +61,8 @@ class TestReport:
             assert figures["weight_bytes"] == llm.describe()["bytes_per_token"]
             assert figures["instruction_set"] == llm.describe()["isa"]
         # The step at position p reads p + 1 positions: 33 on average.
-        assert figures["cache_bytes"] == 2 * CONFIG.n_layers * CONFIG.kv_dim * 33 * 4
-        bytes_per_token = figures["weight_bytes"] + figures["cache_bytes"]
+        assert figures["kv_cache_bytes"] == 2 * CONFIG.n_layers * CONFIG.kv_dim * 33 * 4
+        bytes_per_token = figures["weight_bytes"] + figures["kv_cache_bytes"]
         assert figures["read"] == pytest.approx(figures["decode"]["median"] * bytes_per_token / 1e9)
         assert figures["share"] == pytest.approx(figures["read"] / figures["bandwidth"]["median"])
 

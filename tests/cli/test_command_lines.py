@@ -23,7 +23,7 @@ from helpers.tiny_tokenizers import sentencepiece_model, sentencepiece_spec
 
 import pyllama2
 from pyllama2 import Llama, __main__, chat, generate
-from pyllama2.storage.model_file import ModelFile
+from pyllama2.storage.model_file import StoredModel
 
 export = importlib.import_module("pyllama2.export")  # the attribute of the package may be the function
 perplexity = importlib.import_module("pyllama2.perplexity")
@@ -334,12 +334,12 @@ class TestConversions:
         half, q4 = tmp_path / "half.bin", tmp_path / "q4.bin"
         flags = ["--dtype", "float16", "--max-seq-len", "32", "--norm-eps", "1e-6"]
         assert export.main([str(model), "-o", str(half), *flags]) == 0
-        found = ModelFile.open(half)
+        found = StoredModel.open(half)
         assert found.quantization.type == "float16" and found.config.max_seq_len == 32 and found.config.norm_eps == 1e-6
         assert (
             quantize.main([str(half), "-o", str(q4), "--type", "q4", "--group-size", "32", "--output-type", "q4"]) == 0
         )
-        quantization = ModelFile.open(q4).quantization
+        quantization = StoredModel.open(q4).quantization
         assert (quantization.type, quantization.output_type, quantization.group_size) == ("q4", "q4", 32)
         assert generate.main([PROMPT, "-m", str(q4), "-n", "3"]) == 0
         assert "[" not in capsys.readouterr().err.replace("[INST]", "")  # no bar where there is no terminal

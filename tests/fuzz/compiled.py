@@ -20,7 +20,7 @@ from pyllama2._cpu.matrix import MatrixProduct
 from pyllama2.backend.base import Batch
 from pyllama2.errors import CheckpointError, NumericalError
 from pyllama2.sampling.sampler import Sampler, SamplingParams, largest
-from pyllama2.storage.model_file import ModelFile
+from pyllama2.storage.model_file import StoredModel
 from pyllama2.storage.weights import Weight
 
 from .models import MODELS
@@ -149,7 +149,7 @@ def _batch(numbers: Numbers, vocab_size: int, n_rows: int, n_positions: int) -> 
 def _weights(data: bytes) -> None:
     """The weights of one of our files, whatever numbers they are, run through the forward pass."""
     with file_of(data) as path:
-        model = ModelFile.open(path)
+        model = StoredModel.open(path)
         model.weights = {
             name: replace(w, data=w.data.copy(), scales=_copied(w.scales)) for name, w in model.weights.items()
         }

@@ -123,7 +123,7 @@ class TestSize:
 
     def test_what_is_kept_has_a_limit(self, fresh: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
         assert fresh._backend is not None
-        row = fresh._backend.cache_bytes(1, 256)
+        row = fresh._backend.kv_cache_bytes(1, 256)
         monkeypatch.setattr(prefix_cache, "_KEPT_BYTES", 2 * row)
         fresh.generate([[1, 5 + i, *range(20)] for i in range(9)], max_tokens=5)
         rows = fresh._scheduler._rows
@@ -141,7 +141,7 @@ class TestSize:
         shorter = alone(long_path, prompts[0], max_tokens=100, seed=1)
         assert fresh._backend is not None
         monkeypatch.setattr(fresh._backend, "pending_bytes", lambda: 0)
-        row = fresh._backend.cache_bytes(1, 512) + memory.logits_bytes(fresh.config, 1)
+        row = fresh._backend.kv_cache_bytes(1, 512) + memory.logits_bytes(fresh.config, 1)
         step = memory._step_bytes(fresh.config)
         monkeypatch.setattr(memory, "available_bytes", lambda: step + row * 2)
         found = fresh.generate(prompts, seed=1)

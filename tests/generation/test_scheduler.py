@@ -23,10 +23,10 @@ from pyllama2._cpu import CpuBackend
 from pyllama2.backend.base import Batch, KVCache
 from pyllama2.errors import NumericalError
 from pyllama2.generation import prefix_cache
-from pyllama2.generation.generation import Piece
+from pyllama2.generation.generation import Update
 from pyllama2.generation.job import AHEAD
 from pyllama2.sampling import choose as sampling_loops
-from pyllama2.sampling.sampler import Choice
+from pyllama2.sampling.sampler import Draw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -125,22 +125,20 @@ class TestChoosingDevices:
         """How many tokens were chosen in each step, by a CpuBackend that can."""
         found: list[int] = []
 
-        def choose(
-            self: CpuBackend, batch: Batch, cache: KVCache, choices: Sequence[Choice]
-        ) -> NDArray[np.int32] | None:
+        def sample(self: CpuBackend, batch: Batch, cache: KVCache, draws: Sequence[Draw]) -> NDArray[np.int32] | None:
             if len(batch.tokens) > 20:
                 return None
             logits = self.forward(batch, cache)
-            assert len(choices) == len(logits)
-            found.append(len(choices))
+            assert len(draws) == len(logits)
+            found.append(len(draws))
             tokens = [
                 row.argmax() if c.temperature == 0
                 else sampling_loops.choose(row, row.max(), c.temperature, c.top_k, c.top_p, c.min_p, c.uniform)
-                for row, c in zip(logits, choices, strict=True)
+                for row, c in zip(logits, draws, strict=True)
             ]  # fmt: skip
             return np.where(np.isfinite(logits).all(1), tokens, -1).astype(np.int32)
 
-        monkeypatch.setattr(CpuBackend, "choose", choose)
+        monkeypatch.setattr(CpuBackend, "sample", sample)
         return found
 
     def test_texts_are_the_same(self, long_path: Path, chosen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +301,7 @@ class TestInterrupts:
         text = other._job.text
         advance = text.advance
 
-        def interrupts(result: NDArray[np.float32] | int) -> Piece:
+        def interrupts(result: NDArray[np.float32] | int) -> Update:
             if len(text.ids) == 4:
                 signal.raise_signal(signal.SIGINT)
             return advance(result)

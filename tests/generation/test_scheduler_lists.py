@@ -15,7 +15,7 @@ from helpers.tiny_llama import same
 from pyllama2 import Llama, SamplingParams
 from pyllama2.backend.base import Batch
 from pyllama2.errors import ContextLengthError
-from pyllama2.generation.generation import Text
+from pyllama2.generation.generation import Generation
 from pyllama2.generation.prefix_cache import MAX_ROWS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +46,7 @@ class TestLongLists:
 
     def test_what_waits_is_not_made_yet(self, fresh: Llama) -> None:
         def alive() -> int:
-            return sum(type(thing) is Text for thing in gc.get_objects())
+            return sum(type(thing) is Generation for thing in gc.get_objects())
 
         gc.collect()
         before, most = alive(), 0

@@ -15,7 +15,7 @@ from helpers.tiny_llama import write_tiny
 from pyllama2 import Llama
 from pyllama2._cpu import CpuBackend
 from pyllama2._gpu import CudaBackend, availability
-from pyllama2.backend import select
+from pyllama2.backend import select_backend
 from pyllama2.errors import BackendUnavailableError
 
 
@@ -66,8 +66,8 @@ def test_what_is_missing(cupy: Any, sentence: str | None, monkeypatch: pytest.Mo
     else:
         assert reason is not None and sentence in reason and "\n" not in reason
         with pytest.raises(BackendUnavailableError, match="no cuda: "):
-            select("cuda")
-        assert select("auto") == (CpuBackend, f"using cpu (no cuda: {reason})")
+            select_backend("cuda")
+        assert select_backend("auto") == (CpuBackend, f"using cpu (no cuda: {reason})")
 
 
 def test_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,22 +92,22 @@ def gpu() -> Iterator[Any]:
 @pytest.mark.usefixtures("gpu")
 class TestAuto:
     def test_takes_the_gpu_for_what_it_can_run(self) -> None:
-        assert select("auto") == (CudaBackend, "using cuda")
-        assert select("auto", make_model(GQA)) == (CudaBackend, "using cuda")
+        assert select_backend("auto") == (CudaBackend, "using cuda")
+        assert select_backend("auto", make_model(GQA)) == (CudaBackend, "using cuda")
 
     def test_says_why_not(self) -> None:
         for model, kv_dtype, why in (
             (make_model(GQA, "float32", 0), None, "computes with q4 and q8 weights, not float32"),
             (make_model(GQA), "float32", "float16 or int8 keys and values, not float32"),
         ):
-            chosen, sentence = select("auto", model, kv_dtype)
+            chosen, sentence = select_backend("auto", model, kv_dtype)
             assert chosen is CpuBackend and sentence.startswith("using cpu (no cuda: ") and why in sentence
             with pytest.raises(BackendUnavailableError, match=why):
-                select("cuda", model, kv_dtype)
+                select_backend("cuda", model, kv_dtype)
 
     def test_small_devices(self) -> None:
         with installed_cupy("emulated", total_bytes=1 << 20):
-            chosen, sentence = select("auto", make_model(GQA))
+            chosen, sentence = select_backend("auto", make_model(GQA))
         assert chosen is CpuBackend and "0.00 GiB are free" in sentence
 
     def test_llama_says_it(

@@ -38,8 +38,8 @@ from pyllama2.backend.base import Backend, Batch
 from pyllama2.config import ModelConfig
 from pyllama2.errors import NumericalError
 from pyllama2.loading import load_model
-from pyllama2.sampling.sampler import Choice, Sampler, SamplingParams
-from pyllama2.storage.model_file import ModelFile
+from pyllama2.sampling.sampler import Draw, Sampler, SamplingParams
+from pyllama2.storage.model_file import StoredModel
 from pyllama2.storage.weights import ROW_BLOCK, Weight
 
 # Widths that are no multiples of groups and tiles: 172, 200, 300
@@ -162,14 +162,14 @@ def test_20_tokens_of_smollm2(smollm2_path: Path, kv_dtype: str) -> None:
     assert_greedy_tokens_are_the_cpus(converted(smollm2_path), kv_dtype)
 
 
-def converted(path: Path) -> ModelFile:
+def converted(path: Path) -> StoredModel:
     return load_model(str(path), quant="q4", tokenizer=None, n_ctx=None, kv_dtype=None, progress=None)
 
 
-def cut(model: ModelFile, n_layers: int, vocab_size: int) -> ModelFile:
+def cut(model: StoredModel, n_layers: int, vocab_size: int) -> StoredModel:
     """The first layers and tokens of a model with tied embeddings."""
     config = replace(model.config, n_layers=n_layers, vocab_size=vocab_size)
-    found, blocks = ModelFile(config, model.quantization), vocab_size // ROW_BLOCK
+    found, blocks = StoredModel(config, model.quantization), vocab_size // ROW_BLOCK
     for name, shape in config.tensor_shapes().items():
         whole = model.weights[name]
         found.weights[name] = whole
@@ -180,7 +180,7 @@ def cut(model: ModelFile, n_layers: int, vocab_size: int) -> ModelFile:
     return found
 
 
-def assert_greedy_tokens_are_the_cpus(model: ModelFile, kv_dtype: str) -> None:
+def assert_greedy_tokens_are_the_cpus(model: StoredModel, kv_dtype: str) -> None:
     """Five prompts of several lengths, taken together; the first alone, too."""
     prompts = [random_tokens(model.config, n, n) for n in (5, 1, 9, 2, 3)]
     greedy = [[greedy_tokens(backend, prompts, 3), greedy_tokens(backend, prompts[:1], 20)]
@@ -234,10 +234,10 @@ def test_tokens_chosen_on_the_device_are_those_of_the_sampler(kv_dtype: str) -> 
         batch = Batch(*arrays)
         logits = cpu.forward(batch, theirs)
         expected = [s.sample(row, tokens[:1], 1) for s, row in zip(host, logits, strict=True)]
-        choices = [choice for sampler in device for choice in sampler.choices(1) or []]
-        chosen = gpu.choose(batch, ours, choices)
+        draws = [draw for sampler in device for draw in sampler.draws(1) or []]
+        chosen = gpu.sample(batch, ours, draws)
         assert chosen is not None
-        assert [s.take(int(token), 1) for s, token in zip(device, chosen, strict=True)] == expected
+        assert [s.accept(int(token), 1) for s, token in zip(device, chosen, strict=True)] == expected
         for output, token in zip((4, 0, 3, 1), expected, strict=True):
             tokens[output] = token
         if position == 6:  # the same step again, as logits
@@ -246,15 +246,15 @@ def test_tokens_chosen_on_the_device_are_those_of_the_sampler(kv_dtype: str) -> 
 
 def test_what_the_device_leaves_to_the_host() -> None:
     _, gpu = pair(make_model(GQA), "float16")
-    cache, greedy = gpu.new_cache(1, 20), Choice(0.0)
+    cache, greedy = gpu.new_cache(1, 20), Draw(0.0)
     many = Batch.of_sequence(list(range(9)))
     twice = replace(Batch.of_sequence([1, 2]), outputs=np.array([1, 1], np.int32))
-    for batch, choices in ((many, [greedy]), (twice, [greedy] * 2), (Batch.of_sequence([1], outputs="none"), [])):
-        assert gpu.choose(batch, cache, choices) is None
+    for batch, draws in ((many, [greedy]), (twice, [greedy] * 2), (Batch.of_sequence([1], outputs="none"), [])):
+        assert gpu.sample(batch, cache, draws) is None
     with pytest.raises(ValueError):
-        gpu.choose(Batch.of_sequence([1, 2], outputs="all"), cache, [greedy])
+        gpu.sample(Batch.of_sequence([1, 2], outputs="all"), cache, [greedy])
     with pytest.raises(ValueError, match="tokens must lie in"):
-        gpu.choose(Batch.of_sequence([GQA.vocab_size]), cache, [greedy])
+        gpu.sample(Batch.of_sequence([GQA.vocab_size]), cache, [greedy])
 
 
 def test_texts_that_need_logits_get_them(tmp_path: Path) -> None:
@@ -275,10 +275,10 @@ def test_nan_stays_visible() -> None:
         backend = CudaBackend(model)
         cache = backend.new_cache(1, 4)
         assert not np.isfinite(backend.forward(Batch.of_sequence([1, 2], outputs="all"), cache)).any()
-        chosen = backend.choose(Batch.of_sequence([1, 2]), cache, [Choice(0.0)])
+        chosen = backend.sample(Batch.of_sequence([1, 2]), cache, [Draw(0.0)])
         assert chosen is not None and chosen.tolist() == [-1]
         with pytest.raises(NumericalError, match="at position 4"):
-            Sampler(SamplingParams(temperature=0), 0).take(-1, 5)
+            Sampler(SamplingParams(temperature=0), 0).accept(-1, 5)
 
 
 def test_ctrl_c_during_a_long_prompt() -> None:

@@ -16,7 +16,7 @@ from pyllama2._gpu.planner import CONTEXT_BYTES, GRAPHS
 from pyllama2.backend.base import Batch
 from pyllama2.config import ModelConfig
 from pyllama2.errors import BackendUnavailableError, Pyllama2Error
-from pyllama2.sampling.sampler import Choice
+from pyllama2.sampling.sampler import Draw
 
 # As many layers as 7B has, for counts that depend on nothing else.
 DEEP = ModelConfig(
@@ -40,10 +40,10 @@ def test_a_token_of_32_layers_is_one_launch_of_163_kernels(gpu: Any, kv_dtype: s
     backend = CudaBackend(make_model(DEEP), kv_dtype=kv_dtype)
     cache = backend.new_cache(1, 20)
     for position in range(3):  # kernel by kernel, then recorded and launched
-        backend.choose(step(1, position), cache, [Choice(0.0)])
+        backend.sample(step(1, position), cache, [Draw(0.0)])
     kernels, graphs = len(gpu.device.launches), gpu.device.graph_launches
     for position in range(3, 13):
-        backend.choose(step(1, position), cache, [Choice(0.0)])
+        backend.sample(step(1, position), cache, [Draw(0.0)])
     assert gpu.device.graph_launches - graphs == 10
     assert len(gpu.device.launches) - kernels == 10 * (1 + 5 * 32 + 2)  # of 195 that are allowed
     assert backend.describe()["launches"] == "one graph for each decoding step"
@@ -54,38 +54,38 @@ def test_greedy_steps_leave_nothing_to_the_host_but_an_id(gpu: Any) -> None:
     backend, check = (CudaBackend(make_model(GQA)) for _ in range(2))
     cache, checked = backend.new_cache(2, 30), check.new_cache(2, 30)
 
-    def run(n_steps: int, choice: Choice, row: int, token: int, position: int) -> int:
+    def run(n_steps: int, draw: Draw, row: int, token: int, position: int) -> int:
         for _ in range(n_steps):
             logits = check.forward(step(token, position, row), checked)[0]
-            chosen = backend.choose(step(token, position, row), cache, [choice])
+            chosen = backend.sample(step(token, position, row), cache, [draw])
             assert chosen is not None and chosen.dtype == np.int32
-            if choice.temperature == 0:
+            if draw.temperature == 0:
                 assert chosen.tolist() == [logits.argmax()]
             token, position = int(chosen[0]), position + 1
         return token
 
-    token = run(4, Choice(0.0), 0, 1, 0)
+    token = run(4, Draw(0.0), 0, 1, 0)
     n_kernels, n_graphs = len(gpu.device.launches), gpu.device.graph_launches
     gpu.device.copies.clear()
-    alone = [Choice(0.0)]
+    alone = [Draw(0.0)]
     for position in range(4, 10):
-        chosen = backend.choose(step(token, position), cache, alone)
+        chosen = backend.sample(step(token, position), cache, alone)
         assert chosen is not None
         token = int(chosen[0])
     assert gpu.device.copies == [("from", 4)] * 6
     assert gpu.device.graph_launches == n_graphs + 6
-    assert gpu.device.launches[n_kernels:].count("choose") == 6
+    assert gpu.device.launches[n_kernels:].count("sample") == 6
     # Another row, another position, another choice: what differs is copied.
-    expected = run(3, Choice(0.0), 1, 5, 0)
-    assert run(1, Choice(0.0), 1, expected, 3) >= 0
-    assert run(3, Choice(0.7, 20, 0.9, 0.01, 0.5), 0, token, 10) >= 0
+    expected = run(3, Draw(0.0), 1, 5, 0)
+    assert run(1, Draw(0.0), 1, expected, 3) >= 0
+    assert run(3, Draw(0.7, 20, 0.9, 0.01, 0.5), 0, token, 10) >= 0
 
 
 def test_an_interrupted_choice_is_forgotten(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The device has made the next step's inputs then, which nobody knows of."""
     backend = CudaBackend(make_model(GQA))
     cache = backend.new_cache(1, 10)
-    expected = [backend.choose(step(3, position), cache, [Choice(0.0)]) for position in (0, 1)]
+    expected = [backend.sample(step(3, position), cache, [Draw(0.0)]) for position in (0, 1)]
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -93,8 +93,8 @@ def test_an_interrupted_choice_is_forgotten(gpu: Any, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(backend._work, "fetch_chosen", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            backend.choose(step(3, 1), cache, [Choice(0.0)])
-    assert backend.choose(step(3, 1), cache, [Choice(0.0)]) == expected[1]
+            backend.sample(step(3, 1), cache, [Draw(0.0)])
+    assert backend.sample(step(3, 1), cache, [Draw(0.0)]) == expected[1]
 
 
 def test_graphs_are_kept_by_what_they_depend_on(gpu: Any) -> None:
@@ -195,7 +195,7 @@ def test_the_plan_is_what_the_backend_allocates(gpu: Any, name: str, kv_dtype: s
     backend = CudaBackend(make_model(CONFIGS[name]), kv_dtype=kv_dtype)
     cache = backend.new_cache(3, 40)
     planned = backend.plan(3, 40)
-    assert backend.cache_bytes(3, 40) == cache.nbytes == planned.parts["cache"]
+    assert backend.kv_cache_bytes(3, 40) == cache.nbytes == planned.parts["cache"]
     assert gpu.device.exact_bytes == planned.allocated == planned.total - CONTEXT_BYTES - planned.driver_bytes
     for n in (1, 12, 1, 1):
         backend.forward(Batch.of_sequence([1] * n), cache)

@@ -20,12 +20,12 @@ from helpers.gpu_layout import (
 
 from pyllama2._cpu.matrix import MatrixProduct
 from pyllama2._gpu.launchers.matvec import Matvec
-from pyllama2._gpu.launchers.sample import CHOICE_WORDS, Choose, encode
+from pyllama2._gpu.launchers.sample import DRAW_WORDS, Sample, encode
 from pyllama2._gpu.launchers.upload import Uploader
 from pyllama2._gpu.launchers.vectors import Norm, VectorKernels
 from pyllama2._gpu.layout import Vectors, matrix_arrays
 from pyllama2.sampling import choose as sampling_loops
-from pyllama2.sampling.sampler import Choice
+from pyllama2.sampling.sampler import Draw
 from pyllama2.storage.weights import Weight
 
 FORMATS = [(type, group_size) for type in ("q4", "q8") for group_size in (32, 64, 128)]
@@ -214,14 +214,14 @@ def test_embedding_rows_are_those_of_the_file(cupy: Any, uploader: Uploader, tab
     assert_quantized(normed, rms_norm(expected, norm_weight, EPS))
 
 
-def choose(cupy: Any, logits: np.ndarray, choices: list[Choice]) -> list[int]:
+def choose(cupy: Any, logits: np.ndarray, draws: list[Draw]) -> list[int]:
     """What the kernel chooses, and leaves as the next step's input."""
     n, vocab_size = logits.shape
-    encoded = np.empty((n, CHOICE_WORDS), np.uint64)
-    encode(choices, encoded)
+    encoded = np.empty((n, DRAW_WORDS), np.uint64)
+    encode(draws, encoded)
     tokens, positions = cupy.zeros(n, np.int32), cupy.asarray(np.arange(n, dtype=np.int32))
     chosen = cupy.empty(n, np.int32)
-    Choose(cupy)(cupy.asarray(logits), n, vocab_size, cupy.asarray(encoded), chosen, tokens, positions)
+    Sample(cupy)(cupy.asarray(logits), n, vocab_size, cupy.asarray(encoded), chosen, tokens, positions)
     assert positions.get().tolist() == list(range(1, n + 1))
     assert tokens.get().tolist() == np.maximum(chosen.get(), 0).tolist()
     return list(chosen.get().tolist())
@@ -238,8 +238,8 @@ def test_greedy_choice_takes_the_lowest_of_equals(cupy: Any) -> None:
     logits[5, 0] = np.nan
     logits[6, 100] = np.inf
     expected = [5, 2998, 0, 0, -1, -1, -1, int(logits[7].argmax())]
-    assert choose(cupy, logits, [Choice(0.0)] * 8) == expected
-    assert choose(cupy, logits[4:7], [Choice(1.0, uniform=0.5)] * 3) == [-1] * 3
+    assert choose(cupy, logits, [Draw(0.0)] * 8) == expected
+    assert choose(cupy, logits[4:7], [Draw(1.0, uniform=0.5)] * 3) == [-1] * 3
 
 
 @pytest.mark.parametrize("cuts", [{}, {"top_k": 40}, {"top_p": 0.9}, {"min_p": 0.02}, {"top_p": 1e-9}, {"min_p": 1.0},
@@ -253,14 +253,12 @@ def test_draws_are_those_of_the_sampler(cupy: Any, cuts: dict[str, Any], ties: b
         if ties:
             logits = np.round(logits)  # among them both zeros
         uniforms = [1e-6, *rng.random(4), 1 - 1e-6]
-        choices = [Choice(temperature, uniform=uniform, **cuts) for uniform in uniforms]
+        draws = [Draw(temperature, uniform=uniform, **cuts) for uniform in uniforms]
         expected = [
-            sampling_loops.choose(
-                row, float(row.max()), temperature, choice.top_k, choice.top_p, choice.min_p, choice.uniform
-            )
-            for row, choice in zip(logits, choices, strict=True)
+            sampling_loops.choose(row, float(row.max()), temperature, draw.top_k, draw.top_p, draw.min_p, draw.uniform)
+            for row, draw in zip(logits, draws, strict=True)
         ]
-        assert choose(cupy, logits, choices) == expected
+        assert choose(cupy, logits, draws) == expected
 
 
 def test_launchers_refuse_what_kernels_rely_on(cupy: Any, uploader: Uploader) -> None:

@@ -18,7 +18,7 @@ from pyllama2._cpu import CpuBackend
 from pyllama2._gpu import CudaBackend
 from pyllama2.backend.base import Backend, Batch, KVCache
 from pyllama2.config import ModelConfig
-from pyllama2.storage.model_file import ModelFile
+from pyllama2.storage.model_file import StoredModel
 
 # Those whose float sums have the order of the CUDA kernels; others may round otherwise.
 SAME_BITS = ("avx2", "avx_vnni", "avx512")
@@ -36,12 +36,12 @@ def installed_cupy(kind: str, **settings: Any) -> Iterator[Any]:
         yield cupy
 
 
-def pair(model: ModelFile, kv_dtype: str) -> tuple[CpuBackend, CudaBackend]:
+def pair(model: StoredModel, kv_dtype: str) -> tuple[CpuBackend, CudaBackend]:
     """Both backends of one model."""
     return CpuBackend(model, n_threads=1, kv_dtype=kv_dtype), CudaBackend(model, kv_dtype=kv_dtype)
 
 
-def make_model(config: ModelConfig, type: str = "q4", group_size: int = 32, seed: int = 0) -> ModelFile:
+def make_model(config: ModelConfig, type: str = "q4", group_size: int = 32, seed: int = 0) -> StoredModel:
     return quantized_model(config, random_weights(config, seed), type, group_size)
 
 

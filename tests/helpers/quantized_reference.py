@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllama2.storage.model_file import ModelFile
+from pyllama2.storage.model_file import StoredModel
 from pyllama2.storage.weights import Weight
 
 Array = NDArray[np.float64]
@@ -23,7 +23,7 @@ def quantize_activations(x: Array, weight: Weight) -> Array:
     return (codes * (largest / limit)).astype(np.float64).reshape(tokens, -1)[:, :columns]
 
 
-def reference_logits(model: ModelFile, tokens: list[int]) -> Array:
+def reference_logits(model: StoredModel, tokens: list[int]) -> Array:
     """Logits (len(tokens), vocab_size) of all tokens at once."""
     config = model.config
     n, e = len(tokens), config.head_dim

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllama2.config import ModelConfig, RopeScaling
-from pyllama2.storage.model_file import ModelFile, ModelWriter
+from pyllama2.storage.model_file import ModelWriter, StoredModel
 from pyllama2.storage.weights import Quantization, Weight
 
 # heads 6/3 with head_dim 8: n_heads / n_kv_heads (2) differs from n_kv_heads (3), which exposes a wrong un-permute.
@@ -51,9 +51,9 @@ def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[np.f
     return weights
 
 
-def float_model(config: ModelConfig, weights: dict[str, NDArray[np.float32]]) -> ModelFile:
+def float_model(config: ModelConfig, weights: dict[str, NDArray[np.float32]]) -> StoredModel:
     """An unquantized model in memory."""
-    model = ModelFile(config, Quantization.of("float32"))
+    model = StoredModel(config, Quantization.of("float32"))
     for name, shape in config.tensor_shapes().items():
         model.weights[name] = Weight(name, "float32", shape, weights[name])
     return model
@@ -79,11 +79,11 @@ def quantized_model(
     type: str,
     group_size: int = 64,
     output_type: str | None = None,
-) -> ModelFile:
+) -> StoredModel:
     """A model of any storage type in memory; norms stay float32."""
     from pyllama2._cpu import quantize_matrix
 
-    model = ModelFile(config, Quantization.of(type, group_size, output_type))
+    model = StoredModel(config, Quantization.of(type, group_size, output_type))
     for name, shape in config.tensor_shapes().items():
         stored = model.quantization.type_of(name, config)
         if stored in ("q8", "q4"):
@@ -94,7 +94,7 @@ def quantized_model(
     return model
 
 
-def write_model(path: Path, model: ModelFile) -> Path:
+def write_model(path: Path, model: StoredModel) -> Path:
     """model as one of our files."""
     with ModelWriter(path, model) as writer:
         for weight in model.weights.values():

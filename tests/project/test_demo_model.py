@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pyllama2 import Llama, perplexity
-from pyllama2.storage.model_file import ModelFile
+from pyllama2.storage.model_file import StoredModel
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -112,7 +112,7 @@ class TestCheck:
 class TestBundledModel:
     def test_file(self) -> None:
         assert BUNDLED.stat().st_size < 5_000_000
-        model = ModelFile.open(BUNDLED)
+        model = StoredModel.open(BUNDLED)
         assert model.quantization.type == "q8" and model.tokenizer is not None
         assert 512 <= model.config.vocab_size <= 4096
         assert "story_grammar" in model.source

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 import pyllama2
 from pyllama2.checkpoint import open_checkpoint
 from pyllama2.checkpoint.pth import read_pth
-from pyllama2.storage.model_file import ModelFile
+from pyllama2.storage.model_file import StoredModel
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_native_quantized(type: str, tmp_path: Path, script: ModuleType) -> None
     script.main(["tiny", str(tmp_path / "float.bin"), "--format", "native"])
     script.main(["tiny", str(tmp_path / "made.bin"), "--format", "native", "--dtype", type])
     pyllama2.quantize(tmp_path / "float.bin", tmp_path / "expected.bin", type)
-    made, expected = (ModelFile.open(tmp_path / name) for name in ("made.bin", "expected.bin"))
+    made, expected = (StoredModel.open(tmp_path / name) for name in ("made.bin", "expected.bin"))
     assert (made.config, made.quantization) == (expected.config, expected.quantization)
     for name, weight in expected.weights.items():
         np.testing.assert_array_equal(made.weights[name].data, weight.data)

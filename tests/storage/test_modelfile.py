@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from pyllama2.config import ModelConfig
 from pyllama2.errors import CheckpointError
-from pyllama2.storage.model_file import ALIGNMENT, ModelFile, ModelWriter
+from pyllama2.storage.model_file import ALIGNMENT, ModelWriter, StoredModel
 from pyllama2.tokenizer.base import TokenizerSpec
 
 SPEC = TokenizerSpec("bpe", b"{} not read here", None, (2, 5), False)
@@ -50,7 +50,7 @@ def join(header: dict[str, Any] | str, body: bytes) -> bytes:
 def test_round_trip(tmp_path: Path, config: ModelConfig, type: str) -> None:
     model = quantized_model(config, random_weights(config), type, 32)
     model.tokenizer, model.chat_template, model.source = SPEC, "{{ x }} é 🦙", "somewhere"
-    read = ModelFile.open(write_model(tmp_path / "m.bin", model))
+    read = StoredModel.open(write_model(tmp_path / "m.bin", model))
     assert (read.config, read.quantization, read.tokenizer) == (model.config, model.quantization, SPEC)
     assert (read.chat_template, read.source) == ("{{ x }} é 🦙", "somewhere")
     assert list(read.weights) == list(config.tensor_shapes())
@@ -66,7 +66,7 @@ def test_round_trip(tmp_path: Path, config: ModelConfig, type: str) -> None:
 @pytest.mark.parametrize("type", ["float32", "float16", "q8", "q4"])
 def test_the_safetensors_package_opens_it(tmp_path: Path, type: str) -> None:
     path = tiny_file(tmp_path / "m.bin", MHA, type)
-    model = ModelFile.open(path)
+    model = StoredModel.open(path)
     with safe_open(path, framework="np") as file:
         assert file.metadata()["format"] == "pyllama2"
         for name, weight in model.weights.items():
@@ -83,7 +83,7 @@ def test_every_tensor_is_aligned_and_used_in_place(tmp_path: Path) -> None:
     for name, entry in header.items():
         if not name.startswith(("__", "padding.")):
             assert (start + entry["data_offsets"][0]) % ALIGNMENT == 0, name
-    for weight in ModelFile.open(path).weights.values():
+    for weight in StoredModel.open(path).weights.values():
         assert weight.data.ctypes.data % ALIGNMENT == 0
         assert not weight.data.flags.owndata and not weight.data.flags.writeable
 
@@ -225,7 +225,7 @@ def test_damage_is_one_sentence(tmp_path: Path, damage: Callable[[bytes], bytes]
     assert broken != path.read_bytes()
     path.write_bytes(broken)
     with pytest.raises(CheckpointError) as caught:
-        ModelFile.open(path)
+        StoredModel.open(path)
     assert "m.bin" in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
@@ -236,20 +236,20 @@ def test_unaligned_tensors_are_refused(tmp_path: Path) -> None:
     text += b" " * (-(8 + len(text)) % ALIGNMENT + 4)
     path.write_bytes(struct.pack("<Q", len(text)) + text + body)
     with pytest.raises(CheckpointError, match="aligned"):
-        ModelFile.open(path)
+        StoredModel.open(path)
 
 
 def test_special_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path, tmp_path / "fifo", tmp_path / "none", Path("/dev/null"), "a\0b"):
         with pytest.raises(CheckpointError):
-            ModelFile.open(path)
+            StoredModel.open(path)
 
 
 def opens_or_refuses(path: Path, data: bytes) -> bool:
     path.write_bytes(data)
     try:
-        ModelFile.open(path)
+        StoredModel.open(path)
     except CheckpointError:
         return False
     return True

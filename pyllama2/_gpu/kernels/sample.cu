@@ -19,7 +19,7 @@ constexpr float kHighestWeight = 17592186044416.0f;  // 2^44
 static_assert(kBins == 2 * kSampleThreads, "a thread has two bins");
 
 // Fractions are multiples of 2^-64, of min_p of 2^-44.
-struct Choice {
+struct Draw {
   float temperature;  // 0: the largest logit
   int top_k;  // 0: all
   Mass top_p;  // 0: all
@@ -142,11 +142,11 @@ __device__ Mass last_kept(const float* logits, int n, Mass target, MassOf mass_o
   return static_cast<Mass>(edge.key) << 32 | (0xffffffffu - low_ids_first(static_cast<int>(last.key)));
 }
 
-__device__ int draw(const float* logits, int n, const Choice& choice, float highest, SampleStorage& storage) {
+__device__ int draw_token(const float* logits, int n, const Draw& draw, float highest, SampleStorage& storage) {
   Mass last = 0, least = 0;  // rank key and weight of the last token that is kept
   const auto weight = [&](int i) {
     if (rank_key(logits[i], i) < last) return Mass(0);
-    const Mass weight = static_cast<Mass>(expf((logits[i] - highest) / choice.temperature) * kHighestWeight);
+    const Mass weight = static_cast<Mass>(expf((logits[i] - highest) / draw.temperature) * kHighestWeight);
     return weight >= least ? weight : Mass(0);
   };
   const auto sum = [&] {
@@ -154,23 +154,23 @@ __device__ int draw(const float* logits, int n, const Choice& choice, float high
     for (int i = threadIdx.x; i < n; i += kSampleThreads) mass += weight(i);
     return block_sum(mass, storage);
   };
-  if (choice.top_k > 0 && choice.top_k < n) {
-    last = last_kept(logits, n, static_cast<Mass>(choice.top_k - 1), [](int) { return Mass(1); }, storage);
+  if (draw.top_k > 0 && draw.top_k < n) {
+    last = last_kept(logits, n, static_cast<Mass>(draw.top_k - 1), [](int) { return Mass(1); }, storage);
   }
-  if (choice.top_p > 0) last = max(last, last_kept(logits, n, __umul64hi(choice.top_p, sum()), weight, storage));
-  least = choice.min_p;
+  if (draw.top_p > 0) last = max(last, last_kept(logits, n, __umul64hi(draw.top_p, sum()), weight, storage));
+  least = draw.min_p;
   const LowIdsFirst low_ids_first;
-  const Edge edge = find_edge<kIdBits>(n, __umul64hi(choice.uniform, sum()), low_ids_first, weight, storage);
+  const Edge edge = find_edge<kIdBits>(n, __umul64hi(draw.uniform, sum()), low_ids_first, weight, storage);
   return static_cast<int>(low_ids_first(static_cast<int>(edge.key)));
 }
 
 }  // namespace
 
-// logits (n, vocab_size), choices (n,) -> chosen (n,), -1 for a vector that is not finite. tokens[i] becomes the choice
+// logits (n, vocab_size), draws (n,) -> sampled (n,), -1 for a vector that is not finite. tokens[i] becomes the draw
 // and positions[i] one more: the next step's input, unless that is known better.
 extern "C" __global__ void __launch_bounds__(kSampleThreads, 1)
-    choose(const float* __restrict__ logits, int vocab_size, const Choice* __restrict__ choices,
-           int* __restrict__ chosen, int* __restrict__ tokens, int* __restrict__ positions) {
+    sample(const float* __restrict__ logits, int vocab_size, const Draw* __restrict__ draws, int* __restrict__ sampled,
+           int* __restrict__ tokens, int* __restrict__ positions) {
   __shared__ SampleStorage storage;
   const float* row = logits + static_cast<size_t>(blockIdx.x) * vocab_size;
   Mass largest = 0;
@@ -178,10 +178,10 @@ extern "C" __global__ void __launch_bounds__(kSampleThreads, 1)
   largest = block_largest(largest, storage);
   const bool finite = largest >> 32 != 0xffffffffu;
   int id = static_cast<int>(0xffffffffu - static_cast<unsigned>(largest));
-  const Choice choice = choices[blockIdx.x];
-  if (finite && choice.temperature > 0) id = draw(row, vocab_size, choice, row[id], storage);
+  const Draw draw = draws[blockIdx.x];
+  if (finite && draw.temperature > 0) id = draw_token(row, vocab_size, draw, row[id], storage);
   if (threadIdx.x == 0) {
-    chosen[blockIdx.x] = finite ? id : -1;
+    sampled[blockIdx.x] = finite ? id : -1;
     tokens[blockIdx.x] = finite ? id : 0;
     positions[blockIdx.x] += 1;
   }
