@@ -13,7 +13,8 @@ are imported where they are used.
 from .analysis.evaluation import Perplexity, perplexity
 from .convert import export, quantize
 from .errors import BackendUnavailableError, CheckpointError, ContextLengthError, NumericalError, Pyllama2Error
-from .generation.completion import Chunk, Completion, Timings, TokenLogprob, Usage
+from .generation.chunk import Chunk, Timings, TokenLogprob, Usage
+from .generation.completion import Completion
 from .llama import Llama
 from .sampling.sampler import SamplingParams
 

@@ -30,8 +30,7 @@ from .backend.base import Backend, Batch, KVCache
 from .cli.common import CommandParser, add_model_flags, positive, run_command
 from .cli.progress import progress_bar
 from .errors import ContextLengthError, NumericalError
-from .loading import load_model
-from .model_path import find_model
+from .loading import find_model, load_model
 from .shown import for_json, shown
 from .storage.model_file import StoredModel
 

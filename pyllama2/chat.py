@@ -20,11 +20,11 @@ from .cli.common import (
     open_model,
     run_command,
     sampling_params,
+    timings_line,
     write_text,
 )
 from .cli.conversation import Messages, read_messages, without_oldest_turns, write_messages
 from .errors import ContextLengthError
-from .generate import timings_line
 from .generation.completion import Completion
 from .llama import Llama
 from .sampling.sampler import SamplingParams

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .callable_module import make_callable
 from .cli.common import CommandParser, positive, run_command
 from .cli.progress import progress_bar
 from .convert import export
@@ -38,7 +37,9 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-make_callable(__name__, export)
-
 if __name__ == "__main__":
     sys.exit(main())
+
+# The name stands for the function, also once this file was imported: that would put a module in its place.
+export.main = main  # type: ignore[attr-defined]
+sys.modules[__name__] = export  # type: ignore[assignment]

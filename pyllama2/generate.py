@@ -18,10 +18,10 @@ from .cli.common import (
     read_text,
     run_command,
     sampling_params,
+    timings_line,
     write_text,
 )
 from .generation.completion import Completion
-from .llama import Llama
 from .shown import for_json
 
 _EPILOG = """\
@@ -96,18 +96,6 @@ def _json_fields(completion: Completion) -> dict[str, object]:
     fields = asdict(completion)
     del fields["logprobs"]  # there is no flag that asks for them
     return fields
-
-
-def timings_line(llm: Llama, completion: Completion, verbose: bool) -> str:
-    """Tokens per second; with verbose also the bytes of weights that decoding read per second."""
-    timings = completion.timings
-    line = (
-        f"prompt: {completion.usage.prompt_tokens} tokens, {timings.prompt_tokens_per_s:.1f} tokens/s; "
-        f"decode: {completion.usage.completion_tokens} tokens, {timings.decode_tokens_per_s:.1f} tokens/s"
-    )
-    if verbose:
-        line += f", {timings.decode_tokens_per_s * llm.describe()['bytes_per_token'] / 1e9:.2f} GB/s"
-    return line
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from .analysis.inspection import Inspection, cut_text, inspect_model
 from .cli.common import CommandParser, positive, read_text, run_command
 from .cli.inspection_text import report, tokens_report
 from .cli.progress import progress_bar
-from .model_path import find_model
+from .loading import find_model
 from .shown import for_json
 from .tokenizer.base import Tokenizer
 

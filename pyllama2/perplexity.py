@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import asdict
 
 from .analysis.evaluation import Perplexity, perplexity
-from .callable_module import make_callable
 from .cli.common import CommandParser, add_model_flags, open_model, positive, read_text, run_command
 from .cli.progress import progress_bar
 
@@ -77,7 +76,9 @@ def _lines(result: Perplexity) -> str:
     return "\n".join(lines)
 
 
-make_callable(__name__, perplexity)
-
 if __name__ == "__main__":
     sys.exit(main())
+
+# The name stands for the function, also once this file was imported: that would put a module in its place.
+perplexity.main = main  # type: ignore[attr-defined]
+sys.modules[__name__] = perplexity  # type: ignore[assignment]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .callable_module import make_callable
 from .cli.common import CommandParser, run_command
 from .cli.progress import progress_bar
 from .convert import quantize
@@ -37,7 +36,9 @@ def _quantize(args: argparse.Namespace) -> int:
     return 0
 
 
-make_callable(__name__, quantize)
-
 if __name__ == "__main__":
     sys.exit(main())
+
+# The name stands for the function, also once this file was imported: that would put a module in its place.
+quantize.main = main  # type: ignore[attr-defined]
+sys.modules[__name__] = quantize  # type: ignore[assignment]

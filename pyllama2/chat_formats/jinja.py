@@ -3,7 +3,7 @@
 What a message says must not become a special token, whatever the template does with it. So it does
 not matter how the rendered text reads. Special tokens are where the template's own text, or bos_token
 and eos_token, had their names: these are replaced by stand-ins before a message is there
-(_template_environment.py), which no message can hold (stand_ins.py). The rendered text is cut at the
+(template_environment.py), which no message can hold (stand_ins.py). The rendered text is cut at the
 stand-ins, which become ids; all between them is encoded as plain text, from which no special token
 comes.
 

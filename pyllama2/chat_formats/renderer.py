@@ -1,4 +1,4 @@
-"""Renders chat templates in a process of its own (_template_worker.py), within bounded time and memory.
+"""Renders chat templates in a process of its own (template_worker.py), within bounded time and memory.
 
 An answer must be that of the question, whatever happens in between: Ctrl-C twice, an error of memory,
 a fork. Hence a process is taken out of use before it is sent a question, and put back after the whole
@@ -27,11 +27,12 @@ TIMEOUT_S = 10.0
 # All that the process gets to know of the environment: where a shared libpython lies, the time zone, and
 # what Windows needs to start Python.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ", "SYSTEMROOT")
-# The package without its __init__, which loads far more than the process needs.
+# This folder without its own __init__ and the package's, which load far more than the process needs.
 _START = """
 import sys, types
-package = sys.modules["pyllama2"] = types.ModuleType("pyllama2")
-package.__path__ = [sys.argv[1]]
+sys.modules["pyllama2"] = types.ModuleType("pyllama2")
+folder = sys.modules["pyllama2.chat_formats"] = types.ModuleType("pyllama2.chat_formats")
+folder.__path__ = [sys.argv[1]]
 sys.path += sys.argv[2:]
 from pyllama2.chat_formats.template_worker import main
 main()
@@ -46,7 +47,7 @@ class TemplateRenderer:
     """
 
     def __init__(self, template: str, timeout_s: float | None = None, stand_ins: StandIns | None = None) -> None:
-        """stand_ins: what to write for names in the template's own text, see _template_environment.py."""
+        """stand_ins: what to write for names in the template's own text, see template_environment.py."""
         self.stand_ins = stand_ins or StandIns()
         self._template = json.dumps({"template": template, "stand_ins": self.stand_ins.by_name}).encode()
         self._timeout_s = TIMEOUT_S if timeout_s is None else timeout_s

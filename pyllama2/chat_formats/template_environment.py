@@ -14,7 +14,7 @@ or that comes about while the template is rendered, is text.
 What a template compares messages with has stand-ins, too: it does not find the name of a special
 token in a message.
 
-Only the process that renders templates loads this module (_template_worker.py).
+Only the process that renders templates loads this module (template_worker.py).
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from ..errors import Pyllama2Error
+from ..generation.completion import Completion
 from ..llama import Llama
 from ..sampling.sampler import SamplingParams
 from ..shown import for_terminal, one_line, shown
@@ -265,3 +266,15 @@ def sampling_params(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         )
     except ValueError as error:
         parser.error(str(error))
+
+
+def timings_line(llm: Llama, completion: Completion, verbose: bool) -> str:
+    """Tokens per second; with verbose also the bytes of weights that decoding read per second."""
+    timings = completion.timings
+    line = (
+        f"prompt: {completion.usage.prompt_tokens} tokens, {timings.prompt_tokens_per_s:.1f} tokens/s; "
+        f"decode: {completion.usage.completion_tokens} tokens, {timings.decode_tokens_per_s:.1f} tokens/s"
+    )
+    if verbose:
+        line += f", {timings.decode_tokens_per_s * llm.describe()['bytes_per_token'] / 1e9:.2f} GB/s"
+    return line

@@ -1,7 +1,7 @@
 """A Completion as HTML, for notebooks: its text, each token the more coloured the less it was expected.
 
 Colours are laid over the notebook's own, thinly enough to read on light and on dark pages. Everything that a model
-said is escaped. Used by completion.py.
+said is escaped.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ import math
 import re
 from collections.abc import Iterator
 from html import escape
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .completion import Completion, TokenLogprob
+from .chunk import FinishReason, Timings, TokenLogprob, Usage
 
 _BOX = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7;max-width:60em"
 _NOTE = "font-size:85%;opacity:.75;margin-top:.4em"
@@ -23,13 +21,23 @@ _BITS = 8.0  # surprise at which that is reached
 _BYTES = re.compile(r"(<0x[0-9A-F]{2}>)+")  # how Tokenizer.piece() spells what is no character by itself
 
 
-def completion_html(completion: Completion) -> str:
+def completion_html(
+    text: str,
+    logprobs: list[TokenLogprob] | None,
+    finish_reason: FinishReason,
+    stop_reason: str | int | None,
+    usage: Usage,
+    timings: Timings,
+) -> str:
     """A fragment without scripts or style sheets. A token's title has its probability and the likeliest tokens."""
-    if completion.logprobs is None:
-        body = escape(completion.text)
+    if logprobs is None:
+        body = escape(text)
     else:
-        body = _coloured(completion, list(_characters(completion.logprobs)))
-    return f'<div><div style="{_BOX}">{body}</div><div style="{_NOTE}">{escape(_note(completion))}</div></div>'
+        # A stop string cuts the text; of a stream that goes on, the text may lag behind its tokens.
+        is_cut = isinstance(stop_reason, str) or finish_reason == "cancelled"
+        body = _coloured(text, is_cut, list(_characters(logprobs)))
+    note = _note(logprobs, finish_reason, stop_reason, usage, timings)
+    return f'<div><div style="{_BOX}">{body}</div><div style="{_NOTE}">{escape(note)}</div></div>'
 
 
 def _characters(entries: list[TokenLogprob]) -> Iterator[tuple[str, list[TokenLogprob]]]:
@@ -56,24 +64,21 @@ def _bytes_of(entries: list[TokenLogprob]) -> bytes:
     return bytes.fromhex("".join(entry.token for entry in entries).replace("<0x", "").replace(">", ""))
 
 
-def _coloured(completion: Completion, parts: list[tuple[str, list[TokenLogprob]]]) -> str:
+def _coloured(text: str, is_cut: bool, parts: list[tuple[str, list[TokenLogprob]]]) -> str:
     """What the text begins with before its tokens, the tokens, and faintly what a stop string cut off."""
-    prompt, kept = _split(completion, "".join(text for text, _ in parts))
+    prompt, kept = _split(text, is_cut, "".join(token for token, _ in parts))
     spans, place = [escape(prompt)], 0
-    for text, entries in parts:
-        place += len(text)
-        spans.append(_token(text, entries, faint=place > kept))
+    for token, entries in parts:
+        place += len(token)
+        spans.append(_token(token, entries, faint=place > kept))
     return "".join(spans)
 
 
-def _split(completion: Completion, generated: str) -> tuple[str, int]:
+def _split(text: str, is_cut: bool, generated: str) -> tuple[str, int]:
     """The text before the generated one, which echo puts there, and how much of the latter is in the text."""
-    text = completion.text
-    # A stop string cuts the text; of a stream that goes on, the text may lag behind its tokens.
-    cut = isinstance(completion.stop_reason, str) or completion.finish_reason == "cancelled"
     # The leading space is left out of a text that continues nothing.
     starts = (0, 1) if generated.startswith(" ") else (0,)
-    for end in range(len(generated), -1 if cut else len(generated) - 1, -1):
+    for end in range(len(generated), -1 if is_cut else len(generated) - 1, -1):
         for start in starts:
             if start <= end and text.endswith(generated[start:end]):
                 return text[: len(text) - (end - start)], end
@@ -97,17 +102,22 @@ def _percent(logprob: float) -> str:
     return f"{math.exp(min(logprob, 0.0)):.1%}"
 
 
-def _note(completion: Completion) -> str:
-    reason: str = completion.finish_reason
-    if isinstance(completion.stop_reason, str):
-        reason = f"{reason} at {completion.stop_reason!r}"
-    usage, timings = completion.usage, completion.timings
+def _note(
+    logprobs: list[TokenLogprob] | None,
+    finish_reason: FinishReason,
+    stop_reason: str | int | None,
+    usage: Usage,
+    timings: Timings,
+) -> str:
+    reason: str = finish_reason
+    if isinstance(stop_reason, str):
+        reason = f"{reason} at {stop_reason!r}"
     parts = [
         reason,
         f"{usage.prompt_tokens} + {usage.completion_tokens} tokens",
         f"{timings.decode_tokens_per_s:,.0f} tokens/s",
     ]
-    if completion.logprobs:
-        mean = -sum(entry.logprob for entry in completion.logprobs) / len(completion.logprobs) / math.log(2)
+    if logprobs:
+        mean = -sum(entry.logprob for entry in logprobs) / len(logprobs) / math.log(2)
         parts.append(f"{mean:.2f} bits a token; the more colour, the less expected")
     return " · ".join(parts)

@@ -18,7 +18,8 @@ from ..sampling.sampler import Draw, Sampler, SamplingParams, largest, log_proba
 from ..sampling.stop_strings import StopMatcher
 from ..tokenizer.base import Tokenizer
 from ..tokenizer.detokenizer import Detokenizer
-from .completion import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
+from .chunk import Chunk, FinishReason, Timings, TokenLogprob, Usage
+from .completion import Completion
 from .prompt_lookup import PromptLookup
 
 # A context that rolls keeps its first tokens, on which attention rests (arXiv:2309.17453), and the newest half.

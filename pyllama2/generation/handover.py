@@ -14,40 +14,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..process.interrupts import Interrupts
-
-if TYPE_CHECKING:
-    from .job import Job, StepInput
+from .job import Handover, Job, StepInput
 
 # How long a step waits for texts that are being sampled; never twice for the same token.
 _PATIENCE_S = 0.01
-
-
-@dataclass(eq=False)
-class Handover:
-    """Logits of one text that its caller is to sample from.
-
-    logits   (1 + guesses, vocab_size)
-    sampler  identity of the thread that does
-    late     a step went ahead without the text
-    """
-
-    part: StepInput
-    logits: NDArray[np.float32]
-    sampler: int | None = None
-    sampled: bool = False
-    late: bool = False
-
-    @property
-    def stalled(self) -> bool:
-        """Whether it may take long: its caller does something else, or is still at it after a while."""
-        return self.late or self.part.job.waiting is None
 
 
 class Handovers:

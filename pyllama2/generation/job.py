@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from ..backend.base import Batch
 from .completion import Completion
 from .generation import Generation, Update
-from .handover import Handover
 from .prefix_cache import CacheRow, common_prefix
 
 # Updates a text may be ahead of its consumer.
@@ -99,6 +98,27 @@ class StepInput:
         """How many logits are wanted: those after the text's last token, and after each guess."""
         at_end = self.start + len(self.tokens) == len(self.job.text.context)
         return 1 + len(self.guesses) if at_end else 0
+
+
+@dataclass(eq=False)
+class Handover:
+    """Logits of one text that its caller is to sample from.
+
+    logits   (1 + guesses, vocab_size)
+    sampler  identity of the thread that does
+    late     a step went ahead without the text
+    """
+
+    part: StepInput
+    logits: NDArray[np.float32]
+    sampler: int | None = None
+    sampled: bool = False
+    late: bool = False
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it may take long: its caller does something else, or is still at it after a while."""
+        return self.late or self.part.job.waiting is None
 
 
 def advance(part: StepInput, results: NDArray[np.float32] | list[int]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
 
-from .completion import Chunk, Completion
+from .chunk import Chunk
+from .completion import Completion
 from .generation import Generation
 from .job import Job
 from .scheduler import Scheduler

@@ -13,8 +13,8 @@ from helpers.quantized_reference import reference_logits
 from helpers.tiny import CONFIGS, GQA, MHA, TIED, oracle_logits, quantized_model, random_weights
 from numpy.typing import NDArray
 
+from pyllama2 import backend as registry
 from pyllama2._cpu import CpuBackend, default_threads
-from pyllama2.backend import base as contract
 from pyllama2.backend import select_backend
 from pyllama2.backend.base import Backend, Batch
 from pyllama2.config import ModelConfig
@@ -284,7 +284,7 @@ class TestSelection:
             select_backend("tpu")
 
     def test_registry_names_classes(self) -> None:
-        assert set(contract._REGISTRY) == {"cpu", "cuda"}
+        assert set(registry._REGISTRY) == {"cpu", "cuda"}
 
 
 class TestSettings:

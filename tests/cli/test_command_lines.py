@@ -320,7 +320,7 @@ class TestSignals:
             "from contextlib import nullcontext\n"
             "import pyllama2.export\n"
             f"send = lambda *progress: os.kill(os.getpid(), {int(number)})\n"
-            "pyllama2.export.progress_bar = lambda label: nullcontext(send)\n"
+            "pyllama2.export.main.__globals__['progress_bar'] = lambda label: nullcontext(send)\n"
             "sys.exit(pyllama2.export.main(sys.argv[1:]))"
         )
         out = tmp_path / "out.bin"

@@ -78,9 +78,9 @@ def test_beside_every_kind_of_use(path: Path, tmp_path: Path, delay: float, n_cl
 def test_a_template_that_is_rendered_meanwhile_leaves_no_process(path: Path) -> None:
     llm = Llama(path)
     llm.chat_tokens(MESSAGES)
-    renderers = [chat_format._renderer for chat_format in llm._chat_formats.values()]  # type: ignore[attr-defined]
+    renderers = [chat_format._renderer for chat_format in llm._requests._chat_formats.values()]  # type: ignore[attr-defined]
     assert len(renderers) == 1
     llm.close()
     with pytest.raises(ValueError, match="this Llama is closed"):
         llm.chat_tokens(MESSAGES)
-    assert not llm._chat_formats
+    assert not llm._requests._chat_formats

@@ -29,7 +29,7 @@ from pyllama2.sampling import choose as sampling_loops
 from pyllama2.sampling.sampler import Draw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+STRESS = Path(__file__).resolve().parents[1] / "stress"
 
 
 class TestTogether:
@@ -335,7 +335,7 @@ class TestInterrupts:
 
 
 def test_many_requests_of_all_kinds(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("stress_generation", SCRIPTS / "stress_generation.py")
+    spec = importlib.util.spec_from_file_location("stress_generation", STRESS / "stress_generation.py")
     assert spec is not None and spec.loader is not None
     script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

@@ -136,7 +136,7 @@ def test_what_to_install_is_told(tmp_path: Path) -> None:
     if libraries.is_dir():
         (tmp_path / "numpy.libs").symlink_to(libraries)
     code = f"import sys; sys.path.append({str(tmp_path)!r}); sys.argv = ['check_cuda.py']; import runpy; "
-    code += f"runpy.run_path({str(ROOT / 'scripts' / 'check_cuda.py')!r}, run_name='__main__')"
+    code += f"runpy.run_path({str(ROOT / 'scripts' / 'cuda' / 'check_cuda.py')!r}, run_name='__main__')"
     result = subprocess.run([sys.executable, "-E", "-S", "-c", code], capture_output=True, text=True)
     assert result.returncode == 1
     assert "pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12" in result.stderr

@@ -91,7 +91,7 @@ def test_an_interrupted_choice_is_forgotten(gpu: Any, monkeypatch: pytest.Monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(backend._work, "fetch_chosen", interrupt)
+        patch.setattr(backend._work, "fetch_sampled", interrupt)
         with pytest.raises(KeyboardInterrupt):
             backend.sample(step(3, 1), cache, [Draw(0.0)])
     assert backend.sample(step(3, 1), cache, [Draw(0.0)]) == expected[1]

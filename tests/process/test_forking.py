@@ -173,7 +173,7 @@ def test_locks_that_another_thread_holds(llm: Llama) -> None:
     """The backend's, the chat formats' and the scheduler's, held at the moment of the fork."""
     expected = greedy(llm)
     assert llm._backend is not None
-    for lock in (llm._backend._lock, llm._chat_lock, llm._scheduler._lock):  # type: ignore[attr-defined]
+    for lock in (llm._backend._lock, llm._requests._lock, llm._scheduler._lock):  # type: ignore[attr-defined]
         taken, end = threading.Event(), threading.Event()
 
         def hold(lock: threading.Lock = lock, taken: threading.Event = taken, end: threading.Event = end) -> None:

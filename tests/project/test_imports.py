@@ -54,8 +54,7 @@ def imports_of(path: Path, *, when_loaded: bool = False) -> Iterator[str]:
         if when_loaded and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             later.update(ast.walk(node))
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            optional = [n for n in ast.walk(node) if isinstance(n, ast.Import) and n.names[0].name in OPTIONAL]
-            later.update(optional)
+            later.update(n for n in ast.walk(node) if not (isinstance(n, ast.ImportFrom) and n.level))
     package = ("pyllama2", *path.relative_to(PACKAGE).parent.parts)
     for node in ast.walk(tree):
         if node in later:

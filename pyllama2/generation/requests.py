@@ -1,0 +1,136 @@
+"""From what users ask, a prompt or the messages of a chat, to Requests: token ids, where texts end, random numbers."""
+
+from __future__ import annotations
+
+import random
+import threading
+import warnings
+from collections.abc import Collection, Sequence
+
+from .. import arguments
+from ..chat_formats import ChatFormat, Message, make_chat_format
+from ..process.forking import renew_after_fork
+from ..sampling.sampler import SamplingParams
+from ..shown import shown_value
+from ..tokenizer.base import Tokenizer
+from .generation import Request
+from .prompt import Prompt, check_chat_length, check_length, checked_ids
+
+
+class RequestMaker:
+    """Makes the requests of one Llama.
+
+    tokenizer      None for a model that has none
+    chat_template  the model's own, None when it has none
+    vocab_size     of the model
+    n_ctx          longest prompt in tokens
+    seed           of requests that bring none; None: whatever the system gives
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer | None, chat_template: str | None, vocab_size: int, n_ctx: int, seed: int | None
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._chat_template = chat_template
+        self._vocab_size = vocab_size
+        self._n_ctx = n_ctx
+        self._seeded = seed is not None
+        self._random = random.Random(seed)
+        self._chat_formats: dict[str | None, ChatFormat] = {}
+        self._lock = threading.Lock()  # of the chat formats
+        self._closed = False
+        renew_after_fork(self, RequestMaker._renew_in_child)
+
+    def _renew_in_child(self) -> None:
+        """After os.fork(): other random numbers than the parent's, as Python's own random has them."""
+        self._lock = threading.Lock()
+        if not self._seeded:
+            self._random.seed()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises ValueError when it has none."""
+        if self._closed:
+            raise ValueError("this Llama is closed")
+        if self._tokenizer is None:
+            raise ValueError("the model has no tokenizer; give the path of one (tokenizer=...)")
+        return self._tokenizer
+
+    def of_prompt(self, prompt: Prompt, params: SamplingParams, stop_ids: Collection[int] | None = None) -> Request:
+        """stop_ids are those that follow from params, where they are known."""
+        ids = self.prompt_ids(prompt)
+        echo = "" if not params.echo else prompt if isinstance(prompt, str) else self.tokenizer.decode(ids)
+        stop_ids = self._stop_ids(params) if stop_ids is None else stop_ids
+        return Request(ids, params, self._seed(params), stop_ids, echo)
+
+    def of_chat(
+        self, messages: Sequence[Message], params: SamplingParams, template: str | None, allow_markers: bool
+    ) -> Request:
+        """The request for the assistant's answer."""
+        ids = self.checked_ids("messages", self.chat_ids(messages, template, allow_markers))
+        stop_ids = self._stop_ids(params, self._chat_format(template).stop_ids)
+        echo = self.tokenizer.decode(ids) if params.echo else ""
+        return Request(ids, params, self._seed(params), stop_ids, echo, continues=False)
+
+    def prompt_ids(self, prompt: Prompt, name: str = "prompt") -> list[int]:
+        """Checked token ids of a prompt: BOS and the text's, or the ids that were given. There is at least one.
+
+        name is the argument's, for errors.
+        """
+        if not isinstance(prompt, str):
+            ids = self.checked_ids(name, prompt)
+            if not ids:
+                raise ValueError("a prompt of token ids must not be empty")
+            return ids
+        tokenizer = self.tokenizer
+        bos_id = tokenizer.bos_id
+        bos_text = tokenizer.piece(bos_id).strip() if bos_id is not None and tokenizer.add_bos else ""
+        if bos_text and prompt.startswith(bos_text):
+            warnings.warn(
+                f"the prompt starts with {shown_value(bos_text)}, which is taken as text; "
+                "BOS is put before a prompt anyway",
+                stacklevel=4,
+            )
+        ids = tokenizer.with_bos(tokenizer.encode(prompt))
+        if not ids:
+            if bos_id is None:
+                raise ValueError("the prompt is empty, and this model has no BOS token to start from")
+            ids = [bos_id]
+        return self.checked_ids(name, ids)
+
+    def chat_ids(self, messages: Sequence[Message], template: str | None, allow_markers: bool) -> list[int]:
+        """Token ids of a conversation up to where the assistant's answer begins."""
+        arguments.boolean("allow_markers", allow_markers)
+        with self._lock:
+            chat_format = self._chat_format(template)
+            check_chat_length(messages, self._n_ctx)
+            return chat_format.encode(messages, allow_markers=allow_markers)
+
+    def checked_ids(self, name: str, tokens: Sequence[int]) -> list[int]:
+        """tokens as ints of the vocabulary, no more than the context holds."""
+        ids = checked_ids(name, tokens, self._vocab_size)
+        check_length(ids, self._n_ctx)
+        return ids
+
+    def close(self) -> None:
+        """End the processes that render chat templates."""
+        with self._lock:
+            self._closed = True
+            for chat_format in self._chat_formats.values():
+                chat_format.close()
+            self._chat_formats.clear()
+
+    def _chat_format(self, name: str | None) -> ChatFormat:
+        tokenizer = self.tokenizer
+        if name is not None:
+            arguments.string("template", name)
+        if name not in self._chat_formats:
+            self._chat_formats[name] = make_chat_format(tokenizer, self._chat_template, name)
+        return self._chat_formats[name]
+
+    def _stop_ids(self, params: SamplingParams, chat_ids: Sequence[int] = ()) -> frozenset[int]:
+        own = () if params.ignore_eos else (*self.tokenizer.eos_ids, *chat_ids)
+        return frozenset((*own, *params.stop_token_ids))
+
+    def _seed(self, params: SamplingParams) -> int:
+        return self._random.getrandbits(64) if params.seed is None else params.seed
