@@ -1,4 +1,4 @@
-"""The console script pyllama2, and python -m pyllama2: every command line as a subcommand."""
+"""The console script pyllama2, and python -m pyllama2: each command is a subcommand."""
 
 from __future__ import annotations
 
@@ -20,25 +20,32 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a subcommand; returns its exit code, 2 when there is none of that name."""
+    """Run a subcommand.
+
+    Args:
+        argv: the subcommand and its arguments; None: those of the process.
+
+    Returns:
+        Its exit code, or 2 if there is no such subcommand.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     first = arguments[0] if arguments else ""
     if first in COMMANDS:
         module = importlib.import_module(f"pyllama2.{first}")
         code: int = module.main(arguments[1:])
         return code
-    return run_guarded("pyllama2", lambda: _say_what_there_is(first))
+    return run_guarded("pyllama2", lambda: _print_usage(first))
 
 
-def _say_what_there_is(asked: str) -> int:
-    if asked == "--version":
+def _print_usage(argument: str) -> int:
+    if argument == "--version":
         print(f"pyllama2 {__version__}")
         return 0
-    helps = asked in ("-h", "--help")
+    asked_for_help = argument in ("-h", "--help")
     lines = [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
     usage = "\n".join(["usage: pyllama2 COMMAND ... | --version", "", *lines, "", "COMMAND --help says more."])
-    print(usage, file=sys.stdout if helps else sys.stderr)
-    return 0 if helps else 2
+    print(usage, file=sys.stdout if asked_for_help else sys.stderr)
+    return 0 if asked_for_help else 2
 
 
 if __name__ == "__main__":

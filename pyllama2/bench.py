@@ -237,7 +237,14 @@ def run_benchmark(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command.
+
+    Args:
+        argv: the arguments; None: those of the process.
+
+    Returns:
+        The exit code.
+    """
     parser = CommandParser(
         prog="pyllama2 bench",
         description="Measure how fast a model runs here.",

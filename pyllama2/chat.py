@@ -1,6 +1,6 @@
 """python -m pyllama2.chat: talk to a model.
 
-Answers go to stdout as they come; all else goes to stderr.
+Answers go to stdout as they are generated, everything else to stderr.
 """
 
 from __future__ import annotations
@@ -56,7 +56,14 @@ the context if that is less, fit into the context.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command.
+
+    Args:
+        argv: the arguments; None: those of the process.
+
+    Returns:
+        The exit code.
+    """
     parser = CommandParser(
         prog="pyllama2 chat",
         description="Talk to a model.",
@@ -89,7 +96,7 @@ def _chat(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def _read_message() -> str | None:
-    """The next line that is not blank; None at the end."""
+    """The next line of input that is not blank; None at the end."""
     while True:
         line = _read_line()
         if line is None:
@@ -102,7 +109,7 @@ def _read_line() -> str | None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return sys.stdin.readline() or None
     with suppress(ImportError):
-        import readline  # noqa: F401 (input() edits lines, and remembers them, once it is there)
+        import readline  # noqa: F401 (once imported, input() can edit lines and recalls earlier ones)
     try:
         return input("> ")
     except EOFError:
@@ -112,11 +119,14 @@ def _read_line() -> str | None:
 
 @dataclass
 class _Chat:
-    """The messages so far, and what is done with a line.
+    """A conversation, and what is done with each line of input.
 
-    system    the prompt that reset() goes back to
-    refused   whether anything was answered with an error
-    last      the last answer
+    Attributes:
+        messages: the messages so far.
+        system: the system prompt with which reset() starts again; None: there is none.
+        refused: whether any line was answered with an error.
+        last: the last answer.
+        n_generated: tokens of all answers.
     """
 
     llm: Llama
@@ -132,23 +142,23 @@ class _Chat:
         self.system = self.args.system
 
     def handle_line(self, line: str) -> bool:
-        """Obey a command or answer a message; False when it was to end."""
-        found = re.fullmatch(r"/([A-Za-z]+)(?:\s+(.*))?", line)
-        if found is None:
+        """Run a command, or answer a message. False if the chat is to end."""
+        command = re.fullmatch(r"/([A-Za-z]+)(?:\s+(.*))?", line)
+        if command is None:
             self.try_to_ask(line[1:] if line.startswith("//") else line)
             return True
         if line == "/exit":
             return False
         try:
-            self._obey(found[1], found[2])
+            self._obey(command[1], command[2])
         except OSError as error:
-            self._refuse(f"{shown(found[2])}: {error.strerror}")
+            self._refuse(f"{shown(command[2])}: {error.strerror}")
         except ValueError as error:
             self._refuse(str(error))
         return True
 
     def try_to_ask(self, text: str) -> None:
-        """ask(); a message that is refused is said to be so."""
+        """Call ask(), and print the reason if the message is refused."""
         try:
             self.ask(text)
         except ContextLengthError as error:
@@ -158,9 +168,18 @@ class _Chat:
             self._refuse(str(error))
 
     def ask(self, text: str) -> bool:
-        """Print the answer to a message, and keep both; False when Ctrl-C ended it.
+        """Print the answer to a message as it is generated, and keep both.
 
-        Of an answer that was ended, what came is kept; a message without any answer is not.
+        The part of an answer that came before Ctrl-C is kept. A message without any answer is not.
+
+        Args:
+            text: the user's message.
+
+        Returns:
+            False if Ctrl-C ended the answer.
+
+        Raises:
+            ContextLengthError, ValueError: the message is refused. The conversation is unchanged.
         """
         stream = None
         interrupted = False
@@ -183,7 +202,7 @@ class _Chat:
         return not interrupted
 
     def reset(self) -> None:
-        """Back to the system prompt."""
+        """Forget all messages but the system prompt."""
         self.messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         self.last = None
 
@@ -199,7 +218,7 @@ class _Chat:
             print(timings_line(self.llm, answer, verbose=True), file=sys.stderr)
 
     def _fitting(self, asked: Messages) -> Messages:
-        """asked, without the oldest turns if there is no room for them and it was asked for."""
+        """With --drop-oldest, drop the oldest turns of a conversation that does not fit into the context."""
         if not self.args.drop_oldest:
             return asked
         quarter = self.llm.n_ctx // 4
@@ -208,7 +227,7 @@ class _Chat:
         def count(messages: Messages) -> int:
             try:
                 return len(self.llm.chat_tokens(messages, template=self.args.template))
-            except ContextLengthError:  # far too long
+            except ContextLengthError:  # so long that it is not even tokenized
                 return sys.maxsize
 
         kept = without_oldest_turns(asked, count, self.llm.n_ctx - room)
@@ -218,7 +237,7 @@ class _Chat:
         return kept
 
     def _obey(self, name: str, argument: str | None) -> None:
-        """A command. Raises ValueError for an unknown or incomplete one, OSError for files."""
+        """Run a command. Raises ValueError if it is unknown or incomplete, OSError for files."""
         if name in ("reset", "clear", "stats", "help", "exit") and argument is not None:
             raise ValueError(f"/{name} takes nothing after it (// begins a message with /)")
         if name in ("save", "load") and argument is None:

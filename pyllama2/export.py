@@ -1,4 +1,4 @@
-"""python -m pyllama2.export: any checkpoint to one of our files. The work is done in convert.py."""
+"""python -m pyllama2.export: turn any checkpoint into one of our files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from .convert import export
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command.
+
+    Args:
+        argv: the arguments; None: those of the process.
+
+    Returns:
+        The exit code.
+    """
     parser = CommandParser(prog="pyllama2 export", description="Turn a checkpoint into a model file.")
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="Meta's or Hugging Face's directory, .gguf, llama2.c .bin, model file")
@@ -40,6 +47,6 @@ def _export(args: argparse.Namespace) -> int:
 if __name__ == "__main__":
     sys.exit(main())
 
-# The name stands for the function, also once this file was imported: that would put a module in its place.
+# pyllama2.export is the function. Importing this file would put a module in its place, so it replaces itself.
 export.main = main  # type: ignore[attr-defined]
 sys.modules[__name__] = export  # type: ignore[assignment]

@@ -1,6 +1,6 @@
 """python -m pyllama2.generate: continue a text.
 
-The prompt and its continuation go to stdout as they come, timings to stderr.
+The prompt and its continuation go to stdout as they are generated, timings to stderr.
 """
 
 from __future__ import annotations
@@ -41,7 +41,14 @@ they are spelled, as \\x1b. Pipes and files get the text as it is.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command.
+
+    Args:
+        argv: the arguments; None: those of the process.
+
+    Returns:
+        The exit code.
+    """
     parser = CommandParser(
         prog="pyllama2 generate",
         description="Continue a text.",
@@ -94,7 +101,7 @@ def _read_prompt(args: argparse.Namespace) -> str:
 
 def _json_fields(completion: Completion) -> dict[str, object]:
     fields = asdict(completion)
-    del fields["logprobs"]  # there is no flag that asks for them
+    del fields["logprobs"]  # no flag asks for them
     return fields
 
 

@@ -1,4 +1,4 @@
-"""python -m pyllama2.inspect: what is in a model, and what it needs. The work is done in inspection.py."""
+"""python -m pyllama2.inspect: show what is in a model, and what it needs to run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,14 @@ or, with --tokens, text, n_tokens, n_bytes and tokens: id, text, bytes (hexadeci
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command.
+
+    Args:
+        argv: the arguments; None: those of the process.
+
+    Returns:
+        The exit code.
+    """
     parser = CommandParser(
         prog="pyllama2 inspect",
         description="Say what is in a model, and what it needs.",
@@ -73,7 +80,7 @@ def _inspect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         print(_tokens_json(text, ids, tokenizer) if args.json else tokens_report(text, ids, tokenizer, _colour()))
         return 0
     with progress_bar("inspect") as progress:
-        found = inspect_model(
+        inspection = inspect_model(
             path,
             tokenizer=args.tokenizer,
             n_ctx=args.ctx,
@@ -81,7 +88,7 @@ def _inspect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             exact=args.exact,
             progress=progress,
         )
-    print(_json(found) if args.json else report(found, _colour(), layers=args.layers))
+    print(_json(inspection) if args.json else report(inspection, _colour(), layers=args.layers))
     return 0
 
 
@@ -90,15 +97,20 @@ def _colour() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def _json(found: Inspection) -> str:
-    return for_json(json.dumps(asdict(found), ensure_ascii=False, allow_nan=False))
+def _json(inspection: Inspection) -> str:
+    return for_json(json.dumps(asdict(inspection), ensure_ascii=False, allow_nan=False))
 
 
 def _tokens_json(text: str, ids: list[int], tokenizer: Tokenizer) -> str:
     special = set(tokenizer.special_tokens.values())
     tokens = [
-        {"id": id, "text": tokenizer.piece(id), "bytes": tokenizer.token_bytes(id).hex(), "special": id in special}
-        for id in ids
+        {
+            "id": token_id,
+            "text": tokenizer.piece(token_id),
+            "bytes": tokenizer.token_bytes(token_id).hex(),
+            "special": token_id in special,
+        }
+        for token_id in ids
     ]
     counts = {"n_tokens": len(ids), "n_bytes": len(text.encode())}
     return for_json(json.dumps({"text": text, **counts, "tokens": tokens}, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""python -m pyllama2.perplexity: how well a model predicts a text. The work is done in evaluation.py."""
+"""python -m pyllama2.perplexity: measure how well a model predicts a text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,14 @@ the same next token likeliest. The model compared with is taken as it is: --quan
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command.
+
+    Args:
+        argv: the arguments; None: those of the process.
+
+    Returns:
+        The exit code.
+    """
     parser = CommandParser(
         prog="pyllama2 perplexity",
         description="Say how well a model predicts a text, and how close it is to another model.",
@@ -79,6 +86,6 @@ def _lines(result: Perplexity) -> str:
 if __name__ == "__main__":
     sys.exit(main())
 
-# The name stands for the function, also once this file was imported: that would put a module in its place.
+# pyllama2.perplexity is the function. Importing this file would put a module in its place, so it replaces itself.
 perplexity.main = main  # type: ignore[attr-defined]
 sys.modules[__name__] = perplexity  # type: ignore[assignment]

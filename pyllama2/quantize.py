@@ -1,4 +1,4 @@
-"""python -m pyllama2.quantize: a model file to one of 8 or 4 bits per weight. The work is done in convert.py."""
+"""python -m pyllama2.quantize: turn a model file into one of 8 or 4 bits per weight."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from .storage.weights import GROUP_SIZES
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command.
+
+    Args:
+        argv: the arguments; None: those of the process.
+
+    Returns:
+        The exit code.
+    """
     parser = CommandParser(prog="pyllama2 quantize", description="Make a model file smaller.")
     add = parser.add_argument
     add("source", metavar="IN", help="a model file, or any checkpoint that export reads")
@@ -39,6 +46,6 @@ def _quantize(args: argparse.Namespace) -> int:
 if __name__ == "__main__":
     sys.exit(main())
 
-# The name stands for the function, also once this file was imported: that would put a module in its place.
+# pyllama2.quantize is the function. Importing this file would put a module in its place, so it replaces itself.
 quantize.main = main  # type: ignore[attr-defined]
 sys.modules[__name__] = quantize  # type: ignore[assignment]

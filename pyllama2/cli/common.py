@@ -1,6 +1,7 @@
 """What the command lines share: flags, exit codes, signals, and errors in one sentence.
 
-Exit codes: 0; 1 with one sentence on stderr; 2 for wrong usage; 130 after Ctrl-C; 143 after SIGTERM.
+Exit codes: 0 for success, 1 for an error (one sentence on stderr), 2 for wrong usage, 130 after Ctrl-C,
+143 after SIGTERM.
 """
 
 from __future__ import annotations
@@ -30,18 +31,31 @@ class CommandParser(argparse.ArgumentParser):
     """An ArgumentParser whose errors quote arguments on one line, without control characters."""
 
     def error(self, message: str) -> NoReturn:
-        """End with the usage, the message and exit code 2."""
+        """Print the usage and the message, and end with exit code 2."""
         super().error(one_line(message))
 
     def print_help(self, file: Any = None) -> None:
-        """Write the help to file, stdout unless given. Raises OSError, which argparse's own swallows."""
+        """Write the help. Errors of the file are raised; argparse's own method ignores them.
+
+        Args:
+            file: where to write; None: stdout.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         (sys.stdout if file is None else file).write(self.format_help())
 
 
 def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, command: Callable[[Any], int]) -> int:
-    """Parse argv (None: the process's) and run command on the result; returns the exit code.
+    """Parse the arguments and run a command on them.
 
-    command returns an exit code, calls parser.error() for wrong usage, and raises what comes of files and models.
+    Args:
+        argv: the arguments; None: those of the process.
+        command: takes the parsed arguments and returns an exit code. It calls parser.error() for wrong usage, and
+            lets errors of files and models pass.
+
+    Returns:
+        The exit code of the process.
     """
 
     def work() -> int:
@@ -54,7 +68,15 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, command
 
 
 def run_guarded(prog: str, work: Callable[[], int]) -> int:
-    """The exit code of work, whatever it raises; errors are said in one sentence on stderr."""
+    """Run work, and print an error in one sentence on stderr.
+
+    Args:
+        prog: the name of the command, which begins the sentence.
+        work: returns an exit code.
+
+    Returns:
+        The exit code of work, or that of the exception that it raised. A closed pipe is no error: 0.
+    """
     _use_streams()
     try:
         try:
@@ -67,11 +89,11 @@ def run_guarded(prog: str, work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         _say("")
         return 130
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of our output has ended
         _discard_output()
         return 0
     except OSError as error:
-        _discard_output()  # else its unwritten rest fails again when the interpreter ends
+        _discard_output()  # otherwise writing the rest fails again when the interpreter ends
         return _fail(prog, f"{shown(error.filename)}: {error.strerror}" if error.filename else str(error.strerror))
     except MemoryError as error:
         return _fail(prog, f"not enough memory: {error}".removesuffix(": "))
@@ -85,42 +107,43 @@ def _fail(prog: str, message: str) -> int:
 
 
 def _say(message: str) -> None:
-    """A line on stderr, if that can be written to."""
+    """Print one line on stderr, if it can be written to."""
     with suppress(OSError):
         print(one_line(message), file=sys.stderr, flush=True)
 
 
 def _use_streams() -> None:
-    """The standard streams as they are used here.
+    """Set up the standard streams.
 
-    Text may hold any character, whatever the locale says. Bytes that are not UTF-8 come in as Python has them in file
-    names, as lone surrogates, and go out escaped: a line of a chat may name a file, and is no message then. Those
-    that were closed when the process began read as empty, and take everything; and their place in the table of files
-    is taken, so that no model file gets it and what is printed.
+    All of them use UTF-8, whatever the locale says. Input bytes that are not UTF-8 become lone surrogates, as Python
+    has them in file names: a line of a chat may hold the name of a file. On output they are escaped.
+
+    A stream that was closed when the process began is replaced by the null device. This also takes its file
+    descriptor. Otherwise a model file could get that descriptor, and printed text would be written into the file.
     """
     for name, mode, errors in (
         ("stdin", "r", "surrogateescape"), ("stdout", "w", "backslashreplace"), ("stderr", "w", "backslashreplace")
     ):  # fmt: skip
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8", errors=errors))  # noqa: SIM115 (to stay)
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8", errors=errors))  # noqa: SIM115 (stays open)
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors=errors)
 
 
 def _discard_output() -> None:
-    """Let what is still to be written to stdout and stderr vanish where it cannot be written."""
+    """Send stdout and stderr to the null device where they cannot be written."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            with suppress(OSError):  # when there is no file behind it
+            with suppress(OSError):  # the stream has no file descriptor
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
 def _signals_as_exceptions() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command by an exception, so that temporary files are removed, as Ctrl-C does."""
+    """Turn SIGTERM and SIGHUP into SystemExit, so that temporary files are removed, as after Ctrl-C."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -136,7 +159,7 @@ def _signals_as_exceptions() -> Iterator[None]:
 
 @contextmanager
 def _warnings_as_sentences(prog: str) -> Iterator[None]:
-    """Warnings without the file and line they come from, which tell a user nothing."""
+    """Print warnings without their file and line, which tell a user nothing."""
 
     def show(message: Warning | str, *place: Any, **more: Any) -> None:
         _say(f"{prog}: {message}")
@@ -147,10 +170,10 @@ def _warnings_as_sentences(prog: str) -> Iterator[None]:
 
 
 class _OneLine(logging.Formatter):
-    """Records of one line each, without control characters."""
+    """A formatter that writes each record on one line, without control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line of a record."""
+        """Format a record as one line."""
         return one_line(super().format(record))
 
 
@@ -167,12 +190,12 @@ def _set_up_log(verbose: bool) -> None:
 
 
 def write_text(text: str) -> None:
-    """Put a part of a text on stdout at once: as it is, but a terminal gets no control characters."""
+    """Write part of a text to stdout and flush it. Control characters are escaped only if stdout is a terminal."""
     print(for_terminal(text), end="", flush=True)
 
 
 def positive(text: str) -> int:
-    """An integer above 0, for argparse."""
+    """Parse an integer above 0. For argparse's type=; raises ArgumentTypeError."""
     try:
         value = int(text)
     except ValueError:
@@ -183,7 +206,16 @@ def positive(text: str) -> int:
 
 
 def read_text(path: str, what: str) -> str:
-    """The text of a UTF-8 file, "-" for standard input. Raises ValueError, in which what names it, for other bytes."""
+    """Read a UTF-8 file, with or without a byte order mark.
+
+    Args:
+        path: the file; "-" is standard input.
+        what: the text's name in the error message, such as "the prompt".
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not UTF-8.
+    """
     if path == "-":
         data = sys.stdin.buffer.read()
     else:
@@ -198,7 +230,7 @@ def read_text(path: str, what: str) -> str:
 def add_model_flags(
     parser: argparse.ArgumentParser, *, ctx_help: str = "longest sequence in tokens (default: the model's)"
 ) -> None:
-    """The flags that make a Llama; see open_model()."""
+    """Add the flags that open_model() reads."""
     add = parser.add_argument_group("model").add_argument
     add("-m", "--model", help="a model file or checkpoint, or smollm2 (default: PYLLAMA2_MODEL, else the demo model)")
     add("--tokenizer", metavar="PATH", help="a tokenizer file, for checkpoints without one")
@@ -212,9 +244,13 @@ def add_model_flags(
 
 
 def open_model(args: argparse.Namespace) -> Llama:
-    """The Llama that the flags of add_model_flags() ask for."""
+    """Open the model that the flags of add_model_flags() name.
+
+    Raises:
+        Pyllama2Error, ValueError: as Llama() does.
+    """
     if args.device is not None:
-        os.environ["PYLLAMA2_DEVICE"] = args.device  # so that a flag "auto" beats the environment, too
+        os.environ["PYLLAMA2_DEVICE"] = args.device  # so that --device auto overrides the environment
     with progress_bar("convert") as progress:
         llm = Llama(
             args.model,
@@ -232,7 +268,7 @@ def open_model(args: argparse.Namespace) -> Llama:
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that make SamplingParams; see sampling_params()."""
+    """Add the flags that sampling_params() reads."""
     default = SamplingParams()
     add = parser.add_argument_group("sampling").add_argument
     add("-n", "--max-tokens", type=int, default=default.max_tokens, help="most tokens to generate (%(default)s)")
@@ -252,7 +288,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_params(parser: argparse.ArgumentParser, args: argparse.Namespace) -> SamplingParams:
-    """The SamplingParams that the flags of add_sampling_flags() ask for; values out of range are wrong usage."""
+    """Make SamplingParams from the flags of add_sampling_flags(). Values out of range are wrong usage (exit code 2)."""
     try:
         return SamplingParams(
             temperature=0.0 if args.greedy else args.temperature,
@@ -269,7 +305,11 @@ def sampling_params(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 
 
 def timings_line(llm: Llama, completion: Completion, verbose: bool) -> str:
-    """Tokens per second; with verbose also the bytes of weights that decoding read per second."""
+    """Describe the speed of a completion, in tokens/s.
+
+    Args:
+        verbose: also give the weights that decoding read, in GB/s (10^9 bytes).
+    """
     timings = completion.timings
     line = (
         f"prompt: {completion.usage.prompt_tokens} tokens, {timings.prompt_tokens_per_s:.1f} tokens/s; "

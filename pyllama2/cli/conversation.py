@@ -1,9 +1,7 @@
-"""The messages of a chat: kept in a file, and made to fit into a context by forgetting the oldest turns.
+"""The messages of a chat: reading and writing their file, and dropping the oldest turns when the context is full.
 
-A file is a JSON list of {"role": ..., "content": ...}, what Llama.chat() takes: a system prompt or none, then
+A file is a JSON list of {"role": ..., "content": ...}, as Llama.chat() takes them: an optional system prompt, then
 questions of the user and answers of the assistant in turn.
-
-Used by chat.py.
 """
 
 from __future__ import annotations
@@ -27,18 +25,29 @@ _MAX_VALUES = 500_000  # a parsed value takes up to 100 times the memory of its 
 
 
 def write_messages(path: str, messages: Messages) -> None:
-    """Write messages to a file, replacing it, or the one that a link leads to, when it is complete. Raises OSError."""
+    """Write messages to a file.
+
+    An existing file is replaced only when the new one is complete. A symbolic link stays, and its target is replaced.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     text = json.dumps(messages, ensure_ascii=False, indent=1) + "\n"
     try:
         with Interrupts() as interrupts, NewFile(os.path.realpath(path), interrupts) as file, interrupts.allowed():
             file.write(text.encode())
-    except CheckpointError as error:  # a conversation is none
+    except CheckpointError as error:  # NewFile's wording is about checkpoints; the cause is the plain OSError
         assert error.__cause__ is not None
         raise error.__cause__ from None
 
 
 def read_messages(path: str) -> Messages:
-    """The messages of a file. Raises OSError, and ValueError in one sentence unless they are as said above."""
+    """Read the messages of a file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is too large, or not in the format described above. The message is one sentence.
+    """
     with open(path, "rb") as file:
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES or sum(map(data.count, (b",", b"[", b"{"))) > _MAX_VALUES:
@@ -59,16 +68,21 @@ def read_messages(path: str) -> Messages:
 
 
 def without_oldest_turns(messages: Messages, count: Callable[[Messages], int], n_most: int) -> Messages:
-    """messages, which end with a question, without as many of the oldest turns as makes count() at most n_most.
+    """Drop as few of the oldest turns as make the messages fit.
 
-    The system prompt and the last question stay, even when these alone are more.
+    The system prompt and the last question always stay, even if they do not fit by themselves.
+
+    Args:
+        messages: a conversation that ends with a question.
+        count: the number of tokens of some messages.
+        n_most: the number of tokens that they may have.
     """
     if count(messages) <= n_most:
         return messages
     first = n_system(messages)
     shorter = [messages[:first] + messages[i:] for i in range(first + 2, len(messages), 2)]
-    fits = bisect_left(shorter, True, key=lambda some: count(some) <= n_most)
-    return shorter[min(fits, len(shorter) - 1)] if shorter else messages
+    first_that_fits = bisect_left(shorter, True, key=lambda candidate: count(candidate) <= n_most)
+    return shorter[min(first_that_fits, len(shorter) - 1)] if shorter else messages
 
 
 def _check_turns(messages: Messages) -> None:

@@ -1,4 +1,4 @@
-"""A progress bar on stderr for long work: one line that is drawn again and again. Used by the command lines."""
+"""A progress bar on stderr for long work: one line that is drawn again and again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INTERVAL_S = 0.1
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Progress | None]:
-    """A callback progress(done, total, name) that draws a bar; None when stderr is no terminal."""
+    """Give a callback progress(done, total, name) that draws a bar; None when stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
