@@ -4,8 +4,7 @@
     quantize           a checkpoint, mostly our own file -> our file, q8 or q4
     convert_in_memory  an open checkpoint -> a StoredModel that a backend can use
 
-One tensor is in memory at a time, except for what convert_in_memory keeps. Used by the command
-lines of the same names and by loading.py.
+One tensor is in memory at a time, apart from those that convert_in_memory keeps.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from .storage.weights import GROUP_SIZES, Quantization, Weight, all_finite
 FilePath = str | os.PathLike[str]
 Progress = Callable[[int, int, str], None]  # weights done, weights in all, name of the tensor just done
 
-_CHUNK = 1 << 18  # numbers that are converted and checked while they are in the cache
+_CHUNK = 1 << 18  # numbers that are converted and checked at a time, so that they are in the CPU's cache
 
 
 def export(
@@ -46,14 +45,23 @@ def export(
 ) -> None:
     """Write any checkpoint as one of our files.
 
-    dtype of the matrices is "float32" or "float16"; norms stay float32. tokenizer is a file that
-    replaces the checkpoint's own; max_seq_len (tokens) and norm_eps replace its values. progress is
-    called as progress(weights done, weights in all, name of the tensor just done).
+    Whatever happens, out is either complete or unchanged. An existing file is replaced by renaming: a Llama
+    that uses the old file keeps it.
 
-    Raises CheckpointError for a checkpoint that cannot be read, for numbers that are not finite or do not
-    fit into dtype, and when out cannot be written; TypeError and ValueError for wrong arguments, among them an
-    out that is a file of the checkpoint. Whatever happens, out is either complete or untouched. A file that is
-    there is replaced by renaming, and goes on to serve a Llama that uses it.
+    Args:
+        checkpoint: a file or a directory
+        out: path of the file to write
+        dtype: type of the matrices, "float32" or "float16"; norms stay float32
+        tokenizer: path of a tokenizer file that replaces the checkpoint's own
+        max_seq_len: longest sequence in tokens, instead of the checkpoint's
+        norm_eps: epsilon of RMSNorm, instead of the checkpoint's
+        progress: called as progress(weights done, weights in all, name of the tensor just done)
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, a number is not finite or does not fit into dtype, or out
+            cannot be written
+        TypeError: an argument is of the wrong type
+        ValueError: an argument is wrong, for example out is a file of the checkpoint
     """
     if arguments.string("dtype", dtype) not in ("float32", "float16"):
         raise ValueError(f"dtype must be float32 or float16, not {shown_value(dtype)}")
@@ -78,11 +86,23 @@ def quantize(
     output_type: str | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write a model, one of our files or any other checkpoint, as one of our files with 8- or 4-bit weights.
+    """Write a model as one of our files with 8- or 4-bit weights.
 
-    type is "q8" or "q4", group_size 32, 64 or 128 weights that share a scale; output_type is the type of
-    the output matrix, q8 unless given. A quantized source is read as the numbers it stands for, so
-    that a q8 file can become q4. progress, errors and guarantees are those of export().
+    A quantized source is dequantized first, so that a q8 file can become q4. Whatever happens, out is either
+    complete or unchanged. An existing file is replaced by renaming: a Llama that uses the old file keeps it.
+
+    Args:
+        source: one of our files, or any other checkpoint
+        out: path of the file to write
+        type: "q8" or "q4"
+        group_size: number of weights that share a scale: 32, 64 or 128
+        output_type: type of the output matrix, "q8" or "q4"; None: "q8"
+        progress: called as progress(weights done, weights in all, name of the tensor just done)
+
+    Raises:
+        CheckpointError: the source cannot be read, a number is not finite or does not fit, or out cannot be written
+        TypeError: an argument is of the wrong type
+        ValueError: an argument is wrong, for example out is a file of the source
     """
     for name, value in (("type", type), ("output_type", "q8" if output_type is None else output_type)):
         if arguments.string(name, value) not in ("q8", "q4"):
@@ -99,14 +119,21 @@ def quantize(
 def convert_in_memory(
     checkpoint: Checkpoint, quantization: Quantization, progress: Progress | None = None
 ) -> StoredModel:
-    """The model of an open checkpoint with matrices of any storage type.
+    """Convert an open checkpoint to a model in memory.
 
-    Tensors that are stored as wanted stay in their mapped file, unless the model is quantized. Raises CheckpointError
-    for numbers that are not finite or do not fit.
+    Tensors that have the storage type wanted already stay in their mapped file, unless the model is quantized.
+
+    Args:
+        checkpoint: stays open, and may be closed afterwards
+        quantization: the storage types wanted
+        progress: called as progress(weights done, weights in all, name of the tensor just done)
+
+    Raises:
+        CheckpointError: a number is not finite or does not fit into its storage type
     """
     model = _without_weights(checkpoint, quantization)
     for weight in _convert(checkpoint, quantization, progress):
-        if quantization.group_size and weight.scales is None:  # a norm; nothing of the file is needed any more
+        if quantization.group_size and weight.scales is None:  # a norm: with a copy of it, the file can be unmapped
             weight = replace(weight, data=weight.data.copy())
         model.weights[weight.name] = weight
     return model
@@ -121,7 +148,7 @@ def _write(source: Checkpoint, out: str, quantization: Quantization, progress: P
 
 
 def _check_target(out: str, inputs: list[str]) -> None:
-    """Raise unless out may be written: before any work is done, and before any input is harmed."""
+    """Raise unless out may be written, before any work is done. An input file must not be overwritten."""
     folder = os.path.dirname(out) or os.curdir
     if not os.path.basename(out) and not os.path.isdir(out):
         raise ValueError(f"{shown_value(out)} is not the name of a file")
@@ -130,9 +157,9 @@ def _check_target(out: str, inputs: list[str]) -> None:
     if not os.path.exists(out):
         return
     for path in inputs:
-        if os.path.exists(path) and os.path.samefile(out, path):  # links of either kind included
+        if os.path.exists(path) and os.path.samefile(out, path):  # also through a symbolic or hard link
             raise ValueError(f"{shown(out)} is a file of the model to be read; choose another name for the result")
-    if not os.path.isfile(out):  # a device would be replaced by a file
+    if not os.path.isfile(out):  # renaming would replace a device by a file
         raise CheckpointError(f"cannot write {out}: it is a {'directory' if os.path.isdir(out) else 'special file'}")
 
 
@@ -141,32 +168,35 @@ def _without_weights(source: Checkpoint, quantization: Quantization) -> StoredMo
 
 
 def _convert(source: Checkpoint, quantization: Quantization, progress: Progress | None) -> Iterator[Weight]:
-    """Every tensor of source in order, in its storage type."""
+    """Yield every tensor of source in order, in its storage type."""
     done, total = 0, source.config.n_parameters
     for name, shape, tensor in source.tensors():
-        type = quantization.type_of(name, source.config)
+        weight_type = quantization.type_of(name, source.config)
         array = tensor.read()
-        if type in ("q8", "q4"):
-            yield _quantized(name, array, type, quantization.group_size)
+        if weight_type in ("q8", "q4"):
+            yield _quantized(name, array, weight_type, quantization.group_size)
         else:
-            yield Weight(name, type, shape, _as_float(name, array, np.dtype(type)))
+            yield Weight(name, weight_type, shape, _as_float(name, array, np.dtype(weight_type)))
         done += prod(shape)
         if progress is not None:
             progress(done, total, name)
 
 
-def _quantized(name: str, array: NDArray[Any], type: str, group_size: int) -> Weight:
+def _quantized(name: str, array: NDArray[Any], weight_type: str, group_size: int) -> Weight:
     from ._cpu import quantize_matrix
 
     try:
-        data, scales = quantize_matrix(array, type, group_size)
+        data, scales = quantize_matrix(array, weight_type, group_size)
     except ValueError as error:
         raise CheckpointError(f"tensor {name}: {error}") from error
-    return Weight(name, "q8" if type == "q8" else "q4", array.shape, data, scales, group_size)
+    return Weight(name, "q8" if weight_type == "q8" else "q4", array.shape, data, scales, group_size)
 
 
 def _as_float(name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """array as dtype, float32 or float16; itself when it is that. Raises CheckpointError for NaN and infinity."""
+    """Convert array to dtype, float32 or float16, without a copy if it has that type already.
+
+    Raises CheckpointError for NaN, infinity, and numbers that do not fit.
+    """
     source = np.require(array, requirements=["C", "A"])
     result = source if source.dtype == dtype else np.empty(source.shape, dtype)
     flat_source, flat_result = source.reshape(-1), result.reshape(-1)

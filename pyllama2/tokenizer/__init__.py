@@ -1,4 +1,4 @@
-"""Text to token ids and back. load_tokenizer() is the way in; base.py has the interface."""
+"""Text to token ids and back. load_tokenizer() makes a tokenizer; base.py has the interface."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ from .base import Tokenizer, TokenizerSpec
 
 
 def load_tokenizer(spec: TokenizerSpec, vocab_size: int | None = None) -> Tokenizer:
-    """The tokenizer of a spec, for a model of vocab_size tokens (None: as many as the tokenizer has).
+    """Make the tokenizer of a spec.
 
-    Raises CheckpointError when its data is damaged, or when it has tokens that the model lacks.
+    Args:
+        spec: the tokenizer's data and special tokens
+        vocab_size: the model's number of tokens; None: as many as the tokenizer has
+
+    Returns:
+        A SentencePieceTokenizer or a BpeTokenizer.
+
+    Raises:
+        CheckpointError: the tokenizer's data is damaged, or it has tokens that the model lacks
     """
     with GATE:
         if spec.kind == "sentencepiece":

@@ -1,12 +1,10 @@
-"""Tokenizers: text to token ids and back, SentencePiece and byte-level BPE behind one interface.
+"""The interface of tokenizers: text to token ids and back.
 
-    TokenizerSpec    what our file stores
-    Tokenizer        the interface
-    load_tokenizer   spec -> Tokenizer (sentencepiece_tokenizer.py, bpe_tokenizer.py)
+    TokenizerSpec    the data that a tokenizer is made from, as our file stores it
+    Tokenizer        the interface; sentencepiece.py and bpe.py implement it
 
 Text never becomes special tokens: the strings of BOS, EOS and chat markers are encoded like any
-other text. What needs special tokens (chat formats, BOS) puts their ids there itself.
-The streaming detokenizer is in detokenizer.py.
+other text. Callers that need special tokens (chat formats, BOS) insert their ids.
 """
 
 from __future__ import annotations
@@ -26,10 +24,12 @@ from .limits import MAX_SPECIAL_TOKENS
 class TokenizerSpec:
     """All that is needed to make a tokenizer, as our file stores it.
 
-    kind     "sentencepiece": data is a SentencePiece .model; "bpe": data is a tokenizer.json
-    bos_id   the token that begins a sequence, None when the model has none
-    eos_ids  the tokens that end a text
-    add_bos  whether a prompt is given a bos_id
+    Attributes:
+        kind: "sentencepiece" or "bpe" (byte-level)
+        data: the bytes of a SentencePiece .model, or of a tokenizer.json for "bpe"
+        bos_id: the token that begins a sequence, None when the model has none
+        eos_ids: the tokens that end a text
+        add_bos: whether a prompt begins with bos_id
     """
 
     kind: Literal["sentencepiece", "bpe"]
@@ -39,13 +39,21 @@ class TokenizerSpec:
     add_bos: bool
 
     def to_json(self) -> str:
-        """Everything but data, as a JSON object."""
+        """Return everything but data, as a JSON object."""
         values = {"kind": self.kind, "bos_id": self.bos_id, "eos_ids": list(self.eos_ids), "add_bos": self.add_bos}
         return json.dumps(values, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str, data: bytes) -> TokenizerSpec:
-        """The spec of to_json() and its data. Raises ValueError."""
+        """Make a spec from what to_json() wrote, and its data.
+
+        Args:
+            text: the JSON object
+            data: the tokenizer's own file
+
+        Raises:
+            ValueError: text is not a valid spec
+        """
         values = json.loads(text)
         if not isinstance(values, dict) or set(values) != {"kind", "bos_id", "eos_ids", "add_bos"}:
             raise ValueError("a tokenizer must have kind, bos_id, eos_ids and add_bos")
@@ -66,11 +74,15 @@ def _is_id(value: Any) -> bool:
 class Tokenizer(ABC):
     """Text to token ids and back.
 
-    spec            what it was made from
-    vocab_size      ids are 0 .. vocab_size - 1; a model may have more than its tokenizer has tokens, and
-                    those that stand for nothing add no text
-    special_tokens  control tokens by their name: <s>, <|im_end|>
-    prepends_space  encode() puts a space before the text, as SentencePiece does
+    Attributes:
+        spec: the data that the tokenizer was made from
+        vocab_size: token ids are 0 .. vocab_size - 1. A model may have more ids than its tokenizer has tokens; the
+            ids without a token add no text.
+        special_tokens: ids of control tokens by name, such as <s> or <|im_end|>
+        prepends_space: whether encode() puts a space before the text, as SentencePiece does
+
+    Raises:
+        CheckpointError: there are too many EOS tokens, or BOS or EOS is not in the vocabulary
     """
 
     prepends_space: bool
@@ -78,13 +90,13 @@ class Tokenizer(ABC):
     def __init__(self, spec: TokenizerSpec, vocab_size: int, special_tokens: dict[str, int]) -> None:
         if len(spec.eos_ids) > MAX_SPECIAL_TOKENS:
             raise CheckpointError(f"{len(spec.eos_ids)} tokens that end a text are more than {MAX_SPECIAL_TOKENS}")
-        for id in (*spec.eos_ids, *([] if spec.bos_id is None else [spec.bos_id])):
-            if id >= vocab_size:
-                raise CheckpointError(f"the special token {id} is beyond the vocabulary of {vocab_size} tokens")
+        for token_id in (*spec.eos_ids, *([] if spec.bos_id is None else [spec.bos_id])):
+            if token_id >= vocab_size:
+                raise CheckpointError(f"the special token {token_id} is beyond the vocabulary of {vocab_size} tokens")
         self.spec = spec
         self.vocab_size = vocab_size
         self.special_tokens = special_tokens
-        self._special_names = {id: name for name, id in special_tokens.items()}
+        self._special_names = {token_id: name for name, token_id in special_tokens.items()}
 
     @property
     def bos_id(self) -> int | None:
@@ -98,45 +110,80 @@ class Tokenizer(ABC):
 
     @property
     def add_bos(self) -> bool:
-        """Whether a prompt is given a bos_id; encode() never gives one."""
+        """Whether a prompt begins with bos_id. encode() never adds it; with_bos() does."""
         return self.spec.add_bos
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """The tokens of text, without BOS; no special token ever comes out of text.
+        """Tokenize text.
 
-        Raises ValueError for text that the vocabulary cannot express and for lone surrogates, and
-        CheckpointError when the tokenizer's own data makes the encoder fail.
+        Args:
+            text: any text; the names of special tokens in it are encoded like other text
+
+        Returns:
+            The token ids, without BOS and without any special token.
+
+        Raises:
+            TypeError: text is not a string
+            ValueError: text has a lone surrogate, or a character that the vocabulary cannot express
+            CheckpointError: the tokenizer's own data makes the encoder fail
         """
 
     def with_bos(self, ids: list[int]) -> list[int]:
-        """The ids of a prompt, after BOS if a prompt is given one and they do not begin with it."""
+        """Put BOS before the ids of a prompt, if add_bos is set and they do not begin with it already."""
         if not self.add_bos or self.bos_id is None or ids[:1] == [self.bos_id]:
             return ids
         return [self.bos_id, *ids]
 
     @abstractmethod
     def token_bytes(self, id: int, *, first: bool = False) -> bytes:
-        """The bytes that a token adds to the text, b"" for a special one. Raises ValueError for an unknown id.
+        """Return the bytes that a token adds to the text.
 
-        With first, the token is the first of a whole text that adds any: the space that encode() put
-        before the text is left out.
+        Args:
+            id: the token
+            first: this is the first token of a whole text that adds any bytes, so that the space that
+                encode() put before the text is left out
+
+        Returns:
+            The bytes, which may be a part of a character; b"" for a special token.
+
+        Raises:
+            ValueError: id is outside of the vocabulary
         """
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids as a whole text; bytes that are no UTF-8 become U+FFFD. Raises ValueError.
+        """Return the text of ids as a whole text.
 
-        For a text that continues another see Detokenizer, which keeps the leading space.
+        Detokenizer is for a text that continues another; it keeps the leading space.
+
+        Args:
+            ids: token ids; special tokens add nothing
+
+        Returns:
+            The text; bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            ValueError: an id is outside of the vocabulary
         """
         parts: list[bytes] = []
         first = True
-        for id in ids:
-            parts.append(self.token_bytes(id, first=first))
-            first = first and not self.token_bytes(id)
+        for token_id in ids:
+            parts.append(self.token_bytes(token_id, first=first))
+            first = first and not self.token_bytes(token_id)
         return b"".join(parts).decode("utf-8", "replace")
 
     def piece(self, id: int) -> str:
-        """A token for people to read: its text, its name if it is special, <0xNN> for bytes that are no text."""
+        """Return a token in a form for people to read.
+
+        Args:
+            id: the token
+
+        Returns:
+            The token's text, its name if it is special, or <0xNN> for each byte if its bytes are not UTF-8.
+
+        Raises:
+            ValueError: id is outside of the vocabulary
+        """
         data = self.token_bytes(id)
         if id in self._special_names:
             return self._special_names[id]
@@ -145,24 +192,29 @@ class Tokenizer(ABC):
         except UnicodeDecodeError:
             return "".join(f"<0x{byte:02X}>" for byte in data)
 
-    def _checked_id(self, id: int) -> int:
-        id = operator.index(id)
-        if not 0 <= id < self.vocab_size:
-            raise ValueError(f"token id {id} is outside the vocabulary of {self.vocab_size} tokens")
-        return id
+    def _checked_id(self, token_id: int) -> int:
+        token_id = operator.index(token_id)
+        if not 0 <= token_id < self.vocab_size:
+            raise ValueError(f"token id {token_id} is outside the vocabulary of {self.vocab_size} tokens")
+        return token_id
 
 
 def is_chat_marker(name: str) -> bool:
-    """Whether a token the user may type, by its file, is spelled like a control token: <|im_start|>.
+    """Whether an ordinary token is spelled like a control token, such as <|im_start|>.
 
-    Converted models often list their chat markers as ordinary added tokens; taken at its word, such
-    a file would let text forge turns of a chat.
+    Converted models often list their chat markers as ordinary added tokens. If text could become such
+    a token, it could forge turns of a chat.
     """
     return name.startswith("<|") and name.endswith("|>")
 
 
 def utf8(text: str) -> bytes:
-    """The bytes of text. Raises TypeError, and ValueError for a lone surrogate, which no byte sequence stands for."""
+    """Encode text as UTF-8.
+
+    Raises:
+        TypeError: text is not a string
+        ValueError: text has a lone surrogate, which UTF-8 cannot express
+    """
     if not isinstance(text, str):
         raise TypeError(f"text must be a string, not {type(text).__name__}")
     try:
