@@ -1,10 +1,8 @@
-"""python -m pyllama2.bench: how fast a model runs here, and what share of the memory's speed its decoding reaches.
+"""python -m pyllama2.bench: how fast a model runs here, and what share of the memory bandwidth decoding reaches.
 
-Decoding a token reads every weight once, and the keys and values of all tokens before it; tokens/s times these bytes
-is the rate of reading, which cannot exceed what the memory gives. That limit is measured between the repeats, since
-on a machine that others use it changes from minute to minute.
-
-The scripts that compare with other engines measure through the functions here.
+Decoding a token reads every weight once, and the keys and values of all tokens before it. Tokens/s times these bytes
+is the read rate, which the memory bandwidth limits. The bandwidth is measured between the repeats, because on a shared
+machine it changes from minute to minute.
 """
 
 from __future__ import annotations
@@ -52,7 +50,13 @@ bytes).
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, lowest and highest of repeated measurements."""
+    """Median, lowest and highest of repeated measurements.
+
+    Attributes:
+        median: the median.
+        min: the lowest.
+        max: the highest.
+    """
 
     median: float
     min: float
@@ -60,7 +64,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value."""
+        """Summarize measurements. There must be at least one."""
         return cls(statistics.median(values), min(values), max(values))
 
     def __str__(self) -> str:
@@ -69,7 +73,14 @@ class Spread:
 
 
 def fill_cache(backend: Backend, cache: KVCache, n_tokens: int, row: int = 0) -> None:
-    """Give a row of the cache n_tokens positions without computing them: those of a few tokens, again and again."""
+    """Fill a row of the cache without computing all of it.
+
+    A few tokens are computed, and their keys and values are repeated.
+
+    Args:
+        n_tokens: the number of positions to fill, from 0 on.
+        row: the row of the cache.
+    """
     if n_tokens == 0:
         return
     sample = min(n_tokens, 16)
@@ -83,19 +94,28 @@ def fill_cache(backend: Backend, cache: KVCache, n_tokens: int, row: int = 0) ->
 
 
 def random_tokens(vocab_size: int, n: int) -> list[int]:
-    """The same n token ids each time."""
+    """Draw n token ids from a fixed seed: the same ones each time."""
     return [int(token) for token in np.random.default_rng(1).integers(0, vocab_size, n)]
 
 
 def weight_bytes_per_token(model: StoredModel) -> int:
-    """Bytes of weights that decoding a token reads: all but the other rows of an embedding."""
+    """Bytes of weights that decoding a token reads.
+
+    An embedding matrix that is not the output matrix as well is left out, since only one row of it is read.
+    """
     embedding = 0 if model.config.tied_embeddings else model.weights["tok_embeddings.weight"].nbytes
     return model.nbytes - embedding
 
 
 @dataclass(frozen=True)
 class Run:
-    """One repeat: tokens/s, and a hash of all logits."""
+    """One repeat of the measurement.
+
+    Attributes:
+        prompt: tokens/s of processing the prompt.
+        decode: tokens/s of decoding.
+        logits: the logits_hash() of all logits.
+    """
 
     prompt: float
     decode: float
@@ -103,9 +123,18 @@ class Run:
 
 
 def measure(backend: Backend, cache: KVCache, n_prompt: int, n_new: int, context: int) -> Run:
-    """Process a prompt of n_prompt tokens from position 0, then decode n_new tokens from position context on.
+    """Process a prompt, then decode some tokens, and measure both.
 
-    The cache must be filled up to context. Its first n_prompt positions are written, with the same values each time.
+    Args:
+        backend: the backend that computes.
+        cache: a cache whose row 0 is filled up to context. Its first n_prompt positions are overwritten, with the same
+            values each time.
+        n_prompt: tokens of the prompt, which begins at position 0.
+        n_new: tokens to decode.
+        context: position of the first decoded token.
+
+    Raises:
+        NumericalError: a logit is not finite.
     """
     tokens = random_tokens(backend.config.vocab_size, max(n_prompt, n_new))
     started = time.perf_counter()
@@ -119,7 +148,14 @@ def measure(backend: Backend, cache: KVCache, n_prompt: int, n_new: int, context
 
 
 def logits_hash(logits: Sequence[NDArray[np.float32]]) -> str:
-    """16 hexadecimal digits that stand for the bits of some logits. Raises NumericalError when one is not finite."""
+    """Hash the bits of logits, float32 arrays of any shape.
+
+    Returns:
+        16 hexadecimal digits, the beginning of a SHA-256.
+
+    Raises:
+        NumericalError: a logit is not finite.
+    """
     digest = hashlib.sha256()
     for array in logits:
         if not np.isfinite(array).all():
@@ -130,12 +166,30 @@ def logits_hash(logits: Sequence[NDArray[np.float32]]) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """What one model does on one device. Speeds are tokens/s; rates GB/s; bytes are those of one decoded token.
+    """The speed of one model on one device. Rates are in GB/s (10^9 bytes).
 
-    bandwidth  None when it was not measured, on other devices than the CPU
-    share      of the bandwidth that decoding reads
-    in_cache   whether the weights fit in the processor's last cache; None where its size is unknown
-    logits     see logits_hash()
+    Attributes:
+        model: its file's name.
+        n_parameters: the number of its weights.
+        quantization: how the weights are stored: float32, float16, q8 or q4.
+        group_size: weights that share a scale; 0 without quantization.
+        device: "cpu" or "cuda".
+        instruction_set: of the CPU kernels; None on other devices.
+        n_threads: of the CPU backend; None on other devices.
+        kv_dtype: type of keys and values.
+        prompt_tokens: length of the prompt.
+        new_tokens: decoded tokens of a repeat.
+        context: position of the first decoded token.
+        repeat: the number of repeats.
+        prompt: tokens/s of processing the prompt.
+        decode: tokens/s of decoding.
+        weight_bytes: bytes of weights that decoding a token reads.
+        kv_cache_bytes: bytes of keys and values that decoding a token reads, on average.
+        read: the rate at which decoding reads weights, keys and values.
+        bandwidth: the rate at which the same threads read a large buffer; None on other devices than the CPU.
+        share: read as a share of bandwidth; None without bandwidth.
+        in_cache: whether the weights fit in the processor's last cache; None if its size or bandwidth is unknown.
+        logits: the logits_hash() of a repeat.
     """
 
     model: str
@@ -161,7 +215,7 @@ class Report:
     logits: str
 
     def to_json(self) -> str:
-        """One object."""
+        """The report as one JSON object."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
     def __str__(self) -> str:
@@ -189,13 +243,26 @@ class Report:
 def run_benchmark(
     name: str, model: StoredModel, backend: Backend, n_prompt: int, n_new: int, context: int, repeat: int
 ) -> Report:
-    """The report on a model called name. Raises NumericalError when two repeats give other logits."""
+    """Measure how fast a model runs.
+
+    Args:
+        name: the model's name in the report.
+        model: the model.
+        backend: the backend that runs it.
+        n_prompt: tokens of the prompt.
+        n_new: tokens to decode.
+        context: position of the first decoded token.
+        repeat: the number of repeats.
+
+    Raises:
+        NumericalError: a logit is not finite, or two repeats give different logits.
+    """
     facts = backend.describe()
     n_threads = facts.get("n_threads")
     memory = ReadBandwidth(n_threads) if facts["device"] == "cpu" and n_threads else None
     length = max(n_prompt, context + n_new)
     with closing(backend.new_cache(1, length)) as cache:
-        measure(backend, cache, min(n_prompt, 64), min(n_new, 2), 0)  # pages in weights, wakes threads
+        measure(backend, cache, min(n_prompt, 64), min(n_new, 2), 0)  # warm-up: pages in weights, wakes threads
         fill_cache(backend, cache, context)
         position_bytes = sum(array.nbytes for array in cache.save_row(0, 1).values())
         kv_cache_bytes = round(position_bytes * (context + (n_new + 1) / 2))
@@ -289,7 +356,11 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _lengths(args: Any, n_ctx: int) -> tuple[int, int]:
-    """Prompt and new tokens: as asked, else the usual ones or as many as fit. Raises ContextLengthError."""
+    """Numbers of prompt tokens and new tokens: those asked for, else the defaults or as many as fit.
+
+    Raises:
+        ContextLengthError: what was asked for does not fit.
+    """
     n_prompt = args.prompt_tokens or min(_PROMPT_TOKENS, n_ctx)
     n_new = args.new_tokens or max(1, min(_NEW_TOKENS, n_ctx - args.context))
     if n_prompt > n_ctx:

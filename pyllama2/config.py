@@ -1,7 +1,4 @@
-"""ModelConfig: the dimensions of a Llama, validated once. Nothing else holds dimensions.
-
-Used by every other module; imports nothing of the package.
-"""
+"""ModelConfig: the dimensions of a Llama, validated once. They are kept nowhere else."""
 
 from __future__ import annotations
 
@@ -19,12 +16,21 @@ _MAX_CONTEXT = 1 << 26
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotation frequencies are stretched for contexts longer than the trained one.
+    """How RoPE frequencies are scaled for contexts longer than the model was trained for.
 
-    kind "linear" divides every frequency by factor. kind "llama3" divides the low
-    frequencies by factor, keeps the high ones, and blends in between; the bounds are
-    wavelengths original_max_seq_len / low_freq_factor and / high_freq_factor
-    (source: Llama 3.1's reference code).
+    "linear" divides every frequency by factor. "llama3" divides low frequencies by factor, keeps high ones, and
+    interpolates between them. A frequency is low if its wavelength is above original_max_seq_len / low_freq_factor
+    tokens, and high if it is below original_max_seq_len / high_freq_factor (source: Llama 3.1's reference code).
+
+    Attributes:
+        kind: "linear" or "llama3".
+        factor: what frequencies are divided by.
+        low_freq_factor: bound of the low frequencies; for "llama3" only.
+        high_freq_factor: bound of the high frequencies; for "llama3" only.
+        original_max_seq_len: the trained context in tokens; for "llama3" only.
+
+    Raises:
+        ValueError: the kind is unknown, or a number is out of range.
     """
 
     kind: str
@@ -48,16 +54,22 @@ class RopeScaling:
 class ModelConfig:
     """The dimensions and constants of one Llama.
 
-    dim            width of the residual stream
-    hidden_dim     width inside the feed-forward network
-    n_heads        query heads; n_kv_heads of keys and values, shared by n_heads / n_kv_heads queries
-    head_dim       width of one head (dim / n_heads in every Llama-2)
-    max_seq_len    longest sequence, in tokens, that the model was made for
-    norm_eps       added to the mean square in RMSNorm
-    rope_theta     base of the rotation frequencies
-    tied_embeddings  the output matrix is the embedding matrix
+    Attributes:
+        dim: width of the residual stream.
+        hidden_dim: width inside the feed-forward network.
+        n_layers: the number of blocks.
+        n_heads: query heads.
+        n_kv_heads: key and value heads; each is shared by n_heads / n_kv_heads query heads.
+        head_dim: width of one head (dim / n_heads in every Llama-2).
+        vocab_size: the number of tokens.
+        max_seq_len: longest sequence, in tokens, that the model was made for.
+        norm_eps: added to the mean square in RMSNorm.
+        rope_theta: base of the RoPE frequencies.
+        rope_scaling: how these are scaled for longer contexts; None: not at all.
+        tied_embeddings: whether the output matrix is the embedding matrix.
 
-    Raises ValueError when a value is out of range or two of them disagree.
+    Raises:
+        ValueError: a value is out of range, or two of them contradict each other.
     """
 
     dim: int
@@ -104,10 +116,9 @@ class ModelConfig:
         return self.n_kv_heads * self.head_dim
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of the model by its name, with its shape, in file order.
+        """The name and shape of every tensor, in file order.
 
-        Matrices are (output rows, input columns); norms are (dim,). A tied model has no
-        output.weight.
+        Matrices are (outputs, inputs); norms are (dim,). A model with tied embeddings has no output.weight.
         """
         dim, hidden = self.dim, self.hidden_dim
         shapes: dict[str, tuple[int, ...]] = {"tok_embeddings.weight": (self.vocab_size, dim)}
@@ -129,14 +140,13 @@ class ModelConfig:
 
     @property
     def n_parameters(self) -> int:
-        """Number of weights."""
+        """The number of weights."""
         return sum(math.prod(shape) for shape in self.tensor_shapes().values())
 
     def rope_frequencies(self) -> list[float]:
-        """Radians per position of each rotation pair, head_dim / 2 of them.
+        """The RoPE frequency of each pair, head_dim / 2 of them, in radians per position.
 
-        Pair i turns by theta^(-2i / head_dim) (RoFormer, arXiv:2104.09864), stretched as
-        rope_scaling says.
+        Pair i turns by theta^(-2i / head_dim) (RoFormer, arXiv:2104.09864), scaled as rope_scaling says.
         """
         frequencies = [self.rope_theta ** (-2 * i / self.head_dim) for i in range(self.head_dim // 2)]
         scaling = self.rope_scaling
@@ -147,12 +157,16 @@ class ModelConfig:
         return [_llama3_frequency(f, scaling) for f in frequencies]
 
     def to_json(self) -> str:
-        """The config as a JSON object, as it stands in our file."""
+        """The config as a JSON object, as our file stores it."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
-        """The config of to_json(). Raises ValueError on unknown, missing or wrong fields."""
+        """Make the config from the JSON object of to_json().
+
+        Raises:
+            ValueError: a field is unknown, missing or wrong.
+        """
         values = _known_fields(cls, json.loads(text))
         if values.get("rope_scaling") is not None:
             values["rope_scaling"] = RopeScaling(**_known_fields(RopeScaling, values["rope_scaling"]))
@@ -160,7 +174,7 @@ class ModelConfig:
 
 
 def _known_fields(cls: type, values: Any) -> dict[str, Any]:
-    """values, checked to be an object with the fields of the dataclass cls: no other, none missing."""
+    """Check that a JSON value is an object with the fields of the dataclass cls: none unknown, none missing."""
     if not isinstance(values, dict):
         raise ValueError(f"{cls.__name__} must be a JSON object")
     for name in values:
@@ -174,7 +188,7 @@ def _known_fields(cls: type, values: Any) -> dict[str, Any]:
 
 def _llama3_frequency(frequency: float, scaling: RopeScaling) -> float:
     wavelength = 2 * math.pi / frequency
-    # How many turns a pair makes over the original context: many = fine position, few = coarse.
+    # How often a pair turns in the original context: high frequencies often, low ones seldom.
     turns = scaling.original_max_seq_len / wavelength
     if turns < scaling.low_freq_factor:
         return frequency / scaling.factor

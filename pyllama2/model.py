@@ -44,7 +44,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))  # (D,)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D)
-        """x normalised in float32, then scaled."""
+        """Normalise x in float32, then scale it."""
         x32 = x.float()
         scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)  # (B, T, 1)
         return (x32 * scale).type_as(x) * self.weight
@@ -104,7 +104,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(config.q_dim, config.dim, bias=False)  # weight (D, H*E)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:  # x (B, T, D)
-        """Attention of T tokens to themselves and to what the cache holds."""
+        """Attention of T new tokens to themselves and to the tokens in the cache."""
         heads = (-1, self.head_dim)
         q = apply_rope(self.wq(x).unflatten(-1, heads), cos, sin)  # (B, T, H, E)
         k = apply_rope(self.wk(x).unflatten(-1, heads), cos, sin)  # (B, T, K, E)
@@ -180,7 +180,8 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor, cache: list[KVCache] | None = None) -> Tensor:  # (B, T) int64
         """Logits (B, T, V) in float32. With a cache the tokens continue the sequences in it.
 
-        Raises ValueError when the sequences would be longer than config.max_seq_len.
+        Raises:
+            ValueError: the sequences would be longer than config.max_seq_len.
         """
         start = cache[0].length if cache else 0
         end = start + tokens.shape[1]
@@ -194,9 +195,9 @@ class Transformer(nn.Module):
 
     @torch.inference_mode()
     def generate(self, tokens: list[int], max_tokens: int) -> Iterator[int]:
-        """Greedy continuation of a prompt, token by token: always the most likely one.
+        """Continue a prompt greedily, token by token: always the most likely one.
 
-        Stops after max_tokens or when the context is full; it knows of no end-of-text token.
+        Stops after max_tokens or when the context is full, but not at an end-of-text token.
         """
         cache = self.new_cache()
         room = self.config.max_seq_len - len(tokens)
@@ -209,9 +210,12 @@ class Transformer(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Transformer:
-        """The model in one of our float32 or float16 files, as float32.
+        """Load one of our float32 or float16 files, as float32.
 
-        Our files are safetensors files whose metadata holds the config. Raises ValueError for a quantized one.
+        Our files are safetensors files whose metadata holds the config.
+
+        Raises:
+            ValueError: the file is quantized, or not one of ours.
         """
         from safetensors import safe_open
 

@@ -1,1 +1,1 @@
-"""What can be said about a model: how well it predicts, what is in it, how fast memory is read."""
+"""Measurements of models and of the machine: how well a model predicts, what is in it, how fast memory is read."""

@@ -1,10 +1,7 @@
-"""What this machine's processor and memory give, measured in a moment: the limits of decoding.
+"""Short measurements of what limits decoding on this machine.
 
-    bandwidth      reading every weight once for a token takes at least bytes / bandwidth
-    a step's cost  what a token takes besides, however small the weights are: threads that meet, the call itself
-
-Used by bench.py, which reports the share of the bandwidth that a model reaches, and by inspection.py, which says what
-speed to expect.
+bandwidth     reading every weight once for a token takes at least bytes / bandwidth
+step's cost   what a token takes besides, however small the weights are: threads that synchronize, the call itself
 """
 
 from __future__ import annotations
@@ -21,20 +18,27 @@ from ..memory import available_bytes
 from ..storage.model_file import StoredModel
 from ..storage.weights import Quantization, Weight
 
-BUFFER_BYTES = 512 << 20  # well above the caches, yet soon touched
+BUFFER_BYTES = 512 << 20  # much larger than the caches, yet quickly filled
 _PASSES = 3
-_SHORT_PASS_S = 0.02  # passes over less than this are repeated, and the whole is taken as one
+_SHORT_PASS_S = 0.02  # a shorter pass is repeated until this time is over; its time is then the mean
 _WORDS_PER_ROW = 32  # of the buffer that bandwidth.pyx reads
 _STEPS_S = 0.1  # for how long steps of a model are timed
 _POSITIONS = 16
 
 
 class ReadBandwidth:
-    """A buffer of n_bytes, which n_threads threads of the CPU backend's team read. With less than the processor's
-    last cache holds, it is the cache that is measured.
+    """A buffer in memory, and the rate at which threads of the CPU backend read it.
+
+    A buffer that fits in the processor's last cache measures the cache.
     """
 
     def __init__(self, n_threads: int, n_bytes: int | None = None) -> None:
+        """Allocate the buffer.
+
+        Args:
+            n_threads: threads that read.
+            n_bytes: size of the buffer; None: 512 MiB. It is at most half of the memory that is available.
+        """
         from .._cpu.bandwidth import read, touch
 
         available = available_bytes()
@@ -47,7 +51,7 @@ class ReadBandwidth:
         touch(self._buffer, n_threads)
 
     def measure(self) -> list[float]:
-        """GB/s of some passes over the buffer."""
+        """Read the buffer some times; returns the GB/s (10^9 bytes) of each pass."""
         return [self._buffer.nbytes / seconds / 1e9 for seconds in _timed(self._pass, _PASSES)]
 
     def _pass(self) -> None:
@@ -55,19 +59,22 @@ class ReadBandwidth:
 
 
 def _timed(function: Callable[[], None], n: int) -> list[float]:
-    """Seconds of a call, n times; short ones are means over as many calls as make a time that can be measured."""
-    found = []
+    """Measure the seconds of a call n times. Short calls are repeated, and their mean is taken."""
+    results = []
     for _ in range(n):
         calls, started = 0, time.perf_counter()
         while (elapsed := time.perf_counter() - started) < _SHORT_PASS_S or not calls:
             function()
             calls += 1
-        found.append(elapsed / calls)
-    return found
+        results.append(elapsed / calls)
+    return results
 
 
 def step_seconds(n_layers: int, n_threads: int) -> float:
-    """What decoding a token takes besides reading its weights: the time of a model of n_layers with next to none."""
+    """Measure what decoding a token takes besides reading weights.
+
+    This is the time that a model with n_layers layers and tiny matrices takes for a token.
+    """
     from .._cpu import CpuBackend
     from ..backend.base import Batch
 
@@ -82,16 +89,16 @@ def step_seconds(n_layers: int, n_threads: int) -> float:
             started = time.perf_counter()
             backend.forward(batch, cache)
             seconds.append(time.perf_counter() - started)
-    return min(seconds)  # what others on the machine add is not part of it
+    return min(seconds)  # the minimum, since other processes only add time
 
 
 def last_cache_bytes() -> int | None:
-    """Size of the first processor's largest cache; None where the system does not say."""
+    """Size in bytes of the first processor's largest cache; None where the system does not say."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         try:
             text = path.read_text().strip()
             sizes.append(int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]])
-        except (OSError, ValueError, KeyError, IndexError):  # a file system that is made up otherwise
+        except (OSError, ValueError, KeyError, IndexError):  # not the format of Linux
             return None
     return max(sizes, default=None)

@@ -1,8 +1,8 @@
-"""Least, largest, mean and standard deviation of a tensor, of all of its numbers or of a sample.
+"""Minimum, maximum, mean and standard deviation of a tensor, of all of its numbers or of a sample.
 
-A tensor is read in runs of rows, so that memory holds one run at a time. A sample is runs of 8 rows (of which our
-quantized files store 8 together) that are spread evenly over the matrix. Means and deviations of the runs are
-merged as in https://doi.org/10.2307/2683386 (Chan, Golub, LeVeque 1983). Used by inspection.py.
+A tensor is read in runs of rows, so that memory holds one run at a time. A sample consists of runs of 8 rows, which
+our quantized files store together, spread evenly over the matrix. Means and deviations of the runs are merged as in
+https://doi.org/10.2307/2683386 (Chan, Golub, LeVeque 1983).
 """
 
 from __future__ import annotations
@@ -16,15 +16,20 @@ from numpy.typing import NDArray
 
 SAMPLE = 1 << 18  # numbers of a sample
 _RUN_ROWS = 8
-_CHUNK = 1 << 20  # numbers that are in memory together when all are read
+_CHUNK = 1 << 20  # numbers of a run when all are read
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the numbers of a tensor are like; min to std are of the finite ones, None when there are none.
+    """Statistics of the numbers of a tensor. NaN and infinities are only counted.
 
-    n_read      how many numbers were looked at; fewer than the tensor has when it was sampled
-    not_finite  how many of these are NaN or infinite
+    Attributes:
+        n_read: how many numbers were read; fewer than the tensor has if it was sampled.
+        not_finite: how many of these are NaN or infinite.
+        min: the least finite number; None if there is no finite one, as for those below.
+        max: the largest.
+        mean: their mean.
+        std: their standard deviation.
     """
 
     n_read: int
@@ -38,16 +43,19 @@ class Statistics:
 def statistics_of(
     shape: tuple[int, ...], read_rows: Callable[[int, int], NDArray[np.floating]], *, exact: bool = False
 ) -> Statistics:
-    """Of the tensor of that shape whose rows start .. stop - 1 are read_rows(start, stop).
+    """Compute the statistics of a tensor.
 
-    With more than SAMPLE numbers it is sampled unless exact.
+    Args:
+        shape: the tensor's shape.
+        read_rows: reads rows start to stop - 1 of the tensor, as read_rows(start, stop).
+        exact: read all numbers. Otherwise a tensor of more than SAMPLE numbers is sampled.
     """
     parts = [_of_part(read_rows(start, stop)) for start, stop in _runs(shape, exact)]
     return merged(parts)
 
 
 def _runs(shape: tuple[int, ...], exact: bool) -> Iterator[tuple[int, int]]:
-    """The rows to read: first and last + 1 of each run."""
+    """The runs of rows to read, as (start, stop)."""
     rows, columns = shape[0], math.prod(shape[1:])
     if exact or rows * columns <= SAMPLE:
         step = max(_RUN_ROWS, _CHUNK // columns // _RUN_ROWS * _RUN_ROWS)
@@ -70,7 +78,7 @@ def _of_part(part: NDArray[np.floating]) -> Statistics:
 
 
 def merged(parts: list[Statistics]) -> Statistics:
-    """Of all numbers of the parts together; there is at least one part."""
+    """Merge the statistics of parts into those of all of their numbers. There must be at least one part."""
     known = [(part.n_read - part.not_finite, part) for part in parts if part.mean is not None]
     n_read, not_finite = sum(part.n_read for part in parts), sum(part.not_finite for part in parts)
     if not known:
