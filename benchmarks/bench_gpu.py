@@ -22,6 +22,9 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "random_models"))
+
 from make_random_model import SHAPES
 
 from pyllama2._gpu import CudaBackend

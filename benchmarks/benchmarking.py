@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "random_models"))
+
 from make_random_model import main as make_random_model
 
 from pyllama2.analysis.bandwidth import ReadBandwidth

@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "scripts" / "random_models")]
 
 TABLE = HERE / "instruction_counts.json"
 TYPES = ("q4", "q8", "float32")

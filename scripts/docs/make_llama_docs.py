@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts" / "random_models"))
 
 from llama_picture import LETTERS, letters_of, picture  # noqa: E402
 from make_random_model import SHAPES  # noqa: E402

@@ -32,6 +32,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.p
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from random_tokenizer import sentencepiece_model
+from random_weights import RandomWeights
 
 from pyllama2._cpu import quantize_matrix
 from pyllama2.config import ModelConfig
@@ -46,7 +47,6 @@ SHAPES: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
     "13b": (ModelConfig(5120, 13824, 40, 40, 40, 128, 32000, 4096), {"multiple_of": 256}),
     "70b": (ModelConfig(8192, 28672, 80, 64, 8, 128, 32000, 4096), {"multiple_of": 4096, "ffn_dim_multiplier": 1.3}),
 }
-_BLOCK = (1 << 22) + 3  # halves; odd, so that the repetitions do not line up with rows
 _JOINED_ON_COLUMNS = ("tok_embeddings.weight", "attention.wo.weight", "feed_forward.w2.weight")
 _HF_NAMES = {
     "tok_embeddings": "model.embed_tokens",
@@ -62,42 +62,6 @@ _HF_NAMES = {
     "norm": "model.norm",
     "output": "lm_head",
 }
-
-
-class RandomWeights:
-    """The tensors of a model, float16, made when asked for.
-
-    A matrix of n columns is numbers(n), read from starts[name] on and again from the beginning after its end.
-    """
-
-    period = _BLOCK
-
-    def __init__(self, config: ModelConfig, seed: int) -> None:
-        self.shapes = config.tensor_shapes()
-        rng = np.random.default_rng(seed)
-        self._normal = rng.standard_normal(_BLOCK, np.float32)
-        self._norms = rng.uniform(0.5, 1.5, config.dim).astype(np.float16)
-        self._scaled: dict[int, NDArray[np.float16]] = {}
-        self.starts = {name: int(rng.integers(_BLOCK)) for name in self.shapes}
-
-    def numbers(self, columns: int) -> NDArray[np.float16]:
-        """The numbers (period,) that matrices of so many columns repeat."""
-        if columns not in self._scaled:
-            self._scaled[columns] = (self._normal * columns**-0.5).astype(np.float16)
-        return self._scaled[columns]
-
-    def __getitem__(self, name: str) -> NDArray[np.float16]:
-        shape = self.shapes[name]
-        if len(shape) == 1:
-            return self._norms
-        block = self.numbers(shape[1])
-        tensor = np.empty(math.prod(shape), np.float16)
-        done, start = 0, self.starts[name]
-        while done < tensor.size:
-            piece = block[start : start + tensor.size - done]
-            tensor[done : done + piece.size] = piece
-            done, start = done + piece.size, 0
-        return tensor.reshape(shape)
 
 
 def write_meta(folder: str, config: ModelConfig, weights: RandomWeights, extra: dict[str, Any], n_shards: int) -> None:

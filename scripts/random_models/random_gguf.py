@@ -21,7 +21,7 @@ from random_tokenizer import vocabulary
 from pyllama2.config import ModelConfig
 
 if TYPE_CHECKING:
-    from make_random_model import RandomWeights
+    from random_weights import RandomWeights
 
 TYPES = ("f32", "f16", "q8_0", "q4_0")
 _BLOCK_SIZE = 32  # numbers of a quantized block

@@ -198,7 +198,7 @@ class TestCommand:
         result = pyllama2.perplexity(llm, TEXT, against=other, window=20, stride=5)
         found = json.loads(capsys.readouterr().out)
         assert found == vars(result)
-        assert all(name in command._EPILOG for name in found)
+        assert all(name in command.main.__globals__["_EPILOG"] for name in found)
 
     def test_conversions_are_for_the_model_alone(
         self, path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]

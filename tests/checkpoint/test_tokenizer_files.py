@@ -173,7 +173,7 @@ class TestSentencePiece:
             import random, resource, sys
             from pyllama2.checkpoint.tokenizer_files import read_tokenizer_file
             from pyllama2.errors import CheckpointError
-            from pyllama2.tokenizer.base import load_tokenizer
+            from pyllama2.tokenizer import load_tokenizer
             data, path = open(sys.argv[1], "rb").read(), sys.argv[1] + ".damaged"
             rng = random.Random(0)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -18,7 +18,7 @@ from pyllama2._gpu import availability
 @pytest.fixture(scope="module")
 def bench_gpu() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "scripts"))
+        patch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
         yield importlib.import_module("bench_gpu")
 
 

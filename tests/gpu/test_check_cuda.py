@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(str(ROOT / "scripts"))
+    patch.syspath_prepend(str(ROOT / "scripts" / "cuda"))
     check_cuda, cuda_costs, cuda_kernels, nvrtc, sass = (
         importlib.import_module(name) for name in ("check_cuda", "cuda_costs", "cuda_kernels", "nvrtc", "sass")
     )

@@ -13,7 +13,7 @@ import pyllama2
 from pyllama2 import __main__
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts" / "docs"))
 
 import make_api_docs  # noqa: E402
 
@@ -49,8 +49,8 @@ def test_does_not_depend_on_what_was_imported(page: str) -> None:
     code = "import pyllama2.export, pyllama2.quantize, pyllama2.perplexity, make_api_docs; print(make_api_docs.page())"
     for prefix in ("", "import os; os.environ['COLUMNS'] = '40'; "):
         result = subprocess.run(
-            [sys.executable, "-c", prefix + code], capture_output=True, text=True, timeout=60, cwd=ROOT / "scripts",
-            env={"PYTHONPATH": str(ROOT), "PATH": ""},
+            [sys.executable, "-c", prefix + code], capture_output=True, text=True, timeout=60,
+            cwd=ROOT / "scripts" / "docs", env={"PYTHONPATH": str(ROOT), "PATH": ""},
         )  # fmt: skip
         assert result.stdout == page + "\n", result.stderr
 

@@ -17,7 +17,7 @@ from pyllama2.bench import Spread
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[dict[str, ModuleType]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "scripts"))
+        patch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
         yield {name: importlib.import_module(name) for name in ("benchmarking", "bench_vs_llama_cpp", "engines")}
 
 

@@ -16,7 +16,7 @@ from pyllama2 import Llama, perplexity
 from pyllama2.storage.model_file import StoredModel
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts" / "demo_model"))
 
 import check_demo_model as check  # noqa: E402
 import story_grammar as grammar  # noqa: E402
@@ -50,8 +50,8 @@ class TestGrammar:
 
     def test_names_do_not_begin_other_words_of_the_stories(self) -> None:
         """A name that is also a word at the start of a sentence would look like a third character."""
-        lines = " ".join(path.read_text() for path in (ROOT / "scripts" / "stories").rglob("*.txt"))
-        lists = (ROOT / "scripts" / "stories" / "words.txt").read_text().split("= animal")[0]
+        lines = " ".join(path.read_text() for path in (ROOT / "scripts" / "demo_model" / "stories").rglob("*.txt"))
+        lists = (ROOT / "scripts" / "demo_model" / "stories" / "words.txt").read_text().split("= animal")[0]
         assert not NAMES & set(re.findall(r"[A-Z][a-z]+", lines.replace(lists, "")))
 
     def test_seeds_repeat_and_vary(self) -> None:
@@ -154,7 +154,8 @@ def test_training_script(tmp_path: Path) -> None:
     """A few steps of a very small model: the script's whole path, stopped and taken up again."""
     out, work, curve = tmp_path / "m.bin", tmp_path / "work", tmp_path / "loss.svg"
     command = [
-        sys.executable, ROOT / "scripts" / "train_demo_model.py", out, "--work", work, "--stories", "300",
+        sys.executable, ROOT / "scripts" / "demo_model" / "train_demo_model.py", out, "--work", work,
+        "--stories", "300",
         "--vocab-size", "1000", "--dim", "64", "--layers", "1", "--batch", "2", "--longest", "300", "--context", "300",
         "--curve", curve,
     ]  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from pyllama2._cpu.forward import STEPS
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts" / "docs"))
 
 import llama_picture  # noqa: E402
 import make_llama_docs  # noqa: E402

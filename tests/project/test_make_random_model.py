@@ -24,7 +24,7 @@ from pyllama2.storage.model_file import StoredModel
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "scripts" / "make_random_model.py"
+    path = Path(__file__).resolve().parents[2] / "scripts" / "random_models" / "make_random_model.py"
     spec = importlib.util.spec_from_file_location("make_random_model", path)
     assert spec is not None
     assert spec.loader is not None

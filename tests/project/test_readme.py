@@ -46,7 +46,7 @@ def run(command: list[str], folder: Path) -> str:
 
 def test_the_first_hour(checkout: Path) -> None:
     """From the story to one's own weights; what installs packages or opens a browser is looked at, not run."""
-    made = re.search(r"`(python scripts/make_random_model\.py [^`]*)`", README)
+    made = re.search(r"`(python scripts/random_models/make_random_model\.py [^`]*)`", README)
     assert made
     run(shlex.split(made[1]), checkout)
     printed: dict[str, list[str]] = {}

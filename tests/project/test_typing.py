@@ -14,7 +14,7 @@ from helpers.tiny_llama import write_tiny
 import pyllama2
 
 ROOT = Path(__file__).resolve().parents[2]
-SAMPLE = ROOT / "tests" / "typing_sample.py"
+SAMPLE = ROOT / "tests" / "helpers" / "typing_sample.py"
 # Methods that the sample need not call.
 ELSEWHERE = {"save_state", "load_state", "astream", "astream_chat"}
 

@@ -242,7 +242,8 @@ class TestBpe:
 MUTANTS = """
 import random, sys
 from pyllama2.errors import CheckpointError
-from pyllama2.tokenizer.base import TokenizerSpec, load_tokenizer
+from pyllama2.tokenizer import load_tokenizer
+from pyllama2.tokenizer.base import TokenizerSpec
 kind, base = sys.argv[1], open(sys.argv[2], "rb").read()
 refused = 0
 for seed in range(400):

@@ -24,7 +24,7 @@ from pyllama2.checkpoint.gguf_header import read_header
 from pyllama2.checkpoint.gguf_tokenizer import read_tokenizer
 from pyllama2.checkpoint.tokenizer_files import read_tokenizer_file
 from pyllama2.storage.mapped import MappedFile
-from pyllama2.tokenizer.base import load_tokenizer
+from pyllama2.tokenizer import load_tokenizer
 import sentencepiece, tokenizers
 path, vocab_size = sys.argv[1], int(sys.argv[2])
 def peak():  # in MB; ru_maxrss would be that of the process that started this one
