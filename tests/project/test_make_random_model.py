@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import zipfile
 from contextlib import closing
 from dataclasses import replace
@@ -91,7 +92,7 @@ def test_gguf_quantized(
 ) -> None:
     """Blocks are those that the gguf package makes; with a short period, they come from the table."""
     if period is not None:
-        monkeypatch.setattr(script, "_BLOCK", period)
+        monkeypatch.setattr(sys.modules[script.RandomWeights.__module__], "_BLOCK", period)
         monkeypatch.setattr(script.RandomWeights, "period", period)
     script.main(["tiny", str(tmp_path / "model.gguf"), "--format", "gguf", "--type", type])
     weights = script.RandomWeights(script.SHAPES["tiny"][0], 0)
