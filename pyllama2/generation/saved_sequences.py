@@ -1,13 +1,13 @@
-"""Files of what a model has read: the sequences in its cache, to go on with in another process.
+"""Files of the sequences in a cache, so that another process can go on with them.
 
-A valid safetensors file (safetensors_header.py) whose `__metadata__` holds
+A valid safetensors file (storage/safetensors.py). Its `__metadata__` holds
 
     format    "pyllama2-state", version "1"
     model     fingerprint() of the model that computed it
     kv_dtype  of the keys and values
 
-and for sequence N, the one used longest ago first: `N.tokens` (length,) I32, and what KVCache.save_row() gives as
-`N.keys`, `N.values`, ... Used by llama.py.
+Its tensors are, for sequence number N (the one used longest ago comes first): `N.tokens` (length,) I32, and the arrays
+of KVCache.save_row() as `N.keys`, `N.values`, ...
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from numpy.typing import NDArray
 
 from ..backend.base import Backend
 from ..errors import CheckpointError
+from ..process.interrupts import Interrupts
 from ..storage.mapped import MappedFile
 from ..storage.model_file import StoredModel
 from ..storage.new_file import NewFile
 from ..storage.safetensors import ITEM_SIZES, TensorInfo, make_header, read_header
 from ..storage.weights import all_finite
 from .prefix_cache import MAX_ROWS, PrefixCache
+from .scheduler import Scheduler
 
 log = logging.getLogger("pyllama2")
 
@@ -43,7 +45,7 @@ _SAMPLE_BYTES = 64
 
 
 def fingerprint(model: StoredModel) -> str:
-    """What tells models apart: a hash of config, quantization, and samples of each tensor.
+    """Return a hash that tells models apart: of the config, the quantization, and samples of each tensor.
 
     Raises CheckpointError when the model's file has changed.
     """
@@ -62,9 +64,11 @@ def fingerprint(model: StoredModel) -> str:
 
 
 class SequenceLayout:
-    """Which arrays a sequence of any length has in a model's cache: names, dtypes, and the axis of the positions.
+    """The arrays of a sequence in a model's cache: their names, dtypes, and the axis of the positions.
 
-    identity is what a file must say of the model.
+    Attributes:
+        vocab_size: of the model.
+        identity: metadata that a file must have to belong to the model.
     """
 
     def __init__(self, backend: Backend, model: StoredModel) -> None:
@@ -79,25 +83,25 @@ class SequenceLayout:
             self._arrays[name] = (_NAMES[array.dtype], shape[:axis], shape[axis + 1 :])
 
     def infos(self, index: int, length: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """dtype and shape of each array of sequence number index under its name in the file."""
+        """Name in the file -> (dtype, shape), for each array of a sequence of length tokens."""
         infos: dict[str, tuple[str, tuple[int, ...]]] = {f"{index}.tokens": ("I32", (length,))}
         for name, (dtype, before, after) in self._arrays.items():
             infos[f"{index}.{name}"] = (dtype, (*before, length, *after))
         return infos
 
     def cut(self, name: str, array: NDArray[Any], length: int) -> NDArray[Any]:
-        """A view of the first positions of an array of that name."""
+        """A view of the first length positions of the array called name."""
         axis = len(self._arrays[name][1])
         return array[(slice(None),) * axis + (slice(length),)]
 
     @property
     def names(self) -> list[str]:
-        """Of the arrays, as save_row() calls them."""
+        """Names of the arrays, as save_row() gives them."""
         return list(self._arrays)
 
 
 def save_sequences(file: NewFile, rows: PrefixCache, layout: SequenceLayout) -> None:
-    """Write the sequences of rows. Raises CheckpointError."""
+    """Write the sequences of rows. Raises CheckpointError when the file cannot be written."""
     saved = sorted((row for row in rows.rows if row.ids), key=lambda row: row.used)
     infos: dict[str, tuple[str, tuple[int, ...]]] = {}
     for index, row in enumerate(saved):
@@ -110,11 +114,45 @@ def save_sequences(file: NewFile, rows: PrefixCache, layout: SequenceLayout) -> 
             file.write(np.ascontiguousarray(arrays[name.partition(".")[2]]).data.cast("B"))
 
 
-class StateFile:
-    """A file of sequences that is mapped and checked; those longer than n_ctx are cut.
+def save_state(path: str, backend: Backend, model: StoredModel, scheduler: Scheduler) -> None:
+    """Write the sequences in a scheduler's cache. Raises CheckpointError when the file cannot be written."""
+    layout = SequenceLayout(backend, model)
+    with (
+        Interrupts() as interrupts,
+        scheduler.rows(interrupts) as rows,
+        NewFile(path, interrupts) as file,
+        interrupts.allowed(),
+    ):
+        save_sequences(file, rows, layout)
 
-    Whatever lengths it claims, no more than the first n_ctx positions of a sequence are read. Raises CheckpointError,
-    at once for all that can be wrong but the numbers of keys and values.
+
+def load_state(path: str, backend: Backend, model: StoredModel, scheduler: Scheduler, n_ctx: int) -> None:
+    """Add a file's sequences, cut to n_ctx tokens, to a scheduler's cache. Raises what StateFile raises."""
+    layout = SequenceLayout(backend, model)
+    with (
+        contextlib.closing(StateFile(path, layout, n_ctx)) as file,
+        Interrupts() as interrupts,
+        scheduler.rows(interrupts) as rows,
+    ):
+        file.load_into(rows)
+
+
+class StateFile:
+    """A file of sequences, mapped and checked.
+
+    Only the first n_ctx positions of a sequence are read, whatever length the file claims. Everything but the numbers
+    in keys and values is checked at once.
+
+    Args:
+        path: the file.
+        layout: of the model that will use the sequences.
+        n_ctx: longest sequence; longer ones are cut.
+
+    Attributes:
+        sequences: the token ids of each.
+
+    Raises:
+        CheckpointError: the file is bad, or belongs to another model.
     """
 
     def __init__(self, path: str, layout: SequenceLayout, n_ctx: int) -> None:
@@ -131,10 +169,10 @@ class StateFile:
             raise
 
     def load_into(self, rows: PrefixCache) -> None:
-        """Add the sequences, those used last for certain if not all have room.
+        """Add the sequences to rows. If there is no room for all, those used last stay.
 
-        One with numbers that are not finite, which no model computes, is left out: its prompt will be computed anew.
-        Raises CheckpointError when the file changes meanwhile.
+        A sequence with numbers that are not finite is left out, since no model computes them. Its prompt will be
+        computed anew. Raises CheckpointError when the file changes meanwhile.
         """
         longest = max(map(len, self.sequences), default=0)
         for index, ids in enumerate(self.sequences):
@@ -170,7 +208,7 @@ class StateFile:
             raise CheckpointError(f"{path} has keys and values of kv_dtype {saved!r}, not {identity['kv_dtype']!r}")
 
     def _read_sequences(self) -> list[list[int]]:
-        """The first tokens of each sequence; all arrays of all of them are there, and no others."""
+        """The first n_ctx tokens of each sequence. Raises CheckpointError for an array that is missing or unknown."""
         path, tensors = self._file.path, self._tensors
         n_sequences, rest = divmod(len(tensors), 1 + len(self._layout.names))
         if rest or n_sequences > MAX_ROWS:
@@ -182,8 +220,8 @@ class StateFile:
             if info is None or length == 0:
                 raise CheckpointError(f"{path}: the tokens of sequence {index} are missing")
             for name, (dtype, shape) in self._layout.infos(index, length).items():
-                found = tensors.get(name)
-                if found is None or (found.dtype, found.shape) != (dtype, shape):
+                tensor = tensors.get(name)
+                if tensor is None or (tensor.dtype, tensor.shape) != (dtype, shape):
                     raise CheckpointError(f"{path}: tensor {name} is missing, or not {dtype} {shape}")
             tokens = self._array(info)[: self._n_ctx]
             if tokens.min() < 0 or tokens.max() >= self._layout.vocab_size:
@@ -197,7 +235,7 @@ class StateFile:
 
 
 def _layout(infos: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, TensorInfo]:
-    """The arrays one after the other."""
+    """Places of the arrays, one after the other."""
     layout: dict[str, TensorInfo] = {}
     offset = 0
     for name, (dtype, shape) in infos.items():

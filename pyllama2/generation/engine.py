@@ -1,0 +1,146 @@
+"""A loaded model with all that generates from it: its tokenizer, backend, cache and scheduler."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from ..backend.base import Backend, KVCache
+from ..backend.step_times import Profile, StepTime
+from ..memory import logits_bytes, piece_tokens, rows_that_fit
+from ..sampling.sampler import SamplingParams
+from ..storage.model_file import StoredModel
+from ..tokenizer import load_tokenizer
+from .completion import Completion
+from .generation import Generation, Request
+from .prefix_cache import PrefixCache
+from .prompt import check_token_ids
+from .requests import RequestMaker
+from .scheduler import Scheduler
+from .scoring import LogitRows, logit_pieces
+from .stream import Stream
+
+
+class Engine:
+    """The inside of a Llama.
+
+    Args:
+        model: the weights and the tokenizer's data.
+        backend_class: the backend that runs it.
+        n_ctx: longest sequence in tokens. None: what the model was made for.
+        n_threads: passed to the backend.
+        kv_dtype: passed to the backend.
+        seed: seed of requests that bring none. None: from the system.
+        rolls: a text that fills the context goes on.
+        guesses: texts guess their next tokens (prompt_lookup.py).
+    """
+
+    def __init__(
+        self,
+        model: StoredModel,
+        backend_class: type[Backend],
+        *,
+        n_ctx: int | None,
+        n_threads: int | None,
+        kv_dtype: str | None,
+        seed: int | None,
+        rolls: bool,
+        guesses: bool,
+    ) -> None:
+        config = model.config
+        self.n_ctx = config.max_seq_len if n_ctx is None else n_ctx
+        self._model = model
+        self._rolls = rolls
+        self._guesses = guesses
+        embedding = model.weights["tok_embeddings.weight"].nbytes
+        self._bytes_per_token = model.nbytes - (0 if config.tied_embeddings else embedding)
+        self._tokenizer = None if model.tokenizer is None else load_tokenizer(model.tokenizer, config.vocab_size)
+        self._requests = RequestMaker(self._tokenizer, model.chat_template, config.vocab_size, self.n_ctx, seed)
+        backend = backend_class(model, n_threads=n_threads, kv_dtype=kv_dtype)
+        self._backend: Backend | None = backend
+        rows = PrefixCache(
+            backend.new_cache, partial(rows_that_fit, backend), self.n_ctx, partial(backend.kv_cache_bytes, 1)
+        )
+        self._scheduler = Scheduler(backend, rows)
+
+    def _require_backend(self) -> Backend:
+        """The backend. Raises ValueError when closed."""
+        if self._backend is None:
+            raise ValueError("this Llama is closed")
+        return self._backend
+
+    def _checked(self, params: SamplingParams | None, sampling: dict[str, Any]) -> SamplingParams:
+        """Parameters that fit this model, which must be open."""
+        params = SamplingParams.of(params, **sampling)
+        self._require_backend()
+        check_token_ids(params, self._model.config.vocab_size)
+        return params
+
+    def _complete(self, requests: Sequence[Request]) -> list[Completion]:
+        self._require_backend()
+        return self._scheduler.run(map(self._text, requests))
+
+    def _stream(self, request: Request) -> Stream:
+        self._require_backend()
+        return Stream(self._scheduler, self._text(request))
+
+    def _text(self, request: Request) -> Generation:
+        self._require_backend()
+        tokenizer = self._requests.tokenizer
+        return Generation(request, tokenizer, self.n_ctx, rolls=self._rolls, guesses=self._guesses)
+
+    def _new_cache(self, n_rows: int, n_tokens: int, other_bytes: int) -> KVCache:
+        """A cache of at most n_rows rows, as many as fit into memory beside other_bytes.
+
+        Raises Pyllama2Error when not even one fits.
+        """
+        backend = self._require_backend()
+        return backend.new_cache(rows_that_fit(backend, n_rows, n_tokens, other_bytes), n_tokens)
+
+    def _logit_pieces(self, ids: list[int], first: int = 0, n_tokens: int | None = None) -> Iterator[LogitRows]:
+        """Logits after each of ids from position first on, n_tokens at a time (None: the usual number).
+
+        They have a cache of their own. Drop each piece before asking for the next, or both are in memory.
+        """
+        config = self._model.config
+        n_tokens = piece_tokens(config) if n_tokens is None else n_tokens
+        with closing(self._new_cache(1, max(1, len(ids)), logits_bytes(config, n_tokens))) as cache:
+            yield from logit_pieces(self._require_backend(), cache, ids, first, n_tokens)
+
+    def _facts(self) -> dict[str, Any]:
+        facts = self._require_backend().describe()
+        quantization = self._model.quantization
+        return {
+            "source": self._model.source,
+            "config": self._model.config,
+            "n_parameters": self._model.config.n_parameters,
+            "n_ctx": self.n_ctx,
+            "quantization": quantization.type,
+            "output_type": quantization.output_type,
+            "group_size": quantization.group_size,
+            "bytes_per_token": self._bytes_per_token,
+            **facts,
+            "kv_cache_bytes": self._scheduler.kv_cache_bytes,
+        }
+
+    def _profile(self, backend: Backend) -> Profile:
+        profile = backend.profile()
+        if not profile.steps:
+            return profile
+        sampling = StepTime("sampling, text", self._scheduler.sampling_s[0], self._scheduler.sampling_s[1])
+        return replace(profile, steps=(*profile.steps, sampling))
+
+    def _close(self) -> None:
+        backend, self._backend = self._backend, None  # at once: another thread may be closing it too
+        if backend is not None:
+            if os.environ.get("PYLLAMA2_PROFILE", "0") not in ("", "0"):
+                print(self._profile(backend), file=sys.stderr)
+            self._scheduler.close()
+            backend.close()
+            self._model.weights.clear()
+        self._requests.close()
