@@ -4,11 +4,9 @@
     bits per byte   -sum(log2 p) / bytes of UTF-8: compares models whose vocabularies differ
     KL divergence   sum over the vocabulary of p_against * (log p_against - log p_model), a mean over tokens
 
-The text is cut into windows of at most `window` tokens, each begun with BOS where the model has one. The first window
-scores all of its tokens; every later one moves on by `stride` tokens and scores these alone, with the rest of the
-window as their context. The first token of the text is not counted.
-
-Used by perplexity.py, the command line.
+The text is cut into windows of at most `window` tokens. Each begins with BOS if the model has one. The first window
+scores all of its tokens. Each later window moves on by `stride` tokens and scores only these, with the rest of the
+window as their context. The first token of the text is not scored.
 """
 
 from __future__ import annotations
@@ -33,20 +31,24 @@ from ..shown import shown_value
 Model = Llama | str | os.PathLike[str]
 
 _DEFAULT_WINDOW = 1024
-_SLICE = 1 << 16  # tokens of the vocabulary whose probabilities are in memory as float64 at once
+_SLICE = 1 << 16  # tokens of the vocabulary whose probabilities are in memory as float64 at a time
 
 
 @dataclass(frozen=True)
 class Perplexity:
     """How well a model predicts a text.
 
-    perplexity           exp of the mean negative log-probability per token
-    bits_per_byte        the same in bits, per byte of UTF-8 instead of per token
-    n_tokens, n_bytes    what was scored: the text without its first token
-    window, stride       in tokens, as they were used
-    kl_divergence        mean over tokens of KL(against || model), in nats; None without a model to compare with
-    kl_divergence_p99    its 99th percentile
-    top_1_agreement      share of tokens before which both models find the same next token likeliest
+    Attributes:
+        perplexity: exp of the mean negative log-probability per token.
+        bits_per_byte: the negative log-probability in bits, per byte of UTF-8.
+        n_tokens: tokens that were scored: all but the first.
+        n_bytes: bytes of UTF-8 of these tokens.
+        window: tokens of a window, BOS included.
+        stride: tokens that each window after the first scores.
+        kl_divergence: mean over tokens of KL(against || model), in nats; None without a model to compare with.
+        kl_divergence_p99: its 99th percentile; None without a model to compare with.
+        top_1_agreement: share of tokens for which both models rank the same token first; None without a model to
+            compare with.
     """
 
     perplexity: float
@@ -69,16 +71,22 @@ def perplexity(
     stride: int | None = None,
     progress: Progress | None = None,
 ) -> Perplexity:
-    """Perplexity of a model on a text, in windows; with against also the divergence from that model.
+    """Measure the perplexity of a model on a text.
 
-    model, against  a Llama, or anything that Llama() opens; both must have the same vocabulary
-    window          tokens of a window, BOS included; None: the models' context, but at most 1024
-    stride          tokens that each window after the first scores, below window; None: half the window
-    progress        called as progress(tokens done, tokens in all, "")
+    The text is scored in windows. The first window scores all of its tokens but the text's first. A later one scores
+    its last stride tokens, with the rest as context. Besides the models this takes the memory of score() for each.
 
-    The first window scores all of its tokens but the text's first; a later one its last stride tokens, with the
-    rest as context. Memory beside the models: that of score() for each. Raises TypeError and ValueError for wrong
-    arguments, different vocabularies, and a text of fewer than two tokens; else what Llama() and Llama.logits() raise.
+    Args:
+        model: a Llama, or anything that Llama() opens.
+        text: the text to predict; at least two tokens.
+        against: a model to compare with, of the same vocabulary; None: compare with none.
+        window: tokens of a window, BOS included; None: the models' context, but at most 1024.
+        stride: tokens that each window after the first scores, below window; None: half the window.
+        progress: called as progress(tokens done, tokens in all, "").
+
+    Raises:
+        TypeError, ValueError: an argument is wrong, the vocabularies differ, or the text has fewer than two tokens.
+        Pyllama2Error: what Llama() and Llama.logits() raise.
     """
     string("text", text)
     function("progress", progress)
@@ -123,7 +131,10 @@ class _Windows:
     stride: int
 
     def __iter__(self) -> Iterator[tuple[list[int], int]]:
-        """Token ids of each window, BOS included, and how many of its last tokens it scores; in sum len(ids) - 1."""
+        """Yield the token ids of each window, BOS included, and how many of the last ones it scores.
+
+        In all windows together len(ids) - 1 tokens are scored.
+        """
         room = self.window - len(self.bos)
         end = min(room, len(self.ids))
         if end > 1:
@@ -137,14 +148,14 @@ class _Windows:
 def _score(
     llm: Llama, against: Llama | None, windows: _Windows, progress: Progress | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Log-probability of every token but the first, and, with against, divergence and agreement before each."""
+    """Score every token but the first: log-probability and, with against, divergence and agreement at each."""
     total = len(windows.ids) - 1
     scores = np.empty(total)
     divergences = np.empty(total if against else 0)
     agreements = np.empty(total if against else 0, np.bool_)
     done = 0
     for ids, n in windows:
-        part, first = slice(done, done + n), len(ids) - 1 - n  # after its token is the first distribution
+        part, first = slice(done, done + n), len(ids) - 1 - n  # the token whose logits predict the first one to score
         if against is None:
             scores[part] = scores_of(llm._logit_pieces(ids[:-1], first), ids, first)
         else:
@@ -156,38 +167,41 @@ def _score(
 
 
 def _compare(
-    exact: Llama, found: Llama, ids: list[int], first: int
+    against: Llama, llm: Llama, ids: list[int], first: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Of each of ids after position first: its score by found, KL(exact || found), and whether both agree before it."""
+    """Score each of ids after position first by llm, and compare the distributions of both models for it.
+
+    Returns the scores, KL(against || llm), and whether both rank the same token first.
+    """
     n = len(ids) - 1 - first
     scores, divergences, agreements = np.empty(n), np.empty(n), np.empty(n, np.bool_)
-    n_tokens = min(piece_tokens(exact.config), piece_tokens(found.config))
-    others = found._logit_pieces(ids[:-1], first, n_tokens)
-    for start, of_exact in exact._logit_pieces(ids[:-1], first, n_tokens):
-        _, of_found = next(others)
-        for i in range(len(of_found)):
-            p, q, at = of_exact[i], of_found[i], start + i - first
+    n_tokens = min(piece_tokens(against.config), piece_tokens(llm.config))
+    llm_pieces = llm._logit_pieces(ids[:-1], first, n_tokens)
+    for start, against_logits in against._logit_pieces(ids[:-1], first, n_tokens):
+        _, llm_logits = next(llm_pieces)
+        for i in range(len(llm_logits)):
+            p, q, at = against_logits[i], llm_logits[i], start + i - first
             scores[at] = log_probabilities_of(q, [ids[start + i + 1]])[0]
             divergences[at] = _divergence(p, q)
             agreements[at] = p.argmax() == q.argmax()
-        del of_exact, of_found, p, q  # before the next are computed
+        del against_logits, llm_logits, p, q  # free them before the next piece is computed
     return scores, divergences, agreements
 
 
-def _divergence(exact: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    """KL(exact || found) of two vectors of logits (vocab_size,)."""
-    exact_highest, exact_sum = log_normalizer(exact)
-    found_highest, found_sum = log_normalizer(found)
+def _divergence(p_logits: NDArray[np.float32], q_logits: NDArray[np.float32]) -> float:
+    """KL(p || q) of the distributions of two vectors of logits (vocab_size,)."""
+    p_highest, p_sum = log_normalizer(p_logits)
+    q_highest, q_sum = log_normalizer(q_logits)
     total = 0.0
-    for start in range(0, len(exact), _SLICE):
-        p = exact[start : start + _SLICE].astype(np.float64) - exact_highest - exact_sum
-        q = found[start : start + _SLICE].astype(np.float64) - found_highest - found_sum
+    for start in range(0, len(p_logits), _SLICE):
+        p = p_logits[start : start + _SLICE].astype(np.float64) - p_highest - p_sum  # log-probabilities
+        q = q_logits[start : start + _SLICE].astype(np.float64) - q_highest - q_sum
         total += float((np.exp(p) * (p - q)).sum())
     return total
 
 
 def _opened(name: str, model: Model, window: int | None, stack: ExitStack) -> Llama:
-    """model itself, or the Llama of a path, which ends with stack."""
+    """Return a Llama as it is; open the model at a path, and close it with stack."""
     if isinstance(model, Llama):
         return model
     return stack.enter_context(Llama(model if model is None else path(name, model), n_ctx=window))
@@ -198,11 +212,11 @@ def _check_same_vocabulary(llm: Llama, other: Llama) -> None:
     if sizes[0] != sizes[1]:
         raise ValueError(f"the models have different vocabularies, of {sizes[0]} and {sizes[1]} tokens")
     mine, theirs = llm.tokenizer, other.tokenizer
-    for id in range(sizes[0]):
-        if mine.piece(id) != theirs.piece(id):
+    for token_id in range(sizes[0]):
+        if mine.piece(token_id) != theirs.piece(token_id):
             raise ValueError(
-                f"the models have different vocabularies: token {id} is {shown_value(mine.piece(id))} "
-                f"and {shown_value(theirs.piece(id))}"
+                f"the models have different vocabularies: token {token_id} is {shown_value(mine.piece(token_id))} "
+                f"and {shown_value(theirs.piece(token_id))}"
             )
     if llm.tokenize("") != other.tokenize(""):
         raise ValueError("the models have different vocabularies: their texts begin with different tokens")

@@ -1,14 +1,14 @@
-"""What is in a model of any kind, and what it would need to run: the facts that inspect.py shows.
+"""What is in a model of any kind, and what it needs to run.
 
     inspect_model   a path -> Inspection: config, tensors with statistics, memory, expected speed
     cut_text        a path and a text -> its tokens
 
-Expected speed: decoding a token reads all weights (but the embedding's other rows) and the keys and values of the
-tokens before it, and costs some time for each layer whatever its size:
+Expected speed: decoding a token reads all weights (of an embedding only one row) and the keys and values of the
+tokens before it. Besides, each layer costs some time, whatever its size:
 
-    seconds per token = bytes / bandwidth + time of a step with next to no weights        (machine.py)
+    seconds per token = bytes / bandwidth + time of a step with next to no weights        (bandwidth.py)
 
-It is what the machine allows at most. The work of the processor itself is left out, and so is sampling.
+This is an upper bound. The processor's arithmetic and sampling are left out.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ..tokenizer.base import Tokenizer
 from .bandwidth import BUFFER_BYTES, ReadBandwidth, last_cache_bytes, step_seconds
 from .tensor_statistics import Statistics, statistics_of
 
-# Which part of the model a tensor belongs to, by the last but one part of its name.
+# The part of the model that a tensor belongs to, by the last but one component of its name.
 PARTS = {
     "tok_embeddings": "embeddings",
     "attention_norm": "norms",
@@ -50,7 +50,7 @@ PARTS = {
 
 
 def parameters_by_part(config: ModelConfig) -> dict[str, int]:
-    """How many numbers each part of a model has; a tied model has no output matrix of its own."""
+    """Count the weights of each part of a model. With tied embeddings, "output" has 0."""
     parts = dict.fromkeys(PARTS.values(), 0)
     for name, shape in config.tensor_shapes().items():
         parts[PARTS[name.split(".")[-2]]] += prod(shape)
@@ -61,8 +61,12 @@ def parameters_by_part(config: ModelConfig) -> dict[str, int]:
 class TensorFacts:
     """One tensor as it is stored.
 
-    type    as the format spells it: "BF16", "Q4_K", or ours: float32, float16, q8, q4
-    nbytes  codes and scales, or plain numbers
+    Attributes:
+        name: as in config.tensor_shapes().
+        shape: (outputs, inputs), or (dim,) for norms.
+        type: the storage type as the format spells it: "BF16", "Q4_K", or ours: float32, float16, q8, q4.
+        nbytes: bytes in the file, scales included.
+        statistics: of the numbers that are stored, or that quantized weights stand for.
     """
 
     name: str
@@ -73,13 +77,22 @@ class TensorFacts:
 
     @property
     def n_parameters(self) -> int:
-        """Numbers of the tensor."""
+        """The number of weights in the tensor."""
         return prod(self.shape)
 
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """The tokenizer; n_tokens may be less than the model's vocab_size, and ids past it then stand for nothing."""
+    """The tokenizer of a model.
+
+    Attributes:
+        kind: "sentencepiece" or "bpe".
+        n_tokens: its vocabulary. If it is smaller than the model's vocab_size, the ids beyond have no token.
+        bos_id: the token that begins a text; None: there is none.
+        eos_ids: tokens that end a text.
+        add_bos: whether a prompt begins with BOS.
+        special_tokens: their ids by name, in the order of the ids.
+    """
 
     kind: str
     n_tokens: int
@@ -91,7 +104,12 @@ class TokenizerFacts:
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens/s that decoding reaches at most, at the first position and with a full context."""
+    """Upper bounds of decoding speed, in tokens/s.
+
+    Attributes:
+        at_start: at the first position.
+        at_end: with a full context.
+    """
 
     at_start: float
     at_end: float
@@ -101,13 +119,14 @@ class Speed:
 class MemoryPlan:
     """What one way to run the model takes.
 
-    quant            how the weights are stored in memory
-    as_stored        whether that is the file itself, used in place; else it is converted when it is opened
-    weight_bytes     of all weights
-    bytes_per_token  of the weights that decoding a token reads
-    bandwidth        at which so many bytes, but at most 512 MiB, were read; None when it was not measured
-    total_bytes      by type of the keys and values: weights, keys and values of the context, working memory
-    speed            by type of the keys and values; None when it was not measured
+    Attributes:
+        quant: how the weights are stored in memory: float32, float16, q8 or q4.
+        as_stored: whether the file is used in place; otherwise it is converted when it is opened.
+        weight_bytes: bytes of all weights.
+        bytes_per_token: bytes of the weights that decoding a token reads.
+        bandwidth: GB/s (10^9 bytes) of reading that many bytes, but at most 512 MiB; None: not measured.
+        total_bytes: by type of the keys and values: bytes of weights, keys and values of the context, working memory.
+        speed: by type of the keys and values; None: not measured.
     """
 
     quant: str
@@ -121,16 +140,26 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that inspect_model() found. Sizes are bytes; bandwidths GB/s (10^9 bytes).
+    """The result of inspect_model().
 
-    kind             "pyllama2", "meta", "huggingface", "gguf" or "llama2.c"
-    quantization     of one of our files, else None
-    parameters       by part of the model
-    context          tokens that kv_bytes, needs and speeds are for
-    kv_bytes         keys and values of the context, by their type
-    available_bytes  memory that can be had now; None when the system does not say
-    cpu_cache_bytes  the processor's last cache; None when the system does not say
-    n_threads        of the measurements
+    Attributes:
+        path: the model file or checkpoint.
+        kind: "pyllama2", "meta", "huggingface", "gguf" or "llama2.c".
+        source: where the model comes from, as the checkpoint says.
+        files: sizes in bytes of the files that were read, by path.
+        config: the model's dimensions.
+        quantization: of one of our files, else None.
+        tokenizer: None if there is none.
+        chat_template: Jinja source; None if there is none.
+        n_parameters: the number of weights.
+        parameters: the number of weights by part of the model.
+        tensors: all tensors, in the order of the checkpoint.
+        context: tokens that kv_bytes, needs and speeds are for.
+        kv_bytes: bytes of the keys and values of the context, by their type.
+        available_bytes: memory that is available now; None if the system does not say.
+        cpu_cache_bytes: size of the processor's last cache; None if the system does not say.
+        n_threads: threads of the measurements.
+        needs: one plan for each way to run the model.
     """
 
     path: str
@@ -162,15 +191,22 @@ def inspect_model(
     measure: bool = True,
     progress: Progress | None = None,
 ) -> Inspection:
-    """Look into a model file or checkpoint; nothing is converted, and memory holds a part of a tensor at a time.
+    """Inspect a model file or checkpoint.
 
-    n_ctx      tokens of a sequence; None: what the model was made for
-    n_threads  of the measurements; None: as Llama() chooses
-    exact      read every number of every tensor for its statistics, not a sample of large ones
-    measure    read memory for a moment to say what speed to expect
-    progress   called as progress(parameters done, parameters in all, name of the tensor)
+    Nothing is converted, and only a part of a tensor is in memory at a time.
 
-    Raises CheckpointError for files that cannot be read, ValueError for arguments out of range.
+    Args:
+        path: a model file, or any checkpoint that export() reads.
+        tokenizer: path of a tokenizer, for checkpoints without one.
+        n_ctx: tokens of a sequence; None: what the model was made for.
+        n_threads: threads of the measurements; None: as Llama() chooses.
+        exact: use every number of every tensor for the statistics; otherwise large tensors are sampled.
+        measure: measure the memory bandwidth, to estimate the speed.
+        progress: called as progress(parameters done, parameters in all, name of the tensor).
+
+    Raises:
+        CheckpointError: a file cannot be read.
+        ValueError: an argument is out of range.
     """
     from .._cpu.cache import allocated_bytes
     from .._cpu.threads import team_of
@@ -206,46 +242,56 @@ def inspect_model(
 def cut_text(
     path: str | os.PathLike[str], text: str, *, tokenizer: str | os.PathLike[str] | None = None
 ) -> tuple[list[int], Tokenizer]:
-    """The ids that a prompt of that text becomes, BOS included, and the tokenizer that made them.
+    """Tokenize a text as a prompt.
 
-    Raises CheckpointError for bad files, ValueError for a model without a tokenizer and text it cannot express.
+    Args:
+        path: a model file, or any checkpoint that export() reads.
+        text: the prompt.
+        tokenizer: path of a tokenizer, for checkpoints without one.
+
+    Returns:
+        The token ids, BOS included, and the tokenizer.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+        ValueError: the model has no tokenizer, or the tokenizer cannot express the text.
     """
     with closing(open_checkpoint(path, tokenizer=tokenizer)) as checkpoint:
         if checkpoint.tokenizer is None:
             raise ValueError("the model has no tokenizer; give the path of one (--tokenizer PATH)")
-        made = load_tokenizer(checkpoint.tokenizer, checkpoint.config.vocab_size)
-        bos = made.with_bos([])
-        return bos + made.encode(text), made
+        loaded = load_tokenizer(checkpoint.tokenizer, checkpoint.config.vocab_size)
+        bos = loaded.with_bos([])
+        return bos + loaded.encode(text), loaded
 
 
 def _tokenizer_facts(tokenizer: Tokenizer) -> TokenizerFacts:
     spec = tokenizer.spec
     names = dict(sorted(tokenizer.special_tokens.items(), key=lambda item: item[1]))
-    own = load_tokenizer(spec).vocab_size
-    return TokenizerFacts(spec.kind, own, spec.bos_id, spec.eos_ids, spec.add_bos, names)
+    n_tokens = load_tokenizer(spec).vocab_size  # its own, not padded to the model's
+    return TokenizerFacts(spec.kind, n_tokens, spec.bos_id, spec.eos_ids, spec.add_bos, names)
 
 
 def _tensors(checkpoint: Checkpoint, exact: bool, progress: Progress | None) -> list[TensorFacts]:
-    found, done, total = [], 0, checkpoint.config.n_parameters
+    tensors, done, total = [], 0, checkpoint.config.n_parameters
     for name, shape, tensor in checkpoint.tensors():
         with np.errstate(all="ignore"):  # numbers that are not finite are counted
             statistics = statistics_of(shape, tensor.read_rows, exact=exact)
-        found.append(TensorFacts(name, shape, tensor.dtype, tensor.nbytes, statistics))
+        tensors.append(TensorFacts(name, shape, tensor.dtype, tensor.nbytes, statistics))
         done += prod(shape)
         if progress is not None:
             progress(done, total, name)
-    return found
+    return tensors
 
 
 def _needs(checkpoint: Checkpoint, context: int, n_threads: int, measure: bool) -> list[MemoryPlan]:
-    """Every way to run the model, as loading.py allows them: the file itself, or converted."""
+    """Plan every way to run the model that load_model() allows: as stored, or converted."""
     config = checkpoint.config
     stored = checkpoint.model.quantization if isinstance(checkpoint, NativeCheckpoint) else None
     ways = [stored or Quantization.of("float32")]
     if stored is None or not stored.group_size:
         ways += [Quantization.of("q8"), Quantization.of("q4")]
     fixed = step_seconds(config.n_layers, n_threads) if measure else 0.0
-    rates: dict[int, float] = {}  # by the size that is read, which all large models share
+    rates: dict[int, float] = {}  # by size of the buffer, which is the same for all large models
     needs = []
     for way in ways:
         per_token = weight_bytes_per_token(config, way)
