@@ -1,13 +1,14 @@
-/* Reading a page of a mapped file that is no longer there is a SIGBUS, which ends the process: after the file was
- * truncated, or when its disk fails. Here such a page reads as zeros instead, and the mapping is marked; whoever read
- * looks at the mark afterwards, and throws away what came of it. Used by mapping.pyx.
+/* A handler of SIGBUS for mapped files. When a mapped file is truncated or its disk fails, reading a missing page
+ * raises SIGBUS, which would end the process. Here the page reads as zeros instead, and the mapping is marked as
+ * damaged. The reader checks the mark afterwards and discards its results.
  *
- * Why this is sound in a signal handler. The fault is the reading thread's own, which holds no lock of malloc's or the
- * kernel's at that moment. The handler takes no lock and no memory: it reads atomic variables and makes one system
- * call, mmap, which puts zeros in the place of all pages from the missing one to the end of the mapping. Nothing is
- * jumped over: the read is done again, and succeeds. A mapping leaves the table before it is unmapped, so that no other
- * memory can be meant. Every other SIGBUS goes to the handler that was there before (faulthandler's, or the user's), or
- * ends the process as always. A handler that is installed later comes first, and alone if it does not call this one.
+ * Why this is sound in a signal handler: The signal comes from the reading thread's own access, so that the thread
+ * holds no lock of malloc or of the kernel at that moment. The handler takes no lock and allocates nothing. It reads
+ * atomic variables and makes one system call, mmap, which replaces all pages from the missing one to the end of the
+ * mapping by zeros. No code is skipped: the read is repeated, and succeeds. A mapping leaves the table before it is
+ * unmapped, so that the handler never replaces other memory. Every other SIGBUS goes to the handler that was installed
+ * before (faulthandler's, or the user's), or ends the process as usual. A handler that is installed later runs first,
+ * and this one then runs only if that one calls it.
  */
 #ifndef PYLLAMA2_BUS_ERRORS_H
 #define PYLLAMA2_BUS_ERRORS_H
@@ -22,7 +23,7 @@
 enum { MAX_GUARDED = 1024 }; /* mappings at a time; more are not guarded */
 
 typedef struct {
-  atomic_uintptr_t start; /* 0: the place is free */
+  atomic_uintptr_t start; /* 0: this entry is free */
   atomic_uintptr_t end;
   atomic_int damaged;
 } Guarded;
@@ -31,12 +32,12 @@ static Guarded guarded[MAX_GUARDED];
 static struct sigaction bus_error_before;
 static uintptr_t bus_error_page;
 
-/* Do with a SIGBUS what would have been done without this file. */
+/* Treat a SIGBUS as if this handler were not installed. */
 static void pass_bus_error_on(int number, siginfo_t* info, void* context) {
   if (bus_error_before.sa_flags & SA_SIGINFO) {
     bus_error_before.sa_sigaction(number, info, context);
   } else if (bus_error_before.sa_handler == SIG_DFL || (bus_error_before.sa_handler == SIG_IGN && info->si_code > 0)) {
-    signal(number, SIG_DFL); /* a fault comes again when this returns, and ends the process */
+    signal(number, SIG_DFL); /* a faulting read is repeated after the return, and ends the process */
     if (info->si_code <= 0) raise(number);
   } else if (bus_error_before.sa_handler != SIG_IGN) {
     bus_error_before.sa_handler(number);
@@ -45,12 +46,12 @@ static void pass_bus_error_on(int number, siginfo_t* info, void* context) {
 
 static void on_bus_error(int number, siginfo_t* info, void* context) {
   int error = errno;
-  uintptr_t address = info->si_code > 0 ? (uintptr_t)info->si_addr : 0; /* if the kernel sent it, of the page */
+  uintptr_t address = info->si_code > 0 ? (uintptr_t)info->si_addr : 0; /* only the kernel gives an address */
   for (int i = 0; address && i < MAX_GUARDED; i++) {
     uintptr_t start = atomic_load(&guarded[i].start), end = atomic_load(&guarded[i].end);
     if (start == 0 || address < start || address >= end) continue;
     uintptr_t page = address & ~(bus_error_page - 1);
-    atomic_store(&guarded[i].damaged, 1); /* before anyone can read zeros */
+    atomic_store(&guarded[i].damaged, 1); /* before any thread can read the zeros */
     if (mmap((void*)page, end - page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED) {
       errno = error;
       return;
@@ -61,9 +62,10 @@ static void on_bus_error(int number, siginfo_t* info, void* context) {
   errno = error;
 }
 
-/* Guard a mapping; returns its place in the table, -1 if that is full. Called with the GIL, as the next three are. */
+/* Guard a mapping; returns its place in the table, -1 if the table is full. This and the next two functions need the
+ * GIL. */
 static int guard(const char* start, int64_t size) {
-  if (bus_error_page == 0) { /* the first time: the handler stays for good */
+  if (bus_error_page == 0) { /* the first call installs the handler, which stays */
     struct sigaction action = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
     sigemptyset(&action.sa_mask);
     bus_error_page = (uintptr_t)sysconf(_SC_PAGESIZE);

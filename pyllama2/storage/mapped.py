@@ -1,9 +1,9 @@
-"""A file mapped into memory, read-only, with bounds checked before any view is made.
+"""A file mapped into memory, read-only. Bounds are checked before any view is made.
 
-The file itself may change meanwhile. One that is replaced by renaming another over it, as everything here writes files
-(new_file.py), is not touched: the mapped one stays until nobody uses it. One that is truncated or written over, as by
-`cp new.bin model.bin`, is noticed by check(), which compares its size and time with what they were. Pages that are
-gone read as zeros until then (bus_errors.h).
+Another process may change the file while it is mapped. When a file is replaced by renaming another over it, as this
+package does (new_file.py), the mapping is not affected: the old file stays as long as it is mapped. When the file is
+truncated or overwritten, as by `cp new.bin model.bin`, check() finds out: it compares the file's size and modification
+time with those at the start. Pages that are gone read as zeros until then (bus_errors.h).
 """
 
 from __future__ import annotations
@@ -23,9 +23,13 @@ from .mapping import Mapping
 
 
 class MappedFile(Mapping):
-    """The bytes of one regular file. Views stay valid as long as any of them is referenced.
+    """The bytes of one regular file. The file stays mapped as long as any view of it is referenced.
 
-    Raises CheckpointError when the file cannot be read or is empty.
+    Attributes:
+        path: the path that the file was opened by
+
+    Raises:
+        CheckpointError: the file cannot be read, is not a regular file, or is empty
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -50,7 +54,11 @@ class MappedFile(Mapping):
             os.close(descriptor)
 
     def bytes(self, offset: int, length: int) -> bytes:
-        """A copy of length bytes at offset. Raises CheckpointError when they are not there."""
+        """Copy length bytes at offset.
+
+        Raises:
+            CheckpointError: the file does not have these bytes, or has changed
+        """
         self._check_range(offset, length)
         with memoryview(self) as view:
             copy = bytes(view[offset : offset + length])
@@ -59,7 +67,19 @@ class MappedFile(Mapping):
         return copy
 
     def array(self, offset: int, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
-        """A read-only view of the file as an array; no bytes are copied."""
+        """View a part of the file as an array, without copying.
+
+        Args:
+            offset: byte of the first element
+            dtype: type of the elements
+            shape: shape of the array, row-major
+
+        Returns:
+            A read-only array.
+
+        Raises:
+            CheckpointError: the array does not fit into the file
+        """
         dtype = np.dtype(dtype)
         self._check_range(offset, prod(shape) * dtype.itemsize)
         if prod(shape) == 0:
@@ -67,7 +87,7 @@ class MappedFile(Mapping):
         return np.frombuffer(memoryview(self), dtype, prod(shape), offset).reshape(shape)
 
     def check(self) -> None:
-        """Raise CheckpointError if the file has changed, so that what was read of it may be wrong."""
+        """Raise CheckpointError if the file has changed since it was mapped: what was read may be wrong."""
         try:
             status = os.fstat(self.descriptor)
         except OSError as error:
@@ -83,12 +103,16 @@ class MappedFile(Mapping):
         raise CheckpointError(f"{self.path} changed while it was in use: it {what}; load it again")
 
     def release(self, offset: int, length: int) -> None:
-        """Give the pages of a range back to the system once they have been read. Raises what check() does."""
+        """Give the pages of a range of bytes back to the operating system, which reads them again when needed.
+
+        Raises:
+            CheckpointError: the file has changed since it was mapped
+        """
         super().release(offset, length)
         self.check()
 
     def release_view(self, view: NDArray[Any]) -> None:
-        """Do so with the range of a contiguous array that array() gave."""
+        """Release the pages of a contiguous array that array() returned; see release()."""
         self.release(view.ctypes.data - np.frombuffer(memoryview(self), np.uint8).ctypes.data, view.nbytes)
 
     def __enter__(self) -> MappedFile:
@@ -107,12 +131,12 @@ class MappedFile(Mapping):
 
 
 def files_under(arrays: Iterable[NDArray[Any]]) -> list[MappedFile]:
-    """The mapped files that arrays are views of."""
-    found: dict[int, MappedFile] = {}
+    """Return the mapped files that arrays are views of, each once."""
+    files: dict[int, MappedFile] = {}
     for array in arrays:
         base: Any = array
         while base is not None and not isinstance(base, MappedFile):
             base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
         if base is not None:
-            found[id(base)] = base
-    return list(found.values())
+            files[id(base)] = base
+    return list(files.values())

@@ -1,4 +1,4 @@
-"""The bytes of a file in memory, mapped read-only; reading them never ends the process (bus_errors.h)."""
+"""A file mapped into memory, read-only. A page that cannot be read does not end the process (bus_errors.h)."""
 
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.errno cimport errno
@@ -16,9 +16,16 @@ cdef extern from "bus_errors.h":
 
 
 cdef class Mapping:
-    """A buffer of the first size bytes of an open file, size above 0, and a descriptor of its own.
+    """The first size bytes of an open file as a buffer, with a descriptor of its own.
 
-    Unmapped with the last reference to it or to one of its buffers. Raises OSError.
+    The file is unmapped when neither the object nor a buffer of it is referenced any more.
+
+    Args:
+        descriptor: the open file; the caller may close it afterwards
+        size: bytes to map, above 0
+
+    Raises:
+        OSError: the file cannot be mapped
     """
 
     cdef char *start
@@ -54,7 +61,7 @@ cdef class Mapping:
             self._unmap()
 
     def close(self):
-        """Unmap the file, now or when the last buffer of it is gone."""
+        """Unmap the file, now or when its last buffer is released."""
         self.closed = True
         if self.n_buffers == 0:
             self._unmap()
@@ -66,16 +73,16 @@ cdef class Mapping:
 
     @property
     def descriptor(self):
-        """Of the file, which may have another name by now, or none. -1 when it is unmapped."""
+        """Descriptor of the file, which may have been renamed or deleted since. -1 when it is unmapped."""
         return self.own_descriptor
 
     @property
     def damaged(self):
-        """Whether some of the bytes could not be read, and are zeros since then."""
+        """Whether some of the bytes could not be read, and have been replaced by zeros."""
         return is_damaged(self.place)
 
     def release(self, int64_t offset, int64_t length):
-        """Give the pages of a range back to the system; they are read again when touched."""
+        """Give the pages of a range of bytes back to the operating system, which reads them again when needed."""
         cdef int64_t start = offset // sysconf(_SC_PAGESIZE) * sysconf(_SC_PAGESIZE)
         if self.start is not NULL and 0 <= offset and 0 < length and offset + length <= self.n_bytes:
             madvise(self.start + start, offset + length - start, MADV_DONTNEED)

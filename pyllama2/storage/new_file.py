@@ -3,7 +3,7 @@
     with Interrupts() as interrupts, NewFile(path, interrupts) as file, interrupts.allowed():
         file.write(...)
 
-With signals held back around the block, Ctrl-C ends it anywhere and leaves nothing.
+Signals are held back around the block and allowed inside it, so that Ctrl-C at any point leaves no temporary file.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ from typing import IO
 from ..errors import CheckpointError
 from ..process.interrupts import Interrupts
 
-_NAME = 20  # characters of the file's name in the temporary one, which must not be too long itself
+_NAME = 20  # characters of the file's name that the temporary name repeats; file names have a limited length
 
 
 class NewFile:
-    """A file under a temporary name, which becomes path when the block ends, and is removed when the block fails.
+    """A file with a temporary name. It is renamed to path when the block ends, and removed when the block fails.
 
-    What is at path is replaced by renaming: whoever has it open or mapped keeps it as it was. The new file is on the
-    disk before it gets the name, and has the permissions of any new file. A temporary file is left only by a process
-    that was killed; its name is never used again, so that it is in nobody's way.
+    Renaming replaces an existing file: a process that has the old file open or mapped keeps it as it was. The new
+    file is on the disk before it gets its name, and has the permissions of any new file. Only a process that is killed
+    leaves a temporary file; its name is random, so that it does not get in the way of another.
 
-    interrupts  held back by the caller; they are allowed while the file is written to the disk in the end
+    Args:
+        path: the file to write
+        interrupts: signals that the caller holds back; they are allowed while the finished file is flushed to the disk
 
-    Everything but the block's own exceptions is a CheckpointError, caused by an OSError; path is untouched then.
+    Raises:
+        CheckpointError: the file cannot be written; its cause is an OSError, and path is unchanged
     """
 
     def __init__(self, path: str | os.PathLike[str], interrupts: Interrupts | None = None) -> None:
@@ -42,7 +45,7 @@ class NewFile:
     def __enter__(self) -> NewFile:
         if os.path.isdir(self.path):
             raise CheckpointError(f"{self.path} is a directory") from _os_error(errno.EISDIR)
-        if os.path.exists(self.path) and not os.path.isfile(self.path):  # a device would be replaced by a file
+        if os.path.exists(self.path) and not os.path.isfile(self.path):  # renaming would replace a device by a file
             raise CheckpointError(f"cannot write {self.path}: it is a special file") from _os_error(errno.EINVAL)
         folder, name = os.path.split(self.path)
         try:
@@ -57,7 +60,11 @@ class NewFile:
         return self
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append bytes."""
+        """Append bytes.
+
+        Raises:
+            CheckpointError: they cannot be written
+        """
         assert self._file is not None
         try:
             self._file.write(data)
@@ -65,7 +72,11 @@ class NewFile:
             raise self._error(error) from error
 
     def fill_to(self, offset: int) -> None:
-        """Append zeros, so that what is written next starts at an offset."""
+        """Append zeros up to an offset, which is where the next write starts.
+
+        Raises:
+            CheckpointError: they cannot be written
+        """
         assert self._file is not None
         self.write(bytes(offset - self._file.tell()))
 
@@ -83,9 +94,9 @@ class NewFile:
         except OSError as error:
             raise self._error(error) from error
         finally:
-            with contextlib.suppress(OSError):  # of what is left to write on a full disk
+            with contextlib.suppress(OSError):  # closing writes what is buffered, which fails on a full disk
                 self._file.close()
-            with contextlib.suppress(OSError):  # it is not there any more if all went well
+            with contextlib.suppress(OSError):  # after a success there is no temporary file any more
                 os.unlink(self._temporary)
 
     def _error(self, error: OSError) -> CheckpointError:

@@ -1,12 +1,11 @@
-"""The header of a safetensors file, read strictly, and written.
+"""A strict reader of the header of safetensors files, and a writer of it.
 
     8 bytes   n, little-endian
     n bytes   JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, ...}
     the rest  data; offsets count from its first byte, without holes or overlaps
 
-Source: https://github.com/huggingface/safetensors#format. Used by modelfile.py, state.py and
-checkpoint/huggingface.py; the `safetensors` package itself is not used at run time because
-it accepts neither our bounds on memory nor in-place views.
+Source: https://github.com/huggingface/safetensors#format. The `safetensors` package itself is not used at run
+time, because it offers neither limits on memory nor views of a mapped file.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from ..errors import CheckpointError
 from .mapped import MappedFile
 
 MAX_HEADER = 100_000_000  # the format's own limit
-# Parsed JSON is larger than its text; these keep it within some 300 MB for any text.
+# Parsed JSON takes more memory than its text. These limits keep it within some 300 MB for any text.
 _MAX_WIDE_HEADER = 25_000_000
 _MAX_VALUES = 500_000
 _MAX_DIMENSIONS = 8
@@ -34,7 +33,14 @@ ITEM_SIZES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: offset counts from the start of the file."""
+    """The place of one tensor in the file.
+
+    Attributes:
+        dtype: the stored type, a key of ITEM_SIZES
+        shape: row-major
+        offset: bytes from the start of the file
+        nbytes: bytes of all elements
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -44,14 +50,28 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """metadata is the string-to-string `__metadata__`; tensors are in the order of their offsets."""
+    """What a header says.
+
+    Attributes:
+        metadata: the strings of `__metadata__`
+        tensors: the tensors by name, in the order of their offsets
+    """
 
     metadata: dict[str, str]
     tensors: dict[str, TensorInfo]
 
 
 def make_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], alignment: int = 8) -> bytes:
-    """The header of a new file, of a multiple of alignment bytes; offsets of tensors count from the first of data."""
+    """Make the header of a new file.
+
+    Args:
+        tensors: the tensors by name; here, their offsets count from the first byte of the data
+        metadata: the strings of `__metadata__`
+        alignment: the length of the header is padded to a multiple of this number of bytes
+
+    Returns:
+        The bytes that the file begins with; the data follows them.
+    """
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     for name, info in tensors.items():
         offsets = [info.offset, info.offset + info.nbytes]
@@ -62,12 +82,16 @@ def make_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], 
 
 
 def looks_like_safetensors(file: MappedFile) -> bool:
-    """Whether the first nine bytes are those of a safetensors file."""
+    """Whether the first nine bytes of a mapped file can be those of a safetensors file."""
     return file.size > 9 and file.bytes(8, 1) == b"{" and _header_length(file) <= MAX_HEADER
 
 
 def read_header(file: MappedFile) -> Header:
-    """Parse and check the header of a mapped file. Raises CheckpointError."""
+    """Parse and check the header of a mapped file.
+
+    Raises:
+        CheckpointError: the header is damaged or exceeds a limit, or its tensors do not cover the data exactly
+    """
     if file.size < 8:
         raise CheckpointError(f"{file.path} is truncated: {file.size} bytes are no safetensors file")
     length = _header_length(file)
@@ -112,8 +136,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) != len(pairs):
         seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice[:80]!r} appears twice")
+        double = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {double[:80]!r} appears twice")
     return entries
 
 
@@ -144,7 +168,7 @@ def _tensor_info(path: str, name: str, entry: Any, start: int) -> TensorInfo:
 
 
 def _check_cover(file: MappedFile, tensors: dict[str, TensorInfo], start: int) -> None:
-    """The tensors, in order, must cover the data exactly."""
+    """Raise CheckpointError unless the tensors, in order, cover the data without holes or overlaps."""
     end = start
     for name, tensor in tensors.items():
         if tensor.offset != end:
