@@ -1,8 +1,7 @@
-"""Byte-level BPE tokenizers (tokenizer.json), by the tokenizers package.
+"""Byte-level BPE tokenizers (tokenizer.json), using the tokenizers package.
 
 A token is spelled in an alphabet of 256 printable characters, one for each byte (GPT-2's). bpe_parts.py
-checks a tokenizer.json; the special tokens in it are kept from the package altogether, so that no text can
-become one. Made by load_tokenizer() in tokenizer.py.
+checks a tokenizer.json. The package does not get the special tokens, so that no text can become one.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from .pre_tokenizer import make_pre_tokenizer
 if TYPE_CHECKING:
     import tokenizers
 
-# Characters between two spaces, or spaces between two words. The regular expressions of the package go back as
-# far when they fail, and it panics at ten million steps.
+# The longest word or run of spaces, in characters. The package's regular expressions may backtrack that far, and it
+# panics at ten million steps.
 _MAX_RUN = 1_000_000
 _RUNS = re.compile(r"\s+|\S+")
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The byte of each character: a printable Latin-1 character is its own byte, the others follow from U+0100 on."""
+    """Map each character to its byte: printable Latin-1 characters to their own, U+0100 and up to the other bytes."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
@@ -38,10 +37,17 @@ _BYTE_OF = _byte_alphabet()
 
 
 class BpeTokenizer(Tokenizer):
-    """Encodes as the tokenizers package does, special tokens apart.
+    """A tokenizer with the results of the tokenizers package, except that text never becomes special tokens.
 
-    Added tokens that are not special come from text, as their file wants, except those spelled like
-    chat markers and those that begin or end a text, which are taken as special.
+    Text may become added tokens that the file does not call special. The exceptions are tokens spelled like
+    chat markers, BOS and EOS, which count as special.
+
+    Args:
+        spec: its data is a tokenizer.json
+        vocab_size: the model's number of tokens; None: as many as the tokenizer has
+
+    Raises:
+        CheckpointError: the tokenizer.json is damaged or not supported, or has tokens that the model lacks
     """
 
     prepends_space = False
@@ -49,20 +55,24 @@ class BpeTokenizer(Tokenizer):
     def __init__(self, spec: TokenizerSpec, vocab_size: int | None) -> None:
         parts = parse_bpe(spec.data)
         vocab = parts.vocab
-        self._tokens: dict[int, str] = {id: token for token, id in vocab.items()}
+        self._tokens: dict[int, str] = {token_id: token for token, token_id in vocab.items()}
         if len(self._tokens) != len(vocab):
             raise CheckpointError("the tokenizer gives one id to two tokens")
         special: dict[str, int] = {}
         text_tokens: list[AddedToken] = []
         begin_or_end = {spec.bos_id, *spec.eos_ids}
         for token in parts.added:
-            name, id = token.content, token.id
-            if vocab.get(name, special.get(name, id)) != id or self._tokens.setdefault(id, name) != name:
-                raise CheckpointError(f"the tokenizer's added token {name[:40]!r} has two ids, or shares its id {id}")
-            if token.special or id in begin_or_end or is_chat_marker(name):
-                special[name] = id
+            name, token_id = token.content, token.id
+            if vocab.get(name, special.get(name, token_id)) != token_id or (
+                self._tokens.setdefault(token_id, name) != name
+            ):
+                raise CheckpointError(
+                    f"the tokenizer's added token {name[:40]!r} has two ids, or shares its id {token_id}"
+                )
+            if token.special or token_id in begin_or_end or is_chat_marker(name):
+                special[name] = token_id
             else:
-                vocab[name] = id  # from where the package takes it; else it would number it anew
+                vocab[name] = token_id  # the package gives a new id to an added token that is not in the vocabulary
                 text_tokens.append(token)
         n_tokens = 1 + max(self._tokens, default=-1)
         if vocab_size is not None and n_tokens > vocab_size:
@@ -74,7 +84,7 @@ class BpeTokenizer(Tokenizer):
         super().__init__(spec, n_tokens if vocab_size is None else vocab_size, special)
 
     def encode(self, text: str) -> list[int]:
-        """See Tokenizer.encode(). Raises ValueError, too, for a word of more than a million characters."""
+        """See Tokenizer.encode(). Also raises ValueError for a word or run of spaces of over a million characters."""
         if not self._missing_bytes.isdisjoint(utf8(text)):
             char = next(char for char in text if not self._missing_bytes.isdisjoint(char.encode()))
             raise ValueError(
@@ -95,12 +105,12 @@ class BpeTokenizer(Tokenizer):
         token = self._tokens.get(id, "")
         try:
             return bytes(map(_BYTE_OF.__getitem__, token))
-        except KeyError:  # a token that somebody put into the vocabulary as plain text
+        except KeyError:  # a token that is in the vocabulary as plain text, not in the alphabet of bytes
             return token.encode()
 
 
 def _without(parts: BpeParts, special: dict[str, int]) -> list[tuple[str, str]]:
-    """The merges without those of and into special tokens, which are taken out of the vocabulary."""
+    """Remove special tokens from the vocabulary; returns the merges that do not need them."""
     taken = [name for name in special if parts.vocab.pop(name, None) is not None]
     if not taken:
         return parts.merges
@@ -126,7 +136,7 @@ def _make_encoder(
 
 
 def _check_runs(text: str) -> None:
-    """Raise ValueError for a word, or spaces between two words, of more than _MAX_RUN characters."""
+    """Raise ValueError for a word or run of spaces of more than _MAX_RUN characters."""
     if len(text) > _MAX_RUN:
         longest = max(match.end() - match.start() for match in _RUNS.finditer(text))
         if longest > _MAX_RUN:
@@ -135,11 +145,11 @@ def _check_runs(text: str) -> None:
 
 @contextmanager
 def _package_errors(what: str) -> Iterator[None]:
-    """Turns the package's errors into CheckpointError: exceptions, and panics of its Rust code."""
+    """Turn the package's errors into CheckpointError: exceptions, and panics of its Rust code."""
     try:
         yield
     except BaseException as error:
-        # PanicException derives from BaseException, and there is no module to import it from.
+        # PanicException derives from BaseException, and cannot be imported.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise CheckpointError(f"{what}: {error!s:.200}") from error

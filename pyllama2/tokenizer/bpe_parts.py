@@ -1,13 +1,13 @@
-"""The parts of a tokenizer.json that turn text into tokens, checked, for byte-level BPE tokenizers.
+"""Checks the parts of a byte-level BPE's tokenizer.json that turn text into tokens.
 
     model          type BPE, vocab {token: id}, merges ["a b", ...] or [["a", "b"], ...], ignore_merges
     normalizer     none, or NFC
     pre_tokenizer  the steps of a known tokenizer (pre_tokenizer.py)
     added_tokens   {content, id, special, single_word, lstrip, rstrip, normalized}
 
-Truncation, padding, dropout and the post-processor, which would change a text, are left out. The
-tokenizers package is Rust: some files would make it panic or abort the process, which nothing can catch, so
-that it sees nothing but what was understood here.
+Truncation, padding, dropout and the post-processor are ignored, since they would change a text. The
+tokenizers package is written in Rust. Some files would make it panic, or abort the process, which cannot be
+caught. Therefore the package gets only what was checked here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .pre_tokenizer import Step, known_steps
 
 T = TypeVar("T")
 
-# Llama-3's file has 17 MB and a million items; an item may take 80 bytes of memory.
+# Llama-3's file has 17 MB and a million items. An item may take 80 bytes of memory.
 MAX_BYTES = 24 << 20
 MAX_ITEMS = 1_200_000
 _MAX_IDS = 1 << 24
@@ -33,7 +33,14 @@ _MAX_NORMALIZERS = 4
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token outside of the merges; flags are how the package looks for it in a text."""
+    """A token that no merge makes.
+
+    Attributes:
+        content: the token's text
+        id: its token id
+        special: whether the file calls it special
+        flags: how the package looks for the token in a text, by the names in _FLAGS
+    """
 
     content: str
     id: int
@@ -43,13 +50,15 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class BpeParts:
-    """What a byte-level BPE is made of.
+    """The parts of a byte-level BPE.
 
-    vocab          the id of every token but the added ones, in the alphabet of bytes
-    merges         pairs of tokens whose union is a token, the first merged first
-    ignore_merges  a piece of text that is a token is not merged but becomes that token
-    nfc            text is brought into the normal form NFC
-    steps          those of the pre-tokenizer
+    Attributes:
+        vocab: the id of every token, spelled in the alphabet of bytes; added tokens may be missing
+        merges: pairs of tokens that join to a third token, in the order in which they are merged
+        ignore_merges: whether a piece of text that is a token becomes that token without merging
+        nfc: whether text is normalized to NFC first
+        steps: the steps of the pre-tokenizer
+        added: tokens that no merge makes
     """
 
     vocab: dict[str, int]
@@ -61,7 +70,14 @@ class BpeParts:
 
 
 def parse_bpe(data: bytes) -> BpeParts:
-    """The parts of a tokenizer.json. Raises CheckpointError for anything that is not understood or too large."""
+    """Parse and check a tokenizer.json.
+
+    Args:
+        data: the bytes of the file
+
+    Raises:
+        CheckpointError: the file is damaged, not supported or too large
+    """
     n_items = sum(map(data.count, (b",", b"[", b"{")))
     if len(data) > MAX_BYTES or n_items > MAX_ITEMS:
         raise CheckpointError(f"a tokenizer.json of {len(data)} bytes and {n_items} items is too large")
@@ -72,7 +88,14 @@ def parse_bpe(data: bytes) -> BpeParts:
 
 
 def check_bpe(root: Any) -> BpeParts:
-    """The same, of a tokenizer.json that was parsed already. Raises ValueError, with what is wrong with it."""
+    """Check a tokenizer.json that has been parsed.
+
+    Args:
+        root: the JSON value
+
+    Raises:
+        ValueError: something is wrong or not supported
+    """
     model = _field(root, "model", dict)
     if model.get("type", "BPE") != "BPE":
         raise ValueError("it is no byte-level BPE (a SentencePiece model needs its tokenizer.model)")
@@ -112,19 +135,19 @@ def _added_tokens(entries: list[Any]) -> list[AddedToken]:
 
 
 def _check_tokens(vocab: dict[str, Any], added: list[AddedToken]) -> None:
-    """Raise ValueError unless all are text, not too long and not too many, with ids in a sane range."""
+    """Raise ValueError unless all tokens are text, not too long and not too many, with ids in range."""
     n_tokens = len(vocab) + sum(token.content not in vocab for token in added)
     if n_tokens > MAX_TOKENS:
         raise ValueError(f"{n_tokens} tokens are more than {MAX_TOKENS}")
     n_characters = sum(map(len, vocab))
     if n_characters > MAX_CHARACTERS:
         raise ValueError(f"its tokens have {n_characters} characters in all, more than {MAX_CHARACTERS}")
-    for name, id in chain(vocab.items(), ((token.content, token.id) for token in added)):
-        if not name or type(id) is not int or not 0 <= id < _MAX_IDS:
-            raise ValueError(f"its token {name[:40]!r} has the id {str(id)[:40]}")
+    for name, token_id in chain(vocab.items(), ((token.content, token.id) for token in added)):
+        if not name or type(token_id) is not int or not 0 <= token_id < _MAX_IDS:
+            raise ValueError(f"its token {name[:40]!r} has the id {str(token_id)[:40]}")
         if len(name) > MAX_TOKEN_LENGTH:
             raise ValueError(f"its token {name[:40]!r}... of {len(name)} characters is longer than {MAX_TOKEN_LENGTH}")
-        name.encode()  # UnicodeEncodeError, a ValueError, for what JSON can spell and no text holds
+        name.encode()  # raises UnicodeEncodeError, a ValueError, for a lone surrogate, which JSON can spell
 
 
 def _merges(entries: list[Any], vocab: dict[str, int]) -> list[tuple[str, str]]:
@@ -135,7 +158,7 @@ def _merges(entries: list[Any], vocab: dict[str, int]) -> list[tuple[str, str]]:
         try:
             left, right = entry.split(" ") if isinstance(entry, str) else entry
             known = left in vocab and right in vocab and left + right in vocab
-        except (TypeError, ValueError):  # no pair, or none of texts
+        except (TypeError, ValueError):  # not a pair, or not of strings
             known = False
         if not known:
             raise ValueError(f"it is damaged: its merge {str(entry)[:80]!r} does not join two tokens into a third")
@@ -144,7 +167,7 @@ def _merges(entries: list[Any], vocab: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def _is_nfc(normalizer: dict[str, Any]) -> bool:
-    """Whether the normalizer is NFC, rather than none. Raises ValueError for any other."""
+    """Return True for the normalizer NFC, False for none. Raises ValueError for any other."""
     steps = [normalizer] if normalizer else []
     if normalizer.get("type") == "Sequence":
         steps = _field(normalizer, "normalizers", list)
@@ -158,7 +181,7 @@ def _is_nfc(normalizer: dict[str, Any]) -> bool:
 
 
 def _field(parent: Any, name: str, kind: type[T], default: T | None = None) -> T:
-    """parent[name], checked to be a kind; the default when it is absent or null. Raises ValueError."""
+    """Return parent[name], or the default when it is absent or null. Raises ValueError if it is not of a kind."""
     value = parent.get(name) if isinstance(parent, dict) else None
     if value is None and default is not None:
         return default

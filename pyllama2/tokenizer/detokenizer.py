@@ -1,7 +1,7 @@
-"""Text out of token ids, one token at a time.
+"""Token ids to text, one token at a time.
 
-Tokens are bytes, and a character may lie across several of them: bytes wait here until they are
-characters for certain, so that no emoji is ever torn. Used by llama.py for streams.
+A token is a few bytes, and a character such as an emoji may consist of several tokens. Bytes are kept
+here until their character is complete.
 """
 
 from __future__ import annotations
@@ -13,27 +13,44 @@ from .base import Tokenizer
 
 
 class Detokenizer:
-    """Turns the tokens pushed into it to text; the pieces, joined, are tokenizer.decode() of all ids.
+    """Turns tokens into text. The pieces of text, joined, equal tokenizer.decode() of all ids.
 
-    With prompt_ids the text is a continuation of theirs: it keeps its leading space, so that text of
-    prompt + continuation is the text of prompt_ids + ids. A character that the prompt began and did
-    not end belongs to the continuation.
+    With prompt_ids, the text continues theirs: it keeps its leading space, so that the text of the prompt
+    plus the continuation is the text of prompt_ids + ids. A character that begins in the prompt and ends in
+    the continuation belongs to the continuation.
+
+    Args:
+        tokenizer: has the bytes of each token
+        prompt_ids: the tokens that the text continues
+
+    Raises:
+        ValueError: one of prompt_ids is outside of the vocabulary
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._first = True
-        for id in prompt_ids:
-            self.push(id)
+        for token_id in prompt_ids:
+            self.push(token_id)
 
     def push(self, id: int) -> str:
-        """The text that id completes; "" while a character is incomplete. Raises ValueError for an unknown id."""
+        """Add a token.
+
+        Args:
+            id: the token
+
+        Returns:
+            The text that the token completes; "" while a character is incomplete.
+
+        Raises:
+            ValueError: id is outside of the vocabulary
+        """
         data = self._tokenizer.token_bytes(id, first=self._first)
         if self._first and self._tokenizer.token_bytes(id):
             self._first = False
         return self._decoder.decode(data)
 
     def finish(self) -> str:
-        """What is left at the end: U+FFFD for a character that was never completed."""
+        """End the text; returns U+FFFD for a character that was never completed, else ""."""
         return self._decoder.decode(b"", final=True)

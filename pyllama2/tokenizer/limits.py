@@ -1,7 +1,7 @@
-"""How large a tokenizer may be, whatever kind of file it comes from.
+"""Limits on the size of a tokenizer, for every kind of file.
 
-Published models stay below these bounds. They keep the loading of any file, a hostile one too, within some
-2 s of one core and 300 MB.
+Published models stay below these limits. Loading any file, even a hostile one, takes at most some 2 s of
+one core and 300 MB.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ MAX_TOKENS = 300_000
 MAX_MERGES = 450_000
 # The longest tokens of published models are 128 spaces.
 MAX_TOKEN_LENGTH = 1024
-# Of all tokens together: Gemma's have some 2 million.
+# Characters of all tokens together: Gemma's have some 2 million.
 MAX_CHARACTERS = 4 << 20
 # Special and added tokens: Gemma 3 has 6,415 of up to 30 characters.
 MAX_SPECIAL_TOKENS = 10_000
@@ -22,7 +22,11 @@ MAX_SPECIAL_LENGTH = 128
 
 
 def check_special_tokens(names: Collection[str]) -> None:
-    """Raise ValueError when there are too many special and added tokens, or one has too many characters."""
+    """Check the special and added tokens of a tokenizer.
+
+    Raises:
+        ValueError: there are too many tokens, or one has too many characters
+    """
     if len(names) > MAX_SPECIAL_TOKENS:
         raise ValueError(f"{len(names)} special tokens are more than {MAX_SPECIAL_TOKENS}")
     longest = max(names, key=len, default="")

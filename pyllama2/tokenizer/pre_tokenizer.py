@@ -1,14 +1,14 @@
-"""The rules that cut a text before a byte-level BPE merges: those of published tokenizers, and no others.
+"""Pre-tokenizers of byte-level BPE: how published tokenizers split a text before they merge. No others are supported.
 
-A rule is a list of steps, written as in a tokenizer.json:
+A pre-tokenizer is a list of steps, written as in a tokenizer.json:
 
-    Split         cut at the matches of a regular expression
-    Digits        cut at numbers, or at each digit
-    Punctuation   cut at punctuation
-    ByteLevel     spell the text in the alphabet of 256 bytes; with use_regex also cut as GPT-2 does
+    Split         split at the matches of a regular expression
+    Digits        split at numbers, or at each digit
+    Punctuation   split at punctuation
+    ByteLevel     spell the text in the alphabet of 256 bytes; with use_regex, first split as GPT-2 does
 
-A regular expression of a file's own could take any time, and each ByteLevel step makes a text longer, so
-that a file may only choose among what is here. The expressions take time linear in the text.
+A file may only choose among the steps here. An arbitrary regular expression could take any amount of time, and
+each ByteLevel step makes a text longer. The expressions here take time linear in the length of the text.
 
 Sources: the tokenizer.json files of the models named below, and llama.cpp's src/llama-vocab.cpp.
 """
@@ -24,7 +24,7 @@ _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _BEFORE = r"[^\r\n\p{L}\p{N}]?"
-# Letters with upper and lower case, as DeepSeek-LLM lists them. In escapes: several look like letters of other blocks.
+# Letters with upper and lower case, as DeepSeek-LLM lists them. Written as escapes, since several look alike.
 _CASED = (
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376\u0377"
     "\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f\u0531-\u0556"
@@ -71,9 +71,9 @@ _WHOLE_PATTERNS = {
         rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
     ),
 }
-# These match parts of a text, and stand beside others.
+# These match parts of a text; a pre-tokenizer has several of them.
 _PART_PATTERNS = {
-    # DeepSeek-LLM, -Coder, -V2; the spaces at the end are spelled \s+$ there, which is quadratic in their number
+    # DeepSeek-LLM, -Coder, -V2. They write \s+$ for spaces at the end, which takes time quadratic in their number.
     "line breaks": r"[\r\n]",
     "cased letters": rf"\s?[{_CASED}]+",
     "ASCII punctuation": "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
@@ -90,7 +90,7 @@ _PART_PATTERNS = {
     # BLOOM, Poro, Viking
     "bloom": r" ?[^(\s|[.,!?…。，、।۔،])]+",
     "poro": r" ?[^(\s|.,!?…。，、।۔،)]+",
-    # Numbers, as many models cut them
+    # Numbers, as many models split them
     "digit": r"\p{N}",
     "3 digits": r"\p{N}{1,3}",
     "number": r"\p{N}+",
@@ -103,14 +103,19 @@ _WHOLE = frozenset(_WHOLE_PATTERNS.values())
 # Published tokenizers have at most seven.
 _MAX_STEPS = 8
 _CUTS = ("Split", "Digits", "Punctuation")
-# ByteLevel is the last step of all but these: Falcon's and Falcon3's.
+# ByteLevel is the last step of all pre-tokenizers but Falcon's and Falcon3's.
 _OTHER_ORDERS = (["Punctuation", "ByteLevel", "Digits", "Split"], ["Punctuation", "ByteLevel", "Digits"])
 
 Step = dict[str, Any]
 
 
 def byte_level(*, use_regex: bool, add_prefix_space: bool = False) -> Step:
-    """The step that spells bytes; with use_regex it cuts as GPT-2 does, too."""
+    """Make the step that spells text in the alphabet of bytes.
+
+    Args:
+        use_regex: first split as GPT-2 does
+        add_prefix_space: put a space before the text
+    """
     return {
         "type": "ByteLevel",
         "add_prefix_space": add_prefix_space,
@@ -120,20 +125,27 @@ def byte_level(*, use_regex: bool, add_prefix_space: bool = False) -> Step:
 
 
 def digits(*, each: bool) -> Step:
-    """The step that cuts at numbers, or at each digit."""
+    """Make the step that splits at numbers, or with each, at every digit."""
     return {"type": "Digits", "individual_digits": each}
 
 
 def split(name: str) -> Step:
-    """The step that cuts at the matches of a known regular expression, by its name."""
+    """Make the step that splits at the matches of the regular expression of that name in this module."""
     pattern = (_WHOLE_PATTERNS | _PART_PATTERNS)[name]
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
 def known_steps(node: Step) -> list[Step]:
-    """The steps of a tokenizer.json's "pre_tokenizer", with nothing in them but what is understood.
+    """Check the pre-tokenizer of a tokenizer.json.
 
-    Raises ValueError, with what is wrong, unless all are known and in the order of a known tokenizer.
+    Args:
+        node: the JSON object "pre_tokenizer"
+
+    Returns:
+        Its steps, made anew, so that they have only fields that were checked.
+
+    Raises:
+        ValueError: a step is unknown, or their order is not that of a known tokenizer
     """
     steps = node.get("pretokenizers") if node.get("type") == "Sequence" else [node]
     if not isinstance(steps, list):
@@ -143,10 +155,10 @@ def known_steps(node: Step) -> list[Step]:
     types = [str(step.get("type")) if isinstance(step, dict) else repr(step) for step in steps]
     if "ByteLevel" not in types:
         raise ValueError("it is no byte-level BPE (a SentencePiece model needs its tokenizer.model)")
-    for type in types:
-        if type != "ByteLevel" and type not in _CUTS:
+    for kind in types:
+        if kind != "ByteLevel" and kind not in _CUTS:
             raise ValueError(
-                f"its pre-tokenizer has the step {type[:40]!r}, which is not supported "
+                f"its pre-tokenizer has the step {kind[:40]!r}, which is not supported "
                 f"({', '.join(_CUTS)} and ByteLevel are)"
             )
     if types.index("ByteLevel") != len(types) - 1 and types not in _OTHER_ORDERS:
@@ -158,7 +170,7 @@ def known_steps(node: Step) -> list[Step]:
 
 
 def make_pre_tokenizer(steps: list[Step]) -> PreTokenizer:
-    """Steps that known_steps() gave as the tokenizers package has them."""
+    """Make the tokenizers package's pre-tokenizer from steps that known_steps() returned."""
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Punctuation, Sequence, Split
 
@@ -178,7 +190,7 @@ def make_pre_tokenizer(steps: list[Step]) -> PreTokenizer:
 def _split(step: Step) -> Step:
     pattern = step.get("pattern")
     text = pattern.get("Regex") if isinstance(pattern, dict) else None
-    if isinstance(text, str):  # line breaks may stand in it as they are
+    if isinstance(text, str):  # some files have the line breaks themselves instead of escapes
         text = text.replace("\r", r"\r").replace("\n", r"\n")
     if text not in _NAMES:
         shown = text if isinstance(text, str) else str(pattern)
@@ -187,7 +199,7 @@ def _split(step: Step) -> Step:
             f"({', '.join(_WHOLE_PATTERNS)}, ...)"
         )
     how = (step.get("behavior"), step.get("invert", False))
-    # Where all of a text is matched, to remove or isolate what is no match is how some converters write the same.
+    # Some converters invert the pattern. If it matches every character, the result is the same.
     if how != ("Isolated", False) and not (how in (("Removed", True), ("Isolated", True)) and text in _WHOLE):
         raise ValueError(
             f"its pre-tokenizer has a Split step of behavior {str(how[0])[:40]!r} (invert {str(how[1])[:40]}), "

@@ -1,7 +1,7 @@
-"""SentencePiece tokenizers (tokenizer.model), by the sentencepiece package.
+"""SentencePiece tokenizers (tokenizer.model), using the sentencepiece package.
 
-A piece spells a space as U+2581; byte pieces <0xNN> stand for characters that have no piece; a space
-is put before every text. Made by load_tokenizer() in tokenizer.py.
+A piece spells a space as U+2581. Byte pieces <0xNN> stand for the bytes of characters that have no piece.
+Most models put a space before every text.
 """
 
 from __future__ import annotations
@@ -15,10 +15,17 @@ _SPACE = "\u2581"
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """Encodes as the sentencepiece package does, byte for byte.
+    """A tokenizer with the results of the sentencepiece package.
 
-    CONTROL pieces never come from text. USER_DEFINED pieces do, as their file wants, except those
-    spelled like chat markers and those that begin or end a text, which are taken as CONTROL.
+    Text never becomes CONTROL pieces. It may become USER_DEFINED pieces; the exceptions are pieces spelled like
+    chat markers, BOS and EOS, which count as CONTROL.
+
+    Args:
+        spec: its data is a SentencePiece model
+        vocab_size: the model's number of tokens; None: as many as the tokenizer has
+
+    Raises:
+        CheckpointError: the SentencePiece model is damaged, or has tokens that the model lacks
     """
 
     def __init__(self, spec: TokenizerSpec, vocab_size: int | None) -> None:
@@ -33,20 +40,21 @@ class SentencePieceTokenizer(Tokenizer):
 
         self.prepends_space = proto.add_dummy_prefix
         ends = {spec.bos_id, *spec.eos_ids}
-        offsets = [at for name, id, at in proto.user_defined if id in ends or is_chat_marker(name)]
+        offsets = [at for name, token_id, at in proto.user_defined if token_id in ends or is_chat_marker(name)]
         try:
             self._processor = SentencePieceProcessor(model_proto=as_control_pieces(spec.data, offsets))
             pieces: list[str] = self._processor.id_to_piece(list(range(proto.n_pieces)))
             special = self._read_pieces(pieces)
         except (RuntimeError, ValueError, IndexError, OSError) as error:  # UnicodeDecodeError is a ValueError
-            reason = " ".join(str(error).split())  # the package quotes pieces, line breaks and all
+            reason = " ".join(str(error).split())  # the package quotes pieces, which may have line breaks
             raise CheckpointError(f"the tokenizer is damaged: {reason:.200}") from error
         super().__init__(spec, proto.n_pieces if vocab_size is None else vocab_size, special)
 
     def _read_pieces(self, pieces: list[str]) -> dict[str, int]:
-        """Note what each piece adds to a text; returns the control pieces, by name.
+        """Note what each piece adds to a text; returns the ids of control pieces by name.
 
-        Pieces are asked about together: a call for each token would take longer than sampling it.
+        The package is called once for all pieces. A call for each token during generation would take longer than
+        sampling it.
         """
         ids = list(range(len(pieces)))
         unknown: bytes = self._processor.decode([self._processor.unk_id()]).encode()
@@ -54,10 +62,10 @@ class SentencePieceTokenizer(Tokenizer):
         kinds = zip(processor.is_control(ids), processor.is_unknown(ids), processor.is_byte(ids), strict=True)
         special: dict[str, int] = {}
         self._bytes: list[bytes] = []
-        self._spaced: set[int] = set()  # those that begin with a space
-        for id, (piece, (is_control, is_unknown, is_byte)) in enumerate(zip(pieces, kinds, strict=True)):
+        self._spaced: set[int] = set()  # tokens that begin with a space
+        for token_id, (piece, (is_control, is_unknown, is_byte)) in enumerate(zip(pieces, kinds, strict=True)):
             if is_control:
-                special[piece] = id
+                special[piece] = token_id
                 self._bytes.append(b"")
             elif is_unknown:
                 self._bytes.append(unknown)
@@ -66,11 +74,11 @@ class SentencePieceTokenizer(Tokenizer):
             else:
                 self._bytes.append(piece.replace(_SPACE, " ").encode())
                 if piece.startswith(_SPACE):
-                    self._spaced.add(id)
+                    self._spaced.add(token_id)
         return special
 
     def encode(self, text: str) -> list[int]:
-        """See Tokenizer.encode(). Characters with neither a piece nor byte pieces give the unknown token."""
+        """See Tokenizer.encode(). A character without a piece or byte pieces becomes the unknown token."""
         utf8(text)
         with GATE:
             ids: list[int] = self._processor.encode(text)

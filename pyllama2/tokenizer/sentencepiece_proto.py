@@ -1,4 +1,4 @@
-"""A bounded reader of SentencePiece models, run before the sentencepiece package sees the data.
+"""A reader of SentencePiece models that checks them before the sentencepiece package gets the data.
 
 A .model file is a protobuf message (sentencepiece_model.proto); the fields used here are
 
@@ -7,11 +7,11 @@ A .model file is a protobuf message (sentencepiece_model.proto); the fields used
     TrainerSpec      44 unk_surface, what an unknown token becomes as text
     NormalizerSpec   2 precompiled_charsmap   3 add_dummy_prefix (true unless written)
 
-The package needs up to twenty times the size of a hostile file in memory; this reader needs little and
-says how many pieces there are, so that a vocabulary larger than the model's is refused first.
+For a hostile file, the package needs memory of up to twenty times its size. This reader needs little, and
+counts the pieces, so that a vocabulary larger than the model's is refused early.
 
-A charsmap is uint32 n, a trie of n bytes, and the texts that the trie's characters become, each with a
-NUL behind it. A long one would let a short text fill all memory.
+A charsmap is uint32 n, a trie of n bytes, and the replacement texts of characters in the trie, each followed by
+a NUL. With a long replacement, a short text could fill all memory.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from .limits import MAX_SPECIAL_LENGTH, MAX_TOKEN_LENGTH, MAX_TOKENS, check_spec
 
 # The largest published models have 262,144 pieces in 4.7 MB.
 _MAX_BYTES = 16 << 20
-# The longest text that a character becomes in NFKC has 33 bytes.
+# The longest replacement of a character in NFKC has 33 bytes.
 _MAX_REPLACEMENT = 64
-# The package encodes these texts when it loads the model. Published models have none.
+# Bytes of self_test_data, which the package encodes when it loads the model. Published models have none.
 _MAX_SELF_TEST = 1 << 16
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
@@ -35,9 +35,10 @@ _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 class ModelProto:
     """What a SentencePiece model says about itself.
 
-    n_pieces           size of the vocabulary
-    add_dummy_prefix   whether a space is put before every text
-    user_defined       pieces of type USER_DEFINED: text, id, and where in the file the byte of their type is
+    Attributes:
+        n_pieces: size of the vocabulary
+        add_dummy_prefix: whether a space is put before every text
+        user_defined: text and id of each piece of type USER_DEFINED, and the offset of the byte with its type
     """
 
     n_pieces: int
@@ -46,12 +47,20 @@ class ModelProto:
 
 
 def check_model_proto(data: bytes) -> int:
-    """The number of pieces. Raises ValueError when data is no well-formed SentencePiece model."""
+    """Check a SentencePiece model; returns its number of pieces.
+
+    Raises:
+        ValueError: data is not a well-formed SentencePiece model, or exceeds a limit
+    """
     return read_model_proto(data).n_pieces
 
 
 def read_model_proto(data: bytes) -> ModelProto:
-    """Walk over the whole message. Raises ValueError with the offset of what is wrong."""
+    """Read and check a whole SentencePiece model.
+
+    Raises:
+        ValueError: data is not a well-formed SentencePiece model, or exceeds a limit
+    """
     if len(data) > _MAX_BYTES:
         raise ValueError(f"{len(data)} bytes are too many for a SentencePiece model (at most {_MAX_BYTES})")
     n_pieces = 0
@@ -63,10 +72,10 @@ def read_model_proto(data: bytes) -> ModelProto:
             n_pieces += 1
             if n_pieces > MAX_TOKENS:
                 raise ValueError(f"more than {MAX_TOKENS} pieces")
-            text, type, type_offset = _piece(data, start, end)
-            if type == _USER_DEFINED:
-                user_defined.append((text, n_pieces - 1, type_offset))
-            if type in (_CONTROL, _USER_DEFINED):
+            text, kind, kind_offset = _piece(data, start, end)
+            if kind == _USER_DEFINED:
+                user_defined.append((text, n_pieces - 1, kind_offset))
+            if kind in (_CONTROL, _USER_DEFINED):
                 special.append(text)
         elif field == (2, _BYTES):
             _check_trainer(data, start, end)
@@ -83,7 +92,12 @@ def read_model_proto(data: bytes) -> ModelProto:
 
 
 def as_control_pieces(data: bytes, offsets: list[int]) -> bytes:
-    """A copy of data where the pieces with their type at offsets are of type CONTROL."""
+    """Copy a SentencePiece model and change the type of some pieces to CONTROL.
+
+    Args:
+        data: the model
+        offsets: where the bytes of their types are, as ModelProto.user_defined has them
+    """
     changed = bytearray(data)
     for offset in offsets:
         changed[offset] = _CONTROL
@@ -91,8 +105,8 @@ def as_control_pieces(data: bytes, offsets: list[int]) -> bytes:
 
 
 def _piece(data: bytes, start: int, end: int) -> tuple[str, int, int]:
-    """Text and type of the piece data[start:end], and where the byte of its type is."""
-    text, type, type_offset = "", _NORMAL, -1
+    """Return text and type of the piece data[start:end], and the offset of the byte with its type."""
+    text, kind, kind_offset = "", _NORMAL, -1
     for field, at, stop in _fields(data, start, end):
         if field == (1, _BYTES):
             try:
@@ -100,12 +114,12 @@ def _piece(data: bytes, start: int, end: int) -> tuple[str, int, int]:
             except UnicodeDecodeError:
                 raise ValueError(f"the piece at byte {at} of the SentencePiece model is not UTF-8") from None
         elif field == (3, _VARINT):
-            type, type_offset = data[at], at
+            kind, kind_offset = data[at], at
             if stop - at > 1:
                 raise ValueError(f"a piece of unknown type at byte {at} of the SentencePiece model")
     if len(text) > MAX_TOKEN_LENGTH:
         raise ValueError(f"the piece {text[:40]!r}... of {len(text)} characters is longer than {MAX_TOKEN_LENGTH}")
-    return text, type, type_offset
+    return text, kind, kind_offset
 
 
 def _check_trainer(data: bytes, start: int, end: int) -> None:
@@ -115,7 +129,7 @@ def _check_trainer(data: bytes, start: int, end: int) -> None:
 
 
 def _read_normalizer(data: bytes, start: int, end: int, add_dummy_prefix: bool) -> bool:
-    """add_dummy_prefix, as the NormalizerSpec data[start:end] sets it or as it was before."""
+    """Check the NormalizerSpec data[start:end]; returns its add_dummy_prefix, or the argument if it has none."""
     for field, at, stop in _fields(data, start, end):
         if field == (3, _VARINT):
             add_dummy_prefix = data[at] != 0
@@ -128,8 +142,8 @@ def _read_normalizer(data: bytes, start: int, end: int, add_dummy_prefix: bool) 
 
 
 def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[tuple[int, int], int, int]]:
-    """The fields of the message data[position:end]: (number, wire type), start and end of the value."""
-    while position < end:  # a number of one byte, the common case, is read in place: a model has a million of them
+    """Yield the fields of the message data[position:end]: (number, wire type), start and end of the value."""
+    while position < end:  # numbers of one byte are read here, without a call: a model has a million of them
         key, start = data[position], position + 1
         if key >= 0x80:
             key, start = _varint(data, position, end)
@@ -154,7 +168,7 @@ def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[tuple[int, i
 
 
 def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
-    """The number at position, 7 bits a byte, low bits first, and the position after it."""
+    """Return the number at position (7 bits in each byte, low bits first), and the position after it."""
     if position < end and data[position] < 0x80:
         return data[position], position + 1
     value = 0
@@ -162,6 +176,6 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
         value |= (data[i] & 0x7F) << 7 * (i - position)
         if data[i] < 0x80:
             if data[i] == 0 and i > position:
-                break  # a longer spelling than needed: no writer makes it, and two readers may differ on it
+                break  # longer than needed: no writer makes such a number, and two readers may disagree on it
             return value, i + 1
     raise ValueError(f"bad number at byte {position} of the SentencePiece model")

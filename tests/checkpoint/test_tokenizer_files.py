@@ -115,9 +115,9 @@ class TestBuildModel:
 
     def test_options(self) -> None:
         pieces = [("<unk>", 0.0, UNKNOWN), ("<pad>", 0.0, CONTROL), ("a", -1.0, NORMAL), ("▁", -2.0, NORMAL)]
-        data = build_model(pieces, unk_id=0, bos_id=None, eos_id=None, pad_id=1, add_dummy_prefix=False)
+        data = build_model(pieces, unk_id=0, bos_id=None, eos_id=None, add_dummy_prefix=False)
         processor = SentencePieceProcessor(model_proto=data)
-        assert (processor.bos_id(), processor.eos_id(), processor.pad_id()) == (-1, -1, 1)
+        assert (processor.bos_id(), processor.eos_id(), processor.pad_id()) == (-1, -1, -1)
         assert processor.encode("a  a") == [2, 3, 3, 2]
         assert processor.encode("é") == [0]
         processor = SentencePieceProcessor(model_proto=build_model(pieces, unk_id=0, bos_id=None, eos_id=1))
@@ -128,7 +128,7 @@ class TestBuildModel:
         assert 340 in SentencePieceProcessor(model_proto=data).encode("a<x>b")
 
     def test_ids_out_of_range(self) -> None:
-        for ids in ({"unk_id": 3}, {"bos_id": -1}, {"eos_id": 3}, {"pad_id": 99}):
+        for ids in ({"unk_id": 3}, {"bos_id": -1}, {"eos_id": 3}):
             with pytest.raises(ValueError, match=next(iter(ids))):
                 build_model([("a", 0.0, NORMAL)] * 3, **({"unk_id": 0, "bos_id": None, "eos_id": None} | ids))
 
