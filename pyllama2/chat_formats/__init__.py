@@ -1,4 +1,4 @@
-"""The choice of a chat format: by name, else the model's own template, else Llama-2's."""
+"""Chat formats. make_chat_format() chooses one: by name, else the model's own template, else Llama-2's."""
 
 from __future__ import annotations
 
@@ -17,11 +17,19 @@ CHAT_FORMATS = ("llama2", *TEMPLATES)
 
 
 def make_chat_format(tokenizer: Tokenizer, template: str | None, name: str | None = None) -> ChatFormat:
-    """The chat format called name, else that of the model's template (Jinja source).
+    """Make the chat format of a model.
 
-    A model without a template has the "llama2" format if its vocabulary is Llama-2's kind: Meta's
-    files carry no template. For others, the format's encode() raises ValueError and lists the names.
-    Raises ValueError for an unknown name.
+    Without a name, the model's template is used. A model without a template has the "llama2" format if its vocabulary
+    looks like Llama-2's, since Meta's files have no template. For other models, encode() of the returned format raises
+    ValueError and lists the names of formats.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        template: the model's template, Jinja source; None: it has none.
+        name: one of CHAT_FORMATS, which overrides the template; None: as above.
+
+    Raises:
+        ValueError: the name is unknown, or the format needs tokens that the tokenizer does not have.
     """
     if name is not None and name not in CHAT_FORMATS:
         raise ValueError(f"unknown chat format {shown_value(name)}; there are {_choices()}")
@@ -33,12 +41,12 @@ def make_chat_format(tokenizer: Tokenizer, template: str | None, name: str | Non
 
 
 class NoChat(ChatFormat):
-    """Stands in for the chat format of a model that has none."""
+    """The chat format of a model that has none: encode() raises ValueError."""
 
     name = "none"
 
     def encode(self, messages: Sequence[Message], *, allow_markers: bool = False) -> list[int]:
-        """Raise ValueError."""
+        """Raise ValueError, with the names of chat formats."""
         raise ValueError(f"the model has no chat template; choose a chat format: {_choices()}")
 
 
@@ -47,7 +55,7 @@ def _choices() -> str:
 
 
 def _has_llama2_vocabulary(tokenizer: Tokenizer) -> bool:
-    """Whether it is SentencePiece with BOS, EOS and a piece for INST, as in Llama-2's vocabulary and no smaller one."""
+    """Whether it is SentencePiece with BOS, EOS and a piece for INST, which smaller vocabularies do not have."""
     return (
         tokenizer.spec.kind == "sentencepiece"
         and tokenizer.bos_id is not None

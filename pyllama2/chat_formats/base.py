@@ -1,4 +1,7 @@
-"""What every chat format is: messages in, the token ids before the assistant's next answer out."""
+"""ChatFormat, the interface of every chat format, and checks of messages.
+
+A chat format turns messages into token ids, up to where the assistant's next answer begins.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,16 @@ from ..tokenizer.base import utf8
 
 Message = Mapping[str, str]
 
-# Templates write the role between their markers, so it must not be able to end one.
+# Templates write the role between their markers, so a role must not contain the end of a marker.
 _ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class ChatFormat(ABC):
-    """How one model wants a chat to be written.
+    """How a chat is written for one model.
 
-    name      "llama2", "chatml", ..., or "template" for the model's own
-    stop_ids  tokens that end the assistant's turn, besides the model's eos_ids
+    Attributes:
+        name: "llama2", "chatml", ..., or "template" for the model's own.
+        stop_ids: tokens that end the assistant's turn, besides the model's eos_ids.
     """
 
     name: str
@@ -26,20 +30,37 @@ class ChatFormat(ABC):
 
     @abstractmethod
     def encode(self, messages: Sequence[Message], *, allow_markers: bool = False) -> list[int]:
-        """The tokens of a chat, up to where the assistant's answer begins; BOS is among them if the model has one.
+        """Tokenize a chat, up to where the assistant's answer begins.
 
-        messages are {"role": ..., "content": ...}. What a message says never becomes special tokens;
-        markers of the format that are ordinary text, such as [INST], are refused in a message unless
-        allow_markers. Raises TypeError or ValueError for messages that the format cannot express, and
-        CheckpointError when the model's own template is at fault.
+        The text of a message never becomes special tokens.
+
+        Args:
+            messages: {"role": ..., "content": ...} each.
+            allow_markers: accept messages that contain markers of the format that are ordinary text, such as [INST].
+
+        Returns:
+            Token ids, BOS included if the model has one.
+
+        Raises:
+            TypeError, ValueError: the format cannot express the messages, or they contain markers.
+            CheckpointError: the model's own template is at fault.
         """
 
     def close(self) -> None:  # noqa: B027 (most formats hold nothing)
-        """Let go of whatever the format holds; it can still be used."""
+        """Release resources. The format can still be used; it then acquires them again."""
 
 
 def check_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """A copy of messages. Raises TypeError or ValueError unless they are what ChatFormat.encode() says."""
+    """Check messages as ChatFormat.encode() takes them.
+
+    Returns:
+        A copy of the messages.
+
+    Raises:
+        TypeError: a message, or a part of one, has the wrong type.
+        ValueError: there are no messages, a role or content is missing, a role is not a short word, or a text is not
+            valid Unicode.
+    """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise TypeError("messages must be a list of {'role': ..., 'content': ...}")
     if not messages:
@@ -61,9 +82,12 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 
 def out_of_turn(messages: Sequence[Message]) -> tuple[int, str] | None:
-    """The first message that is out of turn, and the role that it should have.
+    """Find the first message whose role is out of turn.
 
-    None when user and assistant alternate, after a system prompt or none.
+    After an optional system prompt, user and assistant must alternate, and the user begins.
+
+    Returns:
+        The index of the message and the role that it should have; None: all are in turn.
     """
     first = n_system(messages)
     for i, message in enumerate(messages[first:]):
@@ -74,12 +98,16 @@ def out_of_turn(messages: Sequence[Message]) -> tuple[int, str] | None:
 
 
 def n_system(messages: Sequence[Message]) -> int:
-    """1 if the messages begin with a system prompt, else 0."""
+    """The number of system prompts that the messages begin with: 1 or 0."""
     return int(bool(messages) and messages[0]["role"] == "system")
 
 
 def refuse_markers(messages: Sequence[Message], markers: Sequence[str]) -> None:
-    """Raise ValueError when a message, its names and values, contains one of the markers."""
+    """Refuse messages that contain markers.
+
+    Raises:
+        ValueError: a field of a message, its name or its value, contains one of the markers.
+    """
     for i, message in enumerate(messages):
         for marker in markers:
             if any(marker in text for item in message.items() for text in item):

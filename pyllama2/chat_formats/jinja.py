@@ -1,14 +1,13 @@
-"""Chat formats given by a Jinja template: the model's own, or one of chat_templates.py.
+"""Chat formats given by a Jinja template: the model's own, or one of templates.py.
 
-What a message says must not become a special token, whatever the template does with it. So it does
-not matter how the rendered text reads. Special tokens are where the template's own text, or bos_token
-and eos_token, had their names: these are replaced by stand-ins before a message is there
-(template_environment.py), which no message can hold (stand_ins.py). The rendered text is cut at the
-stand-ins, which become ids; all between them is encoded as plain text, from which no special token
-comes.
+The text of a message must not become a special token, whatever the template does with it. Therefore special tokens
+are not looked for in the rendered text. They come only from the template's own text, and from bos_token and eos_token.
+There, the names of special tokens are replaced by stand-ins before any message is rendered (template_environment.py).
+No message can contain a stand-in (stand_ins.py). The rendered text is split at the stand-ins. These become token ids;
+the text between them is encoded as plain text, which never gives special tokens.
 
-Markers that are ordinary text, such as [INST] in many vocabularies, have stand-ins, too, unless messages
-may contain them: so those that the template wrote are told from those of messages, which are refused.
+Markers that are ordinary text, such as [INST] in many vocabularies, have stand-ins too, unless messages may contain
+them. So markers that the template wrote are told apart from markers in messages, which are refused.
 """
 
 from __future__ import annotations
@@ -23,9 +22,16 @@ from .templates import END_OF_TURN, MARKERS
 
 
 class JinjaChat(ChatFormat):
-    """A template, rendered with the variables that transformers' apply_chat_template gives it."""
+    """A template, rendered with the variables of transformers' apply_chat_template."""
 
     def __init__(self, tokenizer: Tokenizer, template: str, name: str) -> None:
+        """Prepare the template; it is compiled with the first chat.
+
+        Args:
+            tokenizer: the model's tokenizer.
+            template: Jinja source.
+            name: the name of the format.
+        """
         special = tokenizer.special_tokens
         self.name = name
         self.stop_ids = tuple(
@@ -39,29 +45,29 @@ class JinjaChat(ChatFormat):
         self._lenient_renderer = TemplateRenderer(template, stand_ins=StandIns(special))
 
     def encode(self, messages: Sequence[Message], *, allow_markers: bool = False) -> list[int]:
-        """See ChatFormat.encode(). Which roles there are, and in which order, is the template's business."""
+        """See ChatFormat.encode(). The template decides which roles there are, and in which order."""
         dialog = check_messages(messages)
         if not allow_markers:
             refuse_markers(dialog, self._text_markers)
         tokenizer = self._tokenizer
         renderer = self._lenient_renderer if allow_markers and self._text_markers else self._renderer
 
-        def own(id: int | None) -> str:
-            piece = "" if id is None else tokenizer.piece(id)
+        def stand_in(token_id: int | None) -> str:
+            piece = "" if token_id is None else tokenizer.piece(token_id)
             return renderer.stand_ins.by_name.get(piece, piece)
 
         text = renderer.render(
             {
                 "messages": dialog,
-                "bos_token": own(tokenizer.bos_id),
-                "eos_token": own(tokenizer.eos_ids[0] if tokenizer.eos_ids else None),
+                "bos_token": stand_in(tokenizer.bos_id),
+                "eos_token": stand_in(tokenizer.eos_ids[0] if tokenizer.eos_ids else None),
                 "add_generation_prompt": True,
                 "tools": None,
                 "documents": None,
             }
         )
         ids: list[int] = []
-        run = ""  # of ordinary text, since the last special token
+        run = ""  # ordinary text since the last special token
         for i, part in enumerate(renderer.stand_ins.split(text)):
             if i % 2 and part in tokenizer.special_tokens:
                 ids += [*self._encode_text(run), tokenizer.special_tokens[part]]
@@ -78,12 +84,12 @@ class JinjaChat(ChatFormat):
         self._lenient_renderer.close()
 
     def _encode_text(self, text: str) -> list[int]:
-        if self._tokenizer.prepends_space:  # a space the template writes itself is the one that encode() puts there
+        if self._tokenizer.prepends_space:  # encode() adds the space that the template wrote
             text = text.removeprefix(" ")
         return self._tokenizer.encode(text) if text else []
 
     def _refuse_markers(self, text: str) -> None:
-        """Raise ValueError when text that is not the template's own contains a marker."""
+        """Raise ValueError if text that comes from messages contains a marker."""
         for marker in self._text_markers:
             if marker in text:
                 raise ValueError(

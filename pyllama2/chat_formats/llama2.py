@@ -4,8 +4,8 @@
     last turn       BOS encode("[INST] user [/INST]")
     system prompt   the first user text is "<<SYS>>\\n" system "\\n<</SYS>>\\n\\n" user
 
-Every turn is encoded by itself, so each has BOS, EOS and its own SentencePiece space; a string with
-"<s>" in it cannot express that. User texts and answers are stripped.
+Every turn is encoded by itself, so each has BOS, EOS and the space that SentencePiece adds. Encoding one string with
+"<s>" in it would give other tokens. User texts and answers are stripped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Llama2Chat(ChatFormat):
         self._eos_id = tokenizer.eos_ids[0]
 
     def encode(self, messages: Sequence[Message], *, allow_markers: bool = False) -> list[int]:
-        """See ChatFormat.encode(). Roles are an optional first system, then user and assistant in turn, user last."""
+        """See ChatFormat.encode(). After an optional system prompt, user and assistant alternate; the user is last."""
         dialog = check_messages(messages)
         if not allow_markers:
             refuse_markers(dialog, MARKERS)
@@ -44,7 +44,7 @@ class Llama2Chat(ChatFormat):
 
 
 def _texts_in_turn(dialog: list[dict[str, str]]) -> list[str]:
-    """User texts and answers, a system prompt merged into the first. Raises ValueError for other sequences of roles."""
+    """User texts and answers in turn; a system prompt is merged into the first. Raises ValueError for wrong roles."""
     first = n_system(dialog)
     texts = [message["content"] for message in dialog[first:]]
     if not texts:

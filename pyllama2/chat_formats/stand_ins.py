@@ -1,8 +1,8 @@
-"""What the names of special tokens are replaced by in a chat template's own text, and found again by.
+"""Stand-ins: strings that replace the names of special tokens in a chat template's own text.
 
-A stand-in is 128 random bits in characters that no message holds, lone surrogates, and that upper,
-trim, striptags and the like leave as they are. They are low surrogates, since JSON would make one
-character of a high one and a low one.
+They mark, in the rendered text, the names that the template wrote. A stand-in is 128 random bits, written in lone
+surrogates. No message contains these, and filters such as upper, trim and striptags do not change them. All are low
+surrogates, because JSON would join a high one and a low one to one character.
 """
 
 from __future__ import annotations
@@ -11,23 +11,31 @@ import os
 import re
 from collections.abc import Iterable
 
-# A stand-in, or how JSON in ASCII and Python's repr() spell it.
+# A stand-in as it is, or as ASCII JSON and Python's repr() escape it.
 _STAND_IN = re.compile("(\udfff[\udc00-\udcff]{16}" r"|\\udfff(?:\\udc[0-9a-f]{2}){16})")
 _SURROGATES = re.compile("[\ud800-\udfff]+")
 
 
 class StandIns:
-    """Stand-ins for names, drawn anew for every object: by_name["<|im_end|>"]."""
+    """Random stand-ins for some names, different for every object.
+
+    Attributes:
+        by_name: the stand-in of each name: by_name["<|im_end|>"].
+    """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
+        """Draw a stand-in for each name; empty names are skipped."""
         self.by_name = {name: _draw() for name in names if name}
         self._names = {stand_in: name for name, stand_in in self.by_name.items()}
-        self._names |= {_spelled(stand_in): name for stand_in, name in self._names.items()}
+        self._names |= {_escaped(stand_in): name for stand_in, name in self._names.items()}
 
     def split(self, text: str) -> list[str]:
-        """Texts and names in turn, a text first and last; where two names follow each other there is an empty text.
+        """Split a rendered text at the stand-ins.
 
-        Pieces of stand-ins, left where a template took one apart, are left out.
+        Fragments of stand-ins, which a template may leave when it cuts a string, are removed.
+
+        Returns:
+            Texts and names in turn. The first and last part are texts. Texts may be empty.
         """
         parts = [""]
         for part in _STAND_IN.split(text):
@@ -42,5 +50,5 @@ def _draw() -> str:
     return "\udfff" + "".join(chr(0xDC00 + byte) for byte in os.urandom(16))
 
 
-def _spelled(stand_in: str) -> str:
+def _escaped(stand_in: str) -> str:
     return stand_in.encode("ascii", "backslashreplace").decode()

@@ -1,7 +1,7 @@
 """Widely used chat formats as Jinja templates, for models whose file has none or a wrong one.
 
-They are rendered like a model's own template (jinja_chat.py), which defines the variables:
-messages, bos_token, eos_token, add_generation_prompt, raise_exception().
+They are rendered like a model's own template (jinja.py), with the variables
+messages, bos_token, eos_token, add_generation_prompt, and raise_exception().
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LLAMA3 = r"""
 {%- endif -%}
 """
 
-# Zephyr, StableLM-Zephyr, TinyLlama-Chat: the roles are plain text, EOS ends every turn.
+# Zephyr, StableLM-Zephyr, TinyLlama-Chat: the role markers are plain text, EOS ends every turn.
 _ZEPHYR = r"""
 {%- set markers = {'system': '<|system|>', 'user': '<|user|>', 'assistant': '<|assistant|>'} -%}
 {%- for message in messages -%}
@@ -64,8 +64,8 @@ _MISTRAL = r"""
 
 TEMPLATES = {"chatml": _CHATML, "llama3": _LLAMA3, "zephyr": _ZEPHYR, "mistral": _MISTRAL}
 
-# The strings that mark turns in these formats and in models' own templates. Where the vocabulary has
-# no special token for one, it is ordinary text, and a message that contains it would forge a turn.
+# The strings that mark turns in these formats and in models' own templates. A vocabulary may have no special token for
+# one. Then it is ordinary text, and a message that contains it could forge a turn.
 MARKERS = (
     "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>",
     "<|im_start|>", "<|im_end|>",
@@ -74,5 +74,5 @@ MARKERS = (
     "<start_of_turn>", "<end_of_turn>",
 )  # fmt: skip
 
-# Tokens that end a turn, of which a model's list of EOS tokens often has only one or none.
+# Tokens that end a turn. A model's list of EOS tokens often has only one of them, or none.
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>")
