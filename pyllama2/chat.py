@@ -227,7 +227,7 @@ class _Chat:
         def count(messages: Messages) -> int:
             try:
                 return len(self.llm.chat_tokens(messages, template=self.args.template))
-            except ContextLengthError:  # so long that it is not even tokenized
+            except ContextLengthError:  # far more characters than the context holds
                 return sys.maxsize
 
         kept = without_oldest_turns(asked, count, self.llm.n_ctx - room)

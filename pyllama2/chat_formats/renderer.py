@@ -1,8 +1,10 @@
-"""Renders chat templates in a process of its own (template_worker.py), within bounded time and memory.
+"""Renders chat templates in a separate process (template_worker.py), within bounded time and memory.
 
-An answer must be that of the question, whatever happens in between: Ctrl-C twice, an error of memory,
-a fork. Hence a process is taken out of use before it is sent a question, and put back after the whole
-answer only; answers have the number of their question; a forked child closes its copies of the pipes.
+An answer must belong to its question, even after Ctrl-C twice, a MemoryError or a fork. Therefore:
+
+    a process is taken out of use before a question is sent, and put back only after the whole answer was read
+    an answer carries the number of its question
+    a forked child closes its copies of the pipes
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ from .stand_ins import StandIns
 from .template_worker import ANSWER, MAX_CHARS, QUESTION
 
 TIMEOUT_S = 10.0
-# All that the process gets to know of the environment: where a shared libpython lies, the time zone, and
-# what Windows needs to start Python.
+# The environment variables that the process gets: where a shared libpython lies, the time zone, and what Windows needs
+# to start Python.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ", "SYSTEMROOT")
-# This folder without its own __init__ and the package's, which load far more than the process needs.
+# Imports this folder without running its __init__ and the package's, which load far more than the process needs.
 _START = """
 import sys, types
 sys.modules["pyllama2"] = types.ModuleType("pyllama2")
@@ -40,14 +42,23 @@ main()
 
 
 class TemplateRenderer:
-    """Renders one template any number of times. The process starts with the first render and stays.
+    """Renders one template any number of times.
 
-    Any thread may call render(); calls take turns. The process ends with close(), with this object,
-    and with the interpreter; Ctrl-C in the terminal does not reach it.
+    The process starts with the first render and stays. It ends with close(), with this object, and with the
+    interpreter. Ctrl-C in the terminal does not reach it. Any thread may call render(); calls take turns.
+
+    Attributes:
+        stand_ins: the stand-ins that rendered text contains.
     """
 
     def __init__(self, template: str, timeout_s: float | None = None, stand_ins: StandIns | None = None) -> None:
-        """stand_ins: what to write for names in the template's own text, see template_environment.py."""
+        """Prepare a template; nothing is started yet.
+
+        Args:
+            template: Jinja source.
+            timeout_s: seconds that a render may take; None: TIMEOUT_S.
+            stand_ins: what replaces names in the template's own text (template_environment.py); None: nothing.
+        """
         self.stand_ins = stand_ins or StandIns()
         self._template = json.dumps({"template": template, "stand_ins": self.stand_ins.by_name}).encode()
         self._timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
@@ -56,40 +67,48 @@ class TemplateRenderer:
         renew_after_fork(self, TemplateRenderer._forget_parent)
 
     def render(self, variables: dict[str, Any]) -> str:
-        """The text. variables must be JSON values.
+        """Render the template.
 
-        Raises ValueError when the template refuses the messages (its raise_exception), and
-        CheckpointError when the template fails or needs too much time, memory or text.
+        Args:
+            variables: the template's variables; JSON values.
+
+        Returns:
+            The text, with stand-ins in it.
+
+        Raises:
+            ValueError: the template refuses the messages, with its raise_exception().
+            CheckpointError: the template fails, takes too much time or memory, or writes too much text.
+            Pyllama2Error: the process cannot be started.
         """
         data = json.dumps(variables).encode()
         with self._lock:
             worker, self._worker = self._worker, None
-            if worker is None or not worker.is_running():  # something may have killed it since
+            if worker is None or not worker.is_running():  # something may have killed it
                 worker = _Worker()
             status, text = worker.ask(self._template, data, self._timeout_s)
             self._worker = worker
         if status == b"+":
             return text
-        text = "".join(self.stand_ins.split(text))  # in a message for people, names again
+        text = "".join(self.stand_ins.split(text))  # an error message shows names, not stand-ins
         if status == b"r":
             raise ValueError(f"the chat template refuses these messages: {shown(text)}")
         raise CheckpointError(f"the chat template {shown(text)}")
 
     def close(self) -> None:
-        """End the process; a later render() starts another."""
+        """End the process. A later render() starts another."""
         with self._lock:
             worker, self._worker = self._worker, None
         if worker is not None:
             worker.end()
 
     def _forget_parent(self) -> None:
-        """In a forked child: the process is the parent's, and so may the lock be."""
+        """In a forked child: leave the process to the parent. The lock is replaced, since the parent may hold it."""
         self._lock = threading.Lock()
         self._worker = None
 
 
 class _Worker:
-    """A process that renders; it ends with this object."""
+    """A process that renders templates. It ends with this object."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-I", "-S", "-c", _START, os.path.dirname(os.path.abspath(__file__))]
@@ -101,7 +120,9 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
-                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows' way to be spared Ctrl-C
+                creationflags=getattr(
+                    subprocess, "CREATE_NEW_PROCESS_GROUP", 0
+                ),  # so that Ctrl-C on Windows does not reach it
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
             )
         except OSError as error:
@@ -115,9 +136,10 @@ class _Worker:
         return self._process.poll() is None
 
     def ask(self, template: bytes, variables: bytes, timeout_s: float) -> tuple[bytes, str]:
-        """Status and text of the answer. After an exception, this object must not be asked again.
+        """Send a question and return the status and text of the answer.
 
-        Raises CheckpointError when the process dies, after timeout_s at the latest.
+        After an exception, this object must not be used again. Raises CheckpointError if the process dies, which it
+        does after timeout_s at the latest.
         """
         number = next(self._numbers)
         process = self._process
@@ -140,7 +162,7 @@ class _Worker:
             timer.cancel()
             if answer is None:
                 self.end()
-            timer.join()  # from here on it will not kill
+            timer.join()  # from here on it cannot kill the process
         if timed_out.is_set():
             self.end()
             raise CheckpointError(f"the chat template did not finish within {timeout_s:g} s")
@@ -151,10 +173,10 @@ class _Worker:
         return answer
 
     def _forget_parent(self) -> None:
-        """In a forked child: leave the process to the parent, and let its pipes close when the parent's ends do."""
+        """In a forked child: leave the process to the parent, and close the copies of its pipes."""
         self.end.detach()
         _close_pipes(self._process)
-        self._process.poll()  # which finds that it is no child of this process
+        self._process.poll()  # notes that it is not a child of this process
 
 
 def _write(pipe: IO[bytes] | None, *parts: bytes) -> None:
@@ -176,7 +198,7 @@ def _read(pipe: IO[bytes] | None, n_bytes: int) -> bytes:
 
 
 def _read_answer(pipe: IO[bytes] | None, number: int) -> tuple[bytes, str]:
-    """Status and text. Raises EOFError when the worker dies or does not keep to the protocol."""
+    """Read the status and text of an answer. Raises EOFError if the worker dies or violates the protocol."""
     status, answered, length = ANSWER.unpack(_read(pipe, ANSWER.size))
     if answered != number or length > 4 * MAX_CHARS:
         raise EOFError
@@ -189,7 +211,7 @@ def _read_answer(pipe: IO[bytes] | None, number: int) -> tuple[bytes, str]:
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     _close_pipes(process)
-    process.wait()  # so that no zombie is left
+    process.wait()  # leave no zombie
 
 
 def _close_pipes(process: subprocess.Popen[bytes]) -> None:
@@ -199,7 +221,7 @@ def _close_pipes(process: subprocess.Popen[bytes]) -> None:
 
 
 def _folders_of(*packages: str) -> list[str]:
-    """The folders to import packages from."""
+    """The folders that packages are imported from."""
     folders = []
     for package in packages:
         spec = importlib.util.find_spec(package)

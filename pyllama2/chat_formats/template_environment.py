@@ -1,20 +1,17 @@
 """Jinja as models' chat templates expect it, with stand-ins for special tokens in a template's own text.
 
-A template may make anything of what a message says, so rendered text does not tell who wrote
-"<|im_end|>". Hence the names of special tokens are looked for before there is any message: in the
-literals of the template's syntax tree, where each becomes its stand-in, a string that no message can
-hold. Only stand-ins become special tokens in the end (jinja_chat.py). A name that a message spells,
-or that comes about while the template is rendered, is text.
+Rendered text does not tell whether the template or a message wrote "<|im_end|>". Therefore the names of special tokens
+are looked for before any message is rendered, in the literals of the template's syntax tree. Each name is replaced by
+its stand-in, a string that no message can contain. Only stand-ins become special tokens (jinja.py). A name that is in
+a message, or that is put together while the template is rendered, is text.
 
     '<|im_start|>' + message.role    STAND_IN + message.role
-    '<|im_' ~ 'start|>'              STAND_IN: literals that are written side by side are one
-    '<|' + message.role + '|>'       the stand-in for <|user|> where the role of a message is one of
-                                     ROLES; text for any other role, and for a content
+    '<|im_' ~ 'start|>'              STAND_IN: adjacent literals are joined first
+    '<|' + message.role + '|>'       the stand-in for <|user|> if the role of a message is one of ROLES;
+                                     text for any other role, and for a content
 
-What a template compares messages with has stand-ins, too: it does not find the name of a special
+Literals that a template compares messages with have stand-ins too. So a template does not find the name of a special
 token in a message.
-
-Only the process that renders templates loads this module (template_worker.py).
 """
 
 from __future__ import annotations
@@ -32,34 +29,42 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-# The roles that a template may make a marker of.
+# The roles that may become part of a marker.
 ROLES = frozenset({"system", "developer", "user", "assistant", "model", "tool", "function", "ipython"})
 
 
 class Role(str):
-    """A message's role that is one of ROLES. What any operation makes of it is a plain string."""
+    """A message's role that is one of ROLES. The result of any operation on it is a plain string."""
 
 
 class Refused(Exception):
-    """What a template's raise_exception() raises."""
+    """Raised by a template's raise_exception()."""
 
 
 def compile_template(source: str, stand_ins: Mapping[str, str]) -> Template:
-    """A template in whose literals the keys of stand_ins are replaced by their values."""
+    """Compile a template, with stand-ins in its literals.
+
+    Args:
+        source: Jinja source.
+        stand_ins: the stand-in of each name.
+
+    Raises:
+        jinja2.TemplateSyntaxError: the source is not valid.
+    """
     environment = _make_environment()
     environment.filters["role_marker"] = _role_marker(stand_ins)
     return environment.from_string(_NameReplacer(stand_ins).visit(environment.parse(source)))
 
 
 def mark_roles(messages: list[dict[str, Any]]) -> None:
-    """Make a Role of every role that is one of ROLES."""
+    """Replace each role that is one of ROLES by a Role, in place."""
     for message in messages:
         if message.get("role") in ROLES:
             message["role"] = Role(message["role"])
 
 
 def _role_marker(stand_ins: Mapping[str, str]) -> Callable[[Any, str, str], Any]:
-    """The filter that writes role between before and after."""
+    """Make the filter that writes a role between two texts, as a stand-in if that gives a name."""
 
     def marker(role: Any, before: str, after: str) -> Any:
         text = before + role + after
@@ -69,12 +74,12 @@ def _role_marker(stand_ins: Mapping[str, str]) -> Callable[[Any, str, str], Any]
 
 
 class _NameReplacer(NodeTransformer):
-    """Puts stand-ins for names into the literals of a syntax tree."""
+    """Replaces names by stand-ins in the literals of a syntax tree."""
 
     def __init__(self, stand_ins: Mapping[str, str]) -> None:
         self._stand_ins = stand_ins
         self._names = sorted(stand_ins, key=len, reverse=True)  # the longest match wins
-        # What names have before and after a role.
+        # The texts before and after a role in names.
         around = {name.partition(role)[::2] for name in stand_ins for role in ROLES}
         self._around_roles = sorted((pair for pair in around if all(pair)), key=lambda pair: -len("".join(pair)))
 
@@ -85,11 +90,11 @@ class _NameReplacer(NodeTransformer):
         return self._with_stand_ins(node)
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:
-        node.nodes = self._strung_together(node.nodes, as_text=True)
+        node.nodes = self._joined(node.nodes, as_text=True)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        node.nodes = self._strung_together(node.nodes, as_text=True)
+        node.nodes = self._joined(node.nodes, as_text=True)
         return node
 
     def visit_Add(self, node: nodes.Add) -> nodes.Node:
@@ -98,11 +103,11 @@ class _NameReplacer(NodeTransformer):
         while isinstance(left, nodes.Add):  # a + b + c is (a + b) + c
             operands.append(left.right)
             left = left.left
-        operands = self._strung_together([left, *reversed(operands)], as_text=False)
+        operands = self._joined([left, *reversed(operands)], as_text=False)
         return reduce(lambda a, b: nodes.Add(a, b, lineno=node.lineno, environment=node.environment), operands)
 
-    def _strung_together(self, operands: list[nodes.Expr], *, as_text: bool) -> list[nodes.Expr]:
-        """The same with stand-ins. as_text: what is no string is converted, rather than an error."""
+    def _joined(self, operands: list[nodes.Expr], *, as_text: bool) -> list[nodes.Expr]:
+        """Join adjacent literals, and put in stand-ins. as_text: operands become strings first, as with ~."""
         joined: list[nodes.Expr] = []
         for operand in operands:
             text = _literal(operand)
@@ -117,7 +122,10 @@ class _NameReplacer(NodeTransformer):
         return [self._with_stand_ins(operand) for operand in joined]
 
     def _make_role_marker(self, operands: list[nodes.Expr], i: int, as_text: bool) -> None:
-        """Let operand i, between two literals, take from them what surrounds a role in some name."""
+        """Make operand i a role marker if the literals beside it end and begin as in a name with a role.
+
+        The part of the name before and after the role then moves from the literals to the marker.
+        """
         left, operand, right = operands[i - 1 : i + 2]
         before, after = _literal(left), _literal(right)
         if before is None or after is None:
@@ -141,7 +149,7 @@ class _NameReplacer(NodeTransformer):
 
 
 def _literal(node: nodes.Expr) -> str | None:
-    """The text of a string constant or of the template's text between its tags; None for other nodes."""
+    """The text of a string constant, or of template text between tags; None for other nodes."""
     if isinstance(node, nodes.TemplateData):
         return node.data
     return node.value if isinstance(node, nodes.Const) and isinstance(node.value, str) else None
@@ -155,7 +163,7 @@ def _set_literal(node: nodes.Expr, text: str) -> None:
 
 
 class _GenerationBlock(Extension):
-    """{% generation %} ... {% endgeneration %} marks the assistant's words for training; here it is its body."""
+    """{% generation %} ... {% endgeneration %} marks the assistant's text for training; here only its body counts."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -165,7 +173,7 @@ class _GenerationBlock(Extension):
 
 
 def _make_environment() -> ImmutableSandboxedEnvironment:
-    """The settings, filters and functions of transformers' apply_chat_template."""
+    """Make an environment with the settings, filters and functions of transformers' apply_chat_template."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock]
     )

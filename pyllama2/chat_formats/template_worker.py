@@ -1,30 +1,29 @@
-"""The process that renders chat templates, so that a hostile one harms nothing but itself.
+"""The process that renders chat templates, so that a hostile template can only harm this process.
 
-Jinja's sandbox keeps a template from Python's internals, but not from endless loops, 9**(9**9) or
-strings that double. Hence the process gives up what it does not need before it sees a template, and
-its parent (template_renderer.py) ends it when a render takes too long.
+Jinja's sandbox keeps a template from Python's internals, but not from endless loops, 9**(9**9) or strings that double.
+Therefore the process gives up what it does not need before it reads a template. Its parent (renderer.py) kills it if a
+render takes too long.
 
-    Linux      no new files, sockets or processes (root may still start processes), no writing to
-               files, no core dump, no new privileges; 256 MB of memory, 20 s of processor time for a
-               render; a render ends with the parent
-    macOS      the same, as far as the system has the limits: none of memory, and privileges stay; a
-               render whose parent has died goes on until the processor time is used
-    Windows    none of it: Python has no module resource there. The parent's clock is all
+    Linux      no new files, sockets or processes (root can still start processes), no writing to files, no core dump,
+               no new privileges; 256 MB of memory, 20 s of processor time for a render; a render ends when the
+               parent dies
+    macOS      the same, except: no limit of memory, and privileges stay; if the parent dies, a render goes on until
+               its processor time is used up
+    Windows    none of these, since Python has no resource module there; only the parent's time limit
 
-Of Linux's system calls none is filtered: that needs libseccomp, which no wheel brings along, or
-tables of numbers for every architecture. What gets out of the sandbox can thus still send signals to
-processes of the same user.
+System calls are not filtered on Linux. That would need libseccomp, which no wheel includes, or tables of numbers for
+every architecture. So code that escapes from the sandbox can still send signals to processes of the same user.
 
-    question   number (uint64), two lengths (uint32), all little-endian; JSON {"template": source,
+    question   number (uint64), two lengths in bytes (uint32), all little-endian; JSON {"template": source,
                "stand_ins": {name: stand-in}}; JSON object of the variables
-    answer     one byte, the question's number, length, UTF-8 text, in which there may be lone
-               surrogates; the byte is one of
+    answer     status (one byte), the question's number (uint64), length in bytes (uint32); UTF-8 text, which may
+               contain lone surrogates. The status is one of
 
-        +   the rendered text
-        r   the template refused the messages: what it gave to raise_exception()
-        -   the template failed: why
+        +   the text is the rendered template
+        r   the template refused the messages; the text is the argument of its raise_exception()
+        -   the template failed; the text says why
 
-It ends when its standard input does.
+The process ends when its standard input ends.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class _TooLong(Exception):
 
 
 def main() -> None:
-    """Answer questions until the input ends."""
+    """Answer questions until standard input ends."""
     compile_template = lru_cache(maxsize=1)(_compile)
     _load_everything()
     _confine()
@@ -93,7 +92,7 @@ def _answer(
         return b"-", f"writes more than {MAX_CHARS} characters"
     except MemoryError:
         return b"-", f"needs more than {MAX_MEMORY >> 20} MB of memory"
-    except Exception as error:  # anything at all may come out of a template
+    except Exception as error:  # a template can raise anything
         return b"-", " ".join(f"fails: {type(error).__name__}: {error}".split())[:300]
 
 
@@ -115,7 +114,7 @@ def _render(template: Template, variables: dict[str, Any]) -> str:
     return "".join(chunks)
 
 
-# What loads modules when it is used, and reads the time zone.
+# A template that uses every feature that loads a module when it is first used, and reads the time zone.
 _LAZY = (
     "{{ [1] | pprint }}{{ '&lt;' | striptags | wordwrap(1) }}{{ lipsum(1, false, 1, 2) }}"
     "{{ strftime_now('%c %Z') }}{{ 1 / 0 }}"
@@ -123,36 +122,38 @@ _LAZY = (
 
 
 def _load_everything() -> None:
-    """Have Python read all the files that rendering may need, while it can."""
+    """Let Python read all files that rendering may need, while files can still be opened."""
     _answer(_compile, json.dumps({"template": _LAZY, "stand_ins": {}}).encode(), {})
 
 
 def _confine() -> None:
-    """Give up what rendering does not need, for good."""
+    """Give up what rendering does not need. This cannot be undone."""
     if sys.platform == "linux":
         import ctypes
 
         with suppress(OSError, AttributeError):  # a C library without it
             ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        signal.signal(signal.SIGIO, signal.SIG_DFL)  # see _ending_with_the_parent(); a parent may ignore or block it
+        signal.signal(
+            signal.SIGIO, signal.SIG_DFL
+        )  # for _ending_with_the_parent(), even if the parent ignores or blocks it
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGIO})
     if sys.platform != "win32":
         limits = {
             resource.RLIMIT_CORE: 0,
             resource.RLIMIT_FSIZE: 0,
             resource.RLIMIT_NPROC: 0,
-            resource.RLIMIT_NOFILE: 1,  # fewer than are open; with 0, poll() would not take the one it is given
+            resource.RLIMIT_NOFILE: 1,  # fewer than are open; with 0, poll() would refuse its one file
             resource.RLIMIT_AS: MAX_MEMORY,
         }
         for kind, amount in limits.items():
             hard = resource.getrlimit(kind)[1]
             amount = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
-            with suppress(ValueError, OSError):  # macOS has no limit of memory below what is mapped already
+            with suppress(ValueError, OSError):  # macOS refuses a limit below the memory that is mapped
                 resource.setrlimit(kind, (amount, amount))
 
 
 def _limit_processor_time() -> None:
-    """For one render. The parent's clock ends it first, unless the parent has died."""
+    """Limit the processor time of one render. The parent's time limit is shorter; this one is for when it has died."""
     if sys.platform != "win32":
         used = resource.getrusage(resource.RUSAGE_SELF)
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
@@ -162,14 +163,17 @@ def _limit_processor_time() -> None:
 
 @contextmanager
 def _ending_with_the_parent() -> Iterator[None]:
-    """Meanwhile, the kernel ends this process when the parent, who has sent its question, closes the pipe or dies."""
+    """Let the kernel end this process, within the block, when the parent closes the pipe or dies.
+
+    The parent has sent its whole question by then, so nothing else happens to the pipe.
+    """
     if sys.platform == "linux":
         flags = fcntl.fcntl(0, fcntl.F_GETFL)
         fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(0, fcntl.F_SETFL, flags | os.O_ASYNC)  # what happens to the pipe raises SIGIO, which is fatal
+        fcntl.fcntl(0, fcntl.F_SETFL, flags | os.O_ASYNC)  # any event of the pipe now sends SIGIO, which is fatal
         pipe = select.poll()
         pipe.register(0, 0)
-        if pipe.poll(0):  # it happened before
+        if pipe.poll(0):  # the parent has closed it already
             sys.exit()
         yield
         fcntl.fcntl(0, fcntl.F_SETFL, flags)
