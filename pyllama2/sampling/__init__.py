@@ -1,1 +1,1 @@
-"""From logits to a token. sampler.py is the way in; choose.pyx has its loops over the vocabulary."""
+"""From logits to a token. Start at sampler.py; choose.pyx has the loops over the vocabulary."""

@@ -1,24 +1,27 @@
-"""The steps of sampling.py that walk over the vocabulary: extremes, penalties, and the choice of a token.
+"""The steps of sampler.py that go through the vocabulary: extremes, penalties, and the choice of a token.
 
-A weight is e^((logit - highest) / temperature), in float64. With a sharp distribution few of 50,000 weights matter, so
-few are computed exactly:
+A weight is e^((logit - highest) / temperature), in float64. In a sharp distribution only few of 50,000 weights matter,
+so only few are computed exactly:
 
-    top_k    the k-th largest of the maxima of small groups is below the k-th largest logit: what is not is selected
-    top_p    the tokens near the highest logit are weighed exactly, the sum of all others roughly (loops.h). If the edge
-             of the nucleus could be another one within the error of that sum, or is not near, it is done again with
-             more tokens, at last with the exact sum: the result is always that of exact sums
-    min_p    weights that are too small are known by their logits
-    none     sums of blocks, and then the weights of the block in which the draw falls
+    top_k    The k-th largest of the maxima of small groups is at most the k-th largest logit. Only logits that are not
+             below it are looked at.
+    top_p    Tokens near the highest logit are weighed exactly, the sum of all others roughly (loops.h). If the error of
+             that sum could move the edge of the nucleus, or the edge is not near, this is repeated with more tokens,
+             at last with the exact sum. The result is always that of exact sums.
+    min_p    Weights that are too small are known by their logits.
+    none     The sums of blocks, then the weights of the block in which the draw falls.
 
-Nothing is sorted: the edge of top_k and of the nucleus is found by halving the range of values in which it lies, in
-passes over ever fewer of them. The GIL is kept, since taking it back can take longer than all of this. Python checks
-arguments; of logits there must be a finite highest and no NaN.
+The vocabulary is not sorted: edge.pxd finds the edge of top_k and of the nucleus. The GIL is kept, because to take it
+back can take longer than all of this. Arguments are not checked. Of logits, the highest must be finite and none may be
+NaN.
 """
 
 from libc.math cimport INFINITY, NAN, exp, fabs, log
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
+
+from .edge cimport Edge, find_edge, sum_of
 
 import numpy as np
 
@@ -38,11 +41,8 @@ cdef extern from "loops.h":
         double (*sum_below)(const float *x, int64_t n, double highest, double temperature, float cut) noexcept nogil
         void (*exponentials)(double *x, int64_t n) noexcept nogil
     const Loops *loops_find() noexcept nogil
-    uint64_t ordered_bits(double x) noexcept nogil
-    double from_ordered_bits(uint64_t bits) noexcept nogil
 
 cdef enum:
-    FEW = 24     # values that are sorted rather than divided further
     BLOCK = 256  # tokens that are summed together where all are weighed
     NEAR = 8     # a token below the first cut of top_p has at most e^-8 of the mass that is left over
 
@@ -55,28 +55,22 @@ cdef struct Logits:
     double temperature
 
 
-cdef struct Tokens:         # those that can still be drawn
+cdef struct Tokens:         # tokens that can still be drawn
     int32_t *ids            # ascending
     double *weights
     double *spare           # (2 * vocab_size,) scratch
     int64_t n
 
 
-# Of all calls, since fresh memory would cost more than what is done in it. Between reserve() and the last use of it a
-# call keeps the GIL and runs no Python.
+# Shared by all calls, since fresh memory would cost more than the work in it. From reserve() to its last use of this
+# memory, a call keeps the GIL and runs no Python.
 cdef double *scratch = NULL
-cdef int64_t scratch_size = 0  # tokens
+cdef int64_t scratch_size = 0  # in tokens
 cdef int64_t token_bytes = 3 * sizeof(double) + sizeof(int32_t)
 
 
-cdef struct Edge:           # of the largest values, the last that is kept
-    double value
-    int64_t equals          # how many equal to it are kept: those with the lowest ids
-    double before           # the mass before the last
-
-
 def extremes(const float[::1] logits):
-    """The highest and lowest of logits (vocab_size,); both NaN if one of them is."""
+    """The highest and lowest of logits (vocab_size,) float32; both are NaN if one of the logits is."""
     cdef Extremes found = loops_find().extremes(&logits[0], logits.shape[0])
     if found.nan:
         return NAN, NAN
@@ -85,12 +79,12 @@ def extremes(const float[::1] logits):
 
 def penalize(float[::1] logits, token_ids, Py_ssize_t window_start, Py_ssize_t n_prompt, double repetition,
              double presence, double frequency):
-    """Change logits (vocab_size,) in place, each as float64 that is rounded once per penalty.
+    """Change logits (vocab_size,) float32 in place. Each penalty is computed in float64 and rounded once.
 
-    repetition counts token_ids from window_start on, presence and frequency those from n_prompt on. Raises IndexError
-    for an id outside the vocabulary.
+    repetition is for token_ids from window_start on, presence and frequency for those from n_prompt on. Raises
+    IndexError for an id outside the vocabulary.
     """
-    cdef int64_t vocab_size = logits.shape[0], id
+    cdef int64_t vocab_size = logits.shape[0], token_id
     cdef Py_ssize_t i, first = min(window_start, n_prompt), n = len(token_ids) - first
     cdef int64_t *ids = <int64_t *> malloc((n + 1) * sizeof(int64_t))
     cdef int32_t *counts = <int32_t *> calloc(vocab_size, sizeof(int32_t))
@@ -98,10 +92,10 @@ def penalize(float[::1] logits, token_ids, Py_ssize_t window_start, Py_ssize_t n
         if ids is NULL or counts is NULL:
             raise MemoryError
         for i in range(n):
-            id = token_ids[first + i]
-            if not 0 <= id < vocab_size:
-                raise IndexError(f"token id {id} is outside the vocabulary of {vocab_size}")
-            ids[i] = id
+            token_id = token_ids[first + i]
+            if not 0 <= token_id < vocab_size:
+                raise IndexError(f"token id {token_id} is outside the vocabulary of {vocab_size}")
+            ids[i] = token_id
         if repetition != 1:
             penalize_repetition(&logits[0], ids, window_start - first, n, repetition, counts)
         if presence != 0 or frequency != 0:
@@ -113,55 +107,57 @@ def penalize(float[::1] logits, token_ids, Py_ssize_t window_start, Py_ssize_t n
 
 def choose(const float[::1] logits, double highest, double temperature, top_k, double top_p, double min_p,
            double uniform):
-    """The token on which a draw falls: uniform, in [0, 1), of the mass of those that the cuts leave, by ascending id.
+    """The id of the token on which a draw falls.
 
-    highest is that of logits (vocab_size,); temperature > 0; top_k 0 is off.
+    Of the tokens that top_k, top_p and min_p leave, in ascending order of ids, it is the first with which the mass so
+    far exceeds uniform, in [0, 1), times the mass of all. highest is the highest of logits (vocab_size,) float32;
+    temperature > 0; top_k 0 is off.
     """
-    cdef Logits all
+    cdef Logits row
     cdef Tokens tokens
-    all.loops, all.values, all.n = loops_find(), &logits[0], logits.shape[0]
-    all.highest, all.temperature = highest, temperature
-    cdef int64_t k = min(top_k, all.n)
-    reserve(&tokens, all.n)
-    if 0 < k < all.n:
-        keep_largest(&all, k, &tokens)
-        weigh(&all, &tokens)
+    row.loops, row.values, row.n = loops_find(), &logits[0], logits.shape[0]
+    row.highest, row.temperature = highest, temperature
+    cdef int64_t k = min(top_k, row.n)
+    reserve(&tokens, row.n)
+    if 0 < k < row.n:
+        keep_largest(&row, k, &tokens)
+        weigh(&row, &tokens)
         if top_p < 1:
             keep_nucleus(&tokens, top_p, 0.0, 0.0, 0.0)
     elif top_p < 1:
-        find_nucleus(&all, top_p, &tokens)
+        find_nucleus(&row, top_p, &tokens)
     elif min_p > 0:
-        take_near(&all, -log(min_p), &tokens)
+        take_near(&row, -log(min_p), &tokens)
     else:
-        return draw_of_all(&all, uniform, tokens.spare, tokens.weights)
+        return draw_of_all(&row, uniform, tokens.spare, tokens.weights)
     if min_p > 0:
         keep(&tokens, min_p, tokens.n)
     return tokens.ids[draw(&tokens, uniform)]
 
 
 def largest(const float[::1] logits, int64_t k):
-    """Ascending ids (k,) of the k largest of logits (n,), of equals the lowest; 0 < k <= n."""
-    cdef Logits all
+    """Ids (k,) int64, ascending, of the k largest of logits (n,); of equal logits the lowest ids. 0 < k <= n."""
+    cdef Logits row
     cdef Tokens tokens
     cdef int64_t i
-    ids = np.empty(k, np.int64)  # before scratch memory is in use: other threads may run meanwhile
+    ids = np.empty(k, np.int64)  # before scratch memory is in use: this may let other threads run
     cdef int64_t[::1] view = ids
-    all.loops, all.values, all.n, all.highest = loops_find(), &logits[0], logits.shape[0], INFINITY
-    reserve(&tokens, all.n)
-    keep_largest(&all, k, &tokens)
+    row.loops, row.values, row.n, row.highest = loops_find(), &logits[0], logits.shape[0], INFINITY
+    reserve(&tokens, row.n)
+    keep_largest(&row, k, &tokens)
     for i in range(k):
         view[i] = tokens.ids[i]
     return ids
 
 
 def log_sum(const float[::1] logits, double highest):
-    """Natural logarithm of the sum of e^(logit - highest), which are at most 1."""
+    """Natural logarithm of the sum of e^(logit - highest) over logits (vocab_size,)."""
     return log(loops_find().sum_below(&logits[0], logits.shape[0], highest, 1.0, INFINITY))
 
 
 cdef void penalize_repetition(float *logits, const int64_t *ids, Py_ssize_t start, Py_ssize_t n, double penalty,
                               int32_t *counts) noexcept nogil:
-    """counts (vocab_size,) are zeros, before and after."""
+    """counts (vocab_size,) must be zeros, and are zeros afterwards."""
     cdef Py_ssize_t i
     cdef double value
     for i in range(start, n):
@@ -175,7 +171,7 @@ cdef void penalize_repetition(float *logits, const int64_t *ids, Py_ssize_t star
 
 cdef void penalize_counts(float *logits, const int64_t *ids, Py_ssize_t start, Py_ssize_t n, double presence,
                           double frequency, int32_t *counts) noexcept nogil:
-    """Likewise."""
+    """counts (vocab_size,) must be zeros, and are zeros afterwards."""
     cdef Py_ssize_t i
     for i in range(start, n):
         counts[ids[i]] += 1
@@ -186,14 +182,14 @@ cdef void penalize_counts(float *logits, const int64_t *ids, Py_ssize_t start, P
 
 
 def scratch_array():
-    """Scratch memory as it is now, (bytes,) uint8, to be looked at before any other call; empty before the first."""
+    """A view (n_bytes,) uint8 of scratch memory, valid until the next call; empty before the first."""
     if scratch_size == 0:
         return np.empty(0, np.uint8)
     return np.asarray(<uint8_t[:scratch_size * token_bytes]> <uint8_t *> scratch)
 
 
 cdef int reserve(Tokens *tokens, int64_t vocab_size) except -1:
-    """Scratch memory for one call."""
+    """Give tokens scratch memory for one call."""
     global scratch, scratch_size
     if vocab_size > scratch_size:
         free(scratch)
@@ -206,66 +202,67 @@ cdef int reserve(Tokens *tokens, int64_t vocab_size) except -1:
     return 0
 
 
-cdef float take_near(const Logits *all, double depth, Tokens *tokens) noexcept nogil:
-    """Take and weigh all tokens of at least e^-depth, and some that are hardly less. Returns the lowest logit taken."""
-    # Lowered by more than the rounding of this and of the weights. Conversion to float32 cannot take it above a logit
-    # that it was not above.
-    cdef double width = (depth + 1e-9) * all.temperature
-    cdef float cut = <float> (all.highest - width - 1e-15 * (fabs(all.highest) + width))
-    tokens.n = all.loops.at_least(all.values, all.n, cut, tokens.ids)
-    weigh(all, tokens)
+cdef float take_near(const Logits *row, double depth, Tokens *tokens) noexcept nogil:
+    """Take and weigh all tokens of weight e^-depth or more, and some just below. Returns the cut: lower logits are out.
+    """
+    # The cut is lowered by more than rounding errors here and in the weights. Its conversion to float32 cannot lift it
+    # above a logit that was not below it.
+    cdef double width = (depth + 1e-9) * row.temperature
+    cdef float cut = <float> (row.highest - width - 1e-15 * (fabs(row.highest) + width))
+    tokens.n = row.loops.at_least(row.values, row.n, cut, tokens.ids)
+    weigh(row, tokens)
     return cut
 
 
-cdef void weigh(const Logits *all, Tokens *tokens) noexcept nogil:
+cdef void weigh(const Logits *row, Tokens *tokens) noexcept nogil:
     cdef int64_t i
     for i in range(tokens.n):
-        tokens.weights[i] = (all.values[tokens.ids[i]] - all.highest) / all.temperature
-    all.loops.exponentials(tokens.weights, tokens.n)
+        tokens.weights[i] = (row.values[tokens.ids[i]] - row.highest) / row.temperature
+    row.loops.exponentials(tokens.weights, tokens.n)
 
 
-cdef void keep_largest(const Logits *all, int64_t k, Tokens *tokens) noexcept nogil:
-    """Take the k largest logits, of equals the lowest ids."""
+cdef void keep_largest(const Logits *row, int64_t k, Tokens *tokens) noexcept nogil:
+    """Take the k largest logits; of equal logits the lowest ids."""
     cdef float *maxima = <float *> tokens.weights
     cdef float cut = -INFINITY
-    cdef int64_t i, n = all.loops.group_maxima(all.values, all.n, maxima)
+    cdef int64_t i, n = row.loops.group_maxima(row.values, row.n, maxima)
     if k <= n // 2:
         for i in range(n):
             tokens.spare[i] = maxima[i] + 0.0  # -0.0 becomes 0.0, which it equals
-        cut = <float> find_edge(tokens.spare, tokens.spare + n, n, -INFINITY, all.highest, k - 1, True).value
-    tokens.n = all.loops.at_least(all.values, all.n, cut, tokens.ids)
+        cut = <float> find_edge(tokens.spare, tokens.spare + n, n, -INFINITY, row.highest, k - 1, True).value
+    tokens.n = row.loops.at_least(row.values, row.n, cut, tokens.ids)
     for i in range(tokens.n):
-        tokens.weights[i] = tokens.spare[i] = all.values[tokens.ids[i]] + 0.0
-    cdef Edge edge = find_edge(tokens.spare, tokens.spare + tokens.n, tokens.n, cut, all.highest, k - 1, True)
+        tokens.weights[i] = tokens.spare[i] = row.values[tokens.ids[i]] + 0.0
+    cdef Edge edge = find_edge(tokens.spare, tokens.spare + tokens.n, tokens.n, cut, row.highest, k - 1, True)
     keep(tokens, edge.value, edge.equals)
 
 
-cdef void find_nucleus(const Logits *all, double top_p, Tokens *tokens) noexcept nogil:
+cdef void find_nucleus(const Logits *row, double top_p, Tokens *tokens) noexcept nogil:
     """Take and weigh the tokens that top_p keeps of all."""
     cdef double left = 1 - top_p, below, error
     cdef float cut
     cdef int attempt
     for attempt in range(3):
-        # All tokens below the second depth have less than left / e together, so they are outside.
-        cut = take_near(all, NEAR - log(left) if attempt == 0 else 1 + log(all.n / left), tokens)
-        if attempt == 0 and tokens.n > all.n // 8:
-            continue  # flat: too much of the mass may be below
+        # All tokens below the second depth weigh less than left / e together, so they are outside.
+        cut = take_near(row, NEAR - log(left) if attempt == 0 else 1 + log(row.n / left), tokens)
+        if attempt == 0 and tokens.n > row.n // 8:
+            continue  # a flat distribution: too much of the mass may be below the cut
         if attempt < 2:
-            below = all.loops.rough_sum_below(all.values, all.n, <float> all.highest, all.temperature, cut)
+            below = row.loops.rough_sum_below(row.values, row.n, <float> row.highest, row.temperature, cut)
             error = 1e-5 * below + 1e-9
             # Tokens that weigh the same must all be near, or all outside.
             if keep_nucleus(tokens, top_p, below - error, below + error,
-                            exp((cut - all.highest) / all.temperature) * (1 + 1e-9)):
+                            exp((cut - row.highest) / row.temperature) * (1 + 1e-9)):
                 return
         else:
-            below = all.loops.sum_below(all.values, all.n, all.highest, all.temperature, cut)
+            below = row.loops.sum_below(row.values, row.n, row.highest, row.temperature, cut)
             keep_nucleus(tokens, top_p, below, below, 0.0)
 
 
 cdef bint keep_nucleus(Tokens *tokens, double top_p, double below_low, double below_high, double limit) noexcept nogil:
-    """Drop the tokens that top_p drops, when those that were not taken have a sum between below_low and below_high.
+    """Drop the tokens that top_p drops. Those that were not taken weigh between below_low and below_high together.
 
-    False, and nothing is dropped, when the last that is kept depends on that sum, or is not above limit.
+    Returns False, and drops nothing, when the last token to keep depends on that sum, or its weight is not above limit.
     """
     cdef double sum = sum_of(tokens.weights, tokens.n)
     cdef double target = top_p * (sum + below_high)
@@ -280,11 +277,11 @@ cdef bint keep_nucleus(Tokens *tokens, double top_p, double below_low, double be
 
 
 cdef void keep(Tokens *tokens, double value, int64_t equals) noexcept nogil:
-    """Drop the tokens that weigh less than value, and those that weigh as much after the first so many."""
+    """Drop the tokens that weigh less than value, and of those that weigh value all but the first equals."""
     cdef int64_t i, n = 0
     cdef double weight
     cdef bint tie
-    for i in range(tokens.n):  # without branches, which could not be foretold
+    for i in range(tokens.n):  # without branches, which the processor could not predict
         weight = tokens.weights[i]
         tie = (weight == value) & (equals > 0)
         equals -= tie
@@ -293,78 +290,8 @@ cdef void keep(Tokens *tokens, double value, int64_t equals) noexcept nogil:
     tokens.n = n
 
 
-cdef Edge find_edge(double *values, double *other, int64_t n, double lowest, double highest, double target,
-                    bint counted) noexcept nogil:
-    """The last of values (n,), largest first, before which there is no more mass than target, at least 0.
-
-    The mass of a value is the value itself, or 1 if they are counted. All lie between lowest and highest. values and
-    other (n,) are overwritten.
-    """
-    cdef uint64_t middle, low = ordered_bits(lowest), high = ordered_bits(highest)
-    cdef int64_t i, n_upper, n_lower
-    cdef double value, pivot, mass, before = 0.0
-    while n > FEW and low < high:
-        middle = low + (high - low) // 2 + 1
-        pivot = from_ordered_bits(middle)
-        n_upper = 0
-        for i in range(n):  # likewise
-            value = values[i]
-            values[n_upper], other[i - n_upper] = value, value
-            n_upper += value >= pivot
-        n_lower = n - n_upper
-        if n_lower > 0:
-            mass = n_upper if counted else sum_of(values, n_upper)
-            if before + mass > target:
-                n, low = n_upper, middle
-                continue
-            before += mass
-            values, other = other, values
-        n = n_lower if n_lower > 0 else n_upper
-        high = middle - 1
-        if n_upper == 0 or n_lower == 0:  # the range is much too wide, or all are equal
-            lowest = highest = values[0]
-            for i in range(1, n):
-                lowest, highest = min(lowest, values[i]), max(highest, values[i])
-            low, high = ordered_bits(lowest), ordered_bits(highest)
-    if low < high:
-        sort_descending(values, n)
-    cdef Edge edge
-    edge.value, edge.equals, edge.before = values[0], 1, before
-    for i in range(1, n):
-        before += 1.0 if counted else values[i - 1]
-        if before > target:
-            break
-        edge.equals = edge.equals + 1 if values[i] == edge.value else 1
-        edge.value, edge.before = values[i], before
-    return edge
-
-
-cdef void sort_descending(double *values, int64_t n) noexcept nogil:
-    cdef int64_t i, j
-    cdef double value
-    for i in range(1, n):
-        value, j = values[i], i
-        while j > 0 and values[j - 1] < value:
-            values[j] = values[j - 1]
-            j -= 1
-        values[j] = value
-
-
-cdef double sum_of(const double *values, int64_t n) noexcept nogil:
-    """In four lanes, which do not wait for each other."""
-    cdef double[4] lanes
-    cdef int64_t i, j
-    lanes[0] = lanes[1] = lanes[2] = lanes[3] = 0.0
-    for i in range(0, n - 3, 4):
-        for j in range(4):
-            lanes[j] += values[i + j]
-    for i in range(n - n % 4, n):
-        lanes[0] += values[i]
-    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
-
-
 cdef int64_t draw(const Tokens *tokens, double uniform) noexcept nogil:
-    """The place at which the sum of weights first exceeds a share of their sum."""
+    """The first index at which the sum of the weights up to it exceeds uniform times their total."""
     cdef double mass = 0.0, sum = 0.0
     cdef int64_t i
     for i in range(tokens.n):
@@ -377,28 +304,28 @@ cdef int64_t draw(const Tokens *tokens, double uniform) noexcept nogil:
     return tokens.n - 1
 
 
-cdef int64_t draw_of_all(const Logits *all, double uniform, double *sums, double *weights) noexcept nogil:
-    """The same of all tokens; sums and weights (n,) are scratch."""
-    cdef int64_t i, block, first, count, n_blocks = (all.n + BLOCK - 1) // BLOCK, last = 0
+cdef int64_t draw_of_all(const Logits *row, double uniform, double *sums, double *weights) noexcept nogil:
+    """The id on which the draw falls among all tokens. sums and weights (n,) are scratch."""
+    cdef int64_t i, block, first, count, n_blocks = (row.n + BLOCK - 1) // BLOCK, last = 0
     cdef double sum = 0.0, mass = 0.0, wanted
     for block in range(n_blocks):
         first = block * BLOCK
-        sums[block] = all.loops.sum_below(all.values + first, min(<int64_t> BLOCK, all.n - first), all.highest,
-                                          all.temperature, INFINITY)
+        sums[block] = row.loops.sum_below(row.values + first, min(<int64_t> BLOCK, row.n - first), row.highest,
+                                          row.temperature, INFINITY)
         sum += sums[block]
     wanted = uniform * sum
     block = 0
     while block < n_blocks - 1 and mass + sums[block] <= wanted:
         mass += sums[block]
         block += 1
-    first, count = block * BLOCK, min(<int64_t> BLOCK, all.n - block * BLOCK)
+    first, count = block * BLOCK, min(<int64_t> BLOCK, row.n - block * BLOCK)
     for i in range(count):
-        weights[i] = (all.values[first + i] - all.highest) / all.temperature
-    all.loops.exponentials(weights, count)
+        weights[i] = (row.values[first + i] - row.highest) / row.temperature
+    row.loops.exponentials(weights, count)
     for i in range(count):
         mass += weights[i]
         if weights[i] > 0:
             last = i
             if mass > wanted:
                 break
-    return first + last  # the last that can be drawn, where the sum of the block was rounded up
+    return first + last  # the last that can be drawn, if the block's sum was rounded up

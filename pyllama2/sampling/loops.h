@@ -1,10 +1,9 @@
 /* Loops over the logits of one token, with one table per instruction set. All tables give the same bits: sums have a
- * fixed number of lanes, and nothing is contracted (setup.py).
+ * fixed number of lanes, and setup.py forbids the compiler to fuse a multiplication and an addition.
  *
  * wide.h   the loops, written once for vectors of any width
  *
- * A weight is e^((logit - highest) / temperature): a probability before it is divided by the sum of all.
- * Called by choose.pyx.
+ * A weight is e^((logit - highest) / temperature): a probability that is not divided by the sum yet.
  */
 #ifndef PYLLAMA2_SAMPLING_LOOPS_H
 #define PYLLAMA2_SAMPLING_LOOPS_H
@@ -17,26 +16,27 @@
 
 enum {
   ROW = 16, /* logits that are looked at together */
-  GROUP = 16, /* rows: logit l of each is in the same group, whose largest is found */
+  GROUP = 16, /* rows whose logits number l form one group */
 };
 
 typedef struct {
   float highest, lowest;
-  int nan; /* whether there is one; it has no part in the others */
+  int nan; /* whether there is a NaN, which highest and lowest leave out */
 } Extremes;
 
 typedef struct {
   const char* name;
   Extremes (*extremes)(const float* x, int64_t n);
-  /* Largest of each group of the n / 256 full blocks of 16 rows, then the other logits. Returns how many these are. */
+  /* The largest logit of each group in the n / 256 full blocks of 16 rows, then the logits that are left over. Returns
+   * the number of both. */
   int64_t (*group_maxima)(const float* x, int64_t n, float* maxima);
-  /* Places of the logits that are at least cut, ascending. Returns how many there are. */
+  /* Indices of the logits that are at least cut, ascending. Returns their number. */
   int64_t (*at_least)(const float* x, int64_t n, float cut, int32_t* places);
-  /* Sum of the weights of the logits below cut, in float32; wrong by less than 1e-5 of itself plus 1e-9. */
+  /* Sum of the weights of the logits below cut, in float32. Its error is less than 1e-5 of it plus 1e-9. */
   double (*rough_sum_below)(const float* x, int64_t n, float highest, double temperature, float cut);
-  /* The same in float64. */
+  /* Sum of the weights of the logits below cut, in float64. */
   double (*sum_below)(const float* x, int64_t n, double highest, double temperature, float cut);
-  /* x = e^x, within a unit in the last place; x is at most 0. 0 below -708. */
+  /* x = e^x in place, for x of at most 0, within a unit in the last place; 0 for x below -708. */
   void (*exponentials)(double* x, int64_t n);
 } Loops;
 
@@ -70,7 +70,7 @@ typedef struct {
 #include "wide.h"
 #endif
 
-/* The table for this CPU. PYLLAMA2_CPU_ISA can ask for a lesser one by a name of the CPU backend's tables. */
+/* The table for this CPU. PYLLAMA2_CPU_ISA can ask for a smaller instruction set, by the CPU backend's names. */
 static inline const Loops* loops_find(void) {
 #if defined(__x86_64__)
   const char* name = getenv("PYLLAMA2_CPU_ISA");
@@ -82,7 +82,7 @@ static inline const Loops* loops_find(void) {
   return &loops_scalar;
 }
 
-/* Unsigned integers in the order of doubles; 0.0 and -0.0 differ. */
+/* An unsigned integer for each double, in the order of the doubles; 0.0 and -0.0 differ. */
 INLINE uint64_t ordered_bits(double x) {
   uint64_t bits;
   memcpy(&bits, &x, sizeof bits);

@@ -1,20 +1,20 @@
-"""How the next token is chosen from the logits of the model.
+"""How the next token is sampled from the logits of the model.
 
-    SamplingParams   what a user may ask for
-    Sampler          logits -> token id, one per text
+    SamplingParams   what a user may set
+    Sampler          logits -> token id; each text has its own
 
 The order of the steps:
 
     logits processors    f(token_ids, logits), on the raw logits
-    repetition penalty   positive logits are divided, negative ones multiplied; every token counts once
+    repetition penalty   divides positive logits, multiplies negative ones; every token counts once
     presence, frequency  logit -= presence + frequency * count, for generated tokens
     logit_bias           logit += bias
-    temperature          p_i ~ exp(logit_i / temperature); 0 is greedy: the largest logit, of equals the lowest id
-    top_k                the k largest, of equals the lowest ids
-    top_p                a token is dropped when the mass before it, largest first, exceeds top_p (arXiv:1904.09751)
-    min_p                a token is dropped when it has less than min_p times the largest probability
+    temperature          p_i ~ exp(logit_i / temperature); 0 is greedy: the largest logit, of equal ones the lowest id
+    top_k                keeps the k largest, of equal ones the lowest ids
+    top_p                drops a token when the mass before it, largest first, exceeds top_p (arXiv:1904.09751)
+    min_p                drops a token that has less than min_p times the largest probability
 
-The loops over the vocabulary are compiled: _sampling/choose.pyx. Used by generation.py, for every sequence.
+The loops over the vocabulary are compiled: choose.pyx.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LogitsProcessor = Callable[[list[int], NDArray[np.float32]], "NDArray[np.float32
 
 SEED_LIMIT = 1 << 64
 
-# What the same things are called elsewhere.
+# Names of other libraries -> ours.
 _OTHER_NAMES = {
     "max_new_tokens": "max_tokens",
     "n_predict": "max_tokens",
@@ -61,26 +61,30 @@ _OTHER_NAMES = {
 class SamplingParams:
     """How tokens are chosen, and when a text ends.
 
-    temperature         0 is greedy; below 1 sharpens the distribution, above 1 flattens it
-    top_p               in (0, 1]; 1 is off
-    top_k               0 is off
-    min_p               in [0, 1]; 0 is off
-    repetition_penalty  above 0; 1 is off
-    repetition_window   how many of the last tokens, prompt included, it counts
-    presence_penalty    subtracted from the logit of every token generated before
-    frequency_penalty   the same, as many times as the token was generated
-    max_tokens          None: to the end of the context
-    stop                strings that end the text and are not part of it; one string will do
-    stop_token_ids      tokens that do
-    ignore_eos          go on after the model's own end of the text
-    logprobs            None, or how many of the most likely tokens to report with each token
-    echo                begin Completion.text with the prompt
-    seed                of the random numbers, in [0, 2**64); None: another each time
-    logit_bias          {token id: what is added to its logit}; -inf forbids it
-    logits_processors   f(token_ids, logits) -> logits, or None after changing them in place. They run in the
-                        thread that asks for the text, and may use the same model, or wait for others that do
+    Attributes:
+        temperature: 0 is greedy. Below 1 sharpens the distribution, above 1 flattens it.
+        top_p: keep the most likely tokens up to this mass, in (0, 1]. 1 is off.
+        top_k: keep this many of the most likely tokens. 0 is off.
+        min_p: drop tokens with less than this share of the largest probability, in [0, 1]. 0 is off.
+        repetition_penalty: divides positive logits of tokens that appeared before, multiplies negative ones. Above 0;
+            1 is off.
+        repetition_window: how many of the last tokens, prompt included, the repetition penalty is for.
+        presence_penalty: subtracted from the logit of every token that was generated before.
+        frequency_penalty: subtracted from the logit of a token once for each time that it was generated.
+        max_tokens: most tokens to generate. None: up to the end of the context.
+        stop: a string or strings that end the text. They are not part of it.
+        stop_token_ids: tokens that end the text. They are not part of it.
+        ignore_eos: go on after the model's own end of the text.
+        logprobs: how many of the most likely tokens to report with each token. None: no log-probabilities.
+        echo: begin Completion.text with the prompt.
+        seed: seed of the random numbers, in [0, 2**64). None: a new one each time.
+        logit_bias: {token id: number added to its logit}. -inf forbids the token.
+        logits_processors: functions f(token_ids, logits) that return logits, or None after changing them in place.
+            They run in the thread that asks for the text. They may use the same model, or wait for others that do.
 
-    Raises TypeError and ValueError that name the parameter, and TypeError for a name that is none of these.
+    Raises:
+        TypeError: a parameter has the wrong type, or its name is unknown. The message names it.
+        ValueError: a parameter is out of range. The message names it.
     """
 
     temperature: float = 0.6
@@ -102,7 +106,7 @@ class SamplingParams:
     logits_processors: Sequence[LogitsProcessor] = ()
 
     def __new__(cls, **sampling: Any) -> SamplingParams:
-        """Refuse unknown names here: the message of a dataclass's own __init__ suggests nothing."""
+        """Refuse unknown names here, with a suggestion, which a dataclass's own __init__ does not give."""
         known = [field.name for field in fields(cls)]
         for name in sampling:
             if name not in known:
@@ -122,7 +126,7 @@ class SamplingParams:
             "max_tokens": None if self.max_tokens is None else _count("max_tokens", self.max_tokens),
             "stop": _stop_strings(self.stop),
             "stop_token_ids": tuple(
-                _count("stop_token_ids", id) for id in _items("stop_token_ids", self.stop_token_ids)
+                _count("stop_token_ids", token_id) for token_id in _items("stop_token_ids", self.stop_token_ids)
             ),
             "logprobs": None if self.logprobs is None else _count("logprobs", self.logprobs),
             "seed": None if self.seed is None else check_seed(self.seed),
@@ -142,18 +146,27 @@ class SamplingParams:
 
     @cached_property
     def bias_arrays(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The token ids and the numbers of logit_bias, once for all texts."""
+        """The token ids and the numbers of logit_bias, prepared once for all texts."""
         biases = self.logit_bias or {}
         return np.fromiter(biases, np.int64), np.fromiter(biases.values(), np.float64)
 
     @cached_property
     def stop_strings(self) -> StopStrings:
-        """Those of stop, prepared once for all texts."""
+        """The strings of stop, prepared once for all texts."""
         return StopStrings(self.stop)
 
     @classmethod
     def of(cls, params: SamplingParams | None = None, **sampling: Any) -> SamplingParams:
-        """params (None: the defaults) with what sampling names changed. Raises TypeError and ValueError."""
+        """Return params with the fields that sampling names replaced.
+
+        Args:
+            params: None: the defaults.
+            sampling: fields and their new values.
+
+        Raises:
+            TypeError: params is of another type, or a field has the wrong type or an unknown name.
+            ValueError: a field is out of range.
+        """
         if params is None:
             return cls(**sampling)
         if not isinstance(params, SamplingParams):
@@ -163,10 +176,11 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Draw:
-    """How one token is chosen from its logits, by the steps from temperature on.
+    """How one token is sampled from its logits by the steps from temperature on.
 
-    temperature, top_k, top_p, min_p   as in SamplingParams
-    uniform                            the random number, in [0, 1)
+    Attributes:
+        temperature: as in SamplingParams, like the next three.
+        uniform: the random number, in [0, 1).
     """
 
     temperature: float
@@ -177,20 +191,29 @@ class Draw:
 
 
 class Sampler:
-    """Chooses the tokens of one text; its random numbers are its own, so the text depends on nothing else."""
+    """Samples the tokens of one text, with random numbers of its own, so that no other text changes them.
+
+    Args:
+        params: its seed is not used.
+        seed: seed of the random numbers. None: from the system.
+    """
 
     def __init__(self, params: SamplingParams, seed: int | None) -> None:
-        """seed: of the random numbers; None: from the system. The one in params is the caller's business."""
         self._params = params
         self._random = random.Random(seed)
-        self._uniforms: deque[float] = deque()  # random numbers that were drawn ahead
+        self._uniforms: deque[float] = deque()  # random numbers that were drawn early
         self._biased, self._bias = params.bias_arrays
 
     def sample(self, logits: NDArray[np.float32], token_ids: Sequence[int], n_prompt: int) -> int:
-        """The token that follows token_ids, the first n_prompt of which are the prompt.
+        """Sample the next token.
 
-        logits (vocab_size,), float32, are left as they are. Raises NumericalError when they are not
-        finite, or when no token is left after processors and biases.
+        Args:
+            logits: (vocab_size,) float32. They are not changed.
+            token_ids: the tokens before it.
+            n_prompt: how many of these are the prompt.
+
+        Raises:
+            NumericalError: logits are not finite, or no token is left after processors and biases.
         """
         logits = np.ascontiguousarray(logits, np.float32)
         highest, lowest = choose.extremes(logits)
@@ -211,7 +234,7 @@ class Sampler:
         return choose.choose(adjusted, highest, params.temperature, params.top_k, params.top_p, params.min_p, uniform)
 
     def draws(self, n: int) -> list[Draw] | None:
-        """How the next n tokens are chosen; None where that depends on more than their logits, or these are wanted."""
+        """How to sample the next n tokens. None if that takes more than their logits, or if logprobs are wanted."""
         params = self._params
         if (
             params.logits_processors or params.repetition_penalty != 1 or params.presence_penalty != 0
@@ -226,8 +249,18 @@ class Sampler:
         return [Draw(*cuts, uniform) for uniform in islice(self._uniforms, n)]
 
     def accept(self, token: int, n_tokens: int) -> int:
-        """The token that was chosen by the first of draws(), after n_tokens; -1, for logits that are not finite, is
-        NumericalError."""
+        """Take the token that the first of draws() gave.
+
+        Args:
+            token: its id, or -1 for logits that are not finite.
+            n_tokens: how many tokens come before it.
+
+        Returns:
+            token.
+
+        Raises:
+            NumericalError: token is -1.
+        """
         if token < 0:
             raise _not_finite(n_tokens)
         if self._uniforms:
@@ -235,7 +268,7 @@ class Sampler:
         return token
 
     def _adjust(self, raw: NDArray[np.float32], token_ids: Sequence[int], n_prompt: int) -> NDArray[np.float32]:
-        """Logits after processors, penalties and biases; raw itself when there are none."""
+        """Logits after processors, penalties and biases; raw itself if there are none."""
         params = self._params
         logits = raw
         for process in params.logits_processors:
@@ -259,26 +292,26 @@ class Sampler:
                 params.frequency_penalty,
             )
         if self._biased.size:
-            with np.errstate(all="ignore"):  # what overflows is seen by sample()
+            with np.errstate(all="ignore"):  # sample() sees what overflows
                 logits[self._biased] += self._bias
         return logits
 
 
 def log_probabilities_of(logits: NDArray[np.float32], ids: Sequence[int]) -> list[float]:
-    """Natural logarithms of softmax at ids, from the finite logits (vocab_size,) of one token."""
+    """Natural logarithms of softmax(logits) at ids; logits (vocab_size,) are finite."""
     highest, log_sum = log_normalizer(logits)
-    return [float(logits[id]) - highest - log_sum for id in ids]
+    return [float(logits[token_id]) - highest - log_sum for token_id in ids]
 
 
 def log_normalizer(logits: NDArray[np.float32]) -> tuple[float, float]:
-    """The highest of finite logits (vocab_size,), and the logarithm of the sum of e^(logit - highest)."""
+    """The highest of finite logits (vocab_size,), and the natural logarithm of the sum of e^(logit - highest)."""
     logits = np.ascontiguousarray(logits, np.float32)
     highest, _ = choose.extremes(logits)
     return highest, choose.log_sum(logits, highest)
 
 
 def largest(logits: NDArray[np.float32], n: int) -> NDArray[np.int64]:
-    """Ids of the n largest of logits (vocab_size,), none of them NaN; largest first, of equals the lowest id first."""
+    """Ids of the n largest of logits (vocab_size,), none NaN; largest first, of equal ones the lowest id first."""
     n = min(n, logits.size)
     if n == 0:
         return np.empty(0, np.int64)
@@ -287,7 +320,7 @@ def largest(logits: NDArray[np.float32], n: int) -> NDArray[np.int64]:
 
 
 def check_seed(seed: Any) -> int:
-    """seed as an int. Raises TypeError unless it is an integer, and ValueError unless it is in [0, 2**64)."""
+    """Return seed as an int. Raises TypeError unless it is an integer, ValueError unless it is in [0, 2**64)."""
     return integer("seed", seed, 0, SEED_LIMIT - 1)
 
 
@@ -296,7 +329,7 @@ def _not_finite(n_tokens: int) -> NumericalError:
 
 
 def _processed(result: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    logits = np.array(result, np.float32)  # a copy: the next one may change it in place
+    logits = np.array(result, np.float32)  # a copy: the next processor may change it in place
     if logits.shape != shape:
         raise ValueError(f"a logits processor gave an array of shape {logits.shape} for logits of shape {shape}")
     return logits
@@ -327,8 +360,8 @@ def _biases(value: Any) -> dict[int, float]:
     if not isinstance(value, Mapping):
         refuse("logit_bias", "a mapping of token ids to numbers", value)
     biases = {}
-    for id, bias in value.items():
-        name = f"logit_bias of token {shown_value(id)}"
+    for token_id, bias in value.items():
+        name = f"logit_bias of token {shown_value(token_id)}"
         forbids = isinstance(bias, (float, np.floating)) and bias == -math.inf
-        biases[_count("a token id in logit_bias", id)] = -math.inf if forbids else real(name, bias)
+        biases[_count("a token id in logit_bias", token_id)] = -math.inf if forbids else real(name, bias)
     return biases

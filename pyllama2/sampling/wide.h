@@ -1,8 +1,10 @@
 /* The loops of loops.h. Each table includes this file with
  *
  *   SUFFIX, TARGET, DOUBLES    its name, the attribute that selects its instructions, doubles in one vector
- *   MAX, MIN, BITS_AT_LEAST    of vectors, b where a is NaN; lanes that are at least cut. Compilers make no single
- *                              instruction of a comparison and a choice. Without them they are written out.
+ *   MAX, MIN                   of two vectors; b where a is NaN
+ *   BITS_AT_LEAST              a bit for each lane that is at least cut
+ *
+ * The last three are written out below where they are not defined. Compilers do not turn that into one instruction.
  */
 
 #define NAME(f) JOIN(f, SUFFIX)
@@ -104,7 +106,7 @@ TARGET static double NAME(rough_sum_below)(const float* x, int64_t n, float high
     memset(sums, 0, sizeof sums);
     for (int64_t j = i; j < n && j < i + GROUP * ROW; j += ROW) {
       const float* row = x + j;
-      if (j + ROW > n) { /* filled up with logits that are not below */
+      if (j + ROW > n) { /* filled up with logits that are not below cut */
         for (int l = 0; l < ROW; l++) rest[l] = j + l < n ? x[j + l] : INFINITY;
         row = rest;
       }
@@ -122,8 +124,8 @@ TARGET static double NAME(rough_sum_below)(const float* x, int64_t n, float high
   return sum;
 }
 
-/* e^x = 2^k e^r with |r| <= ln(2) / 2 and a polynomial of degree 11 for e^r; ln 2 in two parts, the first exact in few
- * bits. */
+/* e^x = 2^k e^r with |r| <= ln(2) / 2 and a polynomial of degree 11 for e^r. ln 2 has two parts, the first of few bits,
+ * so that its products with k are exact. */
 TARGET INLINE void NAME(exponential)(REALS* in) {
   REALS x = *in, shifted = x * 0x1.71547652b82fep+0 + 0x1.8p52, k = shifted - 0x1.8p52;
   REALS r = (x - k * 0x1.62e42feep-1) - k * 0x1.a39ef35793c76p-33, r2 = r * r, r4 = r2 * r2;
@@ -135,8 +137,8 @@ TARGET INLINE void NAME(exponential)(REALS* in) {
 }
 
 TARGET static double NAME(sum_below)(const float* x, int64_t n, double highest, double temperature, float cut) {
-  double scale = 1.0 / temperature; /* the weights are rounded otherwise than by a division, and it is faster */
-  if (scale > DBL_MAX) scale = DBL_MAX; /* 0 * infinity would be NaN */
+  double scale = 1.0 / temperature; /* faster than to divide; the rounding differs */
+  if (scale > DBL_MAX) scale = DBL_MAX; /* since 0 * infinity would be NaN */
   REALS sums[HALVES];
   float rest[8];
   double lanes[8];
