@@ -1,7 +1,4 @@
-"""What a file looks like that is not what a reader wants, for its error message.
-
-Used by open_checkpoint() and tokenizer_files.py.
-"""
+"""Describes a file that no reader accepts, for the error message."""
 
 from __future__ import annotations
 
@@ -30,12 +27,12 @@ _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
 
 
 def is_tiktoken(file: MappedFile) -> bool:
-    """Whether a mapped file is a list of lines "base64 rank", as Llama-3's tokenizer.model is."""
+    """Whether a mapped file is a list of lines "base64 rank", like Llama-3's tokenizer.model."""
     return _TIKTOKEN.match(_head(file)) is not None
 
 
 def describe_file(file: MappedFile) -> str:
-    """A few words on what a mapped file seems to be."""
+    """Say in a few words what a mapped file seems to be."""
     head = _head(file)
     if is_old_torch_file(file):
         return "a file of torch before version 1.6 (load it with torch and save it again with torch.save)"

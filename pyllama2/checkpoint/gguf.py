@@ -1,8 +1,8 @@
 """GGUF checkpoints of architecture "llama": one file with the config, the tokenizer and the weights.
 
-wq and wk turn neighbouring rows, as model.py does: converters have permuted Hugging Face's back.
-gguf_header.py parses the file, gguf_blocks.py knows the quantized types, gguf_tokenizer.py makes the
-tokenizer. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Made by open_checkpoint().
+wq and wk rotate adjacent rows, as in model.py: converters undo the permutation of Hugging Face checkpoints.
+gguf_header.py parses the file, gguf_blocks.py decodes the quantized types, and gguf_tokenizer.py makes the
+tokenizer. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -48,10 +48,17 @@ _ROPE_FACTORS = "rope_freqs.weight"
 
 
 class GgufCheckpoint(Checkpoint):
-    """A GGUF file. Quantized tensors are read as float32, F16 ones as float16.
+    """A GGUF file. Quantized tensors are read as float32, F16 tensors as float16.
 
-    tokenizer is the path of a tokenizer file that replaces the one inside. Raises CheckpointError, and
-    ValueError for overrides out of range.
+    Args:
+        path: the file
+        tokenizer: path of a tokenizer file that replaces the one inside
+        max_seq_len: longest sequence in tokens, instead of the file's
+        norm_eps: epsilon of RMSNorm, instead of the file's
+
+    Raises:
+        CheckpointError: the file or the tokenizer is damaged or not supported
+        ValueError: max_seq_len or norm_eps is out of range
     """
 
     kind = "gguf"
@@ -95,7 +102,7 @@ class GgufCheckpoint(Checkpoint):
         self._file.close()
 
     def _dequantized(self, info: TensorInfo, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows start .. stop - 1; a row of a matrix is a whole number of blocks."""
+        """Read rows start .. stop - 1. Each row of a matrix is a whole number of blocks."""
         layout = BLOCK_TYPES[info.type].layout
         if len(info.shape) == 1:
             blocks = self._file.array(info.offset, layout, (info.nbytes // layout.itemsize,))
@@ -154,23 +161,26 @@ def _head_dim(metadata: Metadata, dim: int, n_heads: int) -> int:
 
 
 def _linear_scaling(metadata: Metadata) -> RopeScaling | None:
-    """The scaling that the metadata has; old files give a factor without a type. Raises ValueError for its factor."""
+    """Return the scaling in the metadata. Old files have a factor without a type.
+
+    Raises ValueError for a factor out of range.
+    """
     kind = metadata.find("llama.rope.scaling.type", str)
     if kind not in (None, "none", "linear"):
         raise CheckpointError(f"{metadata.path}: rope scaling {kind!r:.40} is not supported (none and linear are)")
     factor = metadata.find("llama.rope.scaling.factor", float)
     if factor is None:
         factor = metadata.find("llama.rope.scale_linear", float)
-    # 0 is how converters write that there is no factor.
+    # Converters write 0 when there is no factor.
     return None if kind == "none" or factor in (None, 0.0, 1.0) else RopeScaling("linear", factor)
 
 
 def _with_rope_factors(config: ModelConfig, file: MappedFile, info: TensorInfo) -> ModelConfig:
-    """config with the "llama3" scaling that a tensor of divisors, one per frequency, was made from.
+    """Add the "llama3" scaling to a config, from a tensor with one divisor per frequency.
 
-    The parameters themselves are not in the file. Lower frequencies have larger divisors, the lowest
-    the factor itself; the other parameters are the same in every Llama-3, which is checked. Raises
-    CheckpointError, and ValueError for a factor out of range.
+    The parameters of the scaling are not in the file. Lower frequencies have larger divisors, and the divisor of
+    the lowest one is the factor. The other parameters are the same in every Llama-3; the divisors are checked
+    against them. Raises CheckpointError, and ValueError for a factor out of range.
     """
     shape = (config.head_dim // 2,)
     if info.type != "F32" or info.shape != shape:
@@ -191,7 +201,7 @@ def _with_rope_factors(config: ModelConfig, file: MappedFile, info: TensorInfo) 
 
 
 def _checked_tensors(path: str, config: ModelConfig, tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """The tensors by our names; they must be those of the config, of the right shape, and no others."""
+    """Return the tensors by our names. Raises CheckpointError if one is missing, unknown or of the wrong shape."""
     checked = {}
     unknown = tensors.keys() - {_ROPE_FACTORS}
     for name, shape in config.tensor_shapes().items():

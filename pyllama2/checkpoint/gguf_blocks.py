@@ -1,19 +1,18 @@
-"""The block types of GGUF files: numbers that share a scale, and what they stand for.
+"""The block types of GGUF files: how the numbers of a block are computed from their codes and scales.
 
-Types without K have 32 numbers in a block; d and m are float16, q is a number's code:
+Types without K have 32 numbers in a block; d and m are float16, q is the code of a number:
 
     Q8_0   q * d              q signed, 8 bits
     Q4_0   (q - 8) * d        Q4_1   q * d + m      low nibbles: numbers 0 .. 15, high nibbles: 16 .. 31
-    Q5_0   (q - 16) * d       Q5_1   q * d + m      the same, bit i of high_bits is the fifth bit of number i
+    Q5_0   (q - 16) * d       Q5_1   q * d + m      nibbles as above, bit i of high_bits is the fifth bit of number i
 
 Types with K have 256 numbers in a block, cut into groups with scales of their own:
 
     Q4_K   q * (d * scale) - dmin * min         8 groups of 32, 6-bit scales and mins
-    Q5_K   the same                             bit j of high_bits[i] is the fifth bit of number i of group j
+    Q5_K   as Q4_K                              bit j of high_bits[i] is the fifth bit of number i of group j
     Q6_K   (q - 32) * (d * scale)               16 groups of 16, 8-bit scales
 
-Source: https://github.com/ggml-org/ggml (ggml-common.h, ggml-quants.c). Used by gguf_header.py for sizes
-and by gguf.py.
+Source: https://github.com/ggml-org/ggml (ggml-common.h, ggml-quants.c).
 """
 
 from __future__ import annotations
@@ -25,15 +24,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Numbers decoded at a time: temporary arrays stay in the processor's cache, and memory is that of the result.
+# Numbers decoded at a time. Temporary arrays then fit into the CPU's cache, and take little memory.
 _CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
 class BlockType:
-    """One type: size numbers are stored as one element of layout.
+    """A type of blocks.
 
-    decode turns blocks of layout, (n,), into float32 of n * size elements in any shape.
+    Attributes:
+        size: numbers in a block
+        layout: the numpy dtype of one stored block
+        decode: turns blocks, (n,) of layout, into n * size float32 numbers in any shape
     """
 
     size: int
@@ -42,9 +44,14 @@ class BlockType:
 
 
 def dequantize(type: str, blocks: NDArray[Any]) -> NDArray[np.float32]:
-    """The numbers of blocks, (n,) of the layout of BLOCK_TYPES[type], as float32 (n * size,).
+    """Decode blocks. Every number is computed in float32 and is bit for bit that of the reference implementation.
 
-    Each is computed in float32 and equal to the reference implementation's to the bit.
+    Args:
+        type: a key of BLOCK_TYPES
+        blocks: (n,) of the layout of that type
+
+    Returns:
+        float32 (n * size,). A NaN or infinite scale gives NaN or infinity.
     """
     block = BLOCK_TYPES[type]
     numbers = np.empty(len(blocks) * block.size, np.float32)
@@ -57,7 +64,7 @@ def dequantize(type: str, blocks: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _float(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Values per block or group, with an axis for the numbers that share them."""
+    """Convert values of blocks or groups to float32, with a last axis for the numbers that share them."""
     return values.astype(np.float32)[..., None]
 
 
@@ -101,9 +108,11 @@ def _q5_1(blocks: NDArray[Any]) -> NDArray[np.float32]:
 def _scaled_groups(blocks: NDArray[Any], codes: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Numbers of Q4_K and Q5_K from their codes, (n, 8, 32).
 
-    Twelve bytes pack the 8 scales and 8 mins of 6 bits: bytes 0 .. 3 have scales 0 .. 3 and the upper
-    two bits of scales 4 .. 7, bytes 4 .. 7 the same of the mins, bytes 8 .. 11 the lower four bits of
-    scales and mins 4 .. 7.
+    Twelve bytes pack 8 scales and 8 mins of 6 bits each:
+
+        bytes 0 .. 3     low six bits: scales 0 .. 3      upper two bits: those of scales 4 .. 7
+        bytes 4 .. 7     low six bits: mins 0 .. 3        upper two bits: those of mins 4 .. 7
+        bytes 8 .. 11    low nibble: the lower four bits of scales 4 .. 7      high nibble: those of mins 4 .. 7
     """
     scales, mins, lower = blocks["scales"][:, :4], blocks["scales"][:, 4:8], blocks["scales"][:, 8:]
     scales = np.concatenate([scales & 63, (lower & 15) | (scales >> 6 << 4)], axis=1)  # (n, 8)
@@ -123,7 +132,10 @@ def _q5_k(blocks: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _q6_k(blocks: NDArray[Any]) -> NDArray[np.float32]:
-    """Each half has 128 numbers: 64 bytes of nibbles, and 32 bytes with two more bits of i, 32 + i, 64 + i, 96 + i."""
+    """Decode Q6_K. Each half of a block has 128 numbers: 64 bytes with the low nibbles, and 32 bytes with high bits.
+
+    Byte i of the high bits has two bits each of numbers i, 32 + i, 64 + i and 96 + i.
+    """
     lower = _nibbles(blocks["codes"]).reshape(-1, 2, 4, 32)
     upper = (blocks["high_bits"][:, :, None, :] >> np.arange(0, 8, 2, dtype=np.uint8)[:, None]) & 3  # (n, 2, 4, 32)
     codes = (lower | (upper << 4)).view(np.int8).reshape(-1, 16, 16) - np.int8(32)

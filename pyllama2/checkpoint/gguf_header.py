@@ -1,4 +1,4 @@
-"""The header of a GGUF file, read strictly: its metadata, and where its tensors lie. All is little-endian.
+"""A strict reader of the header of GGUF files: metadata, and places of tensors. All numbers are little-endian.
 
     "GGUF"    uint32 version   uint64 number of tensors   uint64 number of keys
     keys      string, uint32 type of the value, value
@@ -8,9 +8,9 @@
     string    uint64 length, UTF-8
     array     uint32 type of the elements, uint64 count, elements
 
-Values stay in the file until they are asked for, so that a key nobody uses costs no memory.
-Versions 2 and 3 are the same but for byte order, which 3 lets a writer choose.
-Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Used by gguf.py and gguf_tokenizer.py.
+Values are read on demand, so that a key that is not used takes no memory.
+Versions 2 and 3 differ only in that a file of version 3 may be big-endian, which is not supported.
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from .gguf_blocks import BLOCK_TYPES
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32  # unless general.alignment says otherwise
-# Real files have some 40 keys with names of 40 characters, at most 1,200 tensors, and 700,000 strings in arrays.
+# Published files have some 40 keys with names of 40 characters, at most 1,200 tensors, and 700,000 strings in arrays.
 _MAX_ENTRIES = 1 << 16
 _MAX_NAME = 256
 _MAX_STRINGS = 1 << 22
 _MAX_DIMENSIONS = 4
-# The largest texts that are read: a chat template, and the tokens of a vocabulary with their lengths.
+# The largest texts that are read, in bytes: a chat template, and the tokens of a vocabulary with their lengths.
 _MAX_TEXT = 1 << 20
 _MAX_TEXTS = 12 << 20
 
@@ -44,7 +44,7 @@ _SCALARS = {
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 _KINDS = {int: (0, 1, 2, 3, 4, 5, 10, 11), float: (6, 12), bool: (7,), str: (_STRING,)}
-# In the order of their numbers, with those that newer writers no longer make.
+# In the order of their numbers, including types that newer programs no longer write.
 _TENSOR_TYPES = (
     "F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
     "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16",
@@ -62,7 +62,14 @@ T = TypeVar("T", int, float, bool, str)
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies. shape is row-major, as numpy has it; offset counts from the start of the file."""
+    """The place of one tensor in the file.
+
+    Attributes:
+        type: "F32", "F16", "BF16" or a key of BLOCK_TYPES
+        shape: row-major, as in numpy
+        offset: bytes from the start of the file
+        nbytes: bytes of all its elements or blocks
+    """
 
     type: str
     shape: tuple[int, ...]
@@ -72,7 +79,12 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """tensors are in the order of the file's list."""
+    """What a header says.
+
+    Attributes:
+        metadata: the keys and their values
+        tensors: the tensors by name, in the order of the file's list
+    """
 
     metadata: Metadata
     tensors: dict[str, TensorInfo]
@@ -80,7 +92,7 @@ class Header:
 
 @dataclass(frozen=True)
 class _Field:
-    """A value in the file: count elements of a type in bytes start .. end; not an array, it has one element."""
+    """A value in the file: count elements in bytes start .. end - 1. A value that is not an array has one element."""
 
     type: int
     is_array: bool
@@ -90,7 +102,11 @@ class _Field:
 
 
 class Metadata:
-    """The keys of a file, with typed access. path is the file's, for messages."""
+    """Typed access to the keys of a file.
+
+    Attributes:
+        path: the file's path, for error messages
+    """
 
     def __init__(self, file: MappedFile, fields: dict[str, _Field]) -> None:
         self.path = file.path
@@ -98,10 +114,18 @@ class Metadata:
         self._fields = fields
 
     def find(self, key: str, kind: type[T]) -> T | None:
-        """The value of a key, None when it is absent. Raises CheckpointError if it is of another type.
+        """Return the value of a key, None when it is absent.
 
-        A float32 becomes the shortest decimal number that rounds to it, which is what was written: 1e-5,
-        not 0.000009999999747.
+        Args:
+            key: its name
+            kind: the type expected: int, float, bool or str
+
+        Returns:
+            The value. A float32 becomes the shortest decimal number that rounds to it, since that is what the writer
+            meant: 1e-5, not 0.000009999999747.
+
+        Raises:
+            CheckpointError: the value is of another type, or a text is too long or not UTF-8
         """
         field = self._field(key, kind, is_array=False)
         if field is None:
@@ -119,16 +143,25 @@ class Metadata:
         return kind(value)
 
     def get(self, key: str, kind: type[T]) -> T:
-        """The same. Raises CheckpointError when the key is absent."""
+        """Return the value of a key that must exist; see find().
+
+        Raises:
+            CheckpointError: the key is absent, or its value is not valid
+        """
         value = self.find(key, kind)
         if value is None:
             raise CheckpointError(f"{self.path} lacks the key {key}")
         return value
 
     def uniform(self, key: str, default: int | None = None) -> int:
-        """A whole number that may be written as an array, one for each layer, if they are all the same.
+        """Return an integer that may also be stored as an array with the same number for each layer.
 
-        Raises CheckpointError when they are not, or the key is absent and there is no default.
+        Args:
+            key: its name
+            default: the number when the key is absent; None: the key must exist
+
+        Raises:
+            CheckpointError: the key is absent, not of integers, or layers have different numbers
         """
         field = self._fields.get(key)
         if field is None and default is not None:
@@ -143,11 +176,30 @@ class Metadata:
         return int(numbers[0])
 
     def array(self, key: str, kind: type[int] | type[float]) -> NDArray[Any]:
-        """The numbers of an array, (count,), a view of the file. Raises CheckpointError when the key is absent."""
+        """Return the numbers of an array.
+
+        Args:
+            key: its name
+            kind: the type of its elements: int or float
+
+        Returns:
+            A view of the file, (count,), of the stored type.
+
+        Raises:
+            CheckpointError: the key is absent, or not an array of that type
+        """
         return self._array(self._required_array(key, kind))
 
     def texts(self, key: str, max_count: int) -> list[str]:
-        """The strings of an array of at most max_count. Raises CheckpointError, also when the key is absent."""
+        """Return the strings of an array.
+
+        Args:
+            key: its name
+            max_count: the most strings that it may have
+
+        Raises:
+            CheckpointError: the key is absent, not an array of strings, too large, or not UTF-8
+        """
         field = self._required_array(key, str)
         if field.count > max_count:
             raise CheckpointError(f"{self.path}: {key} has {field.count} strings, at most {max_count} are possible")
@@ -186,12 +238,16 @@ class Metadata:
 
 
 def is_gguf(file: MappedFile) -> bool:
-    """Whether a mapped file begins as a GGUF file does."""
+    """Whether a mapped file begins like a GGUF file."""
     return file.size >= len(_MAGIC) and file.bytes(0, len(_MAGIC)) == _MAGIC
 
 
 def read_header(file: MappedFile) -> Header:
-    """Parse and check the header of a mapped file. Raises CheckpointError."""
+    """Parse and check the header of a mapped file.
+
+    Raises:
+        CheckpointError: the file is no GGUF file, of an unsupported version or type, truncated or damaged
+    """
     if not is_gguf(file):
         raise CheckpointError(f"{file.path} is not a GGUF file")
     cursor = _Cursor(file, len(_MAGIC))
@@ -211,7 +267,7 @@ def read_header(file: MappedFile) -> Header:
 
 
 class _Cursor:
-    """A place in the file that moves forward and stays inside; where says in messages what is being read."""
+    """A position in the file that moves forward and stays inside. where is what is being read, for error messages."""
 
     def __init__(self, file: MappedFile, position: int) -> None:
         self.path = file.path
@@ -222,12 +278,12 @@ class _Cursor:
         self._strings_left = _MAX_STRINGS
 
     def number(self, size: int) -> int:
-        """An unsigned number of size bytes."""
+        """Read an unsigned number of size bytes."""
         start = self.skip(size)
         return int.from_bytes(self._bytes[start : self.position], "little")
 
     def name(self) -> str:
-        """A short string."""
+        """Read a short string."""
         length = self.number(8)
         if not 1 <= length <= _MAX_NAME:
             raise CheckpointError(f"{self.path}: {self.where} has a name of {length} bytes, not 1 to {_MAX_NAME}")
@@ -238,7 +294,7 @@ class _Cursor:
             raise CheckpointError(f"{self.path}: {self.where} has a name that is not UTF-8") from error
 
     def skip(self, length: int) -> int:
-        """Move over length bytes; gives where they start."""
+        """Move over length bytes; returns where they start."""
         start = self.position
         if length > self.size - start:
             raise self._truncated(start, length)
@@ -246,7 +302,7 @@ class _Cursor:
         return start
 
     def skip_strings(self, count: int) -> int:
-        """Move over count strings; gives where they start. Their number in the whole file is limited."""
+        """Move over count strings; returns where they start. The number of strings in the whole file is limited."""
         self.check_count(count, "strings", self._strings_left, 8)
         self._strings_left -= count
         position, last, length_at = self.position, self.size - 8, _LENGTH.unpack_from
@@ -257,7 +313,7 @@ class _Cursor:
         return self.skip(position - self.position)
 
     def check_count(self, count: int, what: str, limit: int, size: int) -> None:
-        """Raise CheckpointError unless count things of at least size bytes each may follow."""
+        """Raise CheckpointError unless count items of at least size bytes each fit into the rest of the file."""
         if count > limit or count * size > self.size - self.position:
             raise CheckpointError(
                 f"{self.path}: {self.where} should have {count} {what}, but {self.size - self.position} bytes "
@@ -285,19 +341,19 @@ def _read_fields(cursor: _Cursor, count: int) -> dict[str, _Field]:
 
 
 def _read_field(cursor: _Cursor) -> _Field:
-    type = cursor.number(4)
-    is_array = type == _ARRAY
+    kind = cursor.number(4)
+    is_array = kind == _ARRAY
     count = 1
     if is_array:
-        type, count = cursor.number(4), cursor.number(8)
-    if type == _STRING:
+        kind, count = cursor.number(4), cursor.number(8)
+    if kind == _STRING:
         start = cursor.skip_strings(count)
-    elif type in _SCALARS:
-        start = cursor.skip(count * np.dtype(_SCALARS[type]).itemsize)
+    elif kind in _SCALARS:
+        start = cursor.skip(count * np.dtype(_SCALARS[kind]).itemsize)
     else:
-        problem = "an array of arrays" if type == _ARRAY else f"of the unknown type {type}"
+        problem = "an array of arrays" if kind == _ARRAY else f"of the unknown type {kind}"
         raise CheckpointError(f"{cursor.path}: {cursor.where} is {problem}, which is not supported")
-    return _Field(type, is_array, count, start, cursor.position)
+    return _Field(kind, is_array, count, start, cursor.position)
 
 
 def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, TensorInfo]:
@@ -323,25 +379,25 @@ def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Tens
 
 
 def _read_tensor(cursor: _Cursor) -> TensorInfo:
-    """What follows the name of a tensor; its offset counts from the start of the data."""
+    """Read what follows the name of a tensor. The offset of the result counts from the start of the data."""
     n_dimensions = cursor.number(4)
     if not 1 <= n_dimensions <= _MAX_DIMENSIONS:
         raise CheckpointError(f"{cursor.path}: {cursor.where} has {n_dimensions} dimensions instead of 1 to 4")
     shape = tuple(cursor.number(8) for _ in range(n_dimensions))[::-1]
     number, offset = cursor.number(4), cursor.number(8)
-    type = _TENSOR_TYPES[number] if number < len(_TENSOR_TYPES) else f"of the unknown type {number}"
-    if type not in _BLOCKS:
-        raise CheckpointError(f"{cursor.path}: {cursor.where} is {type}; supported are {', '.join(_BLOCKS)}")
-    size, nbytes = _BLOCKS[type]
+    kind = _TENSOR_TYPES[number] if number < len(_TENSOR_TYPES) else f"of the unknown type {number}"
+    if kind not in _BLOCKS:
+        raise CheckpointError(f"{cursor.path}: {cursor.where} is {kind}; supported are {', '.join(_BLOCKS)}")
+    size, nbytes = _BLOCKS[kind]
     if 0 in shape or shape[-1] % size:
         raise CheckpointError(
-            f"{cursor.path}: {cursor.where} of shape {shape} has rows that are not made of {type} blocks of {size}"
+            f"{cursor.path}: {cursor.where} of shape {shape} has rows that are not made of {kind} blocks of {size}"
         )
-    return TensorInfo(type, shape, offset, prod(shape) // size * nbytes)
+    return TensorInfo(kind, shape, offset, prod(shape) // size * nbytes)
 
 
 def _check_places(cursor: _Cursor, tensors: dict[str, TensorInfo]) -> None:
-    """Every tensor must end inside of the file and before the next one."""
+    """Raise CheckpointError unless every tensor ends inside the file and before the next one starts."""
     end, before = 0, ""
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
         if tensor.offset < end:

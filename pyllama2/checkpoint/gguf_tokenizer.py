@@ -1,15 +1,15 @@
 """The tokenizer in the metadata of a GGUF file.
 
     tokenizer.ggml.model           "llama": SentencePiece, "gpt2": byte-level BPE
-    tokenizer.ggml.tokens          texts; of "llama" with U+2581 for a space
+    tokenizer.ggml.tokens          texts; "llama" spells a space as U+2581
     tokenizer.ggml.token_type      as in SentencePiece: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
-    tokenizer.ggml.scores          "llama" only: the higher, the sooner merged
-    tokenizer.ggml.merges          "gpt2" only: "left right", the first merged first
-    tokenizer.ggml.pre             "gpt2" only: the name of the rule that cuts a text before merging
+    tokenizer.ggml.scores          "llama" only: higher scores are merged first
+    tokenizer.ggml.merges          "gpt2" only: "left right", in the order in which they are merged
+    tokenizer.ggml.pre             "gpt2" only: the name of the pre-tokenizer
     tokenizer.ggml.add_space_prefix                                      "llama" only: put a space before a text
     tokenizer.ggml.{bos,eos,eot,unknown}_token_id, .add_bos_token        special tokens
 
-Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Used by gguf.py.
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..tokenizer.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUS
 from .gguf_header import Metadata
 
 _SPECIAL = (UNKNOWN, CONTROL, USER_DEFINED)
-# How each rule of tokenizer.ggml.pre is written in a tokenizer.json: the steps that cut a text.
+# The steps of each pre-tokenizer in tokenizer.ggml.pre, as a tokenizer.json has them.
 _PRE_TOKENIZERS: dict[str, list[Step]] = {
     "default": [byte_level(use_regex=True)],
     "gpt-2": [byte_level(use_regex=True)],
@@ -37,7 +37,18 @@ _PRE_TOKENIZERS: dict[str, list[Step]] = {
 
 
 def read_tokenizer(metadata: Metadata, vocab_size: int) -> TokenizerSpec | None:
-    """The tokenizer, for a model of vocab_size tokens; None when the file has none. Raises CheckpointError."""
+    """Make the tokenizer of a GGUF file.
+
+    Args:
+        metadata: the file's keys
+        vocab_size: the model's number of tokens
+
+    Returns:
+        The tokenizer, None when the file has none.
+
+    Raises:
+        CheckpointError: the tokenizer is damaged or not supported, or has more tokens than the model
+    """
     model = metadata.find("tokenizer.ggml.model", str)
     if model is None or model in ("no_vocab", "none"):
         return None
@@ -48,10 +59,10 @@ def read_tokenizer(metadata: Metadata, vocab_size: int) -> TokenizerSpec | None:
     tokens, types = _read_tokens(metadata, vocab_size)
     bos_id = _token_id(metadata, "bos", len(tokens))
     ends = [_token_id(metadata, name, len(tokens)) for name in ("eos", "eot")]
-    eos_ids = tuple(dict.fromkeys(id for id in ends if id is not None))
-    for id in (bos_id, *eos_ids):
-        if id is not None and types[id] == NORMAL:
-            types[id] = CONTROL  # whatever the file says, no text may begin or end a sequence
+    eos_ids = tuple(dict.fromkeys(token_id for token_id in ends if token_id is not None))
+    for token_id in (bos_id, *eos_ids):
+        if token_id is not None and types[token_id] == NORMAL:
+            types[token_id] = CONTROL  # text must never become BOS or EOS, even if the file allows it
     pre = metadata.find("tokenizer.ggml.pre", str) or "default"
     add_bos = metadata.find("tokenizer.ggml.add_bos_token", bool)
     if add_bos is None:
@@ -64,13 +75,13 @@ def read_tokenizer(metadata: Metadata, vocab_size: int) -> TokenizerSpec | None:
 
 
 def _read_tokens(metadata: Metadata, vocab_size: int) -> tuple[list[str], list[int]]:
-    """Texts and types of all tokens."""
+    """Return texts and types of all tokens, checked."""
     tokens = metadata.texts("tokenizer.ggml.tokens", min(vocab_size, MAX_TOKENS))
     if "" in tokens:
         raise CheckpointError(f"{metadata.path}: token {tokens.index('')} is empty")
     if len(set(tokens)) < len(tokens):
-        twice = Counter(tokens).most_common(1)[0][0]
-        raise CheckpointError(f"{metadata.path}: the token {twice[:80]!r} appears twice")
+        double = Counter(tokens).most_common(1)[0][0]
+        raise CheckpointError(f"{metadata.path}: the token {double[:80]!r} appears twice")
     types = metadata.array("tokenizer.ggml.token_type", int)
     if len(types) != len(tokens):
         raise CheckpointError(f"{metadata.path}: {len(tokens)} tokens have {len(types)} types")
@@ -78,18 +89,18 @@ def _read_tokens(metadata: Metadata, vocab_size: int) -> tuple[list[str], list[i
     if len(wrong):
         raise CheckpointError(f"{metadata.path}: token {wrong[0]} is of the unknown type {types[wrong[0]]}")
     try:
-        check_special_tokens([tokens[id] for id in np.flatnonzero(np.isin(types, _SPECIAL))])
+        check_special_tokens([tokens[token_id] for token_id in np.flatnonzero(np.isin(types, _SPECIAL))])
     except ValueError as error:
         raise CheckpointError(f"{metadata.path}: {error}") from error
     return tokens, types.tolist()
 
 
 def _token_id(metadata: Metadata, name: str, n_tokens: int) -> int | None:
-    """The id of a special token, None when the file names none."""
-    id = metadata.find(f"tokenizer.ggml.{name}_token_id", int)
-    if id is not None and not 0 <= id < n_tokens:
-        raise CheckpointError(f"{metadata.path}: {name}_token_id is {id}, but there are {n_tokens} tokens")
-    return id
+    """Return the id of a special token, None when the file has none."""
+    token_id = metadata.find(f"tokenizer.ggml.{name}_token_id", int)
+    if token_id is not None and not 0 <= token_id < n_tokens:
+        raise CheckpointError(f"{metadata.path}: {name}_token_id is {token_id}, but there are {n_tokens} tokens")
+    return token_id
 
 
 def _sentencepiece_model(
@@ -98,7 +109,7 @@ def _sentencepiece_model(
     scores = metadata.array("tokenizer.ggml.scores", float)
     if len(scores) != len(tokens):
         raise CheckpointError(f"{metadata.path}: {len(tokens)} tokens have {len(scores)} scores")
-    wrong = np.flatnonzero(~(np.abs(scores) <= np.finfo(np.float32).max))  # NaN is wrong, too
+    wrong = np.flatnonzero(~(np.abs(scores) <= np.finfo(np.float32).max))  # true for NaN, too
     if len(wrong):
         raise CheckpointError(f"{metadata.path}: token {wrong[0]} has the score {scores[wrong[0]]}")
     unk_id = types.index(UNKNOWN) if UNKNOWN in types else _token_id(metadata, "unknown", len(tokens))
@@ -116,25 +127,25 @@ def _sentencepiece_model(
 
 
 def _tokenizer_json(metadata: Metadata, tokens: list[str], types: list[int], pre: str) -> bytes:
-    """The tokenizer as the tokenizers package stores it.
+    """Make a tokenizer.json.
 
-    Unused tokens are left out. Unknown and control tokens are special, so that no text becomes one;
-    user-defined ones are whole pieces of text.
+    Unused tokens are left out. Unknown and control tokens are special, so that text never becomes one. A
+    user-defined token is an added token, which is never split.
     """
     if pre not in _PRE_TOKENIZERS:
         raise CheckpointError(
             f"{metadata.path}: the pre-tokenizer {pre[:40]!r} is not supported ({', '.join(_PRE_TOKENIZERS)} are)"
         )
-    vocab = {token: id for id, token in enumerate(tokens) if types[id] != UNUSED}
-    added_ids = [id for id, type in enumerate(types) if type in _SPECIAL]
+    vocab = {token: token_id for token_id, token in enumerate(tokens) if types[token_id] != UNUSED}
+    added_ids = [token_id for token_id, kind in enumerate(types) if kind in _SPECIAL]
     added = [
-        {"id": id, "content": tokens[id], "special": types[id] != USER_DEFINED, "normalized": False}
+        {"id": token_id, "content": tokens[token_id], "special": types[token_id] != USER_DEFINED, "normalized": False}
         | {"single_word": False, "lstrip": False, "rstrip": False}
-        for id in added_ids
+        for token_id in added_ids
     ]
     model = {
         "type": "BPE",
-        "ignore_merges": pre == "llama-bpe",  # a text that is a token as it stands becomes that token
+        "ignore_merges": pre == "llama-bpe",  # a piece of text that is a token becomes that token without merging
         "vocab": vocab,
         "merges": _read_merges(metadata, vocab),
     }
