@@ -21,8 +21,8 @@ from ..storage.weights import Quantization, Weight
 BUFFER_BYTES = 512 << 20  # much larger than the caches, yet quickly filled
 _PASSES = 3
 _SHORT_PASS_S = 0.02  # a shorter pass is repeated until this time is over; its time is then the mean
-_WORDS_PER_ROW = 32  # of the buffer that bandwidth.pyx reads
-_STEPS_S = 0.1  # for how long steps of a model are timed
+_WORDS_PER_ROW = 32  # bandwidth.pyx reads rows of this width
+_STEPS_S = 0.1  # how long the steps of a model are timed
 _POSITIONS = 16
 
 
@@ -51,7 +51,7 @@ class ReadBandwidth:
         touch(self._buffer, n_threads)
 
     def measure(self) -> list[float]:
-        """Read the buffer some times; returns the GB/s (10^9 bytes) of each pass."""
+        """Read the buffer a few times; returns the GB/s (10^9 bytes) of each pass."""
         return [self._buffer.nbytes / seconds / 1e9 for seconds in _timed(self._pass, _PASSES)]
 
     def _pass(self) -> None:
@@ -99,6 +99,6 @@ def last_cache_bytes() -> int | None:
         try:
             text = path.read_text().strip()
             sizes.append(int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]])
-        except (OSError, ValueError, KeyError, IndexError):  # not the format of Linux
+        except (OSError, ValueError, KeyError, IndexError):  # unreadable, or in an unknown format
             return None
     return max(sizes, default=None)

@@ -155,7 +155,7 @@ def _score(
     agreements = np.empty(total if against else 0, np.bool_)
     done = 0
     for ids, n in windows:
-        part, first = slice(done, done + n), len(ids) - 1 - n  # the token whose logits predict the first one to score
+        part, first = slice(done, done + n), len(ids) - 1 - n  # ids[first] is the last token not scored
         if against is None:
             scores[part] = scores_of(llm._logit_pieces(ids[:-1], first), ids, first)
         else:

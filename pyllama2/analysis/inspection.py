@@ -4,7 +4,7 @@
     cut_text        a path and a text -> its tokens
 
 Expected speed: decoding a token reads all weights (of an embedding only one row) and the keys and values of the
-tokens before it. Besides, each layer costs some time, whatever its size:
+tokens before it. Each layer also takes some time that does not depend on its size:
 
     seconds per token = bytes / bandwidth + time of a step with next to no weights        (bandwidth.py)
 

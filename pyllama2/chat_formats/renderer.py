@@ -120,9 +120,7 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
-                creationflags=getattr(
-                    subprocess, "CREATE_NEW_PROCESS_GROUP", 0
-                ),  # so that Ctrl-C on Windows does not reach it
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # no Ctrl-C, on Windows
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
             )
         except OSError as error:

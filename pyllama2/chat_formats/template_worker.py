@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 QUESTION = struct.Struct("<QII")
 ANSWER = struct.Struct("<cQI")
-# Python and Jinja take 25 MB of address space; a context of a million tokens is some 4 MB of text.
+# Python and Jinja take 25 MB of address space. A context of a million tokens is about 4 MB of text.
 MAX_MEMORY = 256 << 20
 MAX_CHARS = 4 << 20
 MAX_CPU_S = 20
@@ -131,11 +131,10 @@ def _confine() -> None:
     if sys.platform == "linux":
         import ctypes
 
-        with suppress(OSError, AttributeError):  # a C library without it
+        with suppress(OSError, AttributeError):  # the C library has no prctl()
             ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        signal.signal(
-            signal.SIGIO, signal.SIG_DFL
-        )  # for _ending_with_the_parent(), even if the parent ignores or blocks it
+        # For _ending_with_the_parent(). The parent may ignore or block SIGIO, and this process inherits that.
+        signal.signal(signal.SIGIO, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGIO})
     if sys.platform != "win32":
         limits = {

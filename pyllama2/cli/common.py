@@ -1,4 +1,4 @@
-"""What the command lines share: flags, exit codes, signals, and errors in one sentence.
+"""What the commands share: flags, exit codes, signals, and errors in one sentence.
 
 Exit codes: 0 for success, 1 for an error (one sentence on stderr), 2 for wrong usage, 130 after Ctrl-C,
 143 after SIGTERM.
