@@ -1,0 +1,154 @@
+"""Write what is made in docs/architecture.md: the picture of the layers and the table of rooms, from the imports.
+
+    python scripts/docs/make_architecture.py            # write them
+    python scripts/docs/make_architecture.py --check    # exit 1 if the page is not what would be written
+
+A room is a folder of pyllama2/ or a file beside the folders. The page's text is written by hand. The part between
+`<!-- made: NAME -->` and `<!-- end -->` is made here. Run the script after an import or a room has changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "pyllama2"
+PAGE = ROOT / "docs" / "architecture.md"
+
+# What is in each room, from the bottom up.
+ROOMS = {
+    "shown": "Makes text from files and users safe to print",
+    "errors": "The classes of all errors",
+    "arguments": "Checks of arguments, with messages that say what was expected",
+    "process": "What concerns the whole process: Ctrl-C, fork, exit",
+    "config": "`ModelConfig`: the dimensions of a model, and the name and shape of every tensor",
+    "tokenizer": "Text to token ids and back",
+    "chat_formats": "The messages of a chat to token ids",
+    "storage": "Weights: their layout in memory, the model file, mapping it, writing it",
+    "checkpoint": "Readers of other projects' files: Meta, Hugging Face, GGUF, llama2.c",
+    "sampling": "Logits to the next token; stop strings",
+    "backend": "The contract of a device, and the choice of one",
+    "_cpu": "The CPU backend: Cython and OpenMP, with inner loops in C",
+    "_gpu": "The CUDA backend: CuPy and CUDA kernels",
+    "memory": "Whether a model and its sequences fit into memory",
+    "generation": "From a prompt to a text: requests, scheduler, prefix cache, streams",
+    "convert": "`export` and `quantize`: any checkpoint to the model file, or to weights in memory",
+    "loading": "From the name or path of a model to weights that a backend can use",
+    "llama": "`Llama`: the object that users hold",
+    "analysis": "Perplexity, facts about a model, the bandwidth of memory",
+    "cli": "What the commands share: flags, exit codes, progress",
+    "generate": "The command `generate`",
+    "chat": "The command `chat`",
+    "export": "The command `export`",
+    "quantize": "The command `quantize`",
+    "perplexity": "The command `perplexity`",
+    "bench": "The command `bench`",
+    "inspect": "The command `inspect`",
+    "__init__": "The public names",
+    "__main__": "`python -m pyllama2`: all commands by their names",
+}
+# These stand apart: model.py is for reading and testing, data is the bundled model.
+APART = {"model", "data"}
+
+
+def imports() -> dict[str, set[str]]:
+    """The other rooms that each room imports, also inside functions and in compiled files."""
+    found: dict[str, set[str]] = {room: set() for room in ROOMS}
+    for path in sorted(PACKAGE.rglob("*")):
+        if path.suffix in (".py", ".pyx", ".pxd"):
+            room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+            if room in APART:
+                continue
+            if room not in ROOMS:
+                raise SystemExit(f"{room} is a new room: say in {Path(__file__).name} what is in it")
+            found[room].update(other for other in _imported(path) if other in ROOMS and other != room)
+    return found
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """The rooms that a file imports; other names of pyllama2/__init__.py among them."""
+    package = path.relative_to(PACKAGE).parent.parts
+    for dots, module, names in _relative_imports(path):
+        parts = [*package[: len(package) + 1 - dots], *filter(None, module.split("."))]
+        yield from parts[:1] if parts else names
+
+
+def _relative_imports(path: Path) -> Iterator[tuple[int, str, list[str]]]:
+    """Dots, module and names of each `from ... import`."""
+    text = path.read_text()
+    if path.suffix == ".py":
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                yield node.level, node.module or "", [alias.name for alias in node.names]
+    else:  # Cython, where names are those of functions and types
+        for dots, module in re.findall(r"^\s*from (\.+)([\w.]+) c?import", text, re.MULTILINE):
+            yield len(dots), module, []
+
+
+def layers(imported: Mapping[str, set[str]]) -> list[list[str]]:
+    """Rooms by layer, from the bottom up. The lowest layer imports no room; each other room stands right above the
+    highest room that it imports. Raises SystemExit for a circle.
+    """
+    left, done, result = list(imported), set[str](), []
+    while left:
+        layer = [room for room in left if imported[room] <= done]
+        if not layer:
+            raise SystemExit(f"in or above a circle: {', '.join(left)}")
+        result.append(layer)
+        done.update(layer)
+        left = [room for room in left if room not in done]
+    return result
+
+
+def picture() -> list[str]:
+    """The layers as text, the highest first."""
+    numbered = list(enumerate(layers(imports())))
+    return ["```text", *(f"{n:>4}   {'   '.join(rooms)}" for n, rooms in reversed(numbered)), "```"]
+
+
+def rooms() -> list[str]:
+    """The table of rooms, from the bottom up."""
+    imported = imports()
+    lines = ["| room | what is in it | imports |", "|---|---|---|"]
+    for room, meaning in ROOMS.items():
+        name = room if (PACKAGE / room).is_dir() else f"{room}.py"
+        others = " ".join(f"`{other}`" for other in ROOMS if other in imported[room])
+        lines.append(f"| [`{name}`](../pyllama2/{name}) | {meaning} | {others} |")
+    return lines
+
+
+_PARTS = {"picture": picture, "rooms": rooms}
+
+
+def page(text: str) -> str:
+    """docs/architecture.md, given its text now, with the made parts renewed."""
+    for name, make in _PARTS.items():
+        start, end = f"<!-- made: {name} -->\n", "<!-- end -->"
+        before, mark, rest = text.partition(start)
+        _, end_mark, after = rest.partition(end)
+        if not (mark and end_mark):
+            raise SystemExit(f"{PAGE.name} should have a part {start.strip()} ... {end}")
+        text = "\n".join([before + mark, *make(), "", end + after])
+    return text
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Write what is made in docs/architecture.md.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is out of date")
+    check = parser.parse_args().check
+    current = PAGE.read_text()
+    wanted = page(current)
+    if check:
+        return 0 if current == wanted else 1
+    PAGE.write_text(wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
