@@ -47,6 +47,6 @@ def _export(args: argparse.Namespace) -> int:
 if __name__ == "__main__":
     sys.exit(main())
 
-# pyllama2.export is the function. Importing this file would put the module in its place, so the function is put back.
+# pyllama2.export is the function. Importing this file would put the module in its place.
 export.main = main  # type: ignore[attr-defined]
 sys.modules[__name__] = export  # type: ignore[assignment]

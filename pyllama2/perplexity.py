@@ -86,6 +86,6 @@ def _lines(result: Perplexity) -> str:
 if __name__ == "__main__":
     sys.exit(main())
 
-# pyllama2.perplexity is the function. Importing this file would put the module in its place, so the function is put back.
+# pyllama2.perplexity is the function. Importing this file would put the module in its place.
 perplexity.main = main  # type: ignore[attr-defined]
 sys.modules[__name__] = perplexity  # type: ignore[assignment]

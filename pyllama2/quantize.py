@@ -46,6 +46,6 @@ def _quantize(args: argparse.Namespace) -> int:
 if __name__ == "__main__":
     sys.exit(main())
 
-# pyllama2.quantize is the function. Importing this file would put the module in its place, so the function is put back.
+# pyllama2.quantize is the function. Importing this file would put the module in its place.
 quantize.main = main  # type: ignore[attr-defined]
 sys.modules[__name__] = quantize  # type: ignore[assignment]
