@@ -1,7 +1,7 @@
-"""Arguments as users give them, checked: TypeError for another kind of thing, ValueError for one out of range.
+"""Checks of arguments that users give. The wrong type raises TypeError, a value out of range ValueError.
 
-Each message is one sentence that begins with the name of the argument. Integers may be numpy's; True is no number,
-"2" is none either, and bytes are no text.
+Each message is one sentence that begins with the name of the argument. Numbers may be numpy's. True and "2" are not
+numbers, and bytes are not strings.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .shown import shown_value
 
 
 def integer(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
-    """value as an int, in low .. high."""
+    """Return value as an int. It must be in low .. high."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         refuse(name, "an integer", value)
     number = int(value)
@@ -30,7 +30,7 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
 
 
 def real(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    """value as a finite float, in low .. high."""
+    """Return value as a float. It must be finite and in low .. high."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         refuse(name, "a number", value)
     try:
@@ -47,21 +47,21 @@ def real(name: str, value: Any, low: float = -math.inf, high: float = math.inf) 
 
 
 def boolean(name: str, value: Any) -> bool:
-    """value, which is True or False."""
+    """Return value as a bool. It must be True or False."""
     if not isinstance(value, (bool, np.bool_)):
         refuse(name, "True or False", value)
     return bool(value)
 
 
 def string(name: str, value: Any) -> str:
-    """value, a string."""
+    """Return value. It must be a string."""
     if not isinstance(value, str):
         refuse(name, "a string", value)
     return value
 
 
 def path(name: str, value: Any) -> str:
-    """The path that a string or a path-like object stands for."""
+    """Return value as a string. It must be a string or path-like object that can be a path."""
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str):
         refuse(name, "a path", value)
@@ -75,13 +75,13 @@ def path(name: str, value: Any) -> str:
 
 
 def function(name: str, value: Any) -> None:
-    """Nothing, for what can be called and for None."""
+    """Check that value can be called, or is None."""
     if value is not None and not callable(value):
         refuse(name, "a function", value)
 
 
 def sequence(name: str, value: Any) -> Sequence[Any] | NDArray[Any]:
-    """value, a list of something: a sequence, a one-dimensional array, or an iterator, of which a list is made."""
+    """Return value. It must be a sequence, a one-dimensional array, or an iterator, which becomes a list."""
     if isinstance(value, Iterator):
         return list(value)
     if isinstance(value, (str, bytes, bytearray, memoryview)) or not isinstance(value, (Sequence, np.ndarray)):
@@ -92,5 +92,11 @@ def sequence(name: str, value: Any) -> Sequence[Any] | NDArray[Any]:
 
 
 def refuse(name: str, wanted: str, value: Any) -> NoReturn:
-    """Raise the TypeError for an argument that is not what is wanted."""
+    """Raise the TypeError for an argument of the wrong type.
+
+    Args:
+        name: the argument's name.
+        wanted: what it must be, as words.
+        value: what it is.
+    """
     raise TypeError(f"{name} must be {wanted}, not {type(value).__name__:.80} {shown_value(value)}")

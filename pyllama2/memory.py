@@ -1,9 +1,9 @@
-"""Whether a model and its sequences fit into memory, said before any of it is taken.
+"""Whether a model and its sequences fit into memory, checked before any of it is allocated.
 
     needed     weights + keys and values + scratch memory and logits + some room for the tokenizer and Python
     available  what the machine can give without swapping, or what a container's limit leaves
 
-Scratch memory, keys and values are counted by the code that allocates them, so that the two cannot disagree.
+The code that allocates scratch memory, keys and values also counts them, so that the two cannot disagree.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from .storage.weights import Quantization, packed_shapes
 if TYPE_CHECKING:
     from .backend.base import Backend
 
-# Logits that are in memory at once when given tokens are scored: of so many tokens, unless they take more than so much.
+# Logits in memory at once while given tokens are scored: of so many tokens, but of at most so many bytes.
 _PIECE_TOKENS = 256
 _PIECE_BYTES = 64 << 20
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "q8": 1, "q4": 1, "int8": 1}
 _OTHER_BYTES = 100 << 20  # tokenizer, texts, Python
-_FEW_TOKENS = 12  # whose logits a step of a single text wants at most: its newest and guesses
-_LEAST_CONTEXT = 128  # a suggestion with less would be of no use
+_FEW_TOKENS = 12  # most logits of a step of a single text: those of its newest token and of guesses
+_LEAST_CONTEXT = 128  # in tokens; a suggestion with less would be of no use
 _CGROUP_ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))  # version 2, version 1
 
 
@@ -39,17 +39,17 @@ def weight_bytes(config: ModelConfig, quantization: Quantization) -> int:
     """Bytes of all weights in a quantization."""
     total = 0
     for name, shape in config.tensor_shapes().items():
-        type = quantization.type_of(name, config)
-        codes, scales = packed_shapes(type, shape, quantization.group_size)
-        total += math.prod(codes) * _ITEM_BYTES[type] + (2 * math.prod(scales) if scales else 0)
+        kind = quantization.type_of(name, config)
+        codes, scales = packed_shapes(kind, shape, quantization.group_size)
+        total += math.prod(codes) * _ITEM_BYTES[kind] + (2 * math.prod(scales) if scales else 0)
     return total
 
 
 def kv_cache_bytes(config: ModelConfig, n_tokens: int, kv_dtype: str) -> int:
-    """Bytes of the keys and values of n_tokens tokens, as the CPU lays them out.
+    """Bytes of the keys and values of n_tokens tokens in the CPU backend's layout.
 
-    Values of a head are padded to 16 numbers, and int8 has a float32 scale for each vector of a head. A cache has room
-    for a multiple of 16 tokens: Backend.kv_cache_bytes() is what it takes.
+    Values of a head are padded to 16 numbers, and int8 has a float32 scale for each vector of a head. A whole cache
+    has room for a multiple of 16 tokens: Backend.kv_cache_bytes() gives its bytes.
     """
     from ._cpu.cache import BLOCK, allocated_bytes
 
@@ -57,25 +57,32 @@ def kv_cache_bytes(config: ModelConfig, n_tokens: int, kv_dtype: str) -> int:
 
 
 def weight_bytes_per_token(config: ModelConfig, quantization: Quantization) -> int:
-    """Bytes of weights that decoding a token reads: all but the other rows of an embedding."""
+    """Bytes of weights that are read to decode one token: all but the other rows of an embedding."""
     if config.tied_embeddings:
         return weight_bytes(config, quantization)
-    # Without its embedding, the model is as a tied one whose shared matrix has the type of the output matrix.
+    # Without its embedding, the model is like a tied one whose shared matrix has the type of the output matrix.
     return weight_bytes(replace(config, tied_embeddings=True), quantization)
 
 
 def logits_bytes(config: ModelConfig, n_tokens: int) -> int:
-    """Bytes of the logits of n_tokens tokens, and of the vectors that they are made of; float32."""
+    """Bytes of the float32 logits of n_tokens tokens, and of the vectors that they are computed from."""
     return 4 * (config.vocab_size + config.dim) * n_tokens
 
 
 def piece_tokens(config: ModelConfig) -> int:
-    """Tokens whose logits are in memory at once when given tokens are scored."""
+    """Number of tokens whose logits are in memory at once while given tokens are scored."""
     return max(1, min(_PIECE_TOKENS, _PIECE_BYTES // logits_bytes(config, 1)))
 
 
 def working_bytes(config: ModelConfig, quantization: Quantization, n_ctx: int, n_threads: int | None = None) -> int:
-    """Bytes that the CPU backend takes at most besides weights, keys and values, and what surrounds it."""
+    """Most bytes of a process on the CPU without weights, keys and values: scratch memory, logits, tokenizer, Python.
+
+    Args:
+        config: of the model.
+        quantization: of its weights.
+        n_ctx: longest sequence in tokens.
+        n_threads: None is the usual number.
+    """
     from ._cpu.threads import team_of
     from ._cpu.workspace import Workspace
 
@@ -88,7 +95,7 @@ def working_bytes(config: ModelConfig, quantization: Quantization, n_ctx: int, n
 def needed_bytes(
     config: ModelConfig, quantization: Quantization, n_ctx: int, kv_dtype: str, n_threads: int | None = None
 ) -> int:
-    """Bytes that a model and one sequence of n_ctx tokens take on the CPU, on n_threads (None: the usual number)."""
+    """Bytes that a model and one sequence of n_ctx tokens take on the CPU. n_threads: None is the usual number."""
     from ._cpu.cache import allocated_bytes
 
     cache = allocated_bytes(config, 1, n_ctx, kv_dtype)
@@ -98,7 +105,7 @@ def needed_bytes(
 def check_model_fits(
     config: ModelConfig, quantization: Quantization, n_ctx: int, kv_dtype: str, n_threads: int | None = None
 ) -> None:
-    """Raise Pyllama2Error, with the numbers and what would fit, unless a model and one sequence of n_ctx tokens do."""
+    """Raise Pyllama2Error unless a model and one sequence of n_ctx tokens fit. It says what is needed and would fit."""
     available = available_bytes()
     if available is None:
         return
@@ -114,20 +121,28 @@ def check_model_fits(
         )
 
 
-def rows_that_fit(backend: Backend, n_rows: int, n_tokens: int, beside: int = 0) -> int:
-    """How many of n_rows sequences of n_tokens tokens have room at the same time: keys, values, a token's logits each.
+def rows_that_fit(backend: Backend, n_rows: int, n_tokens: int, other_bytes: int = 0) -> int:
+    """How many sequences fit at the same time: the keys and values of each, and the logits of one of its tokens.
 
-    beside  bytes of the machine's memory that the caller takes besides
+    Args:
+        backend: what computes them.
+        n_rows: how many are wanted.
+        n_tokens: tokens of each.
+        other_bytes: bytes of the machine's memory that the caller needs for other things.
 
-    Raises Pyllama2Error, with the numbers, when not even one has.
+    Returns:
+        A number from 1 to n_rows.
+
+    Raises:
+        Pyllama2Error: not even one fits. The message has the numbers.
     """
     room, row = backend.free_bytes(), backend.kv_cache_bytes(1, n_tokens)
-    logits = 0  # beside keys and values; else they are on a device with memory of its own
+    logits = 0  # on a device with memory of its own, logits do not compete with keys and values
     if room is None:
         room, logits = machine_room(backend), logits_bytes(backend.config, 1)
         if room is None:
             return n_rows
-        room = max(0, room - beside)
+        room = max(0, room - other_bytes)
     if row + logits > room:
         context = _largest(lambda n: backend.kv_cache_bytes(1, n) + logits <= room, n_tokens)
         raise Pyllama2Error(
@@ -138,7 +153,7 @@ def rows_that_fit(backend: Backend, n_rows: int, n_tokens: int, beside: int = 0)
 
 
 def check_logits_fit(backend: Backend, n_tokens: int) -> int:
-    """Bytes of the logits of n_tokens tokens. Raises Pyllama2Error, with the numbers, without room for them."""
+    """Return the bytes of the logits of n_tokens tokens. Raises Pyllama2Error, with the numbers, if they do not fit."""
     room, needed = machine_room(backend), logits_bytes(backend.config, n_tokens)
     if room is not None and needed > room:
         raise Pyllama2Error(
@@ -149,25 +164,25 @@ def check_logits_fit(backend: Backend, n_tokens: int) -> int:
 
 
 def machine_room(backend: Backend) -> int | None:
-    """Bytes of the machine's memory that nothing is meant for yet; None when the system does not say."""
+    """Bytes of the machine's memory that are not planned for yet; None when the system does not say."""
     available = available_bytes()
     return None if available is None else available - backend.pending_bytes() - _step_bytes(backend.config)
 
 
 def _step_bytes(config: ModelConfig) -> int:
-    """Of the logits of a step, copies of a text's that are changed, and what sampling works with."""
+    """Bytes of a step's logits, of a changed copy of one text's logits, and of what sampling works with."""
     changed, weighed = 8 * config.vocab_size, 28 * config.vocab_size
     return logits_bytes(config, _FEW_TOKENS) + changed + weighed
 
 
 def available_bytes() -> int | None:
-    """Memory that can be had without swapping; None when the system does not say."""
-    found = [_meminfo_available(), *map(_cgroup_available, _CGROUP_ROOTS)]
-    return min((value for value in found if value is not None), default=None)
+    """Bytes of memory that can be allocated without swapping; None when the system does not say."""
+    limits = [_meminfo_available(), *map(_cgroup_available, _CGROUP_ROOTS)]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _what_fits(quantization: Quantization, n_ctx: int, fits: Callable[[Quantization, int], bool]) -> str:
-    """The nearest setting that fits: the same weights with less context, else smaller weights."""
+    """A sentence on the nearest setting that fits: the same weights with less context, else smaller weights."""
     for option in (quantization, Quantization.of("q8"), Quantization.of("q4")):
         context = _largest(partial(fits, option), n_ctx)
         if context >= min(n_ctx, _LEAST_CONTEXT):
@@ -177,7 +192,7 @@ def _what_fits(quantization: Quantization, n_ctx: int, fits: Callable[[Quantizat
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number up to most that fits, as all smaller ones do; 0 when there is none."""
+    """The largest number up to most that fits, 0 if none does. Every number below one that fits must fit too."""
     return bisect_left(range(1, most + 1), True, key=lambda n: not fits(n))
 
 
@@ -186,7 +201,7 @@ def _gib(n: int) -> str:
 
 
 def _meminfo_available() -> int | None:
-    """MemAvailable of Linux: free memory, and the page cache that is given back on demand."""
+    """MemAvailable of Linux, in bytes: free memory, and the page cache that is given back on demand."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -197,7 +212,7 @@ def _meminfo_available() -> int | None:
 
 
 def _cgroup_available(root: Path) -> int | None:
-    """What the limit of this process's container leaves; None without one. Files of cgroup version 2 or 1 at root."""
+    """Bytes that the limit of this process's container leaves; None without a limit. Reads cgroup 2 or 1 at root."""
     for limit_name, used_name, cache_prefix in (
         ("memory.max", "memory.current", ""),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),

@@ -1,4 +1,4 @@
-"""What computes logits. select_backend() is the way in; base.py has the contract, _cpu and _gpu fulfil it."""
+"""What computes logits. Start at select_backend(). base.py has the contract, _cpu and _gpu implement it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..shown import shown_value
 from ..storage.model_file import StoredModel
 from .base import Backend
 
-# Adding a backend adds one line: device -> "module:class". "auto" takes the first usable one.
+# Device -> "module:class". "auto" takes the first that can be used.
 _REGISTRY = {
     "cuda": "pyllama2._gpu:CudaBackend",
     "cpu": "pyllama2._cpu:CpuBackend",
@@ -19,11 +19,19 @@ _REGISTRY = {
 def select_backend(
     device: str = "auto", model: StoredModel | None = None, kv_dtype: str | None = None
 ) -> tuple[type[Backend], str]:
-    """The backend class for "auto", "cpu" or "cuda", and a sentence that says why this one.
+    """Choose the backend for a device.
 
-    model, kv_dtype  what it will be asked to run; None: any model that it can
+    Args:
+        device: "auto", "cpu" or "cuda".
+        model: the model that it must be able to run. None: not checked.
+        kv_dtype: type of the keys and values that it must be able to use with the model.
 
-    Raises ValueError for an unknown device and BackendUnavailableError for one that cannot be used.
+    Returns:
+        The backend's class, and a sentence that says why it was chosen.
+
+    Raises:
+        ValueError: the device is unknown.
+        BackendUnavailableError: the device cannot be used, or cannot run the model.
     """
     if device != "auto" and device not in _REGISTRY:
         raise ValueError(f"device must be auto, {' or '.join(sorted(_REGISTRY))}, not {shown_value(device)}")

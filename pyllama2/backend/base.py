@@ -1,13 +1,12 @@
-"""The contract between a model and the device it runs on, and the choice of a device.
+"""The contract between a model and the device that it runs on.
 
     weights (immutable)  Backend      one per loaded model
     keys and values      KVCache      mutable, any number per backend
     work                 Batch        n tokens of any sequences at any positions
 
-One call of forward() serves prefill, decode, batched decode, mixtures of them, and the
-verification of guessed tokens. Positions belong to the caller, so rewinding a sequence costs
-nothing. The result for a token depends only on its own sequence: to the bit, neither on what
-else is in the batch nor on the number of threads.
+One call of forward() serves prefill, decode, batched decode, mixtures of them, and the verification of guessed tokens.
+The caller chooses positions, so rewinding a sequence costs nothing. The result for a token depends only on its own
+sequence: it is the same to the bit whatever else is in the batch, and with any number of threads.
 """
 
 from __future__ import annotations
@@ -30,10 +29,11 @@ from .step_times import Profile
 class Batch:
     """n tokens, m of which want logits. All arrays are int32 and one-dimensional.
 
-    tokens     (n,) token ids
-    rows       (n,) the row of the KV cache (the sequence) each token belongs to
-    positions  (n,) its position in that sequence; a row's positions ascend within one batch
-    outputs    (m,) indices into tokens of those whose logits are wanted
+    Attributes:
+        tokens: (n,) token ids.
+        rows: (n,) the row of the KV cache, which is the sequence, of each token.
+        positions: (n,) the position of each token in its sequence. Those of one row ascend within a batch.
+        outputs: (m,) indices into tokens of those whose logits are wanted.
     """
 
     tokens: NDArray[np.int32]
@@ -43,7 +43,14 @@ class Batch:
 
     @classmethod
     def of_sequence(cls, tokens: list[int], row: int = 0, start: int = 0, outputs: str = "last") -> Batch:
-        """Consecutive tokens of one sequence; outputs is "last", "all" or "none"."""
+        """Make a batch of consecutive tokens of one sequence.
+
+        Args:
+            tokens: token ids.
+            row: the row of the KV cache.
+            start: position of the first token.
+            outputs: tokens whose logits are wanted: "last", "all" or "none".
+        """
         n = len(tokens)
         wanted = {"last": np.arange(n - 1, n), "all": np.arange(n), "none": np.arange(0)}[outputs]
         return cls(
@@ -54,7 +61,16 @@ class Batch:
         )
 
     def check(self, config: ModelConfig, cache: KVCache) -> None:
-        """Raise ValueError or TypeError unless every index is in bounds: what compiled code relies on."""
+        """Check all that compiled code relies on.
+
+        Args:
+            config: of the model.
+            cache: the KV cache that the batch is for.
+
+        Raises:
+            TypeError: an array has the wrong type or more than one dimension.
+            ValueError: an index is out of bounds, or lengths or the order of positions are wrong.
+        """
         n = len(self.tokens)
         for name in ("tokens", "rows", "positions", "outputs"):
             array = getattr(self, name)
@@ -80,7 +96,12 @@ def _check_range(name: str, array: NDArray[np.int32], stop: int) -> None:
 
 
 class KVCache(ABC):
-    """Keys and values of n_rows sequences of up to max_seq_len tokens each."""
+    """Keys and values of n_rows sequences.
+
+    Attributes:
+        n_rows: number of sequences.
+        max_seq_len: longest sequence in tokens.
+    """
 
     n_rows: int
     max_seq_len: int
@@ -92,20 +113,27 @@ class KVCache(ABC):
 
     @property
     def resident_bytes(self) -> int:
-        """Those of them that memory was taken for by now."""
+        """Bytes of nbytes that really take memory by now."""
         return self.nbytes
 
     @abstractmethod
     def copy_prefix(self, src_row: int, dst_row: int, length: int, source: KVCache | None = None) -> None:
-        """Make the first length positions of dst_row those of src_row, in source: another cache of the same backend."""
+        """Copy the first length positions of src_row to dst_row.
+
+        Args:
+            src_row: where they are.
+            dst_row: where they go.
+            length: number of positions.
+            source: the cache that has src_row, of the same backend. None: this cache.
+        """
 
     @abstractmethod
     def save_row(self, row: int, length: int) -> dict[str, NDArray[Any]]:
-        """Copies of the first length positions: "keys" and "values", (n_layers, n_kv_heads, length, head_dim)."""
+        """Copy the first length positions: "keys" and "values", (n_layers, n_kv_heads, length, head_dim)."""
 
     @abstractmethod
     def load_row(self, row: int, arrays: dict[str, NDArray[Any]]) -> None:
-        """Put back what save_row() gave."""
+        """Put arrays of save_row() into a row."""
 
     @abstractmethod
     def close(self) -> None:
@@ -116,8 +144,7 @@ class Backend(ABC):
     """The weights of one model, resident on one device."""
 
     config: ModelConfig
-    # A step of this many tokens takes hardly longer than one of a single token, because reading the weights is most of
-    # its time.
+    # A step of this many tokens takes hardly longer than a step of one token: most of the time reads weights.
     cheap_tokens = 12
     # Whether a forked process may go on using it.
     survives_fork = True
@@ -129,7 +156,10 @@ class Backend(ABC):
 
     @classmethod
     def unsupported_reason(cls, model: StoredModel, kv_dtype: str | None = None) -> str | None:
-        """None when this backend, which is usable, can run this model here, else one sentence that says why not."""
+        """None when this backend can run this model here, else one sentence that says why not.
+
+        The backend must be usable: see unavailable_reason().
+        """
         return None
 
     @abstractmethod
@@ -137,46 +167,60 @@ class Backend(ABC):
 
     @abstractmethod
     def new_cache(self, n_rows: int, max_seq_len: int) -> KVCache:
-        """An empty cache."""
+        """Make an empty cache."""
 
     @abstractmethod
     def kv_cache_bytes(self, n_rows: int, max_seq_len: int) -> int:
-        """KVCache.nbytes of new_cache(), before there is one."""
+        """Bytes that new_cache() would reserve."""
 
     @abstractmethod
     def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
-        """Logits (m, vocab_size) of batch.outputs; appends keys and values of all tokens to the cache.
+        """Run the model on a batch and append keys and values of all its tokens to the cache.
 
-        Any number of tokens: they are taken in chunks inside. Calls from several threads take turns. Ctrl-C
-        raises KeyboardInterrupt between two steps; the cache then holds some of the batch's keys and values,
-        at the batch's own positions only. Raises ValueError for indices out of bounds.
+        A batch may have any number of tokens: it is computed in chunks. Calls from several threads take turns. Ctrl-C
+        raises KeyboardInterrupt between two steps. The cache then holds some of the batch's keys and values, only at
+        the batch's own positions.
+
+        Returns:
+            Logits (m, vocab_size) float32 of batch.outputs.
+
+        Raises:
+            ValueError: an index is out of bounds.
         """
 
     def sample(self, batch: Batch, cache: KVCache, draws: Sequence[Draw]) -> NDArray[np.int32] | None:
-        """Like forward(), but the tokens (m,) that are chosen from the logits; -1 where logits are not finite.
+        """Run the model on a batch and sample on the device, so that logits need not be copied.
 
-        For a device that chooses by itself, so that logits need not be copied. None, and nothing was done, where this
-        backend cannot do that for this batch: then forward() serves.
+        Args:
+            batch: as in forward().
+            cache: as in forward().
+            draws: how to sample, one for each of batch.outputs.
+
+        Returns:
+            Tokens (m,) int32, -1 where logits are not finite. None if this backend cannot do it for this batch: then
+            nothing was done, and forward() must be called.
         """
         return None
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Facts: device, kv_dtype, threads or SM count, instruction set; weight_bytes of all weights, and scratch_bytes
-        of other memory that was taken by now, keys and values left out."""
+        """Return facts: device, kv_dtype, threads or SM count, instruction set, and bytes of memory.
+
+        weight_bytes counts all weights. scratch_bytes counts other memory taken so far, without keys and values.
+        """
 
     def free_bytes(self) -> int | None:
-        """Bytes that keys and values could have on a device with memory of its own; None: the machine's memory."""
+        """Bytes free for keys and values on a device with memory of its own. None: it uses the machine's memory."""
         return None
 
     def pending_bytes(self) -> int:
-        """Bytes of the machine's memory that the backend will take or read, and that still seem to be available."""
+        """Bytes of the machine's memory that the backend will still take or read, though they seem to be available."""
         return 0
 
     def profile(self) -> Profile:
-        """Time of each step so far; a backend that does not count gives no steps."""
+        """Return the time of each step so far. A backend that does not measure it has no steps."""
         return Profile((), 0, 0, 0)
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the weights and of all scratch memory."""
+        """Give back the weights and all scratch memory."""

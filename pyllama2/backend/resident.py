@@ -1,4 +1,4 @@
-"""How much of reserved memory a process really has: the system gives a page when it is first written to."""
+"""How much of reserved memory is really taken. The system gives a page when it is first written to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 
 def resident_bytes(arrays: Iterable[NDArray[Any]]) -> int:
-    """Bytes of arrays' pages that are in memory, at most those of the arrays; all where the system does not say."""
+    """Bytes of the arrays that are in memory, counted in pages; all of them if the system does not say."""
     return sum(_resident(array) for array in arrays)
 
 

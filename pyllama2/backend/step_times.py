@@ -1,6 +1,6 @@
-"""Where a token's time goes: what a backend counts by step, and what sampling and text take besides.
+"""Where a token's time goes: the backend's steps, then sampling and text.
 
-Printed by the command lines with -v, and with PYLLAMA2_PROFILE=1 by every Llama when it is closed.
+Commands print it with -v. With PYLLAMA2_PROFILE=1 every Llama prints it when it is closed.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StepTime:
-    """One step of the forward pass, under model.py's name; sums over all layers and calls.
+    """One step of the forward pass, summed over all layers and calls.
 
-    decode_s      seconds in passes with few tokens
-    prompt_s      seconds in passes with many
-    weight_bytes  bytes of weights that one pass reads
+    Attributes:
+        name: the step's name in model.py.
+        decode_s: seconds in passes with few tokens.
+        prompt_s: seconds in passes with many tokens.
+        weight_bytes: bytes of weights that one pass reads.
     """
 
     name: str
@@ -27,10 +29,11 @@ class StepTime:
 class Profile:
     """Times of all steps since the model was opened.
 
-    steps           the backend's, then sampling; empty where the backend does not count
-    decode_passes   passes with few tokens: decoding, of one or of several texts
-    decode_tokens   their tokens
-    prompt_tokens   tokens of the other passes
+    Attributes:
+        steps: the backend's steps, then sampling. Empty if the backend does not measure them.
+        decode_passes: passes with few tokens: decoding of one or several texts.
+        decode_tokens: tokens of these passes.
+        prompt_tokens: tokens of the other passes.
     """
 
     steps: tuple[StepTime, ...]
@@ -39,7 +42,7 @@ class Profile:
     prompt_tokens: int
 
     def __str__(self) -> str:
-        """A table: milliseconds per token, share, and GB/s of weights while decoding."""
+        """A table: milliseconds per token, share of the time, and GB/s of weights while decoding."""
         decode_s, prompt_s = (sum(getattr(step, name) for step in self.steps) for name in ("decode_s", "prompt_s"))
         lines = [f"{'step':<18}{'decode ms/token':>17}{'':>7}{'GB/s':>7}{'prompt ms/token':>18}"]
         rows = [*self.steps, StepTime("all", decode_s, prompt_s, sum(step.weight_bytes for step in self.steps))]

@@ -1,1 +1,1 @@
-"""What the process around the package does: it forks, it ends."""
+"""The process around the package: it forks, gets signals, and ends."""

@@ -1,8 +1,8 @@
 """Calls into C++ and Rust libraries that release the GIL, and the end of the interpreter.
 
-A daemon thread that asks for the GIL while the interpreter ends has its stack unwound (CPython before 3.14). C++ that
-may not throw, and Rust, answer that by aborting the process. So such calls are made inside GATE. At exit it waits for
-those under way, and holds back other threads for good before their next one.
+When a daemon thread asks for the GIL while the interpreter ends, CPython before 3.14 unwinds its stack. C++ that may
+not throw, and Rust, then abort the process. So such calls are made inside GATE. At exit it waits for running calls, and
+stops other threads for good before their next call.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import time
 
 from .forking import renew_after_fork
 
-_LONGEST_WAIT_S = 10.0  # a tokenizer's longest text takes less
+_LONGEST_WAIT_S = 10.0  # the longest text takes a tokenizer less
 
 
 class _Gate:
-    """A context manager for the calls; may be nested."""
+    """A context manager for the calls. It may be nested."""
 
     def __init__(self) -> None:
-        self._depths: dict[int, int] = {}  # by thread; each changes its own alone
-        self._last: int | None = None  # the thread that ends the interpreter, once it does
+        self._depths: dict[int, int] = {}  # thread -> nesting; each thread changes only its own
+        self._last: int | None = None  # the thread that ends the interpreter; None before the end
 
     def __enter__(self) -> None:
         here = threading.get_ident()
@@ -37,14 +37,14 @@ class _Gate:
             del self._depths[here]
 
     def close(self) -> None:
-        """Let no other thread in, and wait until those inside are out."""
+        """Let no other thread in, and wait until those inside have left."""
         self._last = threading.get_ident()
         end = time.monotonic() + _LONGEST_WAIT_S
         while self._depths.keys() - {self._last} and time.monotonic() < end:
             time.sleep(0.001)
 
     def renew_in_child(self) -> None:
-        """Only this thread is left."""
+        """Forget the threads that the child does not have."""
         here = threading.get_ident()
         self._depths = {here: self._depths[here]} if here in self._depths else {}
 

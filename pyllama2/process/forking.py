@@ -1,6 +1,6 @@
-"""What a child of os.fork() has to make anew: it has one thread, and locks that the others held stay held for ever.
+"""What a child of os.fork() must renew. It has one thread, so locks that other threads held are never released.
 
-An object that has locks registers once how it is renewed; that is called in each child before anything else runs.
+An object with locks registers a function that renews it. The function is called in each child before anything else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _renewals: WeakKeyDictionary[Any, Callable[[Any], None]] = WeakKeyDictionary()
 
 
 def renew_after_fork(thing: T, renew: Callable[[T], None]) -> None:
-    """Have renew(thing) called in each child, as long as thing lives; renew must not keep it alive."""
+    """Call renew(thing) in each child of a fork, as long as thing lives. renew must not keep thing alive."""
     _renewals[thing] = renew
 
 

@@ -1,36 +1,37 @@
-"""Signals that wait for their moment: what several callers share is never left half changed by Ctrl-C.
+"""Signals that are delayed, so that Ctrl-C never leaves what several callers share half changed.
 
     with Interrupts() as interrupts:
-        ...                            # handlers are held back
+        ...                            # handlers wait
         with interrupts.allowed():
-            ...                        # and called here, as always; they may raise
-                                       # or at the end
-Python runs signal handlers in the main thread only, between any two instructions of its own; in other threads all of
-this does nothing.
+            ...                        # handlers run as always, and may raise
+                                       # handlers that still wait run at the end of the block
+Python runs signal handlers only in the main thread, between any two of its instructions. In other threads all of this
+does nothing.
 
-Compiled, because a handler that raises must not come between two steps below: in here one can run only inside the calls
-of threading's and signal's functions, and what it raises there is caught.
+It is compiled, because no handler that raises may run between two steps below. In compiled code a handler can run only
+inside calls of functions of threading and signal, and what it raises there is caught.
 """
 
 import os
 import signal
 import threading
 
-# Those whose handlers raise, by habit: KeyboardInterrupt, an exit that tidies up, a time that has run out.
+# Signals whose handlers usually raise: KeyboardInterrupt, a clean exit, a timeout.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM") if hasattr(signal, name)]
 
 
 cdef class Interrupts:
-    """Stands in for the signals' Python handlers, itself their handler, and calls them when they may be called.
+    """Replaces the signals' Python handlers, and calls them when they may run.
 
-    Each signal's handler is called once for each time it came, and all are back at the end, whatever they raise.
+    A handler is called once for each time that its signal came. At the end all handlers are restored, whatever they
+    raise.
     """
 
-    cdef dict handlers  # number -> the handler it stands in for
-    cdef list pending   # numbers of signals that wait, in the order in which they came
+    cdef dict handlers  # signal number -> the handler that was replaced
+    cdef list pending   # numbers of signals that wait, in order of arrival
     cdef bint open      # whether handlers may run
     cdef bint left      # whether the block has ended
-    cdef object thread  # that is in the block
+    cdef object thread  # the thread that is in the block
 
     def __cinit__(self):
         self.handlers, self.pending, self.thread = {}, [], threading.get_ident()
@@ -43,7 +44,7 @@ cdef class Interrupts:
                     if callable(handler):
                         self.handlers[number] = handler
                         signal.signal(number, self)
-        except BaseException as error:  # a handler that was not held back yet
+        except BaseException as error:  # raised by a handler that was not replaced yet
             self._leave(error)
         return self
 
@@ -51,41 +52,41 @@ cdef class Interrupts:
         self._leave(None)
 
     def __call__(self, number, frame):
-        """What Python calls for a signal."""
-        if self.left:  # someone has kept this handler
+        """Handle a signal: Python calls this."""
+        if self.left:  # someone kept this object as a handler
             self.handlers[number](number, frame)
         elif self.open:
-            self.open = False  # and it stays so if the handler raises
+            self.open = False  # stays False if the handler raises
             self.handlers[number](number, frame)
             self.open = True
         else:
             self.pending.append(number)
 
     def allowed(self):
-        """A block inside which handlers run, also those of signals that came before it."""
+        """Return a block in which handlers run, also those of signals that came before it."""
         return Window(self)
 
     def call_pending(self):
-        """Call the handlers of signals that came by now. If one raises, the others still wait."""
+        """Call the handlers of waiting signals. If one raises, the others still wait."""
         while self.pending:
             number = self.pending.pop(0)
             self.handlers[number](number, None)
 
     cdef _leave(self, error):
-        """Put all handlers back and call those of signals that came, then raise the last error, or else the given one.
+        """Restore all handlers, call those of waiting signals, then raise the last error, or else the given one.
 
-        Handlers that are back may raise while the rest is put back: each try takes a signal away, so it ends.
+        A restored handler may raise while the rest is restored. Each attempt uses up a signal, so this ends.
         """
         for number, handler in self.handlers.items():
             while True:
                 try:
-                    if signal.getsignal(number) is self:  # else someone installed another meanwhile
+                    if signal.getsignal(number) is self:  # else someone has installed another handler
                         signal.signal(number, handler)
                     break
                 except BaseException as raised:
                     error = raised
         self.left = True
-        # SIGINT first: callers outlive a KeyboardInterrupt, which must not hide the exit that another handler raises.
+        # SIGINT first: callers survive a KeyboardInterrupt, and it must not hide the exit that another handler raises.
         for number in sorted(self.pending, key=lambda number: number != signal.SIGINT):
             try:
                 self.handlers[number](number, None)
@@ -113,7 +114,7 @@ cdef class Window:
 
 
 def _put_back_in_child():
-    """In a child that another thread forked, nobody leaves the block that the parent's main thread was in."""
+    """Restore handlers in a child that another thread forked: nobody leaves the block of the parent's main thread."""
     for number in _SIGNALS:
         installed = handler = signal.getsignal(number)
         while isinstance(handler, Interrupts) and (<Interrupts> handler).thread != threading.get_ident():
