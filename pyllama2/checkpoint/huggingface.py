@@ -2,13 +2,12 @@
 
     model.safetensors, or model.safetensors.index.json = {"weight_map": {tensor: file name}} and its files
 
-Their wq and wk turn the halves of a head against each other, (i, i + head_dim/2), where model.py turns
-neighbours, (2i, 2i + 1), so that their rows are permuted; reading undoes it:
+Their wq and wk rotate the two halves of a head, (i, i + head_dim/2), where model.py rotates adjacent rows,
+(2i, 2i + 1). Their rows are therefore permuted, and reading undoes that:
 
     row (head, half, i) of theirs = row (head, i, half) of ours        half in {0, 1}, i < head_dim/2
 
 Sources: https://huggingface.co/docs/transformers/model_doc/llama and its convert_llama_weights_to_hf.py.
-Made by open_checkpoint().
 """
 
 from __future__ import annotations
@@ -54,10 +53,17 @@ _IN_LAYER = {
 
 
 class HuggingFaceCheckpoint(Checkpoint):
-    """A directory of Hugging Face's.
+    """A directory of Hugging Face.
 
-    tokenizer is the path of a tokenizer file, else the directory's own is taken. Raises CheckpointError,
-    and ValueError for overrides out of range.
+    Args:
+        path: the directory
+        tokenizer: path of a tokenizer file that replaces the directory's own
+        max_seq_len: longest sequence in tokens, instead of that of config.json
+        norm_eps: epsilon of RMSNorm, instead of that of config.json
+
+    Raises:
+        CheckpointError: a file is missing, damaged or not supported
+        ValueError: max_seq_len or norm_eps is out of range
     """
 
     kind = "huggingface"
@@ -75,10 +81,10 @@ class HuggingFaceCheckpoint(Checkpoint):
         self._mapped: list[MappedFile] = []
         self._tensors = _checked_tensors(folder, config, self._map_tensors(folder))
         self.config = with_overrides(config, max_seq_len=max_seq_len, norm_eps=norm_eps)
-        found = read_tokenizer(folder, config_file, tokenizer, config.vocab_size)
-        self.tokenizer = found.spec
-        self.chat_template = found.chat_template
-        self.files = [config_file.path, *(file.path for file in self._mapped), *found.files]
+        directory_tokenizer = read_tokenizer(folder, config_file, tokenizer, config.vocab_size)
+        self.tokenizer = directory_tokenizer.spec
+        self.chat_template = directory_tokenizer.chat_template
+        self.files = [config_file.path, *(file.path for file in self._mapped), *directory_tokenizer.files]
         self.source = f"Hugging Face checkpoint {shown(os.path.basename(os.path.abspath(folder)))}"
 
     def tensor(self, name: str) -> LazyTensor:
@@ -94,10 +100,10 @@ class HuggingFaceCheckpoint(Checkpoint):
             file.close()
 
     def _map_tensors(self, folder: str) -> dict[str, tuple[MappedFile, TensorInfo]]:
-        """Every tensor of the directory by the name it has there."""
+        """Map the files; returns every tensor by its name in the directory."""
         if os.path.exists(os.path.join(folder, SINGLE)):
             return self._map_file(os.path.join(folder, SINGLE))
-        found: dict[str, tuple[MappedFile, TensorInfo]] = {}
+        stored: dict[str, tuple[MappedFile, TensorInfo]] = {}
         index = _read_index(os.path.join(folder, INDEX))
         for file_name in sorted(index):
             tensors = self._map_file(os.path.join(folder, file_name))
@@ -105,8 +111,8 @@ class HuggingFaceCheckpoint(Checkpoint):
             for name in sorted(announced ^ tensors.keys()):
                 problem = "is missing, though" if name in announced else "is there, but not as"
                 raise CheckpointError(f"{folder}/{file_name}: tensor {name[:80]!r} {problem} {INDEX} says")
-            found |= tensors
-        return found
+            stored |= tensors
+        return stored
 
     def _map_file(self, path: str) -> dict[str, tuple[MappedFile, TensorInfo]]:
         file = MappedFile(path)
@@ -115,7 +121,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
 
 def _read_index(path: str) -> dict[str, set[str]]:
-    """The names of the tensors in each file. Raises CheckpointError unless all are plain names of files."""
+    """Return the names of the tensors in each file. Raises CheckpointError unless every file is a plain file name."""
     index = JsonObject.read(path)
     weight_map = index.get("weight_map", dict)
     if not weight_map:
@@ -129,22 +135,25 @@ def _read_index(path: str) -> dict[str, set[str]]:
 
 
 def _checked_tensors(
-    folder: str, config: ModelConfig, found: dict[str, tuple[MappedFile, TensorInfo]]
+    folder: str, config: ModelConfig, stored: dict[str, tuple[MappedFile, TensorInfo]]
 ) -> dict[str, StoredTensor]:
-    """The tensors of the config by our names: none missing, none unknown, all of the right shape and type."""
+    """Return the tensors by our names. Raises CheckpointError if one is missing, unknown, or of a wrong shape or type.
+
+    Takes them out of stored.
+    """
     tensors = {}
     for name, shape in config.tensor_shapes().items():
         theirs = _their_name(name)
-        if theirs not in found:
+        if theirs not in stored:
             raise CheckpointError(f"{folder}: tensor {theirs} is missing")
-        file, info = found.pop(theirs)
+        file, info = stored.pop(theirs)
         if info.shape != shape:
             raise CheckpointError(f"{file.path}: tensor {theirs} is {info.shape}, config.json makes it {shape}")
         check_dtype(file.path, theirs, info.dtype)
         tensors[name] = StoredTensor(file, info.dtype, shape, info.offset)
-    # A tied model may come with a copy of its embedding; rotation frequencies follow from the config.
+    # A tied model may come with a copy of its embedding. The frequencies of the rotation follow from the config.
     ignored = "lm_head.weight" if config.tied_embeddings else ""
-    unknown = [name for name in found if name != ignored and not name.endswith("rotary_emb.inv_freq")]
+    unknown = [name for name in stored if name != ignored and not name.endswith("rotary_emb.inv_freq")]
     if unknown:
         raise CheckpointError(f"{folder}: unknown tensor {min(unknown)[:80]!r}; this is not a plain Llama")
     return tensors
@@ -158,7 +167,7 @@ def _their_name(name: str) -> str:
 
 
 def _unpermuted(stored: StoredTensor, n_heads: int) -> NDArray[Any]:
-    """wq or wk with neighbouring rows to be turned together."""
+    """Read wq or wk with its rows in model.py's order."""
     rows, columns = stored.shape
     halves = stored.read().reshape(n_heads, 2, rows // n_heads // 2, columns)
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows, columns)

@@ -1,7 +1,7 @@
-"""config.json of a Hugging Face Llama as ModelConfig. Used by huggingface.py.
+"""Reads config.json of a Hugging Face Llama.
 
 Fields and their defaults: https://huggingface.co/docs/transformers/model_doc/llama#transformers.LlamaConfig.
-Rotation settings stand in rope_theta and rope_scaling, or since transformers 5 in rope_parameters.
+The settings of RoPE are in rope_theta and rope_scaling, or since transformers 5 in rope_parameters.
 """
 
 from __future__ import annotations
@@ -14,9 +14,17 @@ _NUMBER = (float, int)
 
 
 def read_config(path: str) -> tuple[ModelConfig, JsonObject]:
-    """The model's dimensions, and the file for what else is in it.
+    """Read a config.json.
 
-    Raises CheckpointError when it is not a Llama, or has a setting that would change the computation.
+    Args:
+        path: the file
+
+    Returns:
+        The model's dimensions, and the parsed file, which also names special tokens.
+
+    Raises:
+        CheckpointError: the file is damaged, the model is not a Llama, or a setting changes the computation in a way
+            that is not supported
     """
     values = JsonObject.read(path)
     _refuse_unsupported(values)
@@ -61,7 +69,7 @@ def _refuse_unsupported(values: JsonObject) -> None:
 
 
 def _rope(values: JsonObject) -> tuple[float, RopeScaling | None]:
-    """rope_theta and the scaling, None for the plain rotation."""
+    """Return rope_theta and the scaling, None for no scaling."""
     name = "rope_parameters" if values.get("rope_parameters", dict) else "rope_scaling"
     rope = values.child(name)
     theta: float = rope.get("rope_theta", _NUMBER, values.get("rope_theta", _NUMBER, 10000.0))

@@ -1,4 +1,4 @@
-"""The tokenizer and the chat template of a Hugging Face directory. Used by huggingface.py.
+"""The tokenizer and the chat template of a Hugging Face directory.
 
 tokenizer.model            SentencePiece; preferred when it is there
 tokenizer.json             everything else
@@ -28,7 +28,13 @@ _MAX_TEMPLATE = 1 << 20
 
 @dataclass
 class DirectoryTokenizer:
-    """What a directory has of the two, and which files it was read from."""
+    """The tokenizer and the chat template of a directory.
+
+    Attributes:
+        spec: the tokenizer, None when the directory has none
+        chat_template: Jinja source, None when the directory has none
+        files: the files that were read
+    """
 
     spec: TokenizerSpec | None = None
     chat_template: str | None = None
@@ -36,9 +42,16 @@ class DirectoryTokenizer:
 
 
 def read_tokenizer(folder: str, config: JsonObject, path: str | None, vocab_size: int) -> DirectoryTokenizer:
-    """The tokenizer in folder, or in the file path if there is one, for a model of vocab_size tokens.
+    """Read the tokenizer and the chat template of a directory.
 
-    config is config.json. Raises CheckpointError.
+    Args:
+        folder: the directory
+        config: its config.json
+        path: a tokenizer file that replaces the directory's own, or None
+        vocab_size: the model's number of tokens
+
+    Raises:
+        CheckpointError: a file is damaged or not supported, or the tokenizer has more tokens than the model
     """
     settings = _optional(folder, "tokenizer_config.json")
     result = DirectoryTokenizer(files=[settings.path] if settings.values else [])
@@ -54,7 +67,7 @@ def read_tokenizer(folder: str, config: JsonObject, path: str | None, vocab_size
 
 
 def _optional(folder: str, name: str) -> JsonObject:
-    """A JSON file of the directory, without fields when it is absent."""
+    """Read a JSON file of the directory; an absent file is an object without fields."""
     path = os.path.join(folder, name)
     return JsonObject.read(path) if os.path.exists(path) else JsonObject(path, {})
 
@@ -79,7 +92,7 @@ def _chat_template(folder: str, settings: JsonObject, files: list[str]) -> str |
             except UnicodeDecodeError as error:
                 raise CheckpointError(f"{path} is not UTF-8 text") from error
     template = settings.get("chat_template", (str, list))
-    if isinstance(template, list):  # several, by name
+    if isinstance(template, list):  # several templates, each with a name
         defaults = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
         template = defaults[0].get("template") if defaults else None
     if not isinstance(template, str):
@@ -90,37 +103,37 @@ def _chat_template(folder: str, settings: JsonObject, files: list[str]) -> str |
 
 
 def _with_added_tokens(tokenizer: TokenizerFile, settings: JsonObject, vocab_size: int) -> TokenizerFile:
-    """A SentencePiece tokenizer with the tokens that fine-tuning put behind it, such as <|im_start|>."""
+    """Append to a SentencePiece tokenizer the tokens that fine-tuning added, such as <|im_start|>."""
     if tokenizer.spec.kind != "sentencepiece":
         return tokenizer
     added = settings.child("added_tokens_decoder").values
     pieces: list[tuple[str, float, int]] = []
     special = dict(tokenizer.special_ids)
-    for id in range(tokenizer.n_tokens, vocab_size):
-        if str(id) not in added:
+    for token_id in range(tokenizer.n_tokens, vocab_size):
+        if str(token_id) not in added:
             break
-        entry = added[str(id)]
-        token = JsonObject(f"{settings.path}: the added token {id}", entry if isinstance(entry, dict) else {})
+        entry = added[str(token_id)]
+        token = JsonObject(f"{settings.path}: the added token {token_id}", entry if isinstance(entry, dict) else {})
         content = token.get("content", str, "")
         if not content:
             raise CheckpointError(f"{token.path} has no content")
         is_special = token.get("special", bool, False)
         pieces.append((content.replace(" ", "\u2581"), 0.0, CONTROL if is_special else USER_DEFINED))
         if is_special:
-            special[content] = id
+            special[content] = token_id
     try:
         check_special_tokens([content for content, _, _ in pieces])
         data = tokenizer.spec.data + encode_pieces(pieces)
-    except ValueError as error:  # a lone surrogate, too
+    except ValueError as error:  # also for a lone surrogate
         raise CheckpointError(f"{settings.path}: {error!s:.200}") from error
     return TokenizerFile(replace(tokenizer.spec, data=data), special, tokenizer.n_tokens + len(pieces))
 
 
 def _with_special_ids(tokenizer: TokenizerFile, settings: JsonObject, configs: list[JsonObject]) -> TokenizerSpec:
-    """The tokenizer's spec with the BOS and EOS that the directory names.
+    """Return the tokenizer's spec with BOS and EOS as the directory names them.
 
-    Directories contradict themselves on what ends a text: config.json often has the base model's
-    token and generation_config.json or the tokenizer that of the fine-tuned one, so that each counts.
+    The files of a directory often disagree on EOS: config.json has that of the base model, and
+    generation_config.json or the tokenizer has that of the fine-tuned one. Each of them ends a text.
     """
     spec = tokenizer.spec
     bos_ids = _named_ids(tokenizer, settings, "bos_token")
@@ -141,14 +154,14 @@ def _ids(config: JsonObject, name: str) -> list[int]:
     ids: list[Any] = value if isinstance(value, list) else [value]
     if len(ids) > MAX_SPECIAL_TOKENS:
         raise CheckpointError(f"{config.path}: {name} lists {len(ids)} tokens, more than {MAX_SPECIAL_TOKENS}")
-    for id in ids:
-        if type(id) is not int or not 0 <= id < 1 << 31:
-            raise CheckpointError(f"{config.path}: {name} is {str(id)[:40]!r}, which is no token")
+    for token_id in ids:
+        if type(token_id) is not int or not 0 <= token_id < 1 << 31:
+            raise CheckpointError(f"{config.path}: {name} is {str(token_id)[:40]!r}, which is no token")
     return ids
 
 
 def _named_ids(tokenizer: TokenizerFile, settings: JsonObject, name: str) -> list[int]:
-    """The id of a token that the settings give by its text, or as an object with the text as content."""
+    """Return the id of a token that the settings give by its text, or by an object with the text as content."""
     value = settings.get(name, (str, dict))
     text = value.get("content") if isinstance(value, dict) else value
     return [tokenizer.special_ids[text]] if isinstance(text, str) and text in tokenizer.special_ids else []

@@ -1,7 +1,4 @@
-"""Small JSON files beside a checkpoint (params.json, config.json, ...), read with bounds.
-
-Used by meta.py, the readers of Hugging Face directories and tokenizer_files.py.
-"""
+"""Reads the small JSON files of a checkpoint (params.json, config.json, ...), with limits on their size."""
 
 from __future__ import annotations
 
@@ -12,13 +9,18 @@ from typing import Any
 from ..errors import CheckpointError
 from ..storage.mapped import MappedFile
 
-# An index of a 70B checkpoint has 60 KB. A parsed value takes up to 100 times the memory of its text.
+# The index of a 70B checkpoint has 60 KB. A parsed value takes up to 100 times the memory of its text.
 _MAX_BYTES = 16 << 20
 _MAX_VALUES = 500_000
 
 
 class JsonObject:
-    """The object that a JSON file holds, with typed access; path is the file's, for messages."""
+    """Typed access to a JSON object.
+
+    Attributes:
+        path: the file's path, and for a child also its place in the file; for error messages
+        values: the fields
+    """
 
     def __init__(self, path: str, values: dict[str, Any]) -> None:
         self.path = path
@@ -28,7 +30,16 @@ class JsonObject:
     def read(
         cls, path: str | os.PathLike[str], max_bytes: int = _MAX_BYTES, max_values: int = _MAX_VALUES
     ) -> JsonObject:
-        """Parse a file. Raises CheckpointError unless it is one JSON object within the bounds, no key given twice."""
+        """Parse a file.
+
+        Args:
+            path: the file
+            max_bytes: the largest size of the file
+            max_values: the most values in it
+
+        Raises:
+            CheckpointError: the file cannot be read, is no JSON object, exceeds a limit, or has a key twice
+        """
         with MappedFile(path) as file:
             if file.size > max_bytes:
                 raise CheckpointError(f"{file.path}: {file.size} bytes exceed the limit of {max_bytes}")
@@ -45,7 +56,16 @@ class JsonObject:
         return cls(file.path, values)
 
     def get(self, name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
-        """The field called name, default when it is absent or null. Raises CheckpointError if it is no kind."""
+        """Return a field.
+
+        Args:
+            name: the field
+            kind: the type expected, or several
+            default: the result when the field is absent or null
+
+        Raises:
+            CheckpointError: the field is of another type
+        """
         value = self.values.get(name)
         if value is None:
             return default
@@ -56,11 +76,26 @@ class JsonObject:
         return value
 
     def child(self, name: str) -> JsonObject:
-        """The object in the field called name, an empty one when it is absent or null."""
+        """Return the object in a field.
+
+        Args:
+            name: the field; an absent or null one gives an object without fields
+
+        Raises:
+            CheckpointError: the field is not an object
+        """
         return JsonObject(f"{self.path}: {name}", self.get(name, dict, {}))
 
     def positive(self, name: str, default: int | None = None) -> int:
-        """A whole number of 1 to 2**31 - 1. Raises CheckpointError when out of range, or absent without default."""
+        """Return an integer from 1 to 2**31 - 1.
+
+        Args:
+            name: the field
+            default: the result when the field is absent or null; None: it must exist
+
+        Raises:
+            CheckpointError: the field is absent without a default, not an integer, or out of range
+        """
         value = self.get(name, int, default)
         if value is None:
             raise CheckpointError(f"{self.path} lacks {name}")

@@ -1,4 +1,4 @@
-"""llama2.c's .bin files, versions 0, 1 and 2. All numbers are little-endian.
+"""The .bin files of llama2.c, versions 0, 1 and 2. All numbers are little-endian.
 
     version 0   7 x int32: dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len; a negative vocab_size
                 means that there is an output matrix; then float32 tensors, of all layers one kind after another:
@@ -6,11 +6,11 @@
                 cosines and sines of the rotations (seq_len x head_dim / 2 each, not needed), output
     version 1   "24ka", int32 1, the 7 numbers, byte 1 when the embedding is the output matrix, zeros to byte 256;
                 then attention_norm, ffn_norm, norm, tok_embeddings, wq, wk, wv, wo, w1, w2, w3, output
-    version 2   the same with int32 group_size after the byte; each matrix is int8 codes, then a float32 scale
+    version 2   as version 1, with int32 group_size after the byte; each matrix is int8 codes, then a float32 scale
                 for every group_size codes
 
-wq and wk turn neighbouring rows, as model.py does. Constants are Llama-2's: norm_eps 1e-5, rope_theta 10000.
-Source: https://github.com/karpathy/llama2.c (export.py, run.c, runq.c). Made by open_checkpoint().
+wq and wk rotate adjacent rows, as in model.py. Constants are Llama-2's: norm_eps 1e-5, rope_theta 10000.
+Source: https://github.com/karpathy/llama2.c (export.py, run.c, runq.c).
 """
 
 from __future__ import annotations
@@ -58,9 +58,17 @@ class _Header:
 
 
 class Llama2cCheckpoint(Checkpoint):
-    """A .bin file of llama2.c; tokenizer is the path of its tokenizer, since the file has none.
+    """A .bin file of llama2.c.
 
-    Raises CheckpointError, and ValueError for overrides out of range.
+    Args:
+        path: the file
+        tokenizer: path of the model's tokenizer file, since the file itself has none
+        max_seq_len: longest sequence in tokens, instead of the file's
+        norm_eps: epsilon of RMSNorm, instead of 1e-5
+
+    Raises:
+        CheckpointError: the file or the tokenizer is damaged or not supported
+        ValueError: max_seq_len or norm_eps is out of range
     """
 
     kind = "llama2.c"
@@ -107,19 +115,22 @@ class Llama2cCheckpoint(Checkpoint):
         return self._file.array(offset + 4 * start * row, "<f4", (stop - start, *shape[1:]))
 
     def _dequantized(self, offset: int, shape: tuple[int, ...], start: int, stop: int) -> NDArray[Any]:
-        """Rows of a version 2 matrix as float32; its groups run through the rows one after another."""
+        """Read rows of a version 2 matrix as float32. A group may continue from one row into the next."""
         size, columns = self._group_size, shape[1]
         first, end = start * columns // size, -(-stop * columns // size)  # groups that the rows lie in
         codes = self._file.array(offset + first * size, np.int8, (end - first, size))
         scales = self._file.array(offset + prod(shape) + 4 * first, "<f4", (end - first, 1))
-        with np.errstate(over="ignore", invalid="ignore"):  # whoever uses the numbers checks that they are finite
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller checks that the numbers are finite
             numbers: NDArray[np.float32] = codes * scales
         begin = start * columns - first * size
         return numbers.reshape(-1)[begin:][: (stop - start) * columns].reshape(stop - start, columns)
 
 
 def is_llama2c(file: MappedFile) -> bool:
-    """Whether a mapped file is one of llama2.c: by its magic, or a plausible version 0 header and its exact size."""
+    """Whether a mapped file is one of llama2.c.
+
+    It has the format's first four bytes, or a plausible version 0 header and exactly the size that the header implies.
+    """
     if file.size >= 4 and file.bytes(0, 4) == _MAGIC:
         return True
     try:
@@ -168,7 +179,7 @@ def _config(path: str, numbers: tuple[int, ...], tied: bool) -> ModelConfig:
 
 
 def _layout(header: _Header) -> tuple[dict[str, int], int]:
-    """Where every tensor starts, by name, and where the last one ends."""
+    """Return the offset of every tensor by name, and where the last one ends."""
     config = header.config
     shapes = config.tensor_shapes()
     offsets = {}
@@ -193,7 +204,7 @@ def _names(kind: str, config: ModelConfig) -> Iterator[str]:
 
 
 def _stored_size(shape: tuple[int, ...], group_size: int) -> int:
-    """Bytes of a tensor; norms are float32 in every version."""
+    """Return the bytes of a tensor. Norms are float32 in every version."""
     if group_size and len(shape) == 2:
         return prod(shape) + 4 * (prod(shape) // group_size)
     return 4 * prod(shape)

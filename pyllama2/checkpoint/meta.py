@@ -1,13 +1,13 @@
 """Meta's own checkpoints: a directory with params.json, consolidated.00.pth, ... and tokenizer.model.
 
-N files hold one model cut into N shards. Each has all tensor names; matrices that are cut by rows are
-joined on dimension 0, those cut by columns on dimension 1, and norms are the same in all:
+N files hold one model, split into N shards. Each shard has all tensor names. Norms are the same in all shards;
+each shard has a part of every matrix, and the parts are joined on
 
     dimension 0    wq wk wv w1 w3 output, and tok_embeddings in Llama-3
     dimension 1    wo w2, and tok_embeddings in Llama-2
 
-The rows of wq and wk already rotate in adjacent pairs, as model.py wants them.
-Source: https://github.com/meta-llama/llama (model.py and README). Made by open_checkpoint().
+wq and wk rotate adjacent rows, as in model.py.
+Source: https://github.com/meta-llama/llama (model.py and README).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LLAMA3_SCALING = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
 
 @dataclass(frozen=True)
 class _Pieces:
-    """One tensor of the model: a piece per shard, all of one shape and type, joined on axis (None: all the same)."""
+    """One tensor of the model: a piece per shard, all of one shape and type. axis None: the pieces are all the same."""
 
     shards: list[StoredTensor]
     axis: int | None
@@ -55,7 +55,7 @@ class _Pieces:
         return tuple(shape)
 
     def read(self) -> NDArray[Any]:
-        """The joined tensor. Pieces are copied one after another, so that only one is in memory beside it."""
+        """Read the joined tensor. Only one piece at a time is in memory beside it."""
         if self.axis is None or len(self.shards) == 1:
             return self.shards[0].read()
         joined = np.empty(self.shape, self.shards[0].read_dtype)
@@ -69,7 +69,7 @@ class _Pieces:
         return self.shards[0].nbytes * (1 if self.axis is None else len(self.shards))
 
     def read_rows(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows start .. stop - 1 of the joined tensor, without touching others."""
+        """Read rows start .. stop - 1 of the joined tensor, and no others."""
         if self.axis is None:
             return self.shards[0].read_rows(start, stop)
         if self.axis == 1:
@@ -85,11 +85,17 @@ class _Pieces:
 
 
 class MetaCheckpoint(Checkpoint):
-    """A directory of Meta's. path is the directory or one of its consolidated.NN.pth files.
+    """A directory of Meta.
 
-    tokenizer is the path of a tokenizer file, else tokenizer.model is looked for in the directory and
-    in the one above. max_seq_len is 4096 unless given. Raises CheckpointError, and ValueError for
-    overrides out of range.
+    Args:
+        path: the directory, or one of its consolidated.NN.pth files
+        tokenizer: path of a tokenizer file; None: tokenizer.model in the directory or in the one above
+        max_seq_len: longest sequence in tokens; None: 4096
+        norm_eps: epsilon of RMSNorm, instead of that of params.json
+
+    Raises:
+        CheckpointError: a file is missing, damaged or not supported
+        ValueError: max_seq_len or norm_eps is out of range
     """
 
     kind = "meta"
@@ -126,7 +132,11 @@ class MetaCheckpoint(Checkpoint):
 
 
 def shard_names(folder: str) -> list[str]:
-    """The names of the consolidated.NN.pth files in a directory, sorted."""
+    """List the names of the consolidated.NN.pth files in a directory, sorted.
+
+    Raises:
+        CheckpointError: the directory cannot be read
+    """
     try:
         return sorted(name for name in os.listdir(folder) if _SHARD.fullmatch(name))
     except OSError as error:
@@ -163,7 +173,10 @@ def _read_params(path: str) -> JsonObject:
 
 
 def _collect(paths: list[str], shards: list[dict[str, StoredTensor]], params: JsonObject) -> dict[str, _Pieces]:
-    """The tensors of all shards by name. Every shard must have the same names, with the same shapes and types."""
+    """Return the tensors of all shards by name. Raises CheckpointError if shards have different names, shapes or types.
+
+    Tensors called rope.freqs are left out.
+    """
     dim = params.positive("dim")
     collected = {}
     for path, shard in zip(paths[1:], shards[1:], strict=True):
@@ -171,7 +184,7 @@ def _collect(paths: list[str], shards: list[dict[str, StoredTensor]], params: Js
             without = path if name in shards[0] else paths[0]
             raise CheckpointError(f"{without}: tensor {name[:80]!r} is missing, though another shard has it")
     for name, first in shards[0].items():
-        if name.endswith("rope.freqs"):  # they follow from the config; Llama-1 has them in every layer
+        if name.endswith("rope.freqs"):  # these follow from the config; Llama-1 has them in every layer
             continue
         for path, shard in zip(paths, shards, strict=True):
             if (shard[name].shape, shard[name].dtype) != (first.shape, first.dtype):
@@ -184,7 +197,7 @@ def _collect(paths: list[str], shards: list[dict[str, StoredTensor]], params: Js
 
 
 def _axis(name: str, shape: tuple[int, ...], dim: int) -> int | None:
-    """The dimension on which the pieces of a tensor are joined."""
+    """Return the dimension on which the pieces of a tensor are joined; None for a norm."""
     if len(shape) != 2:
         return None
     if name == "tok_embeddings.weight":
@@ -232,7 +245,7 @@ def _rows(params: JsonObject, pieces: dict[str, _Pieces], name: str) -> int:
 
 
 def _compare_hidden_dim(params: JsonObject, dim: int, hidden_dim: int) -> None:
-    """Warn when Meta's formula gives another hidden_dim than w1 has; the shape of w1 is what counts."""
+    """Warn when Meta's formula gives another hidden_dim than the shape of w1, which is the one that is used."""
     multiple_of = params.positive("multiple_of", 256)
     formula = int(2 * 4 * dim / 3)
     multiplier = params.get("ffn_dim_multiplier", (float, int))
@@ -244,7 +257,7 @@ def _compare_hidden_dim(params: JsonObject, dim: int, hidden_dim: int) -> None:
 
 
 def _check_tensors(folder: str, config: ModelConfig, pieces: dict[str, _Pieces], n_shards: int) -> None:
-    """The tensors must be those of the config: none missing, none unknown, all of the right shape."""
+    """Raise CheckpointError if a tensor of the config is missing, unknown or of the wrong shape."""
     shapes = config.tensor_shapes()
     for name, shape in shapes.items():
         if name not in pieces:

@@ -1,4 +1,4 @@
-"""Our own file read as a checkpoint: the input of `quantize`, and of `export` to another dtype."""
+"""Our own file as a checkpoint, so that it can be quantized or exported to another dtype."""
 
 from __future__ import annotations
 
@@ -15,7 +15,21 @@ from .tokenizer_files import read_tokenizer_file
 
 
 class NativeCheckpoint(Checkpoint):
-    """One of our files; quantized tensors are read as the float32 numbers they stand for."""
+    """One of our files. Quantized tensors are dequantized to float32.
+
+    Args:
+        path: the file
+        tokenizer: path of a tokenizer file that replaces the one inside
+        max_seq_len: longest sequence in tokens, instead of the file's
+        norm_eps: epsilon of RMSNorm, instead of the file's
+
+    Attributes:
+        model: the mapped file
+
+    Raises:
+        CheckpointError: the file or the tokenizer is damaged or not supported
+        ValueError: max_seq_len or norm_eps is out of range
+    """
 
     kind = "pyllama2"
 
@@ -49,7 +63,7 @@ class NativeCheckpoint(Checkpoint):
 
 
 def _rows(weight: Weight, start: int, stop: int) -> NDArray[Any]:
-    """Rows start .. stop - 1 of a tensor; of a quantized one the blocks of rows that they lie in are read."""
+    """Read rows start .. stop - 1 of a tensor. Of a quantized one, the whole blocks of these rows are read."""
     if weight.scales is None:
         return weight.data[start:stop]
     blocks = slice(start // ROW_BLOCK, -(-stop // ROW_BLOCK))

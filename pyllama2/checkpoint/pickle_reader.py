@@ -1,17 +1,16 @@
 """Reads the pickle inside a torch file: a state dict of tensors and nothing else. Runs no code.
 
-A pickle is a program for a stack machine. torch.save writes a state dict with two dozen of its opcodes
-(protocol 2); this machine knows those, with bounds on everything, and calls nothing: what a pickle
-asks to call is looked up among
+A pickle is a program for a stack machine. For a state dict, torch.save needs two dozen opcodes (protocol 2).
+The machine here knows only these, limits everything, and calls no function. What a pickle asks to call must
+be one of
 
     collections.OrderedDict()                                   -> a dict
     torch._utils._rebuild_tensor_v2(storage, offset, shape, stride, requires_grad, hooks)  -> PickledTensor
     torch._utils._rebuild_parameter(tensor, requires_grad, hooks)                          -> its tensor
     persistent id ("storage", torch.HalfStorage, key, location, numel)                     -> Storage
 
-Python's own Unpickler is no alternative even with a strict find_class: nested tuples as dict keys
-crash it, and a large memo index makes it take gigabytes. Opcodes: Python's pickletools module.
-Used by pth.py.
+Python's own Unpickler is not safe, even with a strict find_class: nested tuples as dict keys
+crash it, and with a large memo index it allocates gigabytes. Source of the opcodes: Python's pickletools module.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Any, NoReturn
 
 from ..errors import CheckpointError
 
-# A shard of 70B takes 22,000 opcodes in 90 KB; the C pickler puts 1,000 items on the stack at a time.
+# A shard of a 70B model has 22,000 opcodes in 90 KB. Python's pickler puts 1,000 items on the stack at a time.
 MAX_BYTES = 8 << 20
 _MAX_OPCODES = 250_000
 _MAX_STACK = 10_000
@@ -39,7 +38,13 @@ _FUNCTIONS = {
 
 @dataclass(frozen=True)
 class Storage:
-    """numel numbers of type dtype ("F32", "F16", "BF16"), kept under key beside the pickle."""
+    """An array of numbers that is stored beside the pickle.
+
+    Attributes:
+        dtype: "F32", "F16" or "BF16"
+        key: its name in the torch file
+        numel: number of elements
+    """
 
     dtype: str
     key: str
@@ -48,7 +53,14 @@ class Storage:
 
 @dataclass(frozen=True)
 class PickledTensor:
-    """A view of a storage: offset and stride count elements; nothing is checked against numel yet."""
+    """A view of a storage. It has not been checked that the view fits into the storage.
+
+    Attributes:
+        storage: what it is a view of
+        offset: its first element
+        shape: length of each dimension
+        stride: distance of neighbours in each dimension, in elements
+    """
 
     storage: Storage
     offset: int
@@ -58,13 +70,24 @@ class PickledTensor:
 
 @dataclass(frozen=True)
 class _Global:
-    """What a pickle calls by name."""
+    """A name that a pickle wants to call."""
 
     name: str
 
 
 def read_state_dict(data: bytes, path: str) -> dict[str, PickledTensor]:
-    """The tensors by name. Raises CheckpointError, naming path and the byte, for anything but a dict of tensors."""
+    """Read the pickle of a state dict.
+
+    Args:
+        data: the pickle
+        path: path of the torch file, for error messages
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        CheckpointError: the pickle is damaged, exceeds a limit, or is not a dict of tensors
+    """
     return _Machine(data, path).run()
 
 
@@ -77,7 +100,7 @@ class _Machine:
         self._position = 0
         self._stack: list[Any] = []
         self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}  # a dict: the index is the file's, and may be anything below 2**32
+        self._memo: dict[int, Any] = {}  # not a list: the file chooses the indices, which may be up to 2**32 - 1
 
     def run(self) -> dict[str, PickledTensor]:
         if len(self._data) > MAX_BYTES:
@@ -127,7 +150,7 @@ class _Machine:
         return line[:-1].decode("ascii", "backslashreplace")
 
     def _pop(self, kind: type | None = None) -> Any:
-        """The topmost value above the last mark, checked to be a kind."""
+        """Take the topmost value, which must be above the last mark and of a kind."""
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
             self._fail("the pickle takes more values from its stack than it put there")
         value = self._stack.pop()
@@ -186,7 +209,7 @@ class _Machine:
         if len(items) % 2:
             self._fail("the pickle has a key without a value")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) is not str:  # nothing else is hashed: the hash of a nested tuple recurses in C
+            if type(key) is not str:  # hashing a deeply nested tuple would overflow the C stack
                 self._fail(f"the pickle has a key of type {_name(type(key))}")
             if key in target:
                 self._fail(f"the key {key[:80]!r} appears twice")
@@ -198,7 +221,7 @@ class _Machine:
         self._set_items([key, value])
 
     def _build(self) -> None:
-        """BUILD gives an OrderedDict its attributes; the only one there is, _metadata, says nothing of tensors."""
+        """Skip BUILD, which sets attributes of an OrderedDict: the only one, _metadata, is not about tensors."""
         self._pop(dict)
         self._stack.append(self._pop(dict))
 
@@ -226,7 +249,7 @@ class _Machine:
             ):
                 if not _is_shape(shape) or not _is_shape(stride) or len(shape) != len(stride) or offset < 0:
                     self._fail("a tensor has an impossible shape, stride or offset")
-                # requires_grad, backward hooks, and since torch 2.0 flags (conjugated, negated) if any is set
+                # rest: requires_grad, backward hooks, and since torch 2.0 flags (conjugated, negated) if any is set
                 if len(rest) not in (2, 3) or any(rest[2:]):
                     self._fail("a tensor is of a kind that is not supported (conjugated, negated or unknown)")
                 self._stack.append(PickledTensor(storage, offset, shape, stride))

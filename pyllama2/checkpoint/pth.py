@@ -1,4 +1,4 @@
-"""A torch file (.pth, .pt, .bin) of a state dict, read without torch and mapped in place.
+"""Reads a torch file (.pth, .pt, .bin) of a state dict, without torch. Its tensors are mapped, not copied.
 
 It is a zip file (zip_members.py) with one folder at its top:
 
@@ -7,7 +7,7 @@ It is a zip file (zip_members.py) with one folder at its top:
     NAME/byteorder    "little" or "big", since torch 2.1
     NAME/version, NAME/.data/serialization_id, ...   not needed
 
-Source: https://docs.pytorch.org/docs/stable/notes/serialization.html. Used by meta.py.
+Source: https://docs.pytorch.org/docs/stable/notes/serialization.html.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .stored_tensor import StoredTensor
 from .zip_members import Member, read_members
 
 _ITEM_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
-# Views of one storage between whose first and last elements others begin. A matrix cut by columns has a few.
+# The most views of one storage that may interleave. Parts of a matrix that was split by columns do.
 _MAX_INTERLEAVED = 64
-# The first pickle of a file that torch before 1.6 wrote: protocol 2, the number 0x1950a86a20f9469cfc6c.
+# How files of torch before version 1.6 start: a pickle of protocol 2 with the number 0x1950a86a20f9469cfc6c.
 _OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
@@ -38,7 +38,17 @@ def is_old_torch_file(file: MappedFile) -> bool:
 
 
 def read_pth(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
-    """The tensors of a torch file by name, none of them read yet. Raises CheckpointError."""
+    """Open a torch file.
+
+    Args:
+        path: the file
+
+    Returns:
+        The tensors by name. None of them has been read.
+
+    Raises:
+        CheckpointError: the file is damaged, or is not a state dict that torch 1.6 or newer wrote
+    """
     file = MappedFile(path)
     if is_old_torch_file(file):
         raise CheckpointError(
@@ -59,7 +69,7 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
 
 
 def _folder(file: MappedFile, members: dict[str, Member]) -> str:
-    """The one folder at the top of the zip file that has a data.pkl."""
+    """Return the folder at the top of the zip file that has a data.pkl. Raises CheckpointError unless there is one."""
     folders = [name.removesuffix("/data.pkl") for name in members if name.endswith("/data.pkl")]
     if len(folders) != 1 or "/" in folders[0]:
         raise CheckpointError(f"{file.path} is a zip file, but not one of torch: it should have one NAME/data.pkl")
@@ -74,7 +84,7 @@ def _check_byte_order(file: MappedFile, member: Member | None) -> None:
 def _locate(
     file: MappedFile, members: dict[str, Member], folder: str, name: str, tensor: PickledTensor
 ) -> StoredTensor:
-    """The tensor in the file, when it lies inside its storage and its storage is what the member holds."""
+    """Find a tensor in the file. Raises CheckpointError unless it fits into its storage, and that into its member."""
     where = f"{file.path}: tensor {name[:80]!r}"
     storage = tensor.storage
     member = members.get(f"{folder}/data/{storage.key}")
@@ -89,7 +99,7 @@ def _locate(
     for length, stride in zip(tensor.shape[::-1], tensor.stride[::-1], strict=True):
         row_major = row_major and (stride == count or length == 1)
         count *= length
-    # count: strides of 0 would make a huge tensor of one number
+    # The check of count: with strides of 0, a huge tensor would fit into a storage of one number.
     if not 1 <= count <= storage.numel or _end(tensor) > storage.numel:
         raise CheckpointError(
             f"{where} of shape {tensor.shape} at {tensor.offset} does not fit its storage of {storage.numel} numbers"
@@ -103,12 +113,12 @@ def _locate(
 
 
 def _end(tensor: PickledTensor) -> int:
-    """The place in its storage behind the last element."""
+    """Return the place after the last element, in its storage."""
     return tensor.offset + 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride, strict=True))
 
 
 def _overlaps_itself(tensor: PickledTensor) -> bool:
-    """Whether a stride is not larger than what the smaller ones span, which no slicing or transposing brings about."""
+    """Whether a stride is too small for the dimensions with smaller strides. Slicing or transposing never does that."""
     span = 1
     for stride, length in sorted(zip(tensor.stride, tensor.shape, strict=True)):
         if length > 1 and stride < span:
@@ -118,11 +128,11 @@ def _overlaps_itself(tensor: PickledTensor) -> bool:
 
 
 def _check_apart(path: str, tensors: dict[str, PickledTensor]) -> None:
-    """Tensors of one storage must be the very same view, as tied weights are, or have no element in common."""
+    """Raise CheckpointError for tensors that overlap. Equal views of a storage are allowed: these are tied weights."""
     views: dict[PickledTensor, str] = {}
     for name, tensor in tensors.items():
         views.setdefault(tensor, name)
-    before: list[PickledTensor] = []  # those of the same storage that end behind the start of the next
+    before: list[PickledTensor] = []  # earlier views of the same storage that end after the start of this one
     for view in sorted(views, key=lambda view: (view.storage.key, view.offset)):
         before = [other for other in before if other.storage.key == view.storage.key and _end(other) > view.offset]
         for other in before:
@@ -133,10 +143,11 @@ def _check_apart(path: str, tensors: dict[str, PickledTensor]) -> None:
 
 
 def _overlap(a: PickledTensor, b: PickledTensor) -> bool:
-    """Whether two views may share an element. Views of different strides that interleave count as such.
+    """Whether two views may share an element. Interleaved views with different strides are taken to share one.
 
-    An offset is a number whose digits are the places in each dimension, that of the largest stride first. Where
-    no digit carries into the next, the views are boxes, which are apart when they are so in one dimension.
+    With equal strides, an element's offset can be written as one index per dimension, largest stride first, like
+    the digits of a number. If no index of a view carries into the next dimension, both views are boxes. Two boxes
+    share no element if their ranges are apart in at least one dimension.
     """
     if a.stride != b.stride or 0 in a.stride:
         return True

@@ -1,8 +1,7 @@
-"""A tensor of floating-point numbers that lies in a mapped file: F32, F16 or BF16.
+"""A tensor of floating-point numbers in a mapped file: F32, F16 or BF16.
 
-Float32 and float16 are used in place. A bfloat16 number is the upper half of a float32's bits, so that
-widening it is a shift and exact; float16 could not hold its range. Used by the readers of .pth and
-safetensors files.
+Float32 and float16 are used in place. The bits of a bfloat16 number are the upper half of a float32's, so that a
+shift converts it exactly. It is not converted to float16, which has a smaller range.
 """
 
 from __future__ import annotations
@@ -25,14 +24,17 @@ DTYPES = tuple(_BITS)
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies and how.
+    """Place and layout of a tensor in a file.
 
-    dtype    "F32", "F16" or "BF16"
-    shape    of the tensor; no dimension is 0
-    offset   byte of the file where its first element is
-    strides  distance of neighbours in each dimension, in elements; None for row-major
+    Attributes:
+        file: the mapped file
+        dtype: "F32", "F16" or "BF16"
+        shape: length of each dimension, never 0
+        offset: byte of the file where the first element is
+        strides: distance of neighbours in each dimension, in elements; None for row-major
 
-    Raises CheckpointError when the file does not hold all of it.
+    Raises:
+        CheckpointError: the tensor does not fit into the file
     """
 
     file: MappedFile
@@ -46,16 +48,16 @@ class StoredTensor:
 
     @property
     def read_dtype(self) -> np.dtype[Any]:
-        """The type that read() gives: float16 or float32."""
+        """The type of the array that read() returns: float16 or float32."""
         return np.dtype(_READ_AS[self.dtype])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its elements."""
+        """Bytes of its elements in the file."""
         return prod(self.shape) * np.dtype(_BITS[self.dtype]).itemsize
 
     def read(self) -> NDArray[Any]:
-        """The numbers as float32 or float16; a view of the file unless they are BF16."""
+        """Return the numbers as an array of shape and read_dtype; a view of the file unless they are BF16."""
         stored = self._stored()
         if self.dtype != "BF16":
             return stored
@@ -64,28 +66,36 @@ class StoredTensor:
         return numbers
 
     def read_into(self, out: NDArray[Any]) -> None:
-        """Copy the numbers into an array of the same shape and of read_dtype, which may be a slice of another."""
+        """Copy the numbers.
+
+        Args:
+            out: an array of the tensor's shape and of read_dtype; it may be a slice of a larger array
+        """
         if self.dtype == "BF16":
             _widen(self._stored(), out)
         else:
             out[...] = self._stored()
 
     def read_rows(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows start .. stop - 1 as read() gives them, without touching others."""
+        """Return rows start .. stop - 1 as read() does, without reading others."""
         row = prod(self.shape[1:]) if self.strides is None else self.strides[0]
         offset = self.offset + start * row * np.dtype(_BITS[self.dtype]).itemsize
         return replace(self, shape=(stop - start, *self.shape[1:]), offset=offset).read()
 
     def release(self) -> None:
-        """Let the system take back the pages of the tensor."""
+        """Let the operating system take back the pages of the tensor.
+
+        Raises:
+            CheckpointError: the file has changed since it was mapped
+        """
         self.file.release(self.offset, self._span().nbytes)
 
     def lazy(self) -> LazyTensor:
-        """The same as LazyTensor."""
+        """Return a LazyTensor that reads this tensor."""
         return LazyTensor(self.dtype, self.nbytes, self.read, self.read_rows, self.release)
 
     def _span(self) -> NDArray[Any]:
-        """The elements from the first to the last one used, (n,), a view of the file."""
+        """Return all elements from the first to the last one of the tensor, (n,), as a view of the file."""
         if self.strides is None:
             length = prod(self.shape)
         else:
@@ -101,7 +111,16 @@ class StoredTensor:
 
 
 def check_dtype(path: str, name: str, dtype: str) -> None:
-    """Raise CheckpointError unless dtype is one that StoredTensor reads."""
+    """Check that StoredTensor can read a type.
+
+    Args:
+        path: the file, for the error message
+        name: the tensor, for the error message
+        dtype: its type
+
+    Raises:
+        CheckpointError: dtype is not F32, F16 or BF16
+    """
     if dtype not in DTYPES:
         raise CheckpointError(f"{path}: tensor {name[:80]!r} is {dtype}; F32, F16 and BF16 are supported")
 

@@ -1,14 +1,14 @@
-"""Where the members of a zip file lie, for zip files whose members are stored as they are.
+"""Finds the members of a zip file that stores them without compression.
 
     member             local header (30 bytes, name, extra field), data, sometimes a data descriptor
     central directory  one entry of 46 bytes, name, extra field and comment per member
-    [zip64 end record (56 bytes) and its locator (20)]   when a number below takes more than 16 or 32 bits
+    [zip64 end record (56 bytes) and its locator (20)]   if a number in the end record needs more than 16 or 32 bits
     end record         22 bytes, the last ones of the file
 
 Source: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT. torch writes such files, with data
-descriptors (flag bit 3) and zeros for the sizes in local headers. The standard library's zipfile
-accepts overlapping and compressed members and comments, so it is not used. Checksums are not
-verified: torch can be told to leave them out. Used by pth.py.
+descriptors (flag bit 3) and zeros for the sizes in local headers. The standard library's zipfile is not
+used, because it accepts overlapping and compressed members, and comments. Checksums are not verified,
+since torch has an option to leave them out.
 """
 
 from __future__ import annotations
@@ -28,19 +28,34 @@ _END64 = struct.Struct("<4sQ2H2I4Q")
 _ENTRY = struct.Struct("<4s6H3I5H2I")
 _LOCAL = struct.Struct("<4s5H3I2H")
 _ALLOWED_FLAGS = 1 << 3 | 1 << 11  # a data descriptor follows; the name is UTF-8
-_IN_EXTRA_16, _IN_EXTRA_32 = 0xFFFF, 0xFFFFFFFF  # "the number stands in the zip64 fields"
+_IN_EXTRA_16, _IN_EXTRA_32 = 0xFFFF, 0xFFFFFFFF  # these mean that the number is in the zip64 fields
 
 
 @dataclass(frozen=True)
 class Member:
-    """The bytes of one member: they start at offset of the file."""
+    """The data of one member.
+
+    Attributes:
+        offset: bytes from the start of the file
+        size: bytes
+    """
 
     offset: int
     size: int
 
 
 def read_members(file: MappedFile) -> dict[str, Member]:
-    """Every member of a zip file by its name. Raises CheckpointError unless all are stored, whole and apart."""
+    """Read the directory of a zip file.
+
+    Args:
+        file: the mapped zip file
+
+    Returns:
+        The members by name.
+
+    Raises:
+        CheckpointError: the zip file is damaged or exceeds a limit, or members are compressed, truncated or overlap
+    """
     count, start, end = _find_directory(file)
     if end - start > _MAX_DIRECTORY:
         raise CheckpointError(f"{file.path}: a zip directory of {end - start} bytes exceeds {_MAX_DIRECTORY}")
@@ -65,7 +80,7 @@ def read_members(file: MappedFile) -> dict[str, Member]:
 
 
 def _find_directory(file: MappedFile) -> tuple[int, int, int]:
-    """Number of entries, start and end of the central directory."""
+    """Return the number of entries, the start and the end of the central directory."""
     end = file.size - _END.size
     if end < 0 or file.bytes(end, 4) != b"PK\5\6":
         raise CheckpointError(f"{file.path} is truncated or damaged: it does not end with a zip directory")
@@ -88,7 +103,10 @@ def _find_directory(file: MappedFile) -> tuple[int, int, int]:
 
 
 def _read_zip64_end(file: MappedFile, locator: int) -> tuple[int, tuple[int, int, int, int, int, int]]:
-    """Offset and numbers of the zip64 end record: disk, disk of the directory, entries here and in all, size, start."""
+    """Read the zip64 end record.
+
+    Returns its offset, and disk, disk of the directory, entries on this disk and in all, size and start.
+    """
     _, record_disk, record, disks = _LOCATOR.unpack(file.bytes(locator, _LOCATOR.size))
     if record_disk or disks != 1 or record + _END64.size != locator:
         raise CheckpointError(f"{file.path}: the zip64 locator at byte {locator} is damaged")
@@ -100,7 +118,7 @@ def _read_zip64_end(file: MappedFile, locator: int) -> tuple[int, tuple[int, int
 
 
 def _read_entry(path: str, directory: bytes, position: int) -> tuple[str, int, int, int, int]:
-    """Name, flags, size, offset of the local header, and where the next entry starts."""
+    """Return name, flags, size, offset of the local header, and where the next entry starts."""
     if len(directory) - position < _ENTRY.size:
         raise CheckpointError(f"{path}: the last entry of the zip directory is cut off")
     fields = _ENTRY.unpack_from(directory, position)
@@ -131,7 +149,7 @@ def _checked_name(path: str, raw: bytes) -> str:
 
 
 def _zip64_numbers(path: str, name: str, extra: bytes, numbers: list[int]) -> list[int]:
-    """numbers, with those that did not fit 32 bits taken from the extra field, where they stand in this order."""
+    """Replace numbers that need more than 32 bits by those in the extra field, which has them in the same order."""
     wanted = [i for i, number in enumerate(numbers) if number == _IN_EXTRA_32]
     if not wanted:
         return numbers
@@ -148,11 +166,11 @@ def _zip64_numbers(path: str, name: str, extra: bytes, numbers: list[int]) -> li
 
 
 def _check_local_header(file: MappedFile, name: str, flags: int, size: int, header: int) -> int:
-    """Where the data of a member starts; its local header must say what its directory entry says."""
+    """Return where the data of a member starts. Raises CheckpointError if header and directory entry disagree."""
     signature, _, local_flags, method, _, _, _, packed, unpacked, name_length, extra_length = _LOCAL.unpack(
         file.bytes(header, _LOCAL.size)
     )
-    # Writers that learn the size only at the end leave 0 there, those of zip64 the mark.
+    # A writer that learns the size only at the end writes 0 here. A writer of zip64 writes the mark.
     sizes = {size, _IN_EXTRA_32} | ({0} if flags & 1 << 3 else set())
     if (
         signature != b"PK\3\4"
