@@ -80,8 +80,8 @@ def _read_tokens(metadata: Metadata, vocab_size: int) -> tuple[list[str], list[i
     if "" in tokens:
         raise CheckpointError(f"{metadata.path}: token {tokens.index('')} is empty")
     if len(set(tokens)) < len(tokens):
-        double = Counter(tokens).most_common(1)[0][0]
-        raise CheckpointError(f"{metadata.path}: the token {double[:80]!r} appears twice")
+        repeated = Counter(tokens).most_common(1)[0][0]
+        raise CheckpointError(f"{metadata.path}: the token {repeated[:80]!r} appears twice")
     types = metadata.array("tokenizer.ggml.token_type", int)
     if len(types) != len(tokens):
         raise CheckpointError(f"{metadata.path}: {len(tokens)} tokens have {len(types)} types")
