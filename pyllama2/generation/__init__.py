@@ -1,1 +1,1 @@
-"""Tokens to texts, many at a time. scheduler.py is the way in."""
+"""Generation of many texts at a time. Start at scheduler.py; engine.py puts the parts together."""

@@ -1,4 +1,4 @@
-"""The parts of what generation gives back: chunks of a stream, log-probabilities, numbers of tokens, times."""
+"""Parts of the results of generation: chunks of a stream, log-probabilities, numbers of tokens, times."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """How likely a token was, by the model's raw logits; natural logarithms.
+    """How likely a token was by the model's raw logits. Logarithms are natural.
 
-    top  the most likely tokens as (id, text, logprob), most likely first, as many as SamplingParams.logprobs
+    Attributes:
+        token_id: its id.
+        token: its text.
+        logprob: its log-probability.
+        top: the most likely tokens as (id, text, logprob), most likely first, as many as SamplingParams.logprobs.
     """
 
     token_id: int
@@ -25,9 +29,10 @@ class TokenLogprob:
 class Usage:
     """Numbers of tokens.
 
-    prompt_tokens      of the prompt, BOS included
-    completion_tokens  generated, the one that ended the text included
-    cached_tokens      of the prompt, that were computed before, for a sequence that began the same way
+    Attributes:
+        prompt_tokens: tokens of the prompt, with BOS.
+        completion_tokens: generated tokens, with the one that ended the text.
+        cached_tokens: tokens of the prompt that were computed earlier, for a sequence that began the same way.
     """
 
     prompt_tokens: int
@@ -37,11 +42,13 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds spent on one text, and tokens per second; 0 where nothing was done.
+    """Seconds spent on one text, and tokens per second. They are 0 where nothing was done.
 
-    prompt_s             until the first token was chosen
-    decode_s             for all later tokens; steps are shared with the other texts that are decoded
-    prompt_tokens_per_s  of the tokens that were computed, not those found in the cache
+    Attributes:
+        prompt_s: seconds until the first token was sampled.
+        decode_s: seconds for all later tokens, in steps that are shared with other texts.
+        prompt_tokens_per_s: rate of the prompt tokens that were computed, without those found in the cache.
+        decode_tokens_per_s: rate of the tokens after the first.
     """
 
     prompt_s: float
@@ -52,9 +59,13 @@ class Timings:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a text that is being generated; mostly one token, and the text it made certain, often none.
+    """A part of a text that is being generated: usually one token.
 
-    finish_reason is None until the last chunk.
+    Attributes:
+        text: the text that became certain with it, often none.
+        token_ids: its tokens.
+        logprobs: one for each of token_ids. None unless asked for.
+        finish_reason: None until the last chunk.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""What generate() and chat() give back. A stream's chunks add up to it: text, token_ids and logprobs."""
+"""The result of generate() and chat(). A stream's chunks add up to it: text, token_ids and logprobs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from .completion_html import completion_html
 class Completion:
     """A generated text.
 
-    text           without what ended it; with echo, after the prompt
-    token_ids      all generated, without an end-of-text or stop token
-    logprobs       one for each of token_ids; None unless asked for
-    finish_reason  "stop"; "length": max_tokens or the end of the context; "cancelled": the stream was closed
-    stop_reason    the stop string, or the id of the token, that ended the text; None for other endings
+    A notebook shows the text. With logprobs, each token has the more colour the less it was expected.
 
-    A notebook shows its text, with logprobs each token the more coloured the less it was expected.
+    Attributes:
+        text: the text without what ended it. With echo, the prompt comes first.
+        token_ids: all generated tokens, without an end-of-text or stop token.
+        logprobs: one for each of token_ids. None unless asked for.
+        finish_reason: "stop"; "length": max_tokens or the end of the context was reached; "cancelled": the stream was
+            closed.
+        stop_reason: the stop string, or the id of the token, that ended the text. None for other endings.
+        usage: numbers of tokens.
+        timings: seconds and rates.
     """
 
     text: str
@@ -30,5 +34,5 @@ class Completion:
     timings: Timings
 
     def _repr_html_(self) -> str:
-        """What IPython shows; everything that the model said is escaped."""
+        """HTML for IPython. All text of the model is escaped."""
         return completion_html(self.text, self.logprobs, self.finish_reason, self.stop_reason, self.usage, self.timings)

@@ -1,7 +1,6 @@
-"""A Completion as HTML, for notebooks: its text, each token the more coloured the less it was expected.
+"""A Completion as HTML, for notebooks: its text, where each token has the more colour the less it was expected.
 
-Colours are laid over the notebook's own, thinly enough to read on light and on dark pages. Everything that a model
-said is escaped.
+The colours are transparent, so that text can be read on light and on dark pages. All text of the model is escaped.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ _BOX = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7;max-width:60
 _NOTE = "font-size:85%;opacity:.75;margin-top:.4em"
 _COLOUR = "255,90,30"  # orange, as red, green, blue
 _MOST = 0.6  # opacity of a token that could not have been expected
-_BITS = 8.0  # surprise at which that is reached
-_BYTES = re.compile(r"(<0x[0-9A-F]{2}>)+")  # how Tokenizer.piece() spells what is no character by itself
+_BITS = 8.0  # surprise, in bits, that gets this opacity
+_BYTES = re.compile(r"(<0x[0-9A-F]{2}>)+")  # how Tokenizer.piece() writes bytes that are no character by themselves
 
 
 def completion_html(
@@ -29,11 +28,14 @@ def completion_html(
     usage: Usage,
     timings: Timings,
 ) -> str:
-    """A fragment without scripts or style sheets. A token's title has its probability and the likeliest tokens."""
+    """Return a fragment without scripts or style sheets.
+
+    A token's title has its probability and the likeliest tokens. Arguments are the fields of Completion.
+    """
     if logprobs is None:
         body = escape(text)
     else:
-        # A stop string cuts the text; of a stream that goes on, the text may lag behind its tokens.
+        # A stop string cuts the text. In a stream that goes on, the text may be behind its tokens.
         is_cut = isinstance(stop_reason, str) or finish_reason == "cancelled"
         body = _coloured(text, is_cut, list(_characters(logprobs)))
     note = _note(logprobs, finish_reason, stop_reason, usage, timings)
@@ -41,7 +43,7 @@ def completion_html(
 
 
 def _characters(entries: list[TokenLogprob]) -> Iterator[tuple[str, list[TokenLogprob]]]:
-    """The text of each token; tokens that are bytes of one character together, with that as their text."""
+    """Pairs of a text and its tokens. Tokens that are bytes of one character come together, with the character."""
     waiting: list[TokenLogprob] = []
     for entry in entries:
         if not _BYTES.fullmatch(entry.token):
@@ -65,7 +67,7 @@ def _bytes_of(entries: list[TokenLogprob]) -> bytes:
 
 
 def _coloured(text: str, is_cut: bool, parts: list[tuple[str, list[TokenLogprob]]]) -> str:
-    """What the text begins with before its tokens, the tokens, and faintly what a stop string cut off."""
+    """What comes before the tokens, the tokens, and faintly the tokens that a stop string cut off."""
     prompt, kept = _split(text, is_cut, "".join(token for token, _ in parts))
     spans, place = [escape(prompt)], 0
     for token, entries in parts:
@@ -75,8 +77,8 @@ def _coloured(text: str, is_cut: bool, parts: list[tuple[str, list[TokenLogprob]
 
 
 def _split(text: str, is_cut: bool, generated: str) -> tuple[str, int]:
-    """The text before the generated one, which echo puts there, and how much of the latter is in the text."""
-    # The leading space is left out of a text that continues nothing.
+    """The text that echo puts before the generated text, and how many characters of the latter are in text."""
+    # A text that does not continue a prompt has no leading space.
     starts = (0, 1) if generated.startswith(" ") else (0,)
     for end in range(len(generated), -1 if is_cut else len(generated) - 1, -1):
         for start in starts:

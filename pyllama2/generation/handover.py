@@ -1,12 +1,12 @@
-"""Texts with logits processors: the callers who asked for them sample them, and nobody else waits for that.
+"""Texts with logits processors: the thread that asked for a text samples it, and no other thread waits for that.
 
-A processor may do anything: take long, use the same model, wait for another thread that uses it. So the driver of
-scheduler.py runs none. It hands the logits over, and the text takes part in no step until its caller has sampled.
+A processor may do anything: take long, use the same model, or wait for another thread that uses it. So the driver of
+scheduler.py runs no processor. It hands the logits over, and the text is in no step until its caller has sampled.
 
     driver: a step of the model -> give()                     -> the next steps, without the text -> collect()
     caller:                        sample(), in its own thread -> updates in the job's queue
 
-A driver waits a moment for texts that are being sampled, since a step for many texts takes hardly longer than one.
+A driver waits a moment for texts that are being sampled, since a step of many texts takes hardly longer than of one.
 """
 
 from __future__ import annotations
@@ -21,32 +21,37 @@ from numpy.typing import NDArray
 from ..process.interrupts import Interrupts
 from .job import Handover, Job, StepInput
 
-# How long a step waits for texts that are being sampled; never twice for the same token.
+# How long a step waits for texts that are being sampled. It never waits twice for the same token.
 _PATIENCE_S = 0.01
 
 
 class Handovers:
-    """Those of one scheduler. give(), wait() and collect() are the driver's, all else is for any thread."""
+    """The handovers of one scheduler. Only its driver calls give(), wait() and collect(), any thread the rest.
+
+    Args:
+        lock: the scheduler's lock, which is held only for moments.
+        advance: samples the tokens of a StepInput from logits.
+        sampling_s: the scheduler's sums of the time, which are added to.
+    """
 
     def __init__(
         self, lock: threading.Lock, advance: Callable[[StepInput, NDArray[np.float32]], None], sampling_s: list[float]
     ) -> None:
-        """lock is the scheduler's, held for moments only; advance samples tokens of a part from logits."""
         self._lock = lock
         self._advance = advance
-        self._sampling_s = sampling_s  # the scheduler's sum of the time
+        self._sampling_s = sampling_s
         self._open: list[Handover] = []
         self._waiters: list[threading.Lock] = []
 
     def give(self, part: StepInput, logits: NDArray[np.float32]) -> None:
-        """Leave the logits of a step to the text's caller."""
+        """Hand the logits (1 + guesses, vocab_size) of a step to the text's caller."""
         handover = Handover(part, logits)
         with self._lock:
             self._open.append(handover)
             part.job.handover = handover
 
     def sample(self, jobs: Collection[int], interrupts: Interrupts) -> None:
-        """Sample what there is for the calling thread's jobs, given by id()."""
+        """Sample what was handed over for jobs, given by id(), in the calling thread."""
         while self._open and (handover := self._claim(jobs)) is not None:
             started = time.perf_counter()
             try:
@@ -56,25 +61,25 @@ class Handovers:
                 self._finish(handover, time.perf_counter() - started)
 
     def of(self, jobs: Collection[Job]) -> list[Handover]:
-        """Those of jobs that have not been sampled."""
+        """Return the handovers of jobs that have not been sampled."""
         if not self._open:
             return []
         return [job.handover for job in jobs if job.handover is not None and not job.handover.sampled]
 
     def waiter(self) -> threading.Lock:
-        """What is free to acquire() again when a text has been sampled. The scheduler's lock must be held."""
+        """Return a lock that is held until a text has been sampled. The scheduler's lock must be held."""
         waiter = threading.Lock()
         waiter.acquire()
         self._waiters.append(waiter)
         return waiter
 
     def wait(self, interrupts: Interrupts) -> None:
-        """Wait a moment for texts that are being sampled, or are just about to be."""
+        """Wait a moment for texts that are being sampled, or will be at once."""
         deadline = time.monotonic() + _PATIENCE_S
         while self._open:
             with self._lock:
                 missing = [h for h in self._open if not (h.sampled or h.stalled or h.part.job.ended)]
-                for handover in missing:  # it cannot end before this step does
+                for handover in missing:  # this thread samples it, which cannot end before this step
                     handover.late = handover.sampler == threading.get_ident()
                 if all(handover.late for handover in missing):
                     return
@@ -86,7 +91,7 @@ class Handovers:
                 handover.late = True
 
     def collect(self) -> list[StepInput]:
-        """The parts that have been sampled since the last time, whose texts may be advanced again."""
+        """Return the inputs whose texts were sampled since the last call, and may be in a step again."""
         if not self._open:
             return []
         with self._lock:
@@ -97,7 +102,7 @@ class Handovers:
         return [handover.part for handover in closed if handover.sampled]
 
     def renew(self, lock: threading.Lock) -> list[Job]:
-        """Go on in a forked child, with the scheduler's new lock; returns the jobs that a lost thread was sampling."""
+        """Go on in a forked child with the scheduler's new lock. Returns the jobs that a lost thread was sampling."""
         self._lock, self._waiters = lock, []
         here = threading.get_ident()
         return [h.part.job for h in self._open if h.sampler not in (None, here) and not h.sampled]

@@ -1,4 +1,4 @@
-"""A text on its way through the scheduler, what a step feeds of it, and what it makes of a step's results."""
+"""A text in the scheduler, what a step feeds of it, and how it takes the step's results."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from .completion import Completion
 from .generation import Generation, Update
 from .prefix_cache import CacheRow, common_prefix
 
-# Updates a text may be ahead of its consumer.
+# Most updates that wait for a text's consumer.
 AHEAD = 4
 
 
 class Job:
-    """A text on its way through a scheduler.
+    """A text in a scheduler.
 
-    ahead   how many updates may wait to be taken before it pauses, None for any number
+    Args:
+        text: what is generated.
+        ahead: the text pauses when this many updates wait for its consumer. None: it never pauses.
     """
 
     def __init__(self, text: Generation, ahead: int | None = AHEAD) -> None:
@@ -31,12 +33,12 @@ class Job:
         self.row: CacheRow | None = None
         self.error: BaseException | None = None
         self.cancelled = False
-        self.arrival: int | None = None  # counts up; None before its first update was asked for
-        self.pulled = 0  # when an update was last asked for; counts up
-        self.handover: Handover | None = None  # it takes part in no step before it was sampled
+        self.arrival: int | None = None  # its place in the order of arrival; None before its first update was asked for
+        self.pulled = 0  # the scheduler's clock when an update was last asked for
+        self.handover: Handover | None = None  # until it is sampled, the text is in no step
         self.ahead = ahead
-        self.advancing = False  # a token is being taken
-        # The thread that waits for it: in run() for its end, in next() for an update.
+        self.advancing = False  # it is taking a token
+        # The thread that waits: in run() for its end, in next() for an update.
         self.waiting = threading.get_ident() if ahead is None else None
         update = text.start()
         if update is not None:
@@ -49,27 +51,27 @@ class Job:
 
     @property
     def paused(self) -> bool:
-        """Whether it may not get further before its consumer takes an update."""
+        """Whether it must wait until its consumer takes an update."""
         return self.ahead is not None and len(self.queue) >= self.ahead
 
     @property
     def wants_row(self) -> bool:
-        """Whether it waits to be admitted; one that lost its row while paused does not before it was caught up with."""
+        """Whether it waits for a row. A text that lost its row while paused waits until its consumer has caught up."""
         caught_up = self.ahead is None or not self.queue
         return self.row is None and not self.ended and caught_up and self.handover is None
 
     @property
     def may_lose_row(self) -> bool:
-        """Whether its row is better used by a text that waits for one."""
+        """Whether a text that waits for a row may have its row."""
         return self.paused or (self.handover is not None and self.handover.stalled)
 
     @property
     def n_left(self) -> int:
-        """How many of its tokens are still to be fed to the model."""
+        """How many of its tokens the model has not read yet."""
         return 0 if self.row is None else len(self.text.context) - len(self.row.ids)
 
     def completion(self) -> Completion:
-        """All that was made of it."""
+        """Deliver all updates and return the completion."""
         for update in self.queue:
             self.text.deliver(update)
         return self.text.completion()
@@ -79,11 +81,13 @@ class Job:
 class StepInput:
     """What a step feeds of a text.
 
-    row      where its keys and values go
-    start    position of the first token
-    tokens   the next ones of the text's
-    context  all of them
-    guesses  of those after them, if they are the text's last
+    Attributes:
+        job: the text.
+        row: where keys and values go.
+        start: position of the first token.
+        tokens: the tokens to feed.
+        context: all tokens of the text that the model is to see.
+        guesses: guesses of what follows, if tokens are the last of context.
     """
 
     job: Job
@@ -95,7 +99,7 @@ class StepInput:
 
     @property
     def n_outputs(self) -> int:
-        """How many logits are wanted: those after the text's last token, and after each guess."""
+        """How many logits are wanted: after the text's last token, and after each guess."""
         at_end = self.start + len(self.tokens) == len(self.job.text.context)
         return 1 + len(self.guesses) if at_end else 0
 
@@ -104,9 +108,12 @@ class StepInput:
 class Handover:
     """Logits of one text that its caller is to sample from.
 
-    logits   (1 + guesses, vocab_size)
-    sampler  identity of the thread that does
-    late     a step went ahead without the text
+    Attributes:
+        part: what was fed.
+        logits: (1 + guesses, vocab_size).
+        sampler: identity of the thread that samples; None before.
+        sampled: whether that is done.
+        late: a step was made without the text.
     """
 
     part: StepInput
@@ -117,12 +124,15 @@ class Handover:
 
     @property
     def stalled(self) -> bool:
-        """Whether it may take long: its caller does something else, or is still at it after a while."""
+        """Whether it may take long: its caller does something else, or has not sampled after a while."""
         return self.late or self.part.job.waiting is None
 
 
 def advance(part: StepInput, results: NDArray[np.float32] | list[int]) -> None:
-    """Take tokens, from logits (1 + guesses, vocab_size) or as they were chosen, until one is not what was guessed."""
+    """Let a text take tokens until one differs from its guess.
+
+    results are logits (1 + guesses, vocab_size), or tokens that the device sampled. An exception ends the text.
+    """
     job, text, n_true = part.job, part.job.text, 0
     job.advancing = True
     try:
@@ -139,8 +149,8 @@ def advance(part: StepInput, results: NDArray[np.float32] | list[int]) -> None:
 
 
 def settle(part: StepInput) -> None:
-    """Leave in the row what is the text's of all that was fed; a text that has rolled is computed anew."""
-    if part.job.row is not part.row:  # others have it by now
+    """Remove wrong guesses from the row. If the text has rolled, keep only what its new context begins with."""
+    if part.job.row is not part.row:  # another text has it by now
         return
     ids, context = part.row.ids, part.job.text.context
     if context is part.context:
@@ -150,7 +160,7 @@ def settle(part: StepInput) -> None:
 
 
 def batch_of(parts: Sequence[StepInput]) -> Batch:
-    """One batch of the parts and the logits that they want."""
+    """Make one batch of all inputs."""
     tokens: list[int] = []
     rows: list[int] = []
     positions: list[int] = []

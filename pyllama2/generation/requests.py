@@ -1,4 +1,4 @@
-"""From what users ask, a prompt or the messages of a chat, to Requests: token ids, where texts end, random numbers."""
+"""Requests from prompts and chats: token ids, the tokens that end the text, and the seed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from .prompt import Prompt, check_chat_length, check_length, checked_ids
 class RequestMaker:
     """Makes the requests of one Llama.
 
-    tokenizer      None for a model that has none
-    chat_template  the model's own, None when it has none
-    vocab_size     of the model
-    n_ctx          longest prompt in tokens
-    seed           of requests that bring none; None: whatever the system gives
+    Args:
+        tokenizer: None if the model has none.
+        chat_template: the model's own. None if it has none.
+        vocab_size: of the model.
+        n_ctx: longest prompt in tokens.
+        seed: seed of requests that bring none. None: from the system.
     """
 
     def __init__(
@@ -37,12 +38,12 @@ class RequestMaker:
         self._seeded = seed is not None
         self._random = random.Random(seed)
         self._chat_formats: dict[str | None, ChatFormat] = {}
-        self._lock = threading.Lock()  # of the chat formats
+        self._lock = threading.Lock()  # guards the chat formats
         self._closed = False
         renew_after_fork(self, RequestMaker._renew_in_child)
 
     def _renew_in_child(self) -> None:
-        """After os.fork(): other random numbers than the parent's, as Python's own random has them."""
+        """After os.fork(): use other random numbers than the parent, as Python's random module does."""
         self._lock = threading.Lock()
         if not self._seeded:
             self._random.seed()
@@ -57,7 +58,13 @@ class RequestMaker:
         return self._tokenizer
 
     def of_prompt(self, prompt: Prompt, params: SamplingParams, stop_ids: Collection[int] | None = None) -> Request:
-        """stop_ids are those that follow from params, where they are known."""
+        """Make the request to continue a prompt.
+
+        Args:
+            prompt: a string or token ids.
+            params: checked parameters.
+            stop_ids: those of an earlier request with the same params. None: they are computed.
+        """
         ids = self.prompt_ids(prompt)
         echo = "" if not params.echo else prompt if isinstance(prompt, str) else self.tokenizer.decode(ids)
         stop_ids = self._stop_ids(params) if stop_ids is None else stop_ids
@@ -66,16 +73,18 @@ class RequestMaker:
     def of_chat(
         self, messages: Sequence[Message], params: SamplingParams, template: str | None, allow_markers: bool
     ) -> Request:
-        """The request for the assistant's answer."""
+        """Make the request for the assistant's answer to messages."""
         ids = self.checked_ids("messages", self.chat_ids(messages, template, allow_markers))
         stop_ids = self._stop_ids(params, self._chat_format(template).stop_ids)
         echo = self.tokenizer.decode(ids) if params.echo else ""
         return Request(ids, params, self._seed(params), stop_ids, echo, continues=False)
 
     def prompt_ids(self, prompt: Prompt, name: str = "prompt") -> list[int]:
-        """Checked token ids of a prompt: BOS and the text's, or the ids that were given. There is at least one.
+        """Return the checked token ids of a prompt, at least one. A text is tokenized, after BOS if the model has it.
 
-        name is the argument's, for errors.
+        Args:
+            prompt: a string or token ids.
+            name: the argument's name, for errors.
         """
         if not isinstance(prompt, str):
             ids = self.checked_ids(name, prompt)
@@ -99,7 +108,7 @@ class RequestMaker:
         return self.checked_ids(name, ids)
 
     def chat_ids(self, messages: Sequence[Message], template: str | None, allow_markers: bool) -> list[int]:
-        """Token ids of a conversation up to where the assistant's answer begins."""
+        """Return the token ids of a conversation up to the beginning of the assistant's answer."""
         arguments.boolean("allow_markers", allow_markers)
         with self._lock:
             chat_format = self._chat_format(template)
@@ -107,7 +116,7 @@ class RequestMaker:
             return chat_format.encode(messages, allow_markers=allow_markers)
 
     def checked_ids(self, name: str, tokens: Sequence[int]) -> list[int]:
-        """tokens as ints of the vocabulary, no more than the context holds."""
+        """Return tokens as ints. They must be in the vocabulary and fit in the context. name is for errors."""
         ids = checked_ids(name, tokens, self._vocab_size)
         check_length(ids, self._n_ctx)
         return ids

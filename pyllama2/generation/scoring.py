@@ -1,4 +1,4 @@
-"""How likely given tokens are, in a cache of their own; memory is bounded whatever the vocabulary."""
+"""How likely given tokens are. They have a cache of their own. Memory is bounded for any vocabulary."""
 
 from __future__ import annotations
 
@@ -18,9 +18,19 @@ LogitRows = tuple[int, NDArray[np.float32]]
 
 
 def logits_of(backend: Backend, cache: KVCache, ids: list[int], start: int = 0) -> NDArray[np.float32]:
-    """Logits (len(ids), vocab_size) after each of ids, at positions from start on in row 0 of cache.
+    """Compute logits of consecutive tokens.
 
-    Raises NumericalError for NaN.
+    Args:
+        backend: what computes them.
+        cache: has the tokens before start in row 0.
+        ids: the tokens.
+        start: position of the first.
+
+    Returns:
+        Logits (len(ids), vocab_size) float32, a row after each token.
+
+    Raises:
+        NumericalError: logits are NaN or infinite.
     """
     logits = backend.forward(Batch.of_sequence(ids, start=start, outputs="all"), cache)
     for i, of_token in enumerate(logits):
@@ -31,9 +41,9 @@ def logits_of(backend: Backend, cache: KVCache, ids: list[int], start: int = 0) 
 
 
 def logit_pieces(backend: Backend, cache: KVCache, ids: list[int], first: int, n_tokens: int) -> Iterator[LogitRows]:
-    """Logits after each of ids from position first on, n_tokens at a time.
+    """Yield logits after each of ids from position first on, n_tokens at a time.
 
-    What is given must be dropped before the next piece is asked for, or both are in memory.
+    Drop each piece before asking for the next, or both are in memory.
     """
     if first:
         backend.forward(Batch.of_sequence(ids[:first], outputs="none"), cache)
@@ -42,7 +52,16 @@ def logit_pieces(backend: Backend, cache: KVCache, ids: list[int], first: int, n
 
 
 def scores_of(pieces: Iterable[LogitRows], ids: list[int], first: int = 0) -> NDArray[np.float32]:
-    """Natural log-probabilities of each of ids after position first, from the logits of those before them."""
+    """Compute natural log-probabilities of ids.
+
+    Args:
+        pieces: logits after each of ids but the last, from position first on.
+        ids: the tokens.
+        first: position before the first token to score.
+
+    Returns:
+        Log-probabilities (len(ids) - 1 - first,) float32.
+    """
     scores = np.empty(len(ids) - 1 - first, np.float32)
     for start, logits in pieces:
         for position, of_token in enumerate(logits, start):

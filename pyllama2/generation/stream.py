@@ -1,4 +1,4 @@
-"""The iterator that stream() gives. Made by llama.py."""
+"""The iterator that stream() returns."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from .scheduler import Scheduler
 class Stream(Iterator[Chunk]):
     """The chunks of one text as they come.
 
-    close() ends the generation early, as dropping the stream does: its place is free at the next step of the
-    model. Generation that fails with an exception has ended. Nothing is generated before the first chunk is asked
-    for, and only a few chunks ahead: while other texts are generated, or when guesses came true (prompt_lookup.py).
+    close() ends the generation early, and so does dropping the stream. Its row of the cache is free at the next step of
+    the model. An exception ends the generation too. Nothing is generated before the first chunk is asked for. Later, a
+    few chunks may be generated ahead: while other texts are generated, or when guesses came true (prompt_lookup.py).
+
+    Args:
+        scheduler: what generates it.
+        text: what is generated.
     """
 
     def __init__(self, scheduler: Scheduler, text: Generation) -> None:
@@ -31,7 +35,7 @@ class Stream(Iterator[Chunk]):
 
     @property
     def completion(self) -> Completion:
-        """All that has come so far, also after an exception; its finish_reason is "cancelled" until the last chunk."""
+        """All that has come so far, also after an exception. finish_reason is "cancelled" until the last chunk."""
         return self._job.text.completion()
 
     def close(self) -> None:
@@ -40,12 +44,12 @@ class Stream(Iterator[Chunk]):
 
     def __del__(self) -> None:
         if hasattr(self, "_job"):
-            self._job.cancelled = True  # and no more: this runs at any moment, also while a lock is held
+            self._job.cancelled = True  # and nothing else: this may run at any moment, even while a lock is held
 
 
 async def pulled_in_threads(stream: Stream) -> AsyncGenerator[Chunk, None]:
-    """The chunks of a stream for an event loop, which goes on while they are computed. Its end closes the stream."""
-    import asyncio  # as long to import as the rest of the package
+    """Yield the chunks of a stream without blocking the event loop. The end of the generator closes the stream."""
+    import asyncio  # its import takes as long as that of the package
 
     try:
         while (chunk := await asyncio.to_thread(next, stream, None)) is not None:
