@@ -1,9 +1,9 @@
-"""One text that is being generated: its sampler, its stop strings, its end, and what has been given out of it.
+"""One text that is being generated: its sampler, its stop strings, its end, and what was delivered of it.
 
-    logits -> Sampler -> token -> Detokenizer -> StopMatcher -> Chunk, inside a Update -> deliver() -> Completion
+    logits -> Sampler -> token -> Detokenizer -> StopMatcher -> Chunk, inside an Update -> deliver() -> Completion
 
-A text may be a few tokens further than what has been delivered. scheduler.py decodes texts together; what a text
-says does not depend on the others. Used by scheduler.py and llama.py.
+A text may be a few tokens ahead of what was delivered. scheduler.py decodes texts together. No text depends on the
+others.
 """
 
 from __future__ import annotations
@@ -22,19 +22,22 @@ from .chunk import Chunk, FinishReason, Timings, TokenLogprob, Usage
 from .completion import Completion
 from .prompt_lookup import PromptLookup
 
-# A context that rolls keeps its first tokens, on which attention rests (arXiv:2309.17453), and the newest half.
+# A context that rolls keeps its first tokens, which attention relies on (arXiv:2309.17453), and the newest half.
 _KEPT_FIRST = 4
 _ENDLESS = 1 << 62
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """What to generate.
 
-    seed       of its random numbers
-    stop_ids   tokens that end the text
-    echo_text  what the text begins with, "" without echo
-    continues  the text continues the prompt's, and keeps its leading space; a chat's answer does not
+    Attributes:
+        prompt_ids: tokens of the prompt.
+        params: checked parameters. Their seed is not used.
+        seed: seed of the random numbers.
+        stop_ids: tokens that end the text.
+        echo_text: what the text begins with; "" without echo.
+        continues: whether the text continues that of the prompt, and keeps its leading space. A chat's answer does not.
     """
 
     prompt_ids: list[int]
@@ -47,11 +50,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Update:
-    """A chunk, and what is known of its text with it.
+    """A chunk, and the state of its text.
 
-    n_generated  tokens so far, the one that ended the text included
-    seconds      steps of the model that the text took part in since the last update
-    n_cached     tokens of the prompt that were not computed for it
+    Attributes:
+        chunk: what is new.
+        n_generated: tokens so far, with the one that ended the text.
+        stop_reason: as in Completion.
+        seconds: time of the model's steps that the text was in since the last update.
+        n_cached: tokens of the prompt that were found in the cache.
     """
 
     chunk: Chunk
@@ -62,13 +68,21 @@ class Update:
 
 
 class Generation:
-    """One request on its way: it takes logits and gives updates until it has a finish_reason.
+    """One text. It takes logits and makes updates until it has a finish_reason.
 
-    ids            prompt and generated tokens, without the one that ended the text
-    context        what the model is to see of them: all, unless it rolls and they are more than n_ctx
-    limit          most tokens it may generate
-    finish_reason  once the last update was made
-    n_cached       tokens of the prompt that were found in the cache
+    Args:
+        request: what to generate.
+        tokenizer: the model's.
+        n_ctx: longest sequence in tokens.
+        rolls: whether the text goes on when it fills the context.
+        guesses: whether it guesses its next tokens (prompt_lookup.py).
+
+    Attributes:
+        ids: prompt and generated tokens, without the one that ended the text.
+        context: those of ids that the model is to see: all, unless the text rolls and they are more than n_ctx.
+        limit: most tokens that it may generate.
+        finish_reason: None until the last update was made.
+        n_cached: tokens of the prompt that were found in the cache.
     """
 
     def __init__(
@@ -89,30 +103,37 @@ class Generation:
         self._detokenizer = Detokenizer(tokenizer, request.prompt_ids if request.continues else ())
         self._matcher = StopMatcher(params.stop_strings)
         self._stop_reason: str | int | None = None
-        self._n_generated = 0  # one more than in ids when a token ended the text
+        self._n_generated = 0  # with the token that ended the text, which is not in ids
         self._seconds = 0.0
         self._delivered: list[Update] = []
 
     @property
     def n_positions(self) -> int:
-        """Length of the cache row it needs; the last token it generates is not fed to the model."""
+        """Length of the cache row that it needs. Its last token is not fed to the model."""
         return min(self._n_ctx, len(self._request.prompt_ids) + max(0, self.limit - 1))
 
     @property
     def has_processors(self) -> bool:
-        """Whether sampling calls functions of the user's."""
+        """Whether sampling calls functions of the user."""
         return bool(self._request.params.logits_processors)
 
     def start(self) -> Update | None:
-        """The only update of a text that may not generate anything; None for others."""
-        return self._piece("", [], None, "length") if self.limit == 0 else None
+        """Return the only update of a text that may not generate anything; None for others."""
+        return self._make_update("", [], None, "length") if self.limit == 0 else None
 
     def draws(self, n: int) -> list[Draw] | None:
-        """How the next n tokens are chosen, if their logits are all that it takes and are not wanted themselves."""
+        """How to sample the next n tokens on the device. None if that takes more than logits, or needs logprobs."""
         return self._sampler.draws(n)
 
     def advance(self, result: NDArray[np.float32] | int) -> Update:
-        """Take one token: sampled from logits (vocab_size,), those of the last of ids, or chosen as draws() says."""
+        """Take one token.
+
+        Args:
+            result: logits (vocab_size,) after the last of ids, or the token that the device sampled as draws() says.
+
+        Raises:
+            NumericalError: logits are not finite, or no token can follow. Logits processors may raise anything.
+        """
         request = self._request
         if isinstance(result, int):
             logits, token = None, self._sampler.accept(result, len(self.ids))
@@ -126,36 +147,36 @@ class Generation:
         text, matched = self._matcher.feed(self._detokenizer.push(token))
         if matched is not None:
             self._stop_reason = matched
-            return self._piece(text, [token], logits, "stop")
+            return self._make_update(text, [token], logits, "stop")
         if self._n_generated == self.limit:
             return self._end(text, [token], "length", logits)
-        return self._piece(text, [token], logits, None)
+        return self._make_update(text, [token], logits, None)
 
     def guess(self, most: int) -> list[int]:
-        """Up to most tokens that may come next, as far as there is room for them."""
+        """Return at most most tokens that may come next, and not more than there is room for."""
         room = min(self.limit - self._n_generated, self._n_ctx - len(self.context)) - 1
         return [] if self._lookup is None else self._lookup.guess(min(most, room))
 
     def learn(self, n_guessed: int, n_true: int) -> None:
-        """Of the last n_guessed guesses, n_true came true before the first wrong one."""
+        """Learn that of n_guessed guesses, n_true came true before the first wrong one."""
         if self._lookup is not None:
             self._lookup.learn(n_guessed, n_true)
 
     def add_time(self, seconds: float) -> None:
-        """Count a step of the model that this text took part in."""
+        """Count the time of a step of the model that this text was in."""
         self._seconds += seconds
 
     def add_cached(self, n_tokens: int) -> None:
-        """Count tokens of the prompt that were found in the cache; later ones, of a text that lost its row, do not."""
+        """Count tokens of the prompt that were found in the cache, but not those found after the text lost a row."""
         if self._n_generated == 0:
             self.n_cached += n_tokens
 
-    def deliver(self, piece: Update) -> None:
-        """Count an update, in their order, as part of the completion."""
-        self._delivered.append(piece)
+    def deliver(self, update: Update) -> None:
+        """Add an update to the completion. Updates must come in order."""
+        self._delivered.append(update)
 
     def completion(self) -> Completion:
-        """All that was delivered; cancelled if that is not up to the end."""
+        """Return all that was delivered. finish_reason is "cancelled" if that is not up to the end."""
         updates = self._delivered
         chunks = [update.chunk for update in updates]
         n_prompt = len(self._request.prompt_ids)
@@ -186,14 +207,14 @@ class Generation:
                 self.context = self.context[:first] + self.context[len(self.context) - newest :]
 
     def _end(self, text: str, tokens: list[int], reason: FinishReason, logits: NDArray[np.float32] | None) -> Update:
-        """End here: what was held back is text now, unless a stop string is in it."""
+        """End the text: what was held back belongs to it now, up to a stop string."""
         for more, matched in (self._matcher.feed(self._detokenizer.finish()), self._matcher.flush()):
             text += more
             if matched is not None:
                 reason, self._stop_reason = "stop", matched
-        return self._piece(text, tokens, logits, reason)
+        return self._make_update(text, tokens, logits, reason)
 
-    def _piece(
+    def _make_update(
         self, text: str, tokens: list[int], logits: NDArray[np.float32] | None, reason: FinishReason | None
     ) -> Update:
         if self._n_generated <= 1:
@@ -211,5 +232,5 @@ class Generation:
         piece = self._tokenizer.piece
         best = largest(logits, self._request.params.logprobs or 0).tolist()
         logprob, *others = log_probabilities_of(logits, [token, *best])
-        top = tuple((id, piece(id), other) for id, other in zip(best, others, strict=True))
+        top = tuple((token_id, piece(token_id), other) for token_id, other in zip(best, others, strict=True))
         return TokenLogprob(token, piece(token), logprob, top)

@@ -1,11 +1,7 @@
-"""The rows of a KV cache and what is in them: sequences stay after their end, and a prompt that begins like one of
-them computes only the rest.
+"""The rows of a KV cache, in which sequences stay after their end.
 
-    row.ids    tokens whose keys and values are there, complete and valid; the cache's contents say nothing
-    in_use     a text is being generated in it; rows that are not hold what may be reused, the oldest goes first
-
-The cache is made when it is needed, as large as it is needed, and remade larger with its rows carried over.
-Used by scheduler.py, by one thread at a time.
+A prompt that begins like one of them computes only the rest. The cache is made when it is needed, as large as needed. To grow, it is remade and its rows are copied. Only one thread
+at a time may use it.
 """
 
 from __future__ import annotations
@@ -17,22 +13,29 @@ from dataclasses import dataclass, field
 from ..backend.base import KVCache
 from ..errors import Pyllama2Error
 
-# Texts at a time: more would not be faster, and each has a row of the cache.
+# Most texts at a time. Each has a row of the cache, and more would not be faster.
 MAX_ROWS = 32
-# Rows besides those of the running texts, for a few chats that take turns; and the memory that all rows may take
-# while nothing is generated.
+# Rows besides those of the running texts, for a few chats that take turns; and the bytes that all rows may take while
+# nothing is generated.
 _KEPT_ROWS = 3
 _KEPT_BYTES = 1 << 30
-_POSITIONS = 256  # rows have a multiple of it
-# A shorter common prefix, unless it is half of the prompt, is not worth another sequence's place.
+_POSITIONS = 256  # a row's length is a multiple of it
+# A shorter common prefix is not worth overwriting another sequence, unless it is half of the prompt.
 _LEAST_PREFIX = 16
-# A sequence that loses fewer tokens at its end makes room for what follows; one that would lose more is copied.
+# A sequence that would lose at most so many tokens at its end is overwritten there. Otherwise it is copied.
 _SHORT_END = 64
 
 
 @dataclass
 class CacheRow:
-    """One row of the cache. used counts up: the larger, the later it was taken."""
+    """One row of the cache.
+
+    Attributes:
+        index: its index in the cache.
+        ids: the tokens whose keys and values are in it, complete and valid.
+        in_use: whether a text is being generated in it. Other rows may be overwritten, the oldest first.
+        used: when it was last used: a larger number is later.
+    """
 
     index: int
     ids: list[int] = field(default_factory=list)
@@ -43,10 +46,15 @@ class CacheRow:
 class PrefixCache:
     """The cache of one scheduler.
 
-    new_cache      (n_rows, n_positions) -> an empty KVCache
-    rows_that_fit  (n_rows, n_positions) -> how many of the rows have room in memory; raises when not one has
-    n_ctx          longest row
-    row_bytes      of a row of so many positions
+    Args:
+        new_cache: (n_rows, n_positions) -> an empty KVCache.
+        rows_that_fit: (n_rows, n_positions) -> how many of the rows fit into memory. Raises when not even one does.
+        n_ctx: longest row in positions.
+        row_bytes: n_positions -> bytes of a row.
+
+    Attributes:
+        cache: None until it is needed.
+        rows: its rows.
     """
 
     def __init__(
@@ -65,9 +73,13 @@ class PrefixCache:
         self._clock = 0
 
     def make_room(self, n_texts: int, n_positions: int) -> bool:
-        """Whether there is a free row of n_positions now. The cache grows for n_texts texts if there is memory.
+        """Make a free row of n_positions, and grow the cache for n_texts texts if there is memory.
 
-        Raises what rows_that_fit raises when no row is in use, and there is still not enough memory.
+        Returns:
+            Whether there is a free row now.
+
+        Raises:
+            Pyllama2Error: there is not enough memory, and no row is in use.
         """
         fits = self.cache is not None and n_positions <= self.cache.max_seq_len
         n_free = sum(not row.in_use for row in self.rows)
@@ -78,14 +90,17 @@ class PrefixCache:
                     self._remake(*shape)
                     return True
             if not fits and n_free == len(self.rows):
-                self.close()  # what it kept gives way
+                self.close()  # gives up the sequences that it kept
                 n_rows = self._rows_that_fit(min(n_texts, MAX_ROWS), n_positions)
                 self._remake(n_rows, n_positions)
                 return True
         return fits and n_free > 0
 
     def acquire(self, ids: Sequence[int]) -> CacheRow:
-        """A free row, there must be one, that begins with as much of ids as any row does, but not with all of it."""
+        """Take a free row, of which there must be one, and fill it with the longest prefix of ids that any row has.
+
+        At least the last of ids is left to be computed.
+        """
         free = sorted((row for row in self.rows if not row.in_use), key=_order_of_replacement)
         source, length = self._longest(ids, self.rows)
         row = free[0]
@@ -102,7 +117,7 @@ class PrefixCache:
         return row
 
     def extend(self, row: CacheRow, ids: Sequence[int]) -> int:
-        """Copy what other rows have of ids and row has not yet, if that is worth it; how many tokens that were."""
+        """Copy what other rows have of ids beyond row's tokens, if that is worth it. Returns the number of tokens."""
         known = len(row.ids)
         others = (
             other
@@ -116,18 +131,18 @@ class PrefixCache:
         return length - known
 
     def release(self, row: CacheRow) -> None:
-        """Keep the row's sequence for others, until its place is needed."""
+        """Free a row. Its sequence stays until the row is needed."""
         row.in_use = False
         self._touch(row)
 
     def forget(self) -> None:
-        """Keep no sequence but those in use."""
+        """Drop all sequences that are not in use."""
         for row in self.rows:
             if not row.in_use:
                 row.ids = []
 
     def trim(self) -> None:
-        """Nothing is generated: give back what is more than may be kept, but not the row that was used last."""
+        """Give back memory beyond what may be kept while nothing is generated. The row that was used last stays."""
         if self.cache is None or self.cache.n_rows == 1:
             return
         row_bytes = self._row_bytes(self.cache.max_seq_len)
@@ -136,7 +151,7 @@ class PrefixCache:
                 self._remake(max(1, _KEPT_BYTES // row_bytes), self.cache.max_seq_len)
 
     def add(self, ids: list[int], n_positions: int) -> CacheRow | None:
-        """An empty row for a sequence that the caller loads into it; None without memory for it, or known already."""
+        """Return an empty row for the caller to load ids into. None without memory, or if a row has ids already."""
         if any(common_prefix(row.ids, ids, len(ids)) == len(ids) for row in self.rows):
             return None
         n_rows = 1 + sum(row.in_use or len(row.ids) > 0 for row in self.rows)
@@ -154,7 +169,7 @@ class PrefixCache:
         self.cache, self.rows = None, []
 
     def _longest(self, ids: Sequence[int], rows: Iterable[CacheRow]) -> tuple[CacheRow | None, int]:
-        """The row with the longest prefix of ids, and its length; None when it is not worth using."""
+        """The row with the longest prefix of ids, and its length; None if it is not worth using."""
         best, longest = None, 0
         for row in rows:
             length = common_prefix(row.ids, ids, len(ids) - 1)
@@ -173,9 +188,9 @@ class PrefixCache:
         row.used = self._clock
 
     def _larger(self, n_texts: int, n_positions: int) -> tuple[int, int] | None:
-        """Rows and positions of a cache that has a free row for n_positions besides those in use; None: no memory.
+        """Rows and positions of a larger cache, with a free row of n_positions; None without memory for it.
 
-        Both grow at least twofold, so that all copying together stays bounded.
+        Both grow at least twofold, so that the total time of copying stays bounded.
         """
         now = 0 if self.cache is None else self.cache.max_seq_len
         n_used = sum(row.in_use for row in self.rows)
@@ -192,13 +207,13 @@ class PrefixCache:
         return None
 
     def _wanted_rows(self, n_texts: int, n_positions: int) -> int:
-        """A row for each text, and some more to keep sequences in, as far as memory is kept at all."""
+        """A row for each text, and some more that keep sequences, as far as these may take memory."""
         kept = min(_KEPT_ROWS, _KEPT_BYTES // self._row_bytes(n_positions))
         n_rows = max(n_texts + kept, 2 * len(self.rows) if n_texts > len(self.rows) else 0)
         return min(n_rows, MAX_ROWS)
 
     def _remake(self, n_rows: int, n_positions: int) -> None:
-        """A cache of another size with the rows in use, and of the others the latest that may be kept."""
+        """Make a cache of another size, with the rows in use and the latest of the others that may be kept."""
         new, old = self._new_cache(n_rows, n_positions), self.cache
         rows: list[CacheRow] = []
         try:
@@ -233,11 +248,11 @@ def _order_of_replacement(row: CacheRow) -> tuple[bool, int]:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int], limit: int) -> int:
-    """How many tokens a and b have in common at their beginning, at most limit."""
+    """Return the length of the common prefix of a and b, at most limit."""
     low, high = 0, min(len(a), len(b), limit)
     if a[:high] == b[:high]:
         return high
-    while low < high - 1:  # a and b agree on the first low tokens, and not on the first high
+    while low < high - 1:  # a and b have the first low tokens in common, but not the first high
         middle = (low + high) // 2
         if a[low:middle] == b[low:middle]:
             low = middle
@@ -247,7 +262,7 @@ def common_prefix(a: Sequence[int], b: Sequence[int], limit: int) -> int:
 
 
 def _may_rewind(source: CacheRow, length: int, free: list[CacheRow]) -> bool:
-    """Whether a sequence gives up what follows its first length tokens, rather than being copied into another row."""
+    """Whether to overwrite what follows a sequence's first length tokens, rather than copy them into another row."""
     lost = len(source.ids) - length
     others = [row for row in free if row is not source]
     if lost <= _SHORT_END or not others:

@@ -1,18 +1,16 @@
-"""Many texts through one model at once: whoever calls, they are decoded together.
+"""Many texts through one model: texts of all callers are decoded together.
 
     next(job), run(texts)      callers, in any threads
-         |  one of them at a time is the driver, the others wait for it; no thread of its own
-    _step: admit texts to rows -> one forward pass: a piece of each prompt that is not in the cache yet, and the
-           newest token of every other text, with guesses of what follows it (prompt_lookup.py)
-           -> each samples its next token, and further ones while they were guessed -> updates in the jobs' queues;
+         |  one caller at a time is the driver, the others wait for it; there is no separate thread
+    _step: admit texts to rows -> one forward pass: a part of each prompt that is not in the cache yet, and the newest
+           token of every other text, with guesses of what follows it (prompt_lookup.py)
+           -> each text samples its next token, and more while guesses were right -> updates in the jobs' queues;
            texts with logits processors are sampled by their own callers (handover.py)
 
-Texts join and leave at any step, in order of their arrival when rows are short. A text whose consumer is elsewhere
-runs at most AHEAD updates ahead of it; then it pauses, and gives up its row to a text that waits for one. Of a long
-list only the texts whose turn comes soon exist: a step costs the same whatever the length of the list.
-The driver alone changes rows and cache; it holds Ctrl-C back except where that harms its own caller's texts only.
-
-Used by llama.py.
+Texts join and leave at any step, in order of arrival when there are too few rows. A text runs at most AHEAD updates
+ahead of its consumer. Then it pauses, and gives up its row if another text waits for one. Of a long list, only the
+texts that come next exist, so the cost of a step does not depend on the length of the list.
+Only the driver changes rows and cache. It delays Ctrl-C, except where that can harm only its own caller's texts.
 """
 
 from __future__ import annotations
@@ -38,13 +36,13 @@ from .handover import Handovers
 from .job import Job, StepInput, advance, batch_of, settle
 from .prefix_cache import MAX_ROWS, PrefixCache
 
-# Texts of one list that are generated or next in turn. While other callers drive, so many more rows may become free
-# before this one sees it.
+# Texts of one list that exist at a time: those in rows, and as many that come next, since rows may become free while
+# another caller drives.
 _AT_ONCE = 2 * MAX_ROWS
-# Prompt tokens a step; fewer while texts are decoded, which wait for it.
+# Most prompt tokens in a step; fewer while other texts are decoded, which wait for the step.
 _PROMPT_TOKENS = 512
 _PROMPT_TOKENS_BESIDE_OTHERS = 128
-# A prompt waits for an earlier one that is just computing the same tokens, if there are this many.
+# A prompt waits for an earlier one that is computing the same tokens, if they are at least this many.
 _WORTH_WAITING = 32
 
 _FORKED = "the process was forked while this text took a token; generate it anew"
@@ -53,26 +51,34 @@ T = TypeVar("T")
 
 
 class Scheduler:
-    """Drives the texts of one backend. All methods may be called from any thread, close() at any time."""
+    """Runs the texts of one backend. All methods may be called from any thread, close() at any time.
+
+    Args:
+        backend: what computes logits.
+        rows: its cache.
+
+    Attributes:
+        sampling_s: seconds of sampling and text, in steps of single tokens and in other steps.
+    """
 
     def __init__(self, backend: Backend, rows: PrefixCache) -> None:
         self._backend = backend
         self._rows = rows
-        self._lock = threading.Lock()  # held for moments only; it guards the next five
-        self._driver: int | None = None  # identity of the thread that has the driver's role
+        self._lock = threading.Lock()  # held only for moments; it guards the next five
+        self._driver: int | None = None  # identity of the thread that is the driver
         self._waiters: list[threading.Lock] = []
         self._arrivals: list[Job] = []
         self._clock = 0
         self._closed = False
-        self._jobs: list[Job] = []  # the driver's, in order of arrival
-        self.sampling_s = [0.0, 0.0]  # spent on sampling and text in steps of single tokens, and in others
+        self._jobs: list[Job] = []  # only the driver uses it; in order of arrival
+        self.sampling_s = [0.0, 0.0]
         self._handovers = Handovers(self._lock, advance, self.sampling_s)
         renew_after_fork(self, Scheduler._renew_in_child)
 
     def _renew_in_child(self) -> None:
-        """Texts that threads of the parent waited for end here; streams go on, and compute their prompts anew.
+        """End texts that threads of the parent waited for. Streams go on, and compute their prompts anew.
 
-        Whatever the parent's driver was changing cannot be trusted: the rows, and a text that was just taking a token.
+        What the parent's driver was changing cannot be trusted: the rows, and a text that was taking a token.
         """
         here = threading.get_ident()
         self._lock = threading.Lock()
@@ -84,7 +90,7 @@ class Scheduler:
         for job in self._handovers.renew(self._lock):
             job.error = Pyllama2Error(_FORKED)
         if self._driver in (None, here) and self._backend.survives_fork:
-            return  # nobody was in a step; or this thread is in one, and goes on with it
+            return  # no thread was in a step, or this one is and goes on with it
         self._driver = None
         self._rows.close()
         for job in self._jobs:
@@ -93,7 +99,7 @@ class Scheduler:
                 job.error = Pyllama2Error(_FORKED)
 
     def next(self, job: Job) -> Update | None:
-        """The next update of a text; None after its end. An exception ends it."""
+        """Return the next update of a text; None after its end. An exception ends the text."""
         self._check_not_inside([job])
         job.waiting = threading.get_ident()
         try:
@@ -107,11 +113,18 @@ class Scheduler:
             job.waiting = None
 
     def run(self, texts: Iterable[Generation]) -> list[Completion]:
-        """Generate texts to their ends; they are asked for when their turn comes. An exception of one ends them all."""
+        """Generate texts to their ends. An exception in one ends them all.
+
+        Args:
+            texts: each is taken from it when its turn comes.
+
+        Returns:
+            Completions in the order of texts.
+        """
         self._check_not_inside([])
         coming = enumerate(texts)
         jobs: dict[int, Job] = {}
-        found: dict[int, Completion] = {}
+        completions: dict[int, Completion] = {}
         with Interrupts() as interrupts:
             try:
                 while True:
@@ -119,11 +132,11 @@ class Scheduler:
                     if not jobs:
                         break
                     for i in self._drive(jobs.values(), lambda: self._ended(jobs), interrupts):
-                        found[i] = jobs.pop(i).completion()
-            finally:  # also when Ctrl-C comes again
+                        completions[i] = jobs.pop(i).completion()
+            finally:  # even when Ctrl-C comes again
                 for job in jobs.values():
                     job.cancelled = True
-        return [found[i] for i in range(len(found))]
+        return [completions[i] for i in range(len(completions))]
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -133,9 +146,9 @@ class Scheduler:
 
     @contextmanager
     def rows(self, interrupts: Interrupts) -> Iterator[PrefixCache]:
-        """The cache, to oneself between two steps. Raises ValueError when closed.
+        """A block between two steps in which no other thread uses the cache. Raises ValueError when closed.
 
-        interrupts are held back by the caller, who may allow them inside where the cache is only read.
+        interrupts are those of the caller, who may allow them in the block while it only reads the cache.
         """
         self._check_not_inside([])
         while not self._become_driver([], interrupts):
@@ -148,7 +161,7 @@ class Scheduler:
             self._leave()
 
     def close(self) -> None:
-        """End all texts, whose callers get ValueError, and give the memory back after the step that is under way."""
+        """End all texts and give the memory back after the current step. Callers that wait get ValueError."""
         self._closed = True
         if self._driven_here():
             return  # the end of the step does it
@@ -158,7 +171,7 @@ class Scheduler:
             self._leave()
 
     def _pop(self, job: Job) -> tuple[Update | None] | None:
-        """What next() returns, or None when there is nothing yet."""
+        """A tuple of what next() returns, or None while there is nothing."""
         if not job.ended:
             self._check_open()
         if job.queue and not job.cancelled:
@@ -170,7 +183,7 @@ class Scheduler:
         return (None,) if job.ended else None
 
     def _ended(self, jobs: dict[int, Job]) -> list[int] | None:
-        """Those of jobs that have ended, None when there are none yet."""
+        """Indices of the jobs that have ended; None while there are none."""
         for job in jobs.values():
             if job.error is not None:
                 raise job.error
@@ -183,7 +196,7 @@ class Scheduler:
         return self._driver == threading.get_ident()
 
     def _check_not_inside(self, jobs: Collection[Job]) -> None:
-        """Raise ValueError where the calling thread would wait for itself."""
+        """Raise ValueError if the calling thread would wait for itself."""
         if self._driven_here():
             raise ValueError("a signal's handler cannot wait for the step of the model that it interrupts")
         if any(handover.sampler == threading.get_ident() for handover in self._handovers.of(jobs)):
@@ -194,11 +207,11 @@ class Scheduler:
             raise ValueError("this Llama is closed")
 
     def _drive(self, jobs: Collection[Job], outcome: Callable[[], T | None], interrupts: Interrupts) -> T:
-        """Take part in driving until there is an outcome of these jobs."""
+        """Drive, or wait for the driver, until there is an outcome of these jobs."""
         own = set(map(id, jobs))
         while True:
             self._handovers.sample(own, interrupts)
-            interrupts.call_pending()  # before the next update is taken
+            interrupts.call_pending()  # before it takes the next update
             with self._lock:
                 result = outcome()
             if result is not None:
@@ -210,7 +223,7 @@ class Scheduler:
                     self._leave()
 
     def _become_driver(self, jobs: Collection[Job], interrupts: Interrupts) -> bool:
-        """Whether this thread is the driver now; if not, another was, and jobs may have got further meanwhile."""
+        """Become the driver, or wait for the driver's step. Returns whether this thread is the driver now."""
         with self._lock:
             for job in jobs:
                 if job.arrival is None:
@@ -219,7 +232,7 @@ class Scheduler:
                     self._arrivals.append(job)
             unsampled = self._handovers.of(jobs)
             if any(handover.sampler is None for handover in unsampled):
-                return False  # this thread is to sample first
+                return False  # this thread must sample first
             waiter = self._handovers.waiter() if unsampled else None
             if waiter is None and self._driver is None:
                 self._driver = threading.get_ident()
@@ -233,7 +246,7 @@ class Scheduler:
         return False
 
     def _leave(self) -> None:
-        """The driver lets others drive."""
+        """Stop being the driver."""
         if self._closed:
             self._jobs.clear()
             self._rows.close()
@@ -244,7 +257,7 @@ class Scheduler:
             waiter.release()
 
     def _step(self, own: Collection[int], interrupts: Interrupts) -> None:
-        """Advance all texts that may advance; own are id() of the driving caller's jobs. It alone gets an exception."""
+        """Advance all texts that can advance. own are id() of the driver's jobs. An exception is raised only here."""
         self._handovers.wait(interrupts)
         if self._closed:
             return
@@ -280,7 +293,7 @@ class Scheduler:
             self._rows.trim()
 
     def _compute(self, parts: Sequence[StepInput], batch: Batch, cache: KVCache) -> NDArray[np.float32] | list[int]:
-        """Logits of the batch's outputs (m, vocab_size), or m tokens where all texts leave the choice to the device."""
+        """Logits (m, vocab_size) of the batch's outputs, or m tokens if the device can sample for all texts."""
         draws: list[Draw] = []
         for part in parts:
             if part.n_outputs:
@@ -297,7 +310,7 @@ class Scheduler:
         own: Collection[int],
         interrupts: Interrupts,
     ) -> None:
-        """Sample the tokens of each text, or leave that to its caller."""
+        """Sample the tokens of each text, or hand its logits to its caller."""
         now = []
         for part, results in sampling:
             if part.job.text.has_processors and not isinstance(results, list):
@@ -307,7 +320,7 @@ class Scheduler:
             else:
                 advance(part, results)
                 settle(part)
-        # Nothing is left undone now if Ctrl-C raises anywhere below: the caller's texts end with it.
+        # Ctrl-C may raise anywhere below: all other texts are done, and the caller's own end with it.
         with interrupts.allowed():
             for part, results in now:
                 advance(part, results)
@@ -320,11 +333,11 @@ class Scheduler:
                 self._rows.release(job.row)
                 job.row = None
         if any(isinstance(job.error, NumericalError) for job in self._jobs):
-            self._rows.forget()  # a sequence that was kept, or loaded, may be why
+            self._rows.forget()  # a kept or loaded sequence may be the cause
         self._jobs = [job for job in self._jobs if not job.ended]
 
     def _admit(self) -> None:
-        """Give rows to the texts that wait for one, none before an earlier one has its own."""
+        """Give rows to the texts that wait for one, in order of arrival."""
         for job in self._jobs:
             if not job.wants_row:
                 continue
@@ -339,7 +352,7 @@ class Scheduler:
             job.text.add_cached(len(row.ids))
 
     def _find_room(self, job: Job) -> bool:
-        """Whether there is a row for a text, if need be one that a paused text had."""
+        """Make a row free for a text, if necessary that of a paused text. Returns whether there is one."""
         while True:
             n_texts = sum(job.row is not None or job.wants_row for job in self._jobs)
             if self._rows.make_room(n_texts, job.text.n_positions):
@@ -353,11 +366,11 @@ class Scheduler:
             longest_ago.row = None
 
     def _parts(self) -> list[StepInput]:
-        """What the next step feeds of each text: its newest token, or a part of its prompt if there is room."""
+        """What the next step feeds of each text: its newest token, or a part of its prompt as far as there is room."""
         active = [job for job in self._jobs if job.row is not None and not job.paused and job.handover is None]
         room = _PROMPT_TOKENS_BESIDE_OTHERS if any(job.n_left == 1 for job in active) else _PROMPT_TOKENS
         parts: list[StepInput] = []
-        prompts: list[list[int]] = []  # of texts that are computing one, or waiting to
+        prompts: list[list[int]] = []  # those that are being computed, or wait
         for job in active:
             row, ids = job.row, job.text.context
             assert row is not None
