@@ -122,7 +122,10 @@ class Generation:
         return self._make_update("", [], None, "length") if self.limit == 0 else None
 
     def draws(self, n: int) -> list[Draw] | None:
-        """How to sample the next n tokens on the device. None if that takes more than logits, or needs logprobs."""
+        """How to sample the next n tokens on the device.
+
+        None if that takes more than their logits, or if logprobs are wanted.
+        """
         return self._sampler.draws(n)
 
     def advance(self, result: NDArray[np.float32] | int) -> Update:

@@ -1,7 +1,7 @@
 """The rows of a KV cache, in which sequences stay after their end.
 
-A prompt that begins like one of them computes only the rest. The cache is made when it is needed, as large as needed. To grow, it is remade and its rows are copied. Only one thread
-at a time may use it.
+A prompt that begins like one of them computes only the rest. The cache is made when it is needed, as large as needed.
+To grow, it is remade and its rows are copied. Only one thread at a time may use it.
 """
 
 from __future__ import annotations

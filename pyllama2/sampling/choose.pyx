@@ -71,10 +71,10 @@ cdef int64_t token_bytes = 3 * sizeof(double) + sizeof(int32_t)
 
 def extremes(const float[::1] logits):
     """The highest and lowest of logits (vocab_size,) float32; both are NaN if one of the logits is."""
-    cdef Extremes found = loops_find().extremes(&logits[0], logits.shape[0])
-    if found.nan:
+    cdef Extremes result = loops_find().extremes(&logits[0], logits.shape[0])
+    if result.nan:
         return NAN, NAN
-    return found.highest, found.lowest
+    return result.highest, result.lowest
 
 
 def penalize(float[::1] logits, token_ids, Py_ssize_t window_start, Py_ssize_t n_prompt, double repetition,

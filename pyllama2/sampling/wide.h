@@ -47,19 +47,19 @@ TARGET static Extremes NAME(extremes)(const float* x, int64_t n) {
       high[p] = MAX(row, high[p]), low[p] = MIN(row, low[p]);
       nan[p] |= row != row;
     }
-  Extremes found = {-INFINITY, INFINITY, 0};
+  Extremes result = {-INFINITY, INFINITY, 0};
   for (int p = 0; p < PARTS; p++)
     for (int l = 0; l < WIDTH; l++) {
-      found.highest = high[p][l] > found.highest ? high[p][l] : found.highest;
-      found.lowest = low[p][l] < found.lowest ? low[p][l] : found.lowest;
-      found.nan |= nan[p][l];
+      result.highest = high[p][l] > result.highest ? high[p][l] : result.highest;
+      result.lowest = low[p][l] < result.lowest ? low[p][l] : result.lowest;
+      result.nan |= nan[p][l];
     }
   for (; i < n; i++) {
-    found.highest = x[i] > found.highest ? x[i] : found.highest;
-    found.lowest = x[i] < found.lowest ? x[i] : found.lowest;
-    found.nan |= x[i] != x[i];
+    result.highest = x[i] > result.highest ? x[i] : result.highest;
+    result.lowest = x[i] < result.lowest ? x[i] : result.lowest;
+    result.nan |= x[i] != x[i];
   }
-  return found;
+  return result;
 }
 
 TARGET static int64_t NAME(group_maxima)(const float* x, int64_t n, float* maxima) {
