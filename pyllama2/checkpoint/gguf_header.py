@@ -15,7 +15,6 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, TypeVar
@@ -26,14 +25,13 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError
 from ..storage.mapped import MappedFile
 from .gguf_blocks import BLOCK_TYPES
+from .gguf_cursor import Cursor
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32  # unless general.alignment says otherwise
-# Published files have some 40 keys with names of 40 characters, at most 1,200 tensors, and 700,000 strings in arrays.
+# Published files have some 40 keys and at most 1,200 tensors.
 _MAX_ENTRIES = 1 << 16
-_MAX_NAME = 256
-_MAX_STRINGS = 1 << 22
 _MAX_DIMENSIONS = 4
 # The largest texts that are read, in bytes: a chat template, and the tokens of a vocabulary with their lengths.
 _MAX_TEXT = 1 << 20
@@ -55,7 +53,6 @@ _TENSOR_TYPES = (
 _BLOCKS = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2)} | {
     name: (block.size, block.layout.itemsize) for name, block in BLOCK_TYPES.items()
 }
-_LENGTH = struct.Struct("<Q")
 
 T = TypeVar("T", int, float, bool, str)
 
@@ -250,7 +247,7 @@ def read_header(file: MappedFile) -> Header:
     """
     if not is_gguf(file):
         raise CheckpointError(f"{file.path} is not a GGUF file")
-    cursor = _Cursor(file, len(_MAGIC))
+    cursor = Cursor(file, len(_MAGIC))
     version = cursor.number(4)
     if version in [v << 24 for v in _VERSIONS]:
         raise CheckpointError(f"{file.path} is a big-endian GGUF file, which is not supported")
@@ -266,68 +263,7 @@ def read_header(file: MappedFile) -> Header:
     return Header(metadata, _read_tensors(cursor, n_tensors, alignment))
 
 
-class _Cursor:
-    """A position in the file that moves forward and stays inside. where is what is being read, for error messages."""
-
-    def __init__(self, file: MappedFile, position: int) -> None:
-        self.path = file.path
-        self.size = file.size
-        self.position = position
-        self.where = "its first bytes"
-        self._bytes = file.array(0, np.uint8, (file.size,)).data
-        self._strings_left = _MAX_STRINGS
-
-    def number(self, size: int) -> int:
-        """Read an unsigned number of size bytes."""
-        start = self.skip(size)
-        return int.from_bytes(self._bytes[start : self.position], "little")
-
-    def name(self) -> str:
-        """Read a short string."""
-        length = self.number(8)
-        if not 1 <= length <= _MAX_NAME:
-            raise CheckpointError(f"{self.path}: {self.where} has a name of {length} bytes, not 1 to {_MAX_NAME}")
-        start = self.skip(length)
-        try:
-            return str(self._bytes[start : self.position], "utf-8")
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{self.path}: {self.where} has a name that is not UTF-8") from error
-
-    def skip(self, length: int) -> int:
-        """Move over length bytes; returns where they start."""
-        start = self.position
-        if length > self.size - start:
-            raise self._truncated(start, length)
-        self.position += length
-        return start
-
-    def skip_strings(self, count: int) -> int:
-        """Move over count strings; returns where they start. The number of strings in the whole file is limited."""
-        self.check_count(count, "strings", self._strings_left, 8)
-        self._strings_left -= count
-        position, last, length_at = self.position, self.size - 8, _LENGTH.unpack_from
-        for _ in range(count):
-            if position > last:
-                raise self._truncated(position, 8)
-            position += 8 + length_at(self._bytes, position)[0]
-        return self.skip(position - self.position)
-
-    def check_count(self, count: int, what: str, limit: int, size: int) -> None:
-        """Raise CheckpointError unless count items of at least size bytes each fit into the rest of the file."""
-        if count > limit or count * size > self.size - self.position:
-            raise CheckpointError(
-                f"{self.path}: {self.where} should have {count} {what}, but {self.size - self.position} bytes "
-                f"are left in the file, and at most {limit} are read"
-            )
-
-    def _truncated(self, position: int, length: int) -> CheckpointError:
-        return CheckpointError(
-            f"{self.path} is truncated or damaged in {self.where}: {length} bytes are wanted at {position}, "
-            f"the file has {self.size}"
-        )
-
-
-def _read_fields(cursor: _Cursor, count: int) -> dict[str, _Field]:
+def _read_fields(cursor: Cursor, count: int) -> dict[str, _Field]:
     cursor.check_count(count, "keys", _MAX_ENTRIES, 13)
     fields: dict[str, _Field] = {}
     for i in range(count):
@@ -340,7 +276,7 @@ def _read_fields(cursor: _Cursor, count: int) -> dict[str, _Field]:
     return fields
 
 
-def _read_field(cursor: _Cursor) -> _Field:
+def _read_field(cursor: Cursor) -> _Field:
     kind = cursor.number(4)
     is_array = kind == _ARRAY
     count = 1
@@ -356,7 +292,7 @@ def _read_field(cursor: _Cursor) -> _Field:
     return _Field(kind, is_array, count, start, cursor.position)
 
 
-def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, TensorInfo]:
+def _read_tensors(cursor: Cursor, count: int, alignment: int) -> dict[str, TensorInfo]:
     cursor.where = "the list of tensors"
     cursor.check_count(count, "tensors", _MAX_ENTRIES, 24)
     tensors: dict[str, TensorInfo] = {}
@@ -378,7 +314,7 @@ def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Tens
     return tensors
 
 
-def _read_tensor(cursor: _Cursor) -> TensorInfo:
+def _read_tensor(cursor: Cursor) -> TensorInfo:
     """Read what follows the name of a tensor. The offset of the result counts from the start of the data."""
     n_dimensions = cursor.number(4)
     if not 1 <= n_dimensions <= _MAX_DIMENSIONS:
@@ -396,7 +332,7 @@ def _read_tensor(cursor: _Cursor) -> TensorInfo:
     return TensorInfo(kind, shape, offset, prod(shape) // size * nbytes)
 
 
-def _check_places(cursor: _Cursor, tensors: dict[str, TensorInfo]) -> None:
+def _check_places(cursor: Cursor, tensors: dict[str, TensorInfo]) -> None:
     """Raise CheckpointError unless every tensor ends inside the file and before the next one starts."""
     end, before = 0, ""
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
