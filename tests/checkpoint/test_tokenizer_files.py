@@ -117,7 +117,7 @@ class TestBuildModel:
         pieces = [("<unk>", 0.0, UNKNOWN), ("<pad>", 0.0, CONTROL), ("a", -1.0, NORMAL), ("▁", -2.0, NORMAL)]
         data = build_model(pieces, unk_id=0, bos_id=None, eos_id=None, add_dummy_prefix=False)
         processor = SentencePieceProcessor(model_proto=data)
-        assert (processor.bos_id(), processor.eos_id(), processor.pad_id()) == (-1, -1, -1)
+        assert (processor.bos_id(), processor.eos_id(), processor.pad_id()) == (-1, -1, 1)
         assert processor.encode("a  a") == [2, 3, 3, 2]
         assert processor.encode("é") == [0]
         processor = SentencePieceProcessor(model_proto=build_model(pieces, unk_id=0, bos_id=None, eos_id=1))
