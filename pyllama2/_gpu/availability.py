@@ -1,6 +1,6 @@
 """Whether CuPy and a GPU can be used here; if not, one sentence that says what is missing and what to install.
 
-Used by CudaBackend. Nothing else imports cupy: all other modules are given it.
+Nothing else imports cupy: all other modules are given it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
                    tokens are, so that a graph of the launches serves all steps
     prompt_chunk   more tokens: a kernel for each step
 
-Both give the same numbers. Used by CudaBackend.
+Both give the same numbers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """How quantized matrices and vectors lie in device memory: shapes, and what is allocated for them.
 
-kernels/common.cu says what each number means. Used by the planner, which counts bytes before anything is allocated,
-and by the launchers.
+kernels/common.cu says what each number means.
 """
 
 from __future__ import annotations

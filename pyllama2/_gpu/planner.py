@@ -4,7 +4,7 @@
     driver     what CUDA takes for itself, estimated: the context, the kernels' code and stacks, graphs
 
 A Plan lists the arrays of the weights, of a cache, and of the workspace. The backend makes its arrays from the plan, so
-that the two are the same to the byte. Used by the CUDA backend and by the choice of a device.
+that the two are the same to the byte.
 """
 
 from __future__ import annotations

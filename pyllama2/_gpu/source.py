@@ -2,7 +2,7 @@
 
 A kernel file names the files whose functions it uses in its first lines, `// Needs: common.cu, ptx.cu`. They are put
 in front of it rather than #included: a cache of compiled modules then sees every change. `#line` makes errors name
-the file. Used by the launchers and by scripts/cuda/check_cuda.py, which has no CuPy.
+the file. CuPy is not needed here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a token of Llama-2 7B costs on a GPU, counted: bytes, launches, instructions. Used by check_cuda.py."""
+"""What a token of Llama-2 7B costs on a GPU, counted: bytes, launches, instructions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which kernels there are to compile: each file of pyllama2/_gpu/kernels with its templates. Used by check_cuda.py.
+"""Which kernels there are to compile: each file of pyllama2/_gpu/kernels with its templates.
 
 pyllama2 itself is not imported, since it wants more than numpy: the two modules that are needed are loaded by path.
 """

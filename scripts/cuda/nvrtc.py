@@ -1,4 +1,4 @@
-"""CUDA source to machine code by NVRTC, without CuPy, a driver or a GPU. Used by check_cuda.py.
+"""CUDA source to machine code by NVRTC, without CuPy, a driver or a GPU.
 
 NVRTC and the headers come from the wheels nvidia-cuda-nvrtc-cu12 and nvidia-cuda-runtime-cu12.
 """

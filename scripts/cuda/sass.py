@@ -1,4 +1,4 @@
-"""What a kernel's machine code consists of: kinds of instructions, and how many a loop takes. Used by check_cuda.py.
+"""What a kernel's machine code consists of: kinds of instructions, and how many a loop takes.
 
 nvdisasm comes from the wheel nvidia-cuda-nvdisasm (or a CUDA toolkit). That of today knows sm_75 and later.
 """

@@ -8,7 +8,7 @@
 // position to itself reads its piece beside those of the other lanes, so that scores need no shuffles, and eight
 // positions of a piece are the 8 x 8 matrix of a tensor core. Numbers are rounded as on the CPU, whose saved rows fit.
 //
-// A head below is the number row * n_kv_heads + kv_head. Used by the kernels that append and by attention.
+// A head below is the number row * n_kv_heads + kv_head.
 
 #include <cuda_fp16.h>
 
