@@ -2,7 +2,7 @@
 
 Design: each thread sums its own share of the buffer, four streams at a time with software prefetch. One plain stream
 without prefetch reads up to a third less per thread, for want of enough cache lines on their way; wider vectors add
-next to nothing to this. What is added does not matter. Called by bench.py.
+next to nothing to this. What is added does not matter.
 """
 
 from cython.parallel cimport prange

@@ -1,7 +1,4 @@
-"""Quantizers: a float matrix to the codes and scales of weights.py, in parallel over blocks of 8 rows.
-
-Called by convert.py for every matrix of a model.
-"""
+"""Quantizers: a float matrix to the codes and scales of weights.py, in parallel over blocks of 8 rows."""
 
 from cython.parallel cimport prange
 from libc.math cimport isnan

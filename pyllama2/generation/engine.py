@@ -132,7 +132,8 @@ class Engine:
         profile = backend.profile()
         if not profile.steps:
             return profile
-        sampling = StepTime("sampling, text", self._scheduler.sampling_s[0], self._scheduler.sampling_s[1])
+        time = self._scheduler.sampling_time
+        sampling = StepTime("sampling, text", time.single, time.prompts)
         return replace(profile, steps=(*profile.steps, sampling))
 
     def _close(self) -> None:

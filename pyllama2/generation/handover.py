@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..process.interrupts import Interrupts
-from .job import Handover, Job, StepInput
+from .job import Handover, Job, SamplingTime, StepInput
 
 # How long a step waits for texts that are being sampled. It never waits twice for the same token.
 _PATIENCE_S = 0.01
@@ -31,15 +31,18 @@ class Handovers:
     Args:
         lock: the scheduler's lock, which is held only for moments.
         advance: samples the tokens of a StepInput from logits.
-        sampling_s: the scheduler's sums of the time, which are added to.
+        sampling_time: the scheduler's, which is added to.
     """
 
     def __init__(
-        self, lock: threading.Lock, advance: Callable[[StepInput, NDArray[np.float32]], None], sampling_s: list[float]
+        self,
+        lock: threading.Lock,
+        advance: Callable[[StepInput, NDArray[np.float32]], None],
+        sampling_time: SamplingTime,
     ) -> None:
         self._lock = lock
         self._advance = advance
-        self._sampling_s = sampling_s
+        self._sampling_time = sampling_time
         self._open: list[Handover] = []
         self._waiters: list[threading.Lock] = []
 
@@ -118,7 +121,7 @@ class Handovers:
     def _finish(self, handover: Handover, seconds: float) -> None:
         with self._lock:
             handover.sampled = True
-            self._sampling_s[len(handover.part.tokens) > 1] += seconds
+            self._sampling_time.add(seconds, has_prompt=len(handover.part.tokens) > 1)
             waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.release()

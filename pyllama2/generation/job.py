@@ -19,6 +19,26 @@ from .prefix_cache import CacheRow, common_prefix
 AHEAD = 4
 
 
+@dataclass
+class SamplingTime:
+    """Seconds of sampling and text.
+
+    Attributes:
+        single: of steps that feed one token of each text.
+        prompts: of other steps.
+    """
+
+    single: float = 0.0
+    prompts: float = 0.0
+
+    def add(self, seconds: float, *, has_prompt: bool) -> None:
+        """Count the time of one step."""
+        if has_prompt:
+            self.prompts += seconds
+        else:
+            self.single += seconds
+
+
 class Job:
     """A text in a scheduler.
 

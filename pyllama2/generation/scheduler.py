@@ -33,7 +33,7 @@ from ..sampling.sampler import Draw
 from .completion import Completion
 from .generation import Generation, Update
 from .handover import Handovers
-from .job import Job, StepInput, advance, batch_of, settle
+from .job import Job, SamplingTime, StepInput, advance, batch_of, settle
 from .prefix_cache import MAX_ROWS, PrefixCache
 
 # Texts of one list that exist at a time: those in rows, and as many that come next, since rows may become free while
@@ -58,7 +58,7 @@ class Scheduler:
         rows: its cache.
 
     Attributes:
-        sampling_s: seconds of sampling and text, in steps of single tokens and in other steps.
+        sampling_time: seconds of sampling and text.
     """
 
     def __init__(self, backend: Backend, rows: PrefixCache) -> None:
@@ -71,8 +71,8 @@ class Scheduler:
         self._clock = 0
         self._closed = False
         self._jobs: list[Job] = []  # only the driver uses it; in order of arrival
-        self.sampling_s = [0.0, 0.0]
-        self._handovers = Handovers(self._lock, advance, self.sampling_s)
+        self.sampling_time = SamplingTime()
+        self._handovers = Handovers(self._lock, advance, self.sampling_time)
         renew_after_fork(self, Scheduler._renew_in_child)
 
     def _renew_in_child(self) -> None:
@@ -287,7 +287,7 @@ class Scheduler:
                 first = last
             self._sample(sampling, own, interrupts)
             has_prompt = any(len(part.tokens) > 1 for part in parts)
-            self.sampling_s[has_prompt] += time.perf_counter() - started - elapsed
+            self.sampling_time.add(time.perf_counter() - started - elapsed, has_prompt=has_prompt)
         self._retire()
         if not self._jobs:
             self._rows.trim()

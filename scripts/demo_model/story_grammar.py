@@ -7,8 +7,6 @@ lines; in a line, [a|b] is a choice, {slot} a word of the cast, <name> a phrase 
     $slot: a|b      draws another word for the story
     =               begins a step, whose lines follow; "=?" one that most stories leave out
     @name           is a step of stories/common.txt; "@name?" one that may be left out
-
-Used by train_demo_model.py and check_demo_model.py.
 """
 
 from __future__ import annotations

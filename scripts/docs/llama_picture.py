@@ -3,7 +3,7 @@
     residual stream (thick) ── ⊕ ──────────── ⊕ ──
                 │   attention  │  feed-forward │
 
-Shapes come from ModelConfig.tensor_shapes(), in the letters of model.py. Used by make_llama_docs.py.
+Shapes come from ModelConfig.tensor_shapes(), in the letters of model.py.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ A place is named by a file's name and what stands in it:
     model.Attention.forward      a class or function of pyllama2/model.py, by its qualified name
     forward.pyx run_layer        a function of a file of _cpu or its kernels
     forward.pyx # attention      a comment line there, and what follows it up to the next blank line
-
-Used by make_llama_docs.py.
 """
 
 from __future__ import annotations
