@@ -30,8 +30,8 @@ from make_random_model import SHAPES
 from pyllama2._gpu import CudaBackend
 from pyllama2._gpu.planner import plan
 from pyllama2.backend.base import Batch
-from pyllama2.bench import fill_cache, random_tokens, weight_bytes_per_token
-from pyllama2.memory import kv_cache_bytes
+from pyllama2.bench import fill_cache, random_tokens
+from pyllama2.memory import kv_cache_bytes, weight_bytes_per_token
 from pyllama2.storage.model_file import StoredModel
 from pyllama2.storage.weights import Quantization
 
@@ -100,7 +100,7 @@ def bench(model: StoredModel, args: argparse.Namespace) -> list[dict[str, Any]]:
                     steps = decode_speed(backend, n_rows, context, args.new_tokens, args.repeat)
                     rate = max(before, read_rate(cupy))
                     cache = n_rows * kv_cache_bytes(model.config, context + args.new_tokens // 2, kv_dtype)
-                    read = (weight_bytes_per_token(model) + cache) * steps / 1e9
+                    read = (weight_bytes_per_token(model.config, model.quantization) + cache) * steps / 1e9
                     found.append({"kv_dtype": kv_dtype, "context": context, "sequences": n_rows,
                                   "tokens_per_s": steps * n_rows, "read_gb_per_s": read, "memory_gb_per_s": rate,
                                   "share": read / rate, "launches": backend.describe()["launches"]})  # fmt: skip

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from pyllama2.backend.base import Batch, KVCache
-from pyllama2.bench import fill_cache, random_tokens, weight_bytes_per_token
+from pyllama2.bench import fill_cache, random_tokens
 from pyllama2.loading import load_model
+from pyllama2.memory import weight_bytes_per_token
 from pyllama2.storage.model_file import StoredModel
 
 
@@ -70,7 +71,9 @@ class OurEngine:
         """Of weights, and of keys and values."""
         assert self._cache is not None
         per_position = sum(array.nbytes for array in self._cache.save_row(0, 1).values())
-        return weight_bytes_per_token(self._model), round(per_position * (position + 1))
+        return weight_bytes_per_token(self._model.config, self._model.quantization), round(
+            per_position * (position + 1)
+        )
 
     def describe(self) -> dict[str, Any]:
         """Facts for the report."""

@@ -29,6 +29,7 @@ from .cli.common import CommandParser, add_model_flags, positive, run_command
 from .cli.progress import progress_bar
 from .errors import ContextLengthError, NumericalError
 from .loading import find_model, load_model
+from .memory import weight_bytes_per_token
 from .shown import for_json, shown
 from .storage.model_file import StoredModel
 
@@ -96,15 +97,6 @@ def fill_cache(backend: Backend, cache: KVCache, n_tokens: int, row: int = 0) ->
 def random_tokens(vocab_size: int, n: int) -> list[int]:
     """Draw n token ids from a fixed seed: the same ones each time."""
     return [int(token) for token in np.random.default_rng(1).integers(0, vocab_size, n)]
-
-
-def weight_bytes_per_token(model: StoredModel) -> int:
-    """Bytes of weights that decoding a token reads.
-
-    An embedding matrix that is not the output matrix as well is left out, since only one row of it is read.
-    """
-    embedding = 0 if model.config.tied_embeddings else model.weights["tok_embeddings.weight"].nbytes
-    return model.nbytes - embedding
 
 
 @dataclass(frozen=True)
@@ -273,7 +265,7 @@ def run_benchmark(
     hashes = {run.logits for run in runs}
     if len(hashes) > 1:
         raise NumericalError(f"the logits of {repeat} equal runs differ: {', '.join(sorted(hashes))}")
-    weight_bytes = weight_bytes_per_token(model)
+    weight_bytes = weight_bytes_per_token(model.config, model.quantization)
     decode = Spread.of([run.decode for run in runs])
     read = decode.median * (weight_bytes + kv_cache_bytes) / 1e9
     bandwidth = Spread.of(rates) if rates else None

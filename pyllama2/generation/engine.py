@@ -12,7 +12,7 @@ from typing import Any
 
 from ..backend.base import Backend, KVCache
 from ..backend.step_times import Profile, StepTime
-from ..memory import logits_bytes, piece_tokens, rows_that_fit
+from ..memory import logits_bytes, piece_tokens, rows_that_fit, weight_bytes_per_token
 from ..sampling.sampler import SamplingParams
 from ..storage.model_file import StoredModel
 from ..tokenizer import load_tokenizer
@@ -57,8 +57,6 @@ class Engine:
         self._model = model
         self._rolls = rolls
         self._guesses = guesses
-        embedding = model.weights["tok_embeddings.weight"].nbytes
-        self._bytes_per_token = model.nbytes - (0 if config.tied_embeddings else embedding)
         self._tokenizer = None if model.tokenizer is None else load_tokenizer(model.tokenizer, config.vocab_size)
         self._requests = RequestMaker(self._tokenizer, model.chat_template, config.vocab_size, self.n_ctx, seed)
         backend = backend_class(model, n_threads=n_threads, kv_dtype=kv_dtype)
@@ -123,7 +121,7 @@ class Engine:
             "quantization": quantization.type,
             "output_type": quantization.output_type,
             "group_size": quantization.group_size,
-            "bytes_per_token": self._bytes_per_token,
+            "bytes_per_token": weight_bytes_per_token(self._model.config, quantization),
             **facts,
             "kv_cache_bytes": self._scheduler.kv_cache_bytes,
         }
