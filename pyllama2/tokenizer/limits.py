@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 # Gemma's 262,144 tokens are the largest published vocabulary; Llama-3 has 128,256.
-MAX_TOKENS = 300_000
+MAX_TOKENS = 270_000
 # GPT-4o's tokenizer has 446,189, Llama-3's 280,147.
 MAX_MERGES = 450_000
 # The longest tokens of published models are 128 spaces.

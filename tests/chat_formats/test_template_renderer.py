@@ -317,7 +317,8 @@ def test_the_process_goes_with_the_renderer() -> None:
 
 SCRIPT = """
 import os, sys, threading, time
-from pyllama2 import forking, template_renderer
+from pyllama2.chat_formats import renderer as template_renderer
+from pyllama2.process import forking
 {before}
 r = template_renderer.TemplateRenderer({template!r})
 t = threading.Thread(target=r.render, args=({{}},), daemon=True)

@@ -230,7 +230,7 @@ class TestLlama2c:
         refuse(tmp_path / "t", data, "340", "341", vocab_size=341)
         refuse(tmp_path / "t", llama2c_tokenizer(llama2c_pieces(PACKAGE)[:2]), "2 tokens")
         many = llama2c_pieces(PACKAGE)[:259] + [(b"x", 0.0)] * 299_742
-        refuse(tmp_path / "t", llama2c_tokenizer(many), "more than 300000 tokens, which is too many")
+        refuse(tmp_path / "t", llama2c_tokenizer(many), "more than 270000 tokens, which is too many")
 
     def test_truncation(self, tmp_path: Path) -> None:
         data = llama2c_tokenizer(llama2c_pieces(PACKAGE)[:300])
