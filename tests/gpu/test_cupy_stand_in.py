@@ -47,11 +47,8 @@ def test_right_arguments_are_taken(cupy: StandIn, scale: Any) -> None:
     types(
         (1,), (1,), (cupy.zeros(1, np.float16), cupy.zeros(1, np.int8), cupy.zeros(1, np.uint32), given[0], np.int64(1))
     )
-    types(
-        (1,),
-        (1,),
-        (np.uint64(0), cupy.zeros(1, np.int8).data, cupy.zeros(1, np.uint32), given[0].data.ptr, np.int64(1)),
-    )
+    byte, word = cupy.zeros(1, np.int8), cupy.zeros(1, np.uint32)  # an address does not keep its array
+    types((1,), (1,), (np.uint64(0), byte.data, word, given[0].data.ptr, np.int64(1)))
 
 
 @pytest.mark.parametrize(
