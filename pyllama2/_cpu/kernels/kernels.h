@@ -19,7 +19,7 @@
  * (setup.py), so whatever is not an explicit fused multiply-add gives the same bits everywhere;
  * q8 and q4 products have one per group, in the same place in each table.
  *
- * Compiled once, in tables.pyx.
+ * Compiled once, in dispatch.pyx.
  */
 #ifndef PYLLAMA2_KERNELS_H
 #define PYLLAMA2_KERNELS_H
