@@ -9,6 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
+from ..shown import shown
 from ..tokenizer.base import utf8
 
 Message = Mapping[str, str]
@@ -73,7 +74,7 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
                 raise ValueError(f"message {i} has no {name}")
         for name, value in message.items():
             if not isinstance(name, str) or not isinstance(value, str):
-                raise TypeError(f"{name!s:.40} of message {i} must be a string, not {type(value).__name__}")
+                raise TypeError(f"{shown(name, 40)} of message {i} must be a string, not {type(value).__name__}")
             utf8(name)
             utf8(value)
         if not _ROLE.fullmatch(message["role"]):
@@ -112,5 +113,6 @@ def refuse_markers(messages: Sequence[Message], markers: Sequence[str]) -> None:
         for marker in markers:
             if any(marker in text for item in message.items() for text in item):
                 raise ValueError(
-                    f"message {i} contains {marker}, which has a meaning in the chat format (allow_markers permits it)"
+                    f"message {i} contains {shown(marker)}, which has a meaning in the chat format "
+                    "(allow_markers permits it)"
                 )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..shown import shown
 from ..tokenizer.base import Tokenizer
 from .base import ChatFormat, Message, check_messages, refuse_markers
 from .renderer import TemplateRenderer
@@ -93,6 +94,6 @@ class JinjaChat(ChatFormat):
         for marker in self._text_markers:
             if marker in text:
                 raise ValueError(
-                    f"the chat template makes {marker} of a message, which has a meaning in the chat format "
+                    f"the chat template makes {shown(marker)} of a message, which has a meaning in the chat format "
                     "(allow_markers permits it)"
                 )
