@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
+from ..bounded_json import MAX_VALUES, parse_json
 from ..errors import CheckpointError
 from ..storage.mapped import MappedFile
 
-# The index of a 70B checkpoint has 60 KB. A parsed value takes up to 100 times the memory of its text.
-_MAX_BYTES = 16 << 20
-_MAX_VALUES = 500_000
+_MAX_BYTES = 16 << 20  # the index of a 70B checkpoint has 60 KB
 
 
 class JsonObject:
@@ -28,7 +26,7 @@ class JsonObject:
 
     @classmethod
     def read(
-        cls, path: str | os.PathLike[str], max_bytes: int = _MAX_BYTES, max_values: int = _MAX_VALUES
+        cls, path: str | os.PathLike[str], max_bytes: int = _MAX_BYTES, max_values: int = MAX_VALUES
     ) -> JsonObject:
         """Parse a file.
 
@@ -44,13 +42,10 @@ class JsonObject:
             if file.size > max_bytes:
                 raise CheckpointError(f"{file.path}: {file.size} bytes exceed the limit of {max_bytes}")
             text = file.bytes(0, file.size)
-        if sum(map(text.count, (b",", b"[", b"{"))) > max_values:
-            raise CheckpointError(f"{file.path} has more than {max_values} values")
         try:
-            values = json.loads(text.decode(), object_pairs_hook=_unique)
-        except (ValueError, RecursionError) as error:
-            reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)[:200]
-            raise CheckpointError(f"{file.path} is not valid JSON ({reason})") from error
+            values = parse_json(text, max_values)
+        except ValueError as error:
+            raise CheckpointError(f"{file.path} {error}") from error
         if not isinstance(values, dict):
             raise CheckpointError(f"{file.path} is not a JSON object")
         return cls(file.path, values)
@@ -103,10 +98,3 @@ class JsonObject:
             raise CheckpointError(f"{self.path}: {name} is {str(value)[:40]}, which is out of range")
         assert isinstance(value, int)
         return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a key appears twice in one object")
-    return values

@@ -10,8 +10,8 @@ import json
 import os
 from bisect import bisect_left
 from collections.abc import Callable
-from typing import Any
 
+from ..bounded_json import parse_json
 from ..chat_formats.base import check_messages, n_system, out_of_turn
 from ..errors import CheckpointError
 from ..process.interrupts import Interrupts
@@ -21,7 +21,6 @@ from ..storage.new_file import NewFile
 Messages = list[dict[str, str]]
 
 _MAX_BYTES = 16 << 20  # far more than any context holds
-_MAX_VALUES = 500_000  # a parsed value takes up to 100 times the memory of its text
 
 
 def write_messages(path: str, messages: Messages) -> None:
@@ -50,13 +49,12 @@ def read_messages(path: str) -> Messages:
     """
     with open(path, "rb") as file:
         data = file.read(_MAX_BYTES + 1)
-    if len(data) > _MAX_BYTES or sum(map(data.count, (b",", b"[", b"{"))) > _MAX_VALUES:
-        raise ValueError(f"{shown(path)} is too large for a conversation")
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f"{shown(path)} has more than {_MAX_BYTES} bytes, which is too many for a conversation")
     try:
-        values = json.loads(data.decode(), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
-        raise ValueError(f"{shown(path)} is not valid JSON ({shown(reason)})") from error
+        values = parse_json(data)
+    except ValueError as error:
+        raise ValueError(f"{shown(path)} {error}") from error
     try:
         if not isinstance(values, list):
             raise TypeError(f"messages must be a list, not {type(values).__name__}")
@@ -94,10 +92,3 @@ def _check_turns(messages: Messages) -> None:
         raise ValueError(f"message {i} should be of the role {role!r}, not {shown_value(messages[i]['role'])}")
     if (len(messages) - n_system(messages)) % 2:
         raise ValueError("the last question has no answer")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a key appears twice in one object")
-    return values

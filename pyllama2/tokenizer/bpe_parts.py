@@ -12,20 +12,20 @@ caught. Therefore the package gets only what was checked here.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeVar
 
+from ..bounded_json import parse_json
 from ..errors import CheckpointError
 from .limits import MAX_CHARACTERS, MAX_MERGES, MAX_TOKEN_LENGTH, MAX_TOKENS, check_special_tokens
 from .pre_tokenizer import Step, known_steps
 
 T = TypeVar("T")
 
-# Llama-3's file has 17 MB and a million items. An item may take 80 bytes of memory.
+# Llama-3's file has 17 MB and a million values. A value may take 80 bytes of memory.
 MAX_BYTES = 24 << 20
-MAX_ITEMS = 1_200_000
+_MAX_VALUES = 1_200_000
 _MAX_IDS = 1 << 24
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 _MAX_NORMALIZERS = 4
@@ -78,12 +78,15 @@ def parse_bpe(data: bytes) -> BpeParts:
     Raises:
         CheckpointError: the file is damaged, not supported or too large
     """
-    n_items = sum(map(data.count, (b",", b"[", b"{")))
-    if len(data) > MAX_BYTES or n_items > MAX_ITEMS:
-        raise CheckpointError(f"a tokenizer.json of {len(data)} bytes and {n_items} items is too large")
+    if len(data) > MAX_BYTES:
+        raise CheckpointError(f"a tokenizer.json of {len(data)} bytes is larger than {MAX_BYTES}")
     try:
-        return check_bpe(json.loads(data))
-    except (ValueError, RecursionError) as error:
+        root = parse_json(data, _MAX_VALUES)
+    except ValueError as error:
+        raise CheckpointError(f"the tokenizer.json {error}") from error
+    try:
+        return check_bpe(root)
+    except ValueError as error:
         raise CheckpointError(f"cannot use the tokenizer.json: {error!s:.300}") from error
 
 

@@ -24,6 +24,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 ROOMS = {
     "shown": "Makes text from files and users safe to print",
     "errors": "The classes of all errors",
+    "bounded_json": "Parses JSON from files of others, strictly and within bounded memory",
     "arguments": "Checks of arguments, with messages that say what was expected",
     "process": "What concerns the whole process: Ctrl-C, fork, exit",
     "config": "`ModelConfig`: the dimensions of a model, and the name and shape of every tensor",

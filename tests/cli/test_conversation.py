@@ -82,11 +82,11 @@ class TestFiles:
         path = tmp_path / "f"
         write_messages(str(path), turns("a", "b" * 1000))
         monkeypatch.setattr(conversation, "_MAX_BYTES", 1000)
-        with pytest.raises(ValueError, match="too large"):
+        with pytest.raises(ValueError, match="more than 1000 bytes"):
             read_messages(str(path))
         monkeypatch.undo()
         path.write_text("[" + "0," * 600_000 + "0]")
-        with pytest.raises(ValueError, match="too large"):
+        with pytest.raises(ValueError, match="more than 500000 values"):
             read_messages(str(path))
 
     def test_that_are_no_text(self, tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ PACKAGE = ROOT / "pyllama2"
 
 # Folders and the files beside them, from the bottom up. Each may import what stands before it.
 ROOMS = [
-    "shown", "errors", "arguments", "process", "config", "tokenizer", "chat_formats", "storage", "checkpoint",
-    "sampling", "backend", "_cpu", "_gpu", "memory", "generation", "convert", "loading", "llama", "analysis", "cli",
-    "generate", "chat", "export", "quantize", "perplexity", "bench", "inspect", "__init__", "__main__",
+    "shown", "errors", "bounded_json", "arguments", "process", "config", "tokenizer", "chat_formats", "storage",
+    "checkpoint", "sampling", "backend", "_cpu", "_gpu", "memory", "generation", "convert", "loading", "llama",
+    "analysis", "cli", "generate", "chat", "export", "quantize", "perplexity", "bench", "inspect", "__init__",
+    "__main__",
 ]  # fmt: skip
 # Within a row, none may know another.
 APART = [{"_cpu", "_gpu"}, {"generate", "chat", "export", "quantize", "perplexity", "bench", "inspect"}]
