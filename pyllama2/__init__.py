@@ -12,7 +12,14 @@ are imported where they are used.
 
 from .analysis.evaluation import Perplexity, perplexity
 from .convert import export, quantize
-from .errors import BackendUnavailableError, CheckpointError, ContextLengthError, NumericalError, Pyllama2Error
+from .errors import (
+    BackendUnavailableError,
+    CheckpointError,
+    ClosedError,
+    ContextLengthError,
+    NumericalError,
+    Pyllama2Error,
+)
 from .generation.chunk import Chunk, Timings, TokenLogprob, Usage
 from .generation.completion import Completion
 from .llama import Llama
@@ -24,6 +31,7 @@ __all__ = [
     "BackendUnavailableError",
     "CheckpointError",
     "Chunk",
+    "ClosedError",
     "Completion",
     "ContextLengthError",
     "Llama",

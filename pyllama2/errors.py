@@ -1,7 +1,7 @@
 """The errors that pyllama2 raises on purpose.
 
-Wrong arguments raise plain ValueError or TypeError. Whatever depends on a file, a machine or a model raises one of the
-errors below. Each message is one sentence.
+Wrong arguments raise plain ValueError or TypeError. Whatever depends on a file, a machine, a model or what was closed
+raises one of the errors below. Each message is one sentence.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ class Pyllama2Error(Exception):
 
 class CheckpointError(Pyllama2Error):
     """A model or tokenizer file is missing, damaged, hostile or not supported."""
+
+
+class ClosedError(Pyllama2Error, RuntimeError):
+    """An object is used after its close(). The message says which."""
 
 
 class ContextLengthError(Pyllama2Error):

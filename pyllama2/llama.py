@@ -152,7 +152,7 @@ class Llama(Engine):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer. Raises ValueError when it has none."""
+        """The model's tokenizer. Raises ValueError when it has none, ClosedError after close()."""
         self._require_backend()
         return self._requests.tokenizer
 
@@ -182,6 +182,7 @@ class Llama(Engine):
             ContextLengthError: a prompt is longer than n_ctx.
             NumericalError: the model computed NaN or infinite logits.
             CheckpointError: the model's file has changed.
+            ClosedError: this Llama is closed.
             TypeError, ValueError: an argument is wrong.
         """
         params = self._checked(params, sampling)
@@ -310,6 +311,7 @@ class Llama(Engine):
             ContextLengthError: there are more tokens than n_ctx.
             Pyllama2Error: memory does not suffice.
             NumericalError: logits are NaN or infinite.
+            ClosedError: this Llama is closed.
             ValueError: a token is outside the vocabulary.
         """
         ids = self._requests.checked_ids("tokens", tokens)
@@ -366,7 +368,7 @@ class Llama(Engine):
         return self._profile(self._require_backend())
 
     def close(self) -> None:
-        """Give back all memory. Anything but close() raises ValueError afterwards.
+        """Give back all memory. Whatever needs the model raises ClosedError afterwards.
 
         With PYLLAMA2_PROFILE=1 in the environment, profile() is printed on stderr.
         """

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers.tiny_llama import CHATML, PROMPT, write_tiny
 
-from pyllama2 import Llama, Pyllama2Error, SamplingParams, arguments, export, perplexity, quantize
+from pyllama2 import ClosedError, Llama, Pyllama2Error, SamplingParams, arguments, export, perplexity, quantize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -243,7 +243,9 @@ def test_closed(path: Path) -> None:
         lambda: llm.generate(["a", "b"]), lambda: perplexity(llm, TEXT),
     ]  # fmt: skip
     for call in calls:
-        with pytest.raises(ValueError, match="this Llama is closed"):
+        with pytest.raises(ClosedError, match="this Llama is closed"):
             call()
     llm.close()
-    assert "closed" in repr(llm) and not isinstance(ValueError(), Pyllama2Error)
+    assert "closed" in repr(llm)
+    assert issubclass(ClosedError, Pyllama2Error) and issubclass(ClosedError, RuntimeError)
+    assert not issubclass(ClosedError, ValueError)

@@ -11,7 +11,7 @@ from helpers.tiny_tokenizers import sentencepiece_model, sentencepiece_spec
 
 import pyllama2
 from pyllama2 import Llama
-from pyllama2.errors import BackendUnavailableError, CheckpointError
+from pyllama2.errors import BackendUnavailableError, CheckpointError, ClosedError
 from pyllama2.loading import find_model
 
 MESSAGES = [{"role": "user", "content": "What is it?"}]
@@ -40,14 +40,14 @@ class TestLoading:
             lambda: llm.generate(PROMPT), lambda: llm.stream(PROMPT), lambda: llm.logits([1]), lambda: llm.score("a"),
             llm.describe, lambda: llm.chat(MESSAGES, template="llama2"), lambda: next(stream),
         ):  # fmt: skip
-            with pytest.raises(ValueError, match="closed"):
+            with pytest.raises(ClosedError, match="this Llama is closed"):
                 call()
         assert "closed" in repr(llm)
 
     def test_context_manager(self, path: Path) -> None:
         with Llama(path) as llm:
             pass
-        with pytest.raises(ValueError, match="closed"):
+        with pytest.raises(ClosedError, match="this Llama is closed"):
             llm.generate(PROMPT)
 
     @pytest.mark.parametrize("quant", ["float16", "q8", "q4"])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..backend.base import Backend, Batch, KVCache
 from ..backend.resident import resident_bytes
 from ..backend.step_times import Profile, StepTime
+from ..errors import ClosedError
 from ..process.forking import renew_after_fork
 from ..sampling import choose
 from ..storage.model_file import StoredModel
@@ -66,6 +67,7 @@ class CpuBackend(Backend):
 
     def new_cache(self, n_rows: int, max_seq_len: int) -> CpuKVCache:
         """An empty cache."""
+        self._forward_open()
         return CpuKVCache(self.config, n_rows, max_seq_len, self.kv_dtype)
 
     def kv_cache_bytes(self, n_rows: int, max_seq_len: int) -> int:
@@ -81,18 +83,14 @@ class CpuBackend(Backend):
             raise TypeError("the cache belongs to another backend")
         batch.check(self.config, cache)
         with self._lock:
-            if self._forward is None:
-                raise ValueError("this Llama is closed")
-            logits = self._forward.run(batch.tokens, batch.rows, batch.positions, batch.outputs, cache)
+            logits = self._forward_open().run(batch.tokens, batch.rows, batch.positions, batch.outputs, cache)
             for file in self._files:  # the weights may not be what they were
                 file.check()
             return logits
 
     def describe(self) -> dict[str, Any]:
         """Device, threads, instruction set and bytes in use; scratch memory of sampling, of all models, is with it."""
-        forward = self._forward
-        if forward is None:
-            raise ValueError("this Llama is closed")
+        forward = self._forward_open()
         return {
             "device": "cpu",
             "n_threads": self.n_threads,
@@ -112,15 +110,18 @@ class CpuBackend(Backend):
 
     def profile(self) -> Profile:
         """Time of each step so far, waiting for the other threads included."""
-        forward = self._forward
-        if forward is None:
-            raise ValueError("this Llama is closed")
+        forward = self._forward_open()
         few, many = forward.step_seconds
         steps = tuple(
             StepTime(name, float(few[i]), float(many[i]), sum(map(self._bytes_of, weights)))
             for i, (name, weights) in enumerate(STEPS.items())
         )
         return Profile(steps, forward.passes[0], *forward.tokens)
+
+    def _forward_open(self) -> Forward:
+        if self._forward is None:
+            raise ClosedError("this Llama is closed")
+        return self._forward
 
     def _bytes_of(self, kind: str) -> int:
         if kind == "output" and self.config.tied_embeddings:

@@ -138,6 +138,7 @@ class CpuKVCache(KVCache):
         return views
 
     def _check(self, row: int, length: int) -> None:
+        self.check_open()
         if not 0 <= row < self.n_rows:
             raise ValueError(f"row {row} is not in 0 .. {self.n_rows - 1}")
         if not 0 <= length <= self.max_seq_len:

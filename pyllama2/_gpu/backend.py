@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend.base import Backend, Batch, KVCache
-from ..errors import BackendUnavailableError, Pyllama2Error
+from ..errors import BackendUnavailableError, ClosedError, Pyllama2Error
 from ..sampling.sampler import Draw
 from ..storage.model_file import StoredModel
 from . import availability
@@ -222,7 +222,7 @@ class CudaBackend(Backend):
         if self._process != os.getpid():
             raise Pyllama2Error("a model on a GPU cannot be used in a forked process; load it there, or use spawn")
         if self._model is None:
-            raise ValueError("this Llama is closed")
+            raise ClosedError("this Llama is closed")
         return self._model
 
     def _forward_open(self) -> Forward:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import ModelConfig
+from ..errors import ClosedError
 from ..sampling.sampler import Draw
 from ..storage.model_file import StoredModel
 from .step_times import Profile
@@ -70,7 +71,9 @@ class Batch:
         Raises:
             TypeError: an array has the wrong type or more than one dimension.
             ValueError: an index is out of bounds, or lengths or the order of positions are wrong.
+            ClosedError: the cache is closed.
         """
+        cache.check_open()
         n = len(self.tokens)
         for name in ("tokens", "rows", "positions", "outputs"):
             array = getattr(self, name)
@@ -99,12 +102,17 @@ class KVCache(ABC):
     """Keys and values of n_rows sequences.
 
     Attributes:
-        n_rows: number of sequences.
+        n_rows: number of sequences; 0 when it is closed.
         max_seq_len: longest sequence in tokens.
     """
 
     n_rows: int
     max_seq_len: int
+
+    def check_open(self) -> None:
+        """Raise ClosedError when the cache is closed."""
+        if self.n_rows == 0:
+            raise ClosedError("this cache is closed")
 
     @property
     @abstractmethod
@@ -137,7 +145,7 @@ class KVCache(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give the memory back. The cache cannot be used afterwards."""
+        """Give the memory back. The cache cannot be used afterwards: its methods raise ClosedError."""
 
 
 class Backend(ABC):
@@ -167,7 +175,7 @@ class Backend(ABC):
 
     @abstractmethod
     def new_cache(self, n_rows: int, max_seq_len: int) -> KVCache:
-        """Make an empty cache."""
+        """Make an empty cache. Raises ClosedError when the backend is closed."""
 
     @abstractmethod
     def kv_cache_bytes(self, n_rows: int, max_seq_len: int) -> int:
@@ -186,6 +194,7 @@ class Backend(ABC):
 
         Raises:
             ValueError: an index is out of bounds.
+            ClosedError: the backend or the cache is closed.
         """
 
     def sample(self, batch: Batch, cache: KVCache, draws: Sequence[Draw]) -> NDArray[np.int32] | None:
@@ -223,4 +232,4 @@ class Backend(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give back the weights and all scratch memory."""
+        """Give back the weights and all scratch memory. What needs them raises ClosedError afterwards."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..backend.base import Backend, KVCache
 from ..backend.step_times import Profile, StepTime
+from ..errors import ClosedError
 from ..memory import logits_bytes, piece_tokens, rows_that_fit, weight_bytes_per_token
 from ..sampling.sampler import SamplingParams
 from ..storage.model_file import StoredModel
@@ -67,9 +68,9 @@ class Engine:
         self._scheduler = Scheduler(backend, rows)
 
     def _require_backend(self) -> Backend:
-        """The backend. Raises ValueError when closed."""
+        """The backend. Raises ClosedError when closed."""
         if self._backend is None:
-            raise ValueError("this Llama is closed")
+            raise ClosedError("this Llama is closed")
         return self._backend
 
     def _checked(self, params: SamplingParams | None, sampling: dict[str, Any]) -> SamplingParams:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 
 from .. import arguments
 from ..chat_formats import ChatFormat, Message, make_chat_format
+from ..errors import ClosedError
 from ..process.forking import renew_after_fork
 from ..sampling.sampler import SamplingParams
 from ..shown import shown_value
@@ -50,9 +51,9 @@ class RequestMaker:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer. Raises ValueError when it has none."""
+        """The model's tokenizer. Raises ValueError when it has none, ClosedError when closed."""
         if self._closed:
-            raise ValueError("this Llama is closed")
+            raise ClosedError("this Llama is closed")
         if self._tokenizer is None:
             raise ValueError("the model has no tokenizer; give the path of one (tokenizer=...)")
         return self._tokenizer

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend.base import Backend, Batch, KVCache
-from ..errors import NumericalError, Pyllama2Error
+from ..errors import ClosedError, NumericalError, Pyllama2Error
 from ..process.forking import renew_after_fork
 from ..process.interrupts import Interrupts
 from ..sampling.sampler import Draw
@@ -146,7 +146,7 @@ class Scheduler:
 
     @contextmanager
     def rows(self, interrupts: Interrupts) -> Iterator[PrefixCache]:
-        """A block between two steps in which no other thread uses the cache. Raises ValueError when closed.
+        """A block between two steps in which no other thread uses the cache. Raises ClosedError when closed.
 
         interrupts are those of the caller, who may allow them in the block while it only reads the cache.
         """
@@ -154,14 +154,13 @@ class Scheduler:
         while not self._become_driver([], interrupts):
             pass
         try:
-            if self._closed:
-                raise ValueError("this Llama is closed")
+            self._check_open()
             yield self._rows
         finally:
             self._leave()
 
     def close(self) -> None:
-        """End all texts and give the memory back after the current step. Callers that wait get ValueError."""
+        """End all texts and give the memory back after the current step. Callers that wait get ClosedError."""
         self._closed = True
         if self._driven_here():
             return  # the end of the step does it
@@ -204,7 +203,7 @@ class Scheduler:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ValueError("this Llama is closed")
+            raise ClosedError("this Llama is closed")
 
     def _drive(self, jobs: Collection[Job], outcome: Callable[[], T | None], interrupts: Interrupts) -> T:
         """Drive, or wait for the driver, until there is an outcome of these jobs."""

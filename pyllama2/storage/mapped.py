@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ClosedError
 from .mapping import Mapping
 
 
@@ -30,6 +30,7 @@ class MappedFile(Mapping):
 
     Raises:
         CheckpointError: the file cannot be read, is not a regular file, or is empty
+        ClosedError: it is used after close()
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -88,6 +89,8 @@ class MappedFile(Mapping):
 
     def check(self) -> None:
         """Raise CheckpointError if the file has changed since it was mapped: what was read may be wrong."""
+        if self.descriptor < 0:
+            raise ClosedError("the file is closed")
         try:
             status = os.fstat(self.descriptor)
         except OSError as error:

@@ -8,6 +8,8 @@ from posix.unistd cimport close, sysconf, _SC_PAGESIZE
 
 import os
 
+from ..errors import ClosedError
+
 
 cdef extern from "bus_errors.h":
     int guard(const char *start, int64_t size)
@@ -26,6 +28,7 @@ cdef class Mapping:
 
     Raises:
         OSError: the file cannot be mapped
+        ClosedError: a buffer is asked for after close()
     """
 
     cdef char *start
@@ -51,7 +54,7 @@ cdef class Mapping:
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         if self.closed:
-            raise ValueError("the file is closed")
+            raise ClosedError("the file is closed")
         PyBuffer_FillInfo(buffer, self, self.start, self.n_bytes, True, flags)
         self.n_buffers += 1
 

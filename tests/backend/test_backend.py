@@ -18,7 +18,7 @@ from pyllama2._cpu import CpuBackend, default_threads
 from pyllama2.backend import select_backend
 from pyllama2.backend.base import Backend, Batch
 from pyllama2.config import ModelConfig
-from pyllama2.errors import BackendUnavailableError
+from pyllama2.errors import BackendUnavailableError, ClosedError
 
 FORMATS = {
     "float32": ("float32", 0), "float16": ("float16", 0), "q8g32": ("q8", 32), "q8g64": ("q8", 64),
@@ -195,10 +195,17 @@ class TestCache:
     def test_closed(self) -> None:
         backend = make(GQA, "float32")
         cache = backend.new_cache(1, 10)
+        saved = cache.save_row(0, 3)
+        cache.close()
         cache.close()
         assert cache.nbytes == 0
-        with pytest.raises(ValueError):
-            backend.forward(Batch.of_sequence([1]), cache)
+        for use in (
+            lambda: backend.forward(Batch.of_sequence([1]), cache), lambda: cache.copy_prefix(0, 0, 1),
+            lambda: cache.save_row(0, 1), lambda: cache.load_row(0, saved),
+            lambda: backend.new_cache(1, 10).copy_prefix(0, 0, 1, source=cache),
+        ):  # fmt: skip
+            with pytest.raises(ClosedError, match="this cache is closed"):
+                use()
 
 
 def ints(*values: int) -> NDArray[np.int32]:
@@ -298,8 +305,12 @@ class TestSettings:
         backend = make(GQA, "float32")
         cache = backend.new_cache(1, 4)
         backend.close()
-        with pytest.raises(ValueError, match="closed"):
-            backend.forward(Batch.of_sequence([1]), cache)
+        for use in (
+            lambda: backend.forward(Batch.of_sequence([1]), cache), lambda: backend.new_cache(1, 4), backend.describe,
+            backend.profile,
+        ):  # fmt: skip
+            with pytest.raises(ClosedError, match="this Llama is closed"):
+                use()
 
     @pytest.mark.parametrize("settings", [{"n_threads": 0}, {"n_threads": 10**6}, {"kv_dtype": "int3"}])
     def test_out_of_range(self, settings: dict[str, object]) -> None:

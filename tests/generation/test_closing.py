@@ -13,7 +13,7 @@ import pytest
 from helpers.scheduling import in_threads
 from helpers.tiny_llama import CHATML, write_tiny
 
-from pyllama2 import Llama, perplexity
+from pyllama2 import ClosedError, Llama, perplexity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MESSAGES = [{"role": "user", "content": "What?"}]
@@ -70,7 +70,7 @@ def test_beside_every_kind_of_use(path: Path, tmp_path: Path, delay: float, n_cl
     threading.Timer(0.01, start.set).start()
     found = in_threads(*map(for_ever, calls), *[close] * n_closers)
     for error in found[: len(calls)]:
-        assert isinstance(error, ValueError) and str(error) == "this Llama is closed", repr(error)
+        assert isinstance(error, ClosedError) and str(error) == "this Llama is closed", repr(error)
     assert found[len(calls) :] == [None] * n_closers
     assert llm._scheduler._rows.cache is None
 
@@ -81,6 +81,6 @@ def test_a_template_that_is_rendered_meanwhile_leaves_no_process(path: Path) -> 
     renderers = [chat_format._renderer for chat_format in llm._requests._chat_formats.values()]  # type: ignore[attr-defined]
     assert len(renderers) == 1
     llm.close()
-    with pytest.raises(ValueError, match="this Llama is closed"):
+    with pytest.raises(ClosedError, match="this Llama is closed"):
         llm.chat_tokens(MESSAGES)
     assert not llm._requests._chat_formats

@@ -13,7 +13,7 @@ from helpers.scheduling import Watched, alone, in_threads, wait_until
 from helpers.tiny_llama import same
 from numpy.typing import NDArray
 
-from pyllama2 import Llama
+from pyllama2 import ClosedError, Llama
 from pyllama2.backend.base import Batch
 from pyllama2.generation import handover, prefix_cache
 from pyllama2.generation.stream import Stream
@@ -110,7 +110,7 @@ def test_closing_while_a_processor_waits(long_path: Path) -> None:
     llm = Llama(long_path)
     asks = lambda: llm.generate([1, 5], logits_processors=[at(4, lambda: in_threads(llm.close))])  # noqa: E731
     (error,) = in_threads(asks)
-    assert isinstance(error, ValueError) and str(error) == "this Llama is closed"
+    assert isinstance(error, ClosedError) and str(error) == "this Llama is closed"
 
 
 def test_threads_share_steps(fresh: Llama, long_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

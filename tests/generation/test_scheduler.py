@@ -18,7 +18,7 @@ from helpers.tiny import random_weights
 from helpers.tiny_llama import CONFIG, PROMPTS, same, write_tiny
 from numpy.typing import NDArray
 
-from pyllama2 import Completion, Llama
+from pyllama2 import ClosedError, Completion, Llama
 from pyllama2._cpu import CpuBackend
 from pyllama2.backend.base import Batch, KVCache
 from pyllama2.errors import NumericalError
@@ -255,15 +255,15 @@ class TestLeaving:
             llm.close()
 
         *found, none = in_threads(*calls, close)
-        assert none is None and all(isinstance(e, ValueError) and "this Llama is closed" in str(e) for e in found)
+        assert none is None and all(isinstance(e, ClosedError) and "this Llama is closed" in str(e) for e in found)
         for call in (lambda: next(stream), lambda: llm.generate("a"), lambda: llm.stream("a")):
-            with pytest.raises(ValueError, match="this Llama is closed"):
+            with pytest.raises(ClosedError, match="this Llama is closed"):
                 call()
         llm.close()
 
     def test_closing_from_a_logits_processor(self, long_path: Path) -> None:
         llm = Llama(long_path)
-        with pytest.raises(ValueError, match="this Llama is closed"):
+        with pytest.raises(ClosedError, match="this Llama is closed"):
             llm.generate([1, 5], logits_processors=[lambda ids, logits: llm.close()], ignore_eos=True)
         assert llm._scheduler._rows.cache is None
 

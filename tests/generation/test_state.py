@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from pyllama2 import CheckpointError, Llama, NumericalError
+from pyllama2 import CheckpointError, ClosedError, Llama, NumericalError
 from pyllama2.generation import saved_sequences as state
 from pyllama2.storage.safetensors import make_header
 
@@ -263,7 +263,7 @@ class TestRefused:
         llm = Llama(path)
         llm.close()
         for call in (llm.save_state, llm.load_state):
-            with pytest.raises(ValueError, match="closed"):
+            with pytest.raises(ClosedError, match="this Llama is closed"):
                 call(saved)
 
     def test_in_a_signal_handler_amid_a_step(self, fresh: Llama, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from pyllama2._gpu import CudaBackend
 from pyllama2._gpu.backend import CHUNK
 from pyllama2.backend.base import Backend, Batch
 from pyllama2.config import ModelConfig
-from pyllama2.errors import NumericalError
+from pyllama2.errors import ClosedError, NumericalError
 from pyllama2.loading import load_model
 from pyllama2.sampling.sampler import Draw, Sampler, SamplingParams
 from pyllama2.storage.model_file import StoredModel
@@ -320,5 +320,5 @@ def test_closing() -> None:
     backend.close()
     for call in (lambda: backend.forward(Batch.of_sequence([1]), cache), backend.describe,
                  lambda: backend.new_cache(1, 4)):  # fmt: skip
-        with pytest.raises(ValueError, match="closed"):
+        with pytest.raises(ClosedError, match="this Llama is closed"):
             call()

@@ -19,6 +19,7 @@ from pyllama2 import (
     BackendUnavailableError,
     CheckpointError,
     Chunk,
+    ClosedError,
     Completion,
     ContextLengthError,
     Llama,
@@ -130,7 +131,7 @@ def files(model: Path) -> None:
 
 
 def errors(llm: Llama) -> None:
-    for kind in (CheckpointError, ContextLengthError, BackendUnavailableError, NumericalError):
+    for kind in (CheckpointError, ClosedError, ContextLengthError, BackendUnavailableError, NumericalError):
         base: type[Pyllama2Error] = kind
         assert issubclass(base, Exception)
     try:

@@ -15,7 +15,7 @@ from helpers.foreign import llama2c_bytes, write_huggingface
 from helpers.tiny import GQA, random_weights
 from helpers.tiny_llama import PROMPT, same, write_tiny
 
-from pyllama2 import CheckpointError, Llama, export, quantize
+from pyllama2 import CheckpointError, ClosedError, Llama, export, quantize
 from pyllama2.storage.mapped import MappedFile, files_under
 from pyllama2.storage.mapping import Mapping
 
@@ -76,8 +76,9 @@ class TestViews:
         closed = MappedFile(path)
         closed.close()
         assert uses_of(path) == (0, 0)
-        with pytest.raises(ValueError, match="closed"):
-            closed.bytes(0, 1)
+        for use in (lambda: closed.bytes(0, 1), lambda: closed.array(0, np.int32, (4,)), closed.check):
+            with pytest.raises(ClosedError, match="the file is closed"):
+                use()
 
     def test_lead_back_to_their_files(self, path: Path, tmp_path: Path) -> None:
         (tmp_path / "more").write_bytes(path.read_bytes())
