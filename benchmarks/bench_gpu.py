@@ -90,7 +90,7 @@ def bench(model: StoredModel, args: argparse.Namespace) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for kv_dtype in args.kv_dtypes:
         with closing(CudaBackend(model, kv_dtype=kv_dtype)) as backend:
-            print(", ".join(f"{name} {value}" for name, value in backend.describe().items()))
+            print(", ".join(f"{name} {value}" for name, value in backend.describe().known().items()))
             speed = prompt_speed(backend, args.prompt_tokens, args.repeat)
             print(f"{kv_dtype:8} prompt of {args.prompt_tokens}: {speed:8.1f} tokens/s")
             found.append({"kv_dtype": kv_dtype, "prompt_tokens": args.prompt_tokens, "tokens_per_s": speed})
@@ -103,7 +103,7 @@ def bench(model: StoredModel, args: argparse.Namespace) -> list[dict[str, Any]]:
                     read = (weight_bytes_per_token(model.config, model.quantization) + cache) * steps / 1e9
                     found.append({"kv_dtype": kv_dtype, "context": context, "sequences": n_rows,
                                   "tokens_per_s": steps * n_rows, "read_gb_per_s": read, "memory_gb_per_s": rate,
-                                  "share": read / rate, "launches": backend.describe()["launches"]})  # fmt: skip
+                                  "share": read / rate, "launches": backend.describe().launches})  # fmt: skip
                     print(f"{kv_dtype:8} {n_rows} sequences at {context:5}: {steps * n_rows:8.1f} tokens/s, "
                           f"{read:7.1f} GB/s, {read / rate:.0%} of {rate:.0f}")  # fmt: skip
     return found

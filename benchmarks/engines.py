@@ -78,7 +78,7 @@ class OurEngine:
     def describe(self) -> dict[str, Any]:
         """Facts for the report."""
         assert self._backend is not None
-        return self._backend.describe()
+        return self._backend.describe().known()
 
     def _tokens(self, n: int) -> list[int]:
         return random_tokens(self._model.config.vocab_size, n)

@@ -250,8 +250,7 @@ def run_benchmark(
         NumericalError: a logit is not finite, or two repeats give different logits.
     """
     facts = backend.describe()
-    n_threads = facts.get("n_threads")
-    memory = ReadBandwidth(n_threads) if facts["device"] == "cpu" and n_threads else None
+    memory = ReadBandwidth(facts.n_threads) if facts.n_threads else None  # of the CPU
     length = max(n_prompt, context + n_new)
     with closing(backend.new_cache(1, length)) as cache:
         measure(backend, cache, min(n_prompt, 64), min(n_new, 2), 0)  # warm-up: pages in weights, wakes threads
@@ -275,10 +274,10 @@ def run_benchmark(
         n_parameters=model.config.n_parameters,
         quantization=model.quantization.type,
         group_size=model.quantization.group_size,
-        device=facts["device"],
-        instruction_set=facts.get("isa"),
-        n_threads=n_threads,
-        kv_dtype=facts.get("kv_dtype"),
+        device=facts.device,
+        instruction_set=facts.isa,
+        n_threads=facts.n_threads,
+        kv_dtype=facts.kv_dtype,
         prompt_tokens=n_prompt,
         new_tokens=n_new,
         context=context,

@@ -356,6 +356,10 @@ class Llama(Engine):
     def describe(self) -> dict[str, Any]:
         """Return facts: where the model is from, its dimensions and quantization, and those of the backend.
 
+        They are source, config, n_parameters, n_ctx, quantization, output_type, group_size, bytes_per_token,
+        kv_cache_bytes, device, kv_dtype, weight_bytes and scratch_bytes; on the CPU also n_threads and isa, on a GPU
+        gpu, compute_capability, n_multiprocessors and launches.
+
         bytes_per_token counts the weights that are read to decode one token: all but the other rows of an embedding.
         The process has grown by weight_bytes, scratch_bytes and kv_cache_bytes (keys and values of generate() and
         chat()) together. Of reserved memory, only what was written to by now counts. Weights count in full, even where

@@ -6,12 +6,11 @@ import logging
 import os
 import threading
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend.base import Backend, Batch, KVCache
+from ..backend.base import Backend, BackendFacts, Batch, KVCache
 from ..backend.resident import resident_bytes
 from ..backend.step_times import Profile, StepTime
 from ..errors import ClosedError
@@ -88,17 +87,17 @@ class CpuBackend(Backend):
                 file.check()
             return logits
 
-    def describe(self) -> dict[str, Any]:
-        """Device, threads, instruction set and bytes in use; scratch memory of sampling, of all models, is with it."""
+    def describe(self) -> BackendFacts:
+        """Facts. scratch_bytes includes what sampling uses, which is the same memory for all models."""
         forward = self._forward_open()
-        return {
-            "device": "cpu",
-            "n_threads": self.n_threads,
-            "isa": forward.isa,
-            "kv_dtype": self.kv_dtype,
-            "weight_bytes": self._weight_bytes,
-            "scratch_bytes": resident_bytes([*forward.workspace.arrays, choose.scratch_array()]),
-        }
+        return BackendFacts(
+            device="cpu",
+            n_threads=self.n_threads,
+            isa=forward.isa,
+            kv_dtype=self.kv_dtype,
+            weight_bytes=self._weight_bytes,
+            scratch_bytes=resident_bytes([*forward.workspace.arrays, choose.scratch_array()]),
+        )
 
     def pending_bytes(self) -> int:
         """Scratch memory that was not written to yet, and weights of a mapped file, whose pages are only lent."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend.base import Backend, Batch, KVCache
+from ..backend.base import Backend, BackendFacts, Batch, KVCache
 from ..errors import BackendUnavailableError, ClosedError, Pyllama2Error
 from ..sampling.sampler import Draw
 from ..storage.model_file import StoredModel
@@ -173,22 +173,22 @@ class CudaBackend(Backend):
             asked = np.flatnonzero((places >= i) & (places < i + n))
             logits[wanted[asked]] = found[places[asked] - i]
 
-    def describe(self) -> dict[str, Any]:
-        """Device, its multiprocessors and compute capability, bytes in use, and how steps are launched."""
+    def describe(self) -> BackendFacts:
+        """Facts about the GPU, and how steps are launched on it."""
         weight_bytes = self._model_open().nbytes
         with self._turn():
             properties = self._cupy.cuda.runtime.getDeviceProperties(self._device.id)
         problem = self._graphs.problem
-        return {
-            "device": "cuda",
-            "gpu": properties["name"].decode(errors="replace"),
-            "compute_capability": f"{self._compute_capability // 10}.{self._compute_capability % 10}",
-            "n_multiprocessors": int(properties["multiProcessorCount"]),
-            "kv_dtype": self.kv_dtype,
-            "weight_bytes": weight_bytes,
-            "scratch_bytes": self._work.nbytes if self._work else 0,
-            "launches": "one graph for each decoding step" if problem is None else f"kernel by kernel ({problem})",
-        }
+        return BackendFacts(
+            device="cuda",
+            gpu=properties["name"].decode(errors="replace"),
+            compute_capability=f"{self._compute_capability // 10}.{self._compute_capability % 10}",
+            n_multiprocessors=int(properties["multiProcessorCount"]),
+            kv_dtype=self.kv_dtype,
+            weight_bytes=weight_bytes,
+            scratch_bytes=self._work.nbytes if self._work else 0,
+            launches="one graph for each decoding step" if problem is None else f"kernel by kernel ({problem})",
+        )
 
     def free_bytes(self) -> int | None:
         """Bytes of the device that a cache could have, whatever its length: room for scratch memory is left out."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,39 @@ class Batch:
 def _check_range(name: str, array: NDArray[np.int32], stop: int) -> None:
     if array.size and (array.min() < 0 or array.max() >= stop):
         raise ValueError(f"{name} must lie in 0 .. {stop - 1}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendFacts:
+    """What a backend says about itself. None: the device has no such thing.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        n_threads: threads of the CPU.
+        isa: the CPU's instruction set that the kernels use.
+        gpu: name of the GPU.
+        compute_capability: of the GPU, such as "8.0".
+        n_multiprocessors: of the GPU.
+        kv_dtype: type of the keys and values.
+        weight_bytes: bytes of all weights.
+        scratch_bytes: bytes of other memory taken so far, without keys and values.
+        launches: how the steps are launched on the GPU.
+    """
+
+    device: str
+    n_threads: int | None = None
+    isa: str | None = None
+    gpu: str | None = None
+    compute_capability: str | None = None
+    n_multiprocessors: int | None = None
+    kv_dtype: str
+    weight_bytes: int
+    scratch_bytes: int
+    launches: str | None = None
+
+    def known(self) -> dict[str, str | int]:
+        """The facts that are not None, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class KVCache(ABC):
@@ -212,11 +245,8 @@ class Backend(ABC):
         return None
 
     @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """Return facts: device, kv_dtype, threads or SM count, instruction set, and bytes of memory.
-
-        weight_bytes counts all weights. scratch_bytes counts other memory taken so far, without keys and values.
-        """
+    def describe(self) -> BackendFacts:
+        """Return facts about the device and the memory in use. Raises ClosedError when the backend is closed."""
 
     def free_bytes(self) -> int | None:
         """Bytes free for keys and values on a device with memory of its own. None: it uses the machine's memory."""

@@ -112,7 +112,7 @@ class Engine:
             yield from logit_pieces(self._require_backend(), cache, ids, first, n_tokens)
 
     def _facts(self) -> dict[str, Any]:
-        facts = self._require_backend().describe()
+        facts = self._require_backend().describe().known()
         quantization = self._model.quantization
         return {
             "source": self._model.source,

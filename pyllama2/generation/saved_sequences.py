@@ -73,7 +73,7 @@ class SequenceLayout:
 
     def __init__(self, backend: Backend, model: StoredModel) -> None:
         self.vocab_size = model.config.vocab_size
-        self.identity = {"model": fingerprint(model), "kv_dtype": str(backend.describe()["kv_dtype"])}
+        self.identity = {"model": fingerprint(model), "kv_dtype": backend.describe().kv_dtype}
         with contextlib.closing(backend.new_cache(1, 2)) as cache:
             one, two = cache.save_row(0, 1), cache.save_row(0, 2)
         self._arrays = {}

@@ -298,8 +298,9 @@ class TestSettings:
     def test_describe(self) -> None:
         backend = make(GQA, "q4g32", n_threads=3)
         facts = backend.describe()
-        assert facts["device"] == "cpu" and facts["n_threads"] == 3 and facts["isa"] in ISAS
-        assert facts["weight_bytes"] > 0 and facts["scratch_bytes"] > 0
+        assert facts.device == "cpu" and facts.n_threads == 3 and facts.isa in ISAS
+        assert facts.weight_bytes > 0 and facts.scratch_bytes > 0
+        assert facts.gpu is None and facts.known()["kv_dtype"] == "float16" and "gpu" not in facts.known()
 
     def test_closed(self) -> None:
         backend = make(GQA, "float32")

@@ -315,7 +315,7 @@ def test_every_access_is_in_order(kv_dtype: str) -> None:
 def test_closing() -> None:
     backend = CudaBackend(make_model(GQA))
     cache = backend.new_cache(1, 4)
-    assert backend.describe()["weight_bytes"] > 0
+    assert backend.describe().weight_bytes > 0
     backend.close()
     backend.close()
     for call in (lambda: backend.forward(Batch.of_sequence([1]), cache), backend.describe,

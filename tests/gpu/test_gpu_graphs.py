@@ -46,7 +46,7 @@ def test_a_token_of_32_layers_is_one_launch_of_163_kernels(gpu: Any, kv_dtype: s
         backend.sample(step(1, position), cache, [Draw(0.0)])
     assert gpu.device.graph_launches - graphs == 10
     assert len(gpu.device.launches) - kernels == 10 * (1 + 5 * 32 + 2)  # of 195 that are allowed
-    assert backend.describe()["launches"] == "one graph for each decoding step"
+    assert backend.describe().launches == "one graph for each decoding step"
 
 
 def test_greedy_steps_leave_nothing_to_the_host_but_an_id(gpu: Any) -> None:
@@ -142,7 +142,7 @@ def test_without_graphs_steps_are_launched_kernel_by_kernel(
         found = backend.forward(step(3, position), ours)
         assert not gpu.device.capturing
         assert np.array_equal(found, expected.forward(step(3, position), theirs))
-    assert backend.describe()["launches"] == "kernel by kernel (no captures today)"
+    assert backend.describe().launches == "kernel by kernel (no captures today)"
 
 
 def refuse_captures(gpu: Any, when: str, backend: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_ctrl_c_in_a_capture_leaves_the_stream_usable(gpu: Any, monkeypatch: pyt
     for position, token in enumerate(tokens):
         found = backend.forward(step(token, position), cache)
     assert np.array_equal(found, expected)
-    assert backend.describe()["launches"].startswith("one graph")
+    assert backend.describe().launches.startswith("one graph")
 
 
 @pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
@@ -201,7 +201,7 @@ def test_the_plan_is_what_the_backend_allocates(gpu: Any, name: str, kv_dtype: s
         backend.forward(Batch.of_sequence([1] * n), cache)
     assert gpu.device.exact_bytes == planned.allocated  # a pass allocates nothing
     facts = backend.describe()
-    assert facts["weight_bytes"] + facts["scratch_bytes"] + cache.nbytes == planned.allocated
+    assert facts.weight_bytes + facts.scratch_bytes + cache.nbytes == planned.allocated
     cache.close()
     backend.close()
     del cache, backend

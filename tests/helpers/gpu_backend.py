@@ -55,7 +55,7 @@ def assert_same_logits(cpu: CpuBackend, expected: NDArray[np.float32], found: ND
     A GPU itself has an exp2f() of its own, with other last bits, where parts of a longer context are merged.
     """
     assert found.dtype == np.float32 and found.shape == expected.shape and np.isfinite(found).all()
-    if cpu.describe()["isa"] in SAME_BITS and isinstance(sys.modules["cupy"], StandIn):
+    if cpu.describe().isa in SAME_BITS and isinstance(sys.modules["cupy"], StandIn):
         assert np.array_equal(found, expected)
     else:
         assert np.median(np.abs(found - expected).max(1)) < 2e-3 * np.abs(expected).max()
