@@ -173,6 +173,17 @@ class ModelConfig:
         return cls(**values)
 
 
+def default_head_dim(dim: int, n_heads: int) -> int:
+    """The head_dim of a model whose file does not say it: dim / n_heads.
+
+    Raises:
+        ValueError: n_heads does not divide dim.
+    """
+    if n_heads < 1 or dim % n_heads:
+        raise ValueError(f"dim {dim} is not a multiple of n_heads {n_heads}")
+    return dim // n_heads
+
+
 def _known_fields(cls: type, values: Any) -> dict[str, Any]:
     """Check that a JSON value is an object with the fields of the dataclass cls: none unknown, none missing."""
     if not isinstance(values, dict):

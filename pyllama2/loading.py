@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from .checkpoint import Checkpoint, open_checkpoint
-from .checkpoint.own_file import NativeCheckpoint
+from .checkpoint.own_file import OwnCheckpoint
 from .convert import Progress, convert_in_memory
 from .errors import CheckpointError
 from .memory import check_model_fits
@@ -80,7 +80,7 @@ def load_model(
 
 def _usable_in_place(checkpoint: Checkpoint, path: str, quant: str | None) -> StoredModel | None:
     """Return the model of one of our files if it has the type wanted; None when it must be converted."""
-    if not isinstance(checkpoint, NativeCheckpoint):
+    if not isinstance(checkpoint, OwnCheckpoint):
         return None
     model = checkpoint.model
     if quant not in (None, model.quantization.type):

@@ -21,7 +21,7 @@ from math import prod
 import numpy as np
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..checkpoint.own_file import NativeCheckpoint
+from ..checkpoint.own_file import OwnCheckpoint
 from ..config import ModelConfig
 from ..convert import Progress
 from ..loading import KV_DTYPES
@@ -224,7 +224,7 @@ def inspect_model(
             source=checkpoint.source,
             files={file: os.path.getsize(file) for file in checkpoint.files},
             config=config,
-            quantization=checkpoint.model.quantization if isinstance(checkpoint, NativeCheckpoint) else None,
+            quantization=checkpoint.model.quantization if isinstance(checkpoint, OwnCheckpoint) else None,
             tokenizer=None if spec is None else _tokenizer_facts(load_tokenizer(spec, config.vocab_size)),
             chat_template=checkpoint.chat_template,
             n_parameters=config.n_parameters,
@@ -286,7 +286,7 @@ def _tensors(checkpoint: Checkpoint, exact: bool, progress: Progress | None) -> 
 def _needs(checkpoint: Checkpoint, context: int, n_threads: int, measure: bool) -> list[MemoryPlan]:
     """Plan every way to run the model that load_model() allows: as stored, or converted."""
     config = checkpoint.config
-    stored = checkpoint.model.quantization if isinstance(checkpoint, NativeCheckpoint) else None
+    stored = checkpoint.model.quantization if isinstance(checkpoint, OwnCheckpoint) else None
     ways = [stored or Quantization.of("float32")]
     if stored is None or not stored.group_size:
         ways += [Quantization.of("q8"), Quantization.of("q4")]

@@ -13,7 +13,7 @@ base.py has the interface of all readers.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from dataclasses import replace
 
 from ..errors import CheckpointError
 from ..storage.mapped import MappedFile
@@ -25,7 +25,7 @@ from .gguf import GgufCheckpoint, is_gguf
 from .huggingface import INDEX, SINGLE, HuggingFaceCheckpoint
 from .llama2c import Llama2cCheckpoint, is_llama2c
 from .meta import MetaCheckpoint, shard_names
-from .own_file import NativeCheckpoint
+from .own_file import OwnCheckpoint
 from .pth import is_zip
 
 __all__ = ["Checkpoint", "LazyTensor", "open_checkpoint"]
@@ -59,11 +59,15 @@ def open_checkpoint(
     reader = _directory_reader(path) if os.path.isdir(path) else _file_reader(path)
     if reader is HuggingFaceCheckpoint and not os.path.isdir(path):
         path = os.path.dirname(path) or os.curdir
-    tokenizer = None if tokenizer is None else os.fspath(tokenizer)
-    return reader(path, tokenizer=tokenizer, max_seq_len=max_seq_len, norm_eps=norm_eps)
+    checkpoint = reader(path, None if tokenizer is None else os.fspath(tokenizer))
+    if max_seq_len is not None:
+        checkpoint.config = replace(checkpoint.config, max_seq_len=max_seq_len)
+    if norm_eps is not None:
+        checkpoint.config = replace(checkpoint.config, norm_eps=norm_eps)
+    return checkpoint
 
 
-def _directory_reader(path: str) -> Callable[..., Checkpoint]:
+def _directory_reader(path: str) -> type[Checkpoint]:
     has_weights = any(os.path.exists(os.path.join(path, name)) for name in (SINGLE, INDEX))
     if has_weights and os.path.exists(os.path.join(path, "config.json")):
         return HuggingFaceCheckpoint
@@ -81,10 +85,10 @@ def _directory_reader(path: str) -> Callable[..., Checkpoint]:
     )
 
 
-def _file_reader(path: str) -> Callable[..., Checkpoint]:
+def _file_reader(path: str) -> type[Checkpoint]:
     with MappedFile(path) as file:
         if is_model_file(file):
-            return NativeCheckpoint
+            return OwnCheckpoint
         if is_gguf(file):
             return GgufCheckpoint
         if looks_like_safetensors(file):

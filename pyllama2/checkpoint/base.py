@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
@@ -36,6 +37,10 @@ class LazyTensor:
 class Checkpoint(ABC):
     """An open checkpoint. Opening reads and checks everything but the tensors' numbers.
 
+    Args:
+        path: the file or directory.
+        tokenizer: path of a tokenizer file that replaces the checkpoint's own.
+
     Attributes:
         kind: the name of the format
         config: the model's dimensions
@@ -43,6 +48,9 @@ class Checkpoint(ABC):
         chat_template: Jinja source, None when the checkpoint has none
         files: every file that belongs to the checkpoint
         source: one line with the format and the file name, which is stored in files made from the checkpoint
+
+    Raises:
+        CheckpointError: a file is missing, damaged or not supported.
     """
 
     kind: ClassVar[str]
@@ -51,6 +59,9 @@ class Checkpoint(ABC):
     chat_template: str | None
     files: list[str]
     source: str
+
+    @abstractmethod
+    def __init__(self, path: str | os.PathLike[str], tokenizer: str | None = None) -> None: ...
 
     @abstractmethod
     def tensor(self, name: str) -> LazyTensor:
@@ -70,21 +81,3 @@ class Checkpoint(ABC):
 
     def close(self) -> None:  # noqa: B027 (nothing to close is the common case)
         """Unmap the files. Arrays that were read stay valid."""
-
-
-def with_overrides(config: ModelConfig, *, max_seq_len: int | None, norm_eps: float | None) -> ModelConfig:
-    """Replace values of a config.
-
-    Args:
-        config: what the checkpoint says
-        max_seq_len: longest sequence in tokens; None keeps the checkpoint's
-        norm_eps: epsilon of RMSNorm; None keeps the checkpoint's
-
-    Raises:
-        ValueError: a value is out of range
-    """
-    if max_seq_len is not None:
-        config = replace(config, max_seq_len=max_seq_len)
-    if norm_eps is not None:
-        config = replace(config, norm_eps=norm_eps)
-    return config

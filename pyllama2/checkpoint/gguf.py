@@ -14,84 +14,69 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import ModelConfig, RopeScaling
+from ..config import ModelConfig, RopeScaling, default_head_dim
 from ..errors import CheckpointError
 from ..shown import shown
 from ..storage.mapped import MappedFile
-from .base import Checkpoint, LazyTensor, with_overrides
+from ..storage.tensor_info import TensorInfo
+from .base import Checkpoint, LazyTensor
 from .gguf_blocks import BLOCK_TYPES, dequantize
-from .gguf_header import Header, Metadata, TensorInfo, is_gguf, read_header
+from .gguf_header import Header, Metadata, is_gguf, read_header
 from .gguf_tokenizer import read_tokenizer
 from .stored_tensor import StoredTensor
+from .tensor_names import TensorNames, check_tensors
 from .tokenizer_files import read_tokenizer_file
 
 __all__ = ["GgufCheckpoint", "is_gguf"]
 
-
-_TOP = {
-    "tok_embeddings.weight": "token_embd.weight",
-    "norm.weight": "output_norm.weight",
-    "output.weight": "output.weight",
-}
-_IN_LAYER = {
-    "attention_norm.weight": "attn_norm.weight",
-    "attention.wq.weight": "attn_q.weight",
-    "attention.wk.weight": "attn_k.weight",
-    "attention.wv.weight": "attn_v.weight",
-    "attention.wo.weight": "attn_output.weight",
-    "ffn_norm.weight": "ffn_norm.weight",
-    "feed_forward.w1.weight": "ffn_gate.weight",
-    "feed_forward.w2.weight": "ffn_down.weight",
-    "feed_forward.w3.weight": "ffn_up.weight",
-}
+_NAMES = TensorNames(
+    "blk",
+    {
+        "tok_embeddings": "token_embd",
+        "attention_norm": "attn_norm",
+        "attention.wq": "attn_q",
+        "attention.wk": "attn_k",
+        "attention.wv": "attn_v",
+        "attention.wo": "attn_output",
+        "ffn_norm": "ffn_norm",
+        "feed_forward.w1": "ffn_gate",
+        "feed_forward.w2": "ffn_down",
+        "feed_forward.w3": "ffn_up",
+        "norm": "output_norm",
+        "output": "output",
+    },
+)
 _ROPE_FACTORS = "rope_freqs.weight"
 
 
 class GgufCheckpoint(Checkpoint):
-    """A GGUF file. Quantized tensors are read as float32, F16 tensors as float16.
-
-    Args:
-        path: the file
-        tokenizer: path of a tokenizer file that replaces the one inside
-        max_seq_len: longest sequence in tokens, instead of the file's
-        norm_eps: epsilon of RMSNorm, instead of the file's
-
-    Raises:
-        CheckpointError: the file or the tokenizer is damaged or not supported
-        ValueError: max_seq_len or norm_eps is out of range
-    """
+    """A GGUF file. Quantized tensors are read as float32, F16 tensors as float16."""
 
     kind = "gguf"
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        tokenizer: str | None = None,
-        max_seq_len: int | None = None,
-        norm_eps: float | None = None,
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], tokenizer: str | None = None) -> None:
         self._file = MappedFile(path)
         header = read_header(self._file)
-        config = _read_config(self._file, header)
-        self._tensors = _checked_tensors(self._file.path, config, header.tensors)
-        self.config = with_overrides(config, max_seq_len=max_seq_len, norm_eps=norm_eps)
+        self.config = _read_config(self._file, header)
+        self._tensors = header.tensors
+        shapes = {name: info.shape for name, info in header.tensors.items() if name != _ROPE_FACTORS}
+        check_tensors(self._file.path, self.config, shapes, _NAMES.of)
         self.files = [self._file.path]
         if tokenizer is None:
-            self.tokenizer = read_tokenizer(header.metadata, config.vocab_size)
+            self.tokenizer = read_tokenizer(header.metadata, self.config.vocab_size)
         else:
-            self.tokenizer = read_tokenizer_file(tokenizer, config.vocab_size)
+            self.tokenizer = read_tokenizer_file(tokenizer, self.config.vocab_size)
             self.files.append(tokenizer)
         self.chat_template = header.metadata.find("tokenizer.chat_template", str)
         self.source = f"GGUF {shown(os.path.basename(self._file.path))}"
 
     def tensor(self, name: str) -> LazyTensor:
-        info = self._tensors[name]
-        if info.type not in BLOCK_TYPES:
-            return StoredTensor(self._file, info.type, info.shape, info.offset).lazy()
+        info = self._tensors[_NAMES.of(name)]
+        if info.dtype not in BLOCK_TYPES:
+            return StoredTensor(self._file, info.dtype, info.shape, info.offset).lazy()
         release = partial(self._file.release, info.offset, info.nbytes)
         return LazyTensor(
-            info.type,
+            info.dtype,
             info.nbytes,
             partial(self._dequantized, info, 0, info.shape[0]),
             partial(self._dequantized, info),
@@ -103,14 +88,14 @@ class GgufCheckpoint(Checkpoint):
 
     def _dequantized(self, info: TensorInfo, start: int, stop: int) -> NDArray[np.float32]:
         """Read rows start .. stop - 1. Each row of a matrix is a whole number of blocks."""
-        layout = BLOCK_TYPES[info.type].layout
+        layout = BLOCK_TYPES[info.dtype].layout
         if len(info.shape) == 1:
             blocks = self._file.array(info.offset, layout, (info.nbytes // layout.itemsize,))
-            return dequantize(info.type, blocks)[start:stop]
+            return dequantize(info.dtype, blocks)[start:stop]
         row_bytes = info.nbytes // info.shape[0]
         n_blocks = (stop - start) * row_bytes // layout.itemsize
         blocks = self._file.array(info.offset + start * row_bytes, layout, (n_blocks,))
-        return dequantize(info.type, blocks).reshape(stop - start, *info.shape[1:])
+        return dequantize(info.dtype, blocks).reshape(stop - start, *info.shape[1:])
 
 
 def _read_config(file: MappedFile, header: Header) -> ModelConfig:
@@ -148,11 +133,10 @@ def _read_config(file: MappedFile, header: Header) -> ModelConfig:
 
 
 def _head_dim(metadata: Metadata, dim: int, n_heads: int) -> int:
+    """Return head_dim. Raises ValueError if the file does not say it, and n_heads does not divide dim."""
     head_dim = metadata.find("llama.attention.key_length", int)
     if head_dim is None:
-        if n_heads < 1 or dim % n_heads:
-            raise CheckpointError(f"{metadata.path}: dim {dim} is not a multiple of n_heads {n_heads}")
-        head_dim = dim // n_heads
+        head_dim = default_head_dim(dim, n_heads)
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
         value = metadata.find(key, int)
         if value not in (None, head_dim):
@@ -183,9 +167,9 @@ def _with_rope_factors(config: ModelConfig, file: MappedFile, info: TensorInfo) 
     against them. Raises CheckpointError, and ValueError for a factor out of range.
     """
     shape = (config.head_dim // 2,)
-    if info.type != "F32" or info.shape != shape:
+    if info.dtype != "F32" or info.shape != shape:
         raise CheckpointError(
-            f"{file.path}: tensor {_ROPE_FACTORS} is {info.type} {info.shape} and should be F32 {shape}"
+            f"{file.path}: tensor {_ROPE_FACTORS} is {info.dtype} {info.shape} and should be F32 {shape}"
         )
     divisors = file.array(info.offset, np.float32, shape)
     if (divisors == 1).all():
@@ -198,27 +182,3 @@ def _with_rope_factors(config: ModelConfig, file: MappedFile, info: TensorInfo) 
             f"{file.path}: the rope scaling in tensor {_ROPE_FACTORS} is not Llama-3's, which is the one supported"
         )
     return scaled
-
-
-def _checked_tensors(path: str, config: ModelConfig, tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """Return the tensors by our names. Raises CheckpointError if one is missing, unknown or of the wrong shape."""
-    checked = {}
-    unknown = tensors.keys() - {_ROPE_FACTORS}
-    for name, shape in config.tensor_shapes().items():
-        theirs = _gguf_name(name)
-        if theirs not in tensors:
-            raise CheckpointError(f"{path}: tensor {theirs} is missing")
-        if tensors[theirs].shape != shape:
-            raise CheckpointError(f"{path}: tensor {theirs} is {tensors[theirs].shape} and should be {shape}")
-        checked[name] = tensors[theirs]
-        unknown.discard(theirs)
-    if unknown:
-        raise CheckpointError(f"{path}: unknown tensor {min(unknown)!r} (biases and adapters are not supported)")
-    return checked
-
-
-def _gguf_name(name: str) -> str:
-    if name in _TOP:
-        return _TOP[name]
-    _, layer, rest = name.split(".", 2)
-    return f"blk.{layer}.{_IN_LAYER[rest]}"

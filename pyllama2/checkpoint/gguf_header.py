@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError
 from ..storage.mapped import MappedFile
+from ..storage.tensor_info import TensorInfo
 from .gguf_blocks import BLOCK_TYPES
 from .gguf_cursor import Cursor
 
@@ -58,29 +59,13 @@ T = TypeVar("T", int, float, bool, str)
 
 
 @dataclass(frozen=True)
-class TensorInfo:
-    """The place of one tensor in the file.
-
-    Attributes:
-        type: "F32", "F16", "BF16" or a key of BLOCK_TYPES
-        shape: row-major, as in numpy
-        offset: bytes from the start of the file
-        nbytes: bytes of all its elements or blocks
-    """
-
-    type: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
 class Header:
     """What a header says.
 
     Attributes:
         metadata: the keys and their values
-        tensors: the tensors by name, in the order of the file's list
+        tensors: the tensors by name, in the order of the file's list; their dtypes are "F32", "F16", "BF16" and the
+            keys of BLOCK_TYPES
     """
 
     metadata: Metadata
@@ -91,7 +76,7 @@ class Header:
 class _Field:
     """A value in the file: count elements in bytes start .. end - 1. A value that is not an array has one element."""
 
-    type: int
+    kind: int  # a number of the format, such as _STRING
     is_array: bool
     count: int
     start: int
@@ -128,7 +113,7 @@ class Metadata:
         if field is None:
             return None
         value: Any
-        if field.type == _STRING:
+        if field.kind == _STRING:
             value = self._texts(key, field, _MAX_TEXT)[0]
         elif kind is bool:
             value = self._file.bytes(field.start, 1)[0]
@@ -204,7 +189,7 @@ class Metadata:
 
     def _field(self, key: str, kind: type[int] | type[float] | type[bool] | type[str], is_array: bool) -> _Field | None:
         field = self._fields.get(key)
-        if field is not None and (field.is_array != is_array or field.type not in _KINDS[kind]):
+        if field is not None and (field.is_array != is_array or field.kind not in _KINDS[kind]):
             expected = "an array of type" if is_array else "of type"
             raise CheckpointError(f"{self.path}: {key} should be {expected} {kind.__name__}")
         return field
@@ -216,7 +201,7 @@ class Metadata:
         return field
 
     def _array(self, field: _Field) -> NDArray[Any]:
-        return self._file.array(field.start, _SCALARS[field.type], (field.count,))
+        return self._file.array(field.start, _SCALARS[field.kind], (field.count,))
 
     def _texts(self, key: str, field: _Field, max_bytes: int) -> list[str]:
         if field.end - field.start > max_bytes:

@@ -24,71 +24,61 @@ from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..shown import shown
 from ..storage.mapped import MappedFile
-from ..storage.safetensors import TensorInfo, read_header
-from .base import Checkpoint, LazyTensor, with_overrides
+from ..storage.safetensors import read_header
+from ..storage.tensor_info import TensorInfo
+from .base import Checkpoint, LazyTensor
 from .huggingface_config import read_config
 from .huggingface_tokenizer import read_tokenizer
 from .json_file import JsonObject
 from .stored_tensor import StoredTensor, check_dtype
+from .tensor_names import TensorNames, check_tensors
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_TOP = {
-    "tok_embeddings.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_IN_LAYER = {
-    "attention_norm.weight": "input_layernorm.weight",
-    "attention.wq.weight": "self_attn.q_proj.weight",
-    "attention.wk.weight": "self_attn.k_proj.weight",
-    "attention.wv.weight": "self_attn.v_proj.weight",
-    "attention.wo.weight": "self_attn.o_proj.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-    "feed_forward.w1.weight": "mlp.gate_proj.weight",
-    "feed_forward.w2.weight": "mlp.down_proj.weight",
-    "feed_forward.w3.weight": "mlp.up_proj.weight",
-}
+_NAMES = TensorNames(
+    "model.layers",
+    {
+        "tok_embeddings": "model.embed_tokens",
+        "attention_norm": "input_layernorm",
+        "attention.wq": "self_attn.q_proj",
+        "attention.wk": "self_attn.k_proj",
+        "attention.wv": "self_attn.v_proj",
+        "attention.wo": "self_attn.o_proj",
+        "ffn_norm": "post_attention_layernorm",
+        "feed_forward.w1": "mlp.gate_proj",
+        "feed_forward.w2": "mlp.down_proj",
+        "feed_forward.w3": "mlp.up_proj",
+        "norm": "model.norm",
+        "output": "lm_head",
+    },
+)
 
 
 class HuggingFaceCheckpoint(Checkpoint):
-    """A directory of Hugging Face.
-
-    Args:
-        path: the directory
-        tokenizer: path of a tokenizer file that replaces the directory's own
-        max_seq_len: longest sequence in tokens, instead of that of config.json
-        norm_eps: epsilon of RMSNorm, instead of that of config.json
-
-    Raises:
-        CheckpointError: a file is missing, damaged or not supported
-        ValueError: max_seq_len or norm_eps is out of range
-    """
+    """A directory of Hugging Face."""
 
     kind = "huggingface"
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        tokenizer: str | None = None,
-        max_seq_len: int | None = None,
-        norm_eps: float | None = None,
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], tokenizer: str | None = None) -> None:
         folder = os.fspath(path)
-        config, config_file = read_config(os.path.join(folder, "config.json"))
+        self.config, config_file = read_config(os.path.join(folder, "config.json"))
         self._mapped: list[MappedFile] = []
-        self._tensors = _checked_tensors(folder, config, self._map_tensors(folder))
-        self.config = with_overrides(config, max_seq_len=max_seq_len, norm_eps=norm_eps)
-        directory_tokenizer = read_tokenizer(folder, config_file, tokenizer, config.vocab_size)
+        self._tensors = self._map_tensors(folder)
+        shapes = {n: info.shape for n, (_, info) in self._tensors.items() if not _is_unused(n, self.config)}
+        check_tensors(folder, self.config, shapes, _NAMES.of)
+        for name in shapes:
+            file, info = self._tensors[name]
+            check_dtype(file.path, name, info.dtype)
+        directory_tokenizer = read_tokenizer(folder, config_file, tokenizer, self.config.vocab_size)
         self.tokenizer = directory_tokenizer.spec
         self.chat_template = directory_tokenizer.chat_template
         self.files = [config_file.path, *(file.path for file in self._mapped), *directory_tokenizer.files]
         self.source = f"Hugging Face checkpoint {shown(os.path.basename(os.path.abspath(folder)))}"
 
     def tensor(self, name: str) -> LazyTensor:
-        stored = self._tensors[name]
+        file, info = self._tensors[_NAMES.of(name)]
+        stored = StoredTensor(file, info.dtype, info.shape, info.offset)
         if name.endswith("attention.wq.weight"):
             return replace(stored.lazy(), read=partial(_unpermuted, stored, self.config.n_heads))
         if name.endswith("attention.wk.weight"):
@@ -134,36 +124,11 @@ def _read_index(path: str) -> dict[str, set[str]]:
     return names
 
 
-def _checked_tensors(
-    folder: str, config: ModelConfig, stored: dict[str, tuple[MappedFile, TensorInfo]]
-) -> dict[str, StoredTensor]:
-    """Return the tensors by our names. Raises CheckpointError if one is missing, unknown, or of a wrong shape or type.
-
-    Takes them out of stored.
-    """
-    tensors = {}
-    for name, shape in config.tensor_shapes().items():
-        theirs = _their_name(name)
-        if theirs not in stored:
-            raise CheckpointError(f"{folder}: tensor {theirs} is missing")
-        file, info = stored.pop(theirs)
-        if info.shape != shape:
-            raise CheckpointError(f"{file.path}: tensor {theirs} is {info.shape}, config.json makes it {shape}")
-        check_dtype(file.path, theirs, info.dtype)
-        tensors[name] = StoredTensor(file, info.dtype, shape, info.offset)
-    # A tied model may come with a copy of its embedding. The frequencies of the rotation follow from the config.
-    ignored = "lm_head.weight" if config.tied_embeddings else ""
-    unknown = [name for name in stored if name != ignored and not name.endswith("rotary_emb.inv_freq")]
-    if unknown:
-        raise CheckpointError(f"{folder}: unknown tensor {min(unknown)[:80]!r}; this is not a plain Llama")
-    return tensors
-
-
-def _their_name(name: str) -> str:
-    if name in _TOP:
-        return _TOP[name]
-    _, layer, rest = name.split(".", 2)
-    return f"model.layers.{layer}.{_IN_LAYER[rest]}"
+def _is_unused(name: str, config: ModelConfig) -> bool:
+    """Whether a tensor may be there though the config has no place for it."""
+    if name == "lm_head.weight":  # a copy of the embedding
+        return config.tied_embeddings
+    return name.endswith("rotary_emb.inv_freq")  # frequencies of the rotation, which follow from the config
 
 
 def _unpermuted(stored: StoredTensor, n_heads: int) -> NDArray[Any]:

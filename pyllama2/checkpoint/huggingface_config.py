@@ -6,7 +6,7 @@ The settings of RoPE are in rope_theta and rope_scaling, or since transformers 5
 
 from __future__ import annotations
 
-from ..config import ModelConfig, RopeScaling
+from ..config import ModelConfig, RopeScaling, default_head_dim
 from ..errors import CheckpointError
 from .json_file import JsonObject
 
@@ -29,9 +29,7 @@ def read_config(path: str) -> tuple[ModelConfig, JsonObject]:
     values = JsonObject.read(path)
     _refuse_unsupported(values)
     dim, n_heads = values.positive("hidden_size"), values.positive("num_attention_heads")
-    head_dim = values.positive("head_dim", dim // n_heads)
-    if values.get("head_dim", int) is None and dim % n_heads:
-        raise CheckpointError(f"{path}: hidden_size {dim} is not a multiple of num_attention_heads {n_heads}")
+    head_dim = values.get("head_dim", int)
     rope_theta, rope_scaling = _rope(values)
     try:
         config = ModelConfig(
@@ -40,7 +38,7 @@ def read_config(path: str) -> tuple[ModelConfig, JsonObject]:
             n_layers=values.positive("num_hidden_layers"),
             n_heads=n_heads,
             n_kv_heads=values.positive("num_key_value_heads", n_heads),
-            head_dim=head_dim,
+            head_dim=default_head_dim(dim, n_heads) if head_dim is None else head_dim,
             vocab_size=values.positive("vocab_size"),
             max_seq_len=values.positive("max_position_embeddings", 2048),
             norm_eps=values.get("rms_norm_eps", _NUMBER, 1e-6),

@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import ModelConfig
+from ..config import ModelConfig, default_head_dim
 from ..errors import CheckpointError
 from ..shown import shown
 from ..storage.mapped import MappedFile
-from .base import Checkpoint, LazyTensor, with_overrides
+from .base import Checkpoint, LazyTensor
 from .tokenizer_files import read_tokenizer_file
 
 _MAGIC = b"24ka"  # 0x616b3432
@@ -58,30 +58,12 @@ class _Header:
 
 
 class Llama2cCheckpoint(Checkpoint):
-    """A .bin file of llama2.c.
-
-    Args:
-        path: the file
-        tokenizer: path of the model's tokenizer file, since the file itself has none
-        max_seq_len: longest sequence in tokens, instead of the file's
-        norm_eps: epsilon of RMSNorm, instead of 1e-5
-
-    Raises:
-        CheckpointError: the file or the tokenizer is damaged or not supported
-        ValueError: max_seq_len or norm_eps is out of range
-    """
+    """A .bin file of llama2.c. It has no tokenizer in it."""
 
     kind = "llama2.c"
     chat_template = None
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        tokenizer: str | None = None,
-        max_seq_len: int | None = None,
-        norm_eps: float | None = None,
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], tokenizer: str | None = None) -> None:
         self._file = MappedFile(path)
         header = _read_header(self._file)
         self._group_size = header.group_size
@@ -91,7 +73,7 @@ class Llama2cCheckpoint(Checkpoint):
                 f"{self._file.path} should have {end} bytes as a version {header.version} file of llama2.c, "
                 f"it has {self._file.size}"
             )
-        self.config = with_overrides(header.config, max_seq_len=max_seq_len, norm_eps=norm_eps)
+        self.config = header.config
         self.tokenizer = read_tokenizer_file(tokenizer, self.config.vocab_size) if tokenizer else None
         self.files = [self._file.path, *([tokenizer] if tokenizer else [])]
         self.source = f"llama2.c {shown(os.path.basename(self._file.path))}"
@@ -160,8 +142,6 @@ def _read_header(file: MappedFile) -> _Header:
 
 def _config(path: str, numbers: tuple[int, ...], tied: bool) -> ModelConfig:
     dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len = numbers
-    if n_heads < 1 or dim % n_heads:
-        raise CheckpointError(f"{path}: dim {dim} is not a multiple of n_heads {n_heads}")
     try:
         return ModelConfig(
             dim=dim,
@@ -169,7 +149,7 @@ def _config(path: str, numbers: tuple[int, ...], tied: bool) -> ModelConfig:
             n_layers=n_layers,
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
-            head_dim=dim // n_heads,
+            head_dim=default_head_dim(dim, n_heads),
             vocab_size=abs(vocab_size),
             max_seq_len=seq_len,
             tied_embeddings=tied,

@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import ModelConfig, RopeScaling
+from ..config import ModelConfig, RopeScaling, default_head_dim
 from ..errors import CheckpointError
 from ..shown import shown
-from .base import Checkpoint, LazyTensor, with_overrides
+from .base import Checkpoint, LazyTensor
 from .json_file import JsonObject
 from .pth import read_pth
 from .stored_tensor import StoredTensor
+from .tensor_names import check_tensors
 from .tokenizer_files import read_tokenizer_file
 
 _log = logging.getLogger(__name__)
@@ -85,38 +86,24 @@ class _Pieces:
 
 
 class MetaCheckpoint(Checkpoint):
-    """A directory of Meta.
+    """A directory of Meta, also by the path of one of its consolidated.NN.pth files.
 
-    Args:
-        path: the directory, or one of its consolidated.NN.pth files
-        tokenizer: path of a tokenizer file; None: tokenizer.model in the directory or in the one above
-        max_seq_len: longest sequence in tokens; None: 4096
-        norm_eps: epsilon of RMSNorm, instead of that of params.json
-
-    Raises:
-        CheckpointError: a file is missing, damaged or not supported
-        ValueError: max_seq_len or norm_eps is out of range
+    The tokenizer is tokenizer.model in the directory, or in the one above.
     """
 
     kind = "meta"
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        tokenizer: str | None = None,
-        max_seq_len: int | None = None,
-        norm_eps: float | None = None,
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], tokenizer: str | None = None) -> None:
         folder = _folder(os.fspath(path))
         params = _read_params(os.path.join(folder, "params.json"))
         shard_paths = _shard_paths(folder)
         self._pieces = _collect(shard_paths, [read_pth(shard) for shard in shard_paths], params)
-        config = _config(params, self._pieces, len(shard_paths))
-        _check_tensors(folder, config, self._pieces, len(shard_paths))
-        self.config = with_overrides(config, max_seq_len=max_seq_len, norm_eps=norm_eps)
+        self.config = _config(params, self._pieces, len(shard_paths))
+        shapes = {name: pieces.shape for name, pieces in self._pieces.items()}
+        hint = f" (of {len(shard_paths)} shard(s)); is a shard missing, or params.json from another model?"
+        check_tensors(folder, self.config, shapes, hint=hint)
         tokenizer_path = tokenizer or _find_tokenizer(folder)
-        self.tokenizer = read_tokenizer_file(tokenizer_path, config.vocab_size) if tokenizer_path else None
+        self.tokenizer = read_tokenizer_file(tokenizer_path, self.config.vocab_size) if tokenizer_path else None
         self.chat_template = None
         self.files = [params.path, *shard_paths, *([tokenizer_path] if tokenizer_path else [])]
         self.source = f"Meta checkpoint {shown(os.path.basename(os.path.abspath(folder)))}"
@@ -207,9 +194,6 @@ def _axis(name: str, shape: tuple[int, ...], dim: int) -> int | None:
 
 def _config(params: JsonObject, pieces: dict[str, _Pieces], n_shards: int) -> ModelConfig:
     dim, n_heads = params.positive("dim"), params.positive("n_heads")
-    head_dim = params.positive("head_dim", dim // n_heads)
-    if "head_dim" not in params.values and dim % n_heads:
-        raise CheckpointError(f"{params.path}: dim {dim} is not a multiple of n_heads {n_heads}")
     vocab_size = _rows(params, pieces, "tok_embeddings.weight")
     if params.get("vocab_size", int, -1) not in (-1, vocab_size):
         raise CheckpointError(
@@ -218,6 +202,7 @@ def _config(params: JsonObject, pieces: dict[str, _Pieces], n_shards: int) -> Mo
         )
     hidden_dim = _rows(params, pieces, "layers.0.feed_forward.w1.weight")
     _compare_hidden_dim(params, dim, hidden_dim)
+    head_dim = params.get("head_dim", int)
     if params.get("sliding_window", int) is not None:
         raise CheckpointError(f"{params.path}: sliding_window is not supported")
     try:
@@ -227,7 +212,7 @@ def _config(params: JsonObject, pieces: dict[str, _Pieces], n_shards: int) -> Mo
             n_layers=params.positive("n_layers"),
             n_heads=n_heads,
             n_kv_heads=params.positive("n_kv_heads", n_heads),
-            head_dim=head_dim,
+            head_dim=default_head_dim(dim, n_heads) if head_dim is None else head_dim,
             vocab_size=vocab_size,
             max_seq_len=_CONTEXT,
             norm_eps=params.get("norm_eps", (float, int), 1e-5),
@@ -254,22 +239,6 @@ def _compare_hidden_dim(params: JsonObject, dim: int, hidden_dim: int) -> None:
     formula = -(-formula // multiple_of) * multiple_of
     if "multiple_of" in params.values and formula != hidden_dim:
         _log.warning("%s: hidden_dim should be %d, the weights have %d", shown(params.path), formula, hidden_dim)
-
-
-def _check_tensors(folder: str, config: ModelConfig, pieces: dict[str, _Pieces], n_shards: int) -> None:
-    """Raise CheckpointError if a tensor of the config is missing, unknown or of the wrong shape."""
-    shapes = config.tensor_shapes()
-    for name, shape in shapes.items():
-        if name not in pieces:
-            raise CheckpointError(f"{folder}: tensor {name} is missing")
-        if pieces[name].shape != shape:
-            raise CheckpointError(
-                f"{folder}: tensor {name} of {n_shards} shard(s) is {pieces[name].shape} and should be {shape}; "
-                "is a shard missing, or params.json from another model?"
-            )
-    unknown = pieces.keys() - shapes.keys()
-    if unknown:
-        raise CheckpointError(f"{folder}: unknown tensor {min(unknown)[:80]!r}")
 
 
 def _find_tokenizer(folder: str) -> str | None:

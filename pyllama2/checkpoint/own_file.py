@@ -10,39 +10,22 @@ from numpy.typing import NDArray
 
 from ..storage.model_file import StoredModel
 from ..storage.weights import ROW_BLOCK, Weight
-from .base import Checkpoint, LazyTensor, with_overrides
+from .base import Checkpoint, LazyTensor
 from .tokenizer_files import read_tokenizer_file
 
 
-class NativeCheckpoint(Checkpoint):
+class OwnCheckpoint(Checkpoint):
     """One of our files. Quantized tensors are dequantized to float32.
 
-    Args:
-        path: the file
-        tokenizer: path of a tokenizer file that replaces the one inside
-        max_seq_len: longest sequence in tokens, instead of the file's
-        norm_eps: epsilon of RMSNorm, instead of the file's
-
     Attributes:
-        model: the mapped file
-
-    Raises:
-        CheckpointError: the file or the tokenizer is damaged or not supported
-        ValueError: max_seq_len or norm_eps is out of range
+        model: the mapped file.
     """
 
     kind = "pyllama2"
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        tokenizer: str | None = None,
-        max_seq_len: int | None = None,
-        norm_eps: float | None = None,
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], tokenizer: str | None = None) -> None:
         self.model = StoredModel.open(path)
-        self.config = with_overrides(self.model.config, max_seq_len=max_seq_len, norm_eps=norm_eps)
+        self.config = self.model.config
         self.tokenizer = self.model.tokenizer
         if tokenizer is not None:
             self.tokenizer = read_tokenizer_file(tokenizer, self.config.vocab_size)

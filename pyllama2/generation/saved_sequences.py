@@ -29,7 +29,8 @@ from ..process.interrupts import Interrupts
 from ..storage.mapped import MappedFile
 from ..storage.model_file import StoredModel
 from ..storage.new_file import NewFile
-from ..storage.safetensors import ITEM_SIZES, TensorInfo, make_header, read_header
+from ..storage.safetensors import ITEM_SIZES, make_header, read_header
+from ..storage.tensor_info import TensorInfo
 from ..storage.weights import all_finite
 from .prefix_cache import MAX_ROWS, PrefixCache
 from .scheduler import Scheduler

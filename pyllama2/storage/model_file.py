@@ -36,7 +36,8 @@ from ..shown import shown
 from ..tokenizer.base import TokenizerSpec
 from .mapped import MappedFile, files_under
 from .new_file import NewFile
-from .safetensors import ITEM_SIZES, Header, TensorInfo, looks_like_safetensors, make_header, read_header
+from .safetensors import ITEM_SIZES, Header, looks_like_safetensors, make_header, read_header
+from .tensor_info import TensorInfo
 from .weights import Quantization, Weight, packed_shapes
 
 FORMAT = "pyllama2"

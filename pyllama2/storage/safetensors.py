@@ -19,6 +19,7 @@ from typing import Any
 from ..bounded_json import parse_json
 from ..errors import CheckpointError
 from .mapped import MappedFile
+from .tensor_info import TensorInfo
 
 MAX_HEADER = 100_000_000  # the format's own limit
 _MAX_DIMENSIONS = 8
@@ -30,29 +31,12 @@ ITEM_SIZES = {
 
 
 @dataclass(frozen=True)
-class TensorInfo:
-    """The place of one tensor in the file.
-
-    Attributes:
-        dtype: the stored type, a key of ITEM_SIZES
-        shape: row-major
-        offset: bytes from the start of the file
-        nbytes: bytes of all elements
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
 class Header:
     """What a header says.
 
     Attributes:
         metadata: the strings of `__metadata__`
-        tensors: the tensors by name, in the order of their offsets
+        tensors: the tensors by name, in the order of their offsets; their dtypes are keys of ITEM_SIZES
     """
 
     metadata: dict[str, str]

@@ -140,10 +140,10 @@ def test_is_gguf(tmp_path: Path) -> None:
 
 def test_overrides(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m", GQA, random_weights(GQA))
-    config = GgufCheckpoint(path, max_seq_len=7, norm_eps=1e-3).config
+    config = open_checkpoint(path, max_seq_len=7, norm_eps=1e-3).config
     assert config == replace(GQA, max_seq_len=7, norm_eps=1e-3)
     with pytest.raises(ValueError, match="max_seq_len"):
-        GgufCheckpoint(path, max_seq_len=0)
+        open_checkpoint(path, max_seq_len=0)
 
 
 def test_tokenizer_file(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
         GgufCheckpoint(path)
 
 
-@pytest.mark.parametrize("name", ["blk.0.attn_q.bias", "blk.1.attn_norm.bias", "rope_factors_long.weight", "x" * 200])
+@pytest.mark.parametrize("name", ["blk.0.attn_q.bias", "blk.1.attn_norm.bias", "rope_factors_long.weight", "x" * 100])
 def test_other_tensors_are_refused_by_name(tmp_path: Path, name: str) -> None:
     extra = {name: np.zeros(48, np.float32)}
     path = write_model(tmp_path / "m", GQA, random_weights(GQA), extra=extra)

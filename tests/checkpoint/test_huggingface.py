@@ -22,6 +22,7 @@ from pyllama2.checkpoint import Checkpoint, open_checkpoint
 from pyllama2.checkpoint.huggingface import HuggingFaceCheckpoint
 from pyllama2.config import ModelConfig, RopeScaling
 from pyllama2.errors import CheckpointError
+from pyllama2.storage.tensor_info import TensorInfo
 from pyllama2.tokenizer import load_tokenizer
 
 TOKENS = [1, 5, 9, 33, 2, 48, 5, 5, 49, 7]
@@ -189,7 +190,7 @@ class TestConfig:
             ({"hidden_size": "48"}, "hidden_size"),
             ({"hidden_size": 10**40}, "hidden_size"),
             ({"num_attention_heads": 0}, "num_attention_heads"),
-            ({"num_attention_heads": 100, "head_dim": None}, "head_dim"),
+            ({"num_attention_heads": 100, "head_dim": None}, "multiple of n_heads 100"),
             ({"num_attention_heads": 3}, "q_proj"),
             ({"num_key_value_heads": 4}, "n_kv_heads"),
             ({"num_key_value_heads": 6}, "k_proj"),
@@ -303,7 +304,8 @@ class TestIndex:
 
     def test_many_files(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Processor time, with much room: to look through all names for each file would take half a minute."""
-        names = {f"{i}.safetensors": {f"{i}.{j}": None for j in range(50)} for i in range(4000)}
+        tensor = (None, TensorInfo("F32", (1,), 0, 4))
+        names = {f"{i}.safetensors": {f"{i}.{j}": tensor for j in range(50)} for i in range(4000)}
         weight_map = {name: file for file, tensors in names.items() for name in tensors}
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
         monkeypatch.setattr(HuggingFaceCheckpoint, "_map_file", lambda self, path: dict(names[Path(path).name]))

@@ -21,7 +21,8 @@ from helpers.tiny_tokenizers import bpe_json, bpe_spec
 
 from pyllama2 import Llama, Pyllama2Error, chat, generate, inspect
 from pyllama2.cli import conversation
-from pyllama2.storage.safetensors import TensorInfo, make_header
+from pyllama2.storage.safetensors import make_header
+from pyllama2.storage.tensor_info import TensorInfo
 
 export = importlib.import_module("pyllama2.export")
 pytestmark = pytest.mark.usefixtures("one_thread")
