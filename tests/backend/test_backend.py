@@ -300,7 +300,7 @@ class TestSettings:
         facts = backend.describe()
         assert facts.device == "cpu" and facts.n_threads == 3 and facts.isa in ISAS
         assert facts.weight_bytes > 0 and facts.scratch_bytes > 0
-        assert facts.gpu is None and facts.known()["kv_dtype"] == "float16" and "gpu" not in facts.known()
+        assert facts.gpu is None and facts.known()["kv_dtype"] == "float32" and "gpu" not in facts.known()
 
     def test_closed(self) -> None:
         backend = make(GQA, "float32")
