@@ -1,10 +1,11 @@
 """What a change must pass, by name: `nox -s lint`, or `nox` for lint, types and tests. .ci/run calls these sessions.
 
-They run in the environment that nox is installed in, by `pip install -e ".[test,dev]"`. An environment for each of them
-would compile the package and install torch once more.
+They run in the environment that nox is installed in, by `pip install -e ".[test,dev,docs]"`. An environment for each
+of them would compile the package and install torch once more.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,17 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """pytest; what stands behind -- goes to it."""
     session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The docs site, in site/; a warning is an error. Its pages load nothing from other servers."""
+    session.run("python", "scripts/docs/make_pages.py")
+    session.run("mkdocs", "build", "--strict", "--quiet", env={"NO_MKDOCS_2_WARNING": "1"})
+    loaded = re.compile(r'<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="?(https?:[^" >]+)')
+    for page in sorted(Path("site").rglob("*.html")):
+        if found := loaded.findall(page.read_text(encoding="utf-8")):
+            session.error(f"{page} loads {', '.join(found)}")
 
 
 @nox.session

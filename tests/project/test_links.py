@@ -24,7 +24,7 @@ def text_of(path: Path) -> str:
     if path.suffix == ".ipynb":
         cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
         text = "\n\n".join("".join(cell["source"]) for cell in cells)
-    return re.sub(r"^```.*?^```|^ {4}.*?$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"^```.*?^```|(?<=\n\n)(?: {4}[^\n]*\n+)+", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def anchors_of(path: Path) -> set[str]:
