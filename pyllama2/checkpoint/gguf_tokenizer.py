@@ -23,7 +23,7 @@ from ..errors import CheckpointError
 from ..tokenizer.base import TokenizerSpec
 from ..tokenizer.limits import MAX_MERGES, MAX_TOKENS, check_special_tokens
 from ..tokenizer.pre_tokenizer import Step, byte_level, digits, split
-from ..tokenizer.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, build_model
+from ..tokenizer.sentencepiece_proto import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, build_model
 from .gguf_header import Metadata
 
 _SPECIAL = (UNKNOWN, CONTROL, USER_DEFINED)

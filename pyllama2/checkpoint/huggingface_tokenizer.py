@@ -17,7 +17,7 @@ from ..errors import CheckpointError
 from ..storage.mapped import MappedFile
 from ..tokenizer.base import TokenizerSpec
 from ..tokenizer.limits import MAX_SPECIAL_TOKENS, check_special_tokens
-from ..tokenizer.sentencepiece_model import CONTROL, USER_DEFINED, encode_pieces
+from ..tokenizer.sentencepiece_proto import CONTROL, USER_DEFINED, encode_pieces
 from .file_kinds import is_tiktoken
 from .json_file import JsonObject
 from .tokenizer_files import inspect_tokenizer_file

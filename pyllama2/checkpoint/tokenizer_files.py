@@ -18,8 +18,8 @@ from ..errors import CheckpointError
 from ..storage.mapped import MappedFile
 from ..tokenizer.base import TokenizerSpec
 from ..tokenizer.limits import MAX_TOKENS
-from ..tokenizer.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, build_model
-from ..tokenizer.sentencepiece_proto import check_model_proto
+from ..tokenizer.sentencepiece import open_processor
+from ..tokenizer.sentencepiece_proto import BYTE, CONTROL, NORMAL, UNKNOWN, build_model, read_model_proto
 from .file_kinds import describe_file, is_tiktoken
 from .tokenizer_json import TokenizerFile, read_tokenizer_json
 
@@ -72,21 +72,15 @@ def inspect_tokenizer_file(path: str | os.PathLike[str], vocab_size: int | None 
 
 def _sentencepiece(path: str, data: bytes, vocab_size: int | None) -> TokenizerFile:
     try:
-        n_pieces = check_model_proto(data)
+        n_pieces = read_model_proto(data).n_pieces
+        if vocab_size is not None and n_pieces > vocab_size:
+            raise CheckpointError(f"{path}: the tokenizer has {n_pieces} tokens, the model only {vocab_size}")
+        processor = open_processor(data)
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged, or no SentencePiece model: {error}") from error
-    if vocab_size is not None and n_pieces > vocab_size:
-        raise CheckpointError(f"{path}: the tokenizer has {n_pieces} tokens, the model only {vocab_size}")
-
-    from sentencepiece import SentencePieceProcessor
-
-    try:
-        processor = SentencePieceProcessor(model_proto=data)
-        control_ids = [token_id for token_id in range(n_pieces) if processor.is_control(token_id)]
-        special = {processor.id_to_piece(token_id): token_id for token_id in control_ids}
-        bos_id, eos_id = processor.bos_id(), processor.eos_id()
-    except (RuntimeError, ValueError, IndexError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged: {error!s:.200}") from error
+    control_ids = [token_id for token_id in range(n_pieces) if processor.is_control(token_id)]
+    special = {processor.id_to_piece(token_id): token_id for token_id in control_ids}
+    bos_id, eos_id = processor.bos_id(), processor.eos_id()
     eos_ids = (eos_id,) if eos_id >= 0 else ()
     spec = TokenizerSpec("sentencepiece", data, bos_id if bos_id >= 0 else None, eos_ids, bos_id >= 0)
     return TokenizerFile(spec, special, n_pieces)

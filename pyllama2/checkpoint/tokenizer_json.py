@@ -22,7 +22,7 @@ from ..storage.mapped import MappedFile
 from ..tokenizer.base import TokenizerSpec
 from ..tokenizer.bpe_parts import MAX_BYTES, check_bpe
 from ..tokenizer.limits import MAX_CHARACTERS, MAX_MERGES, MAX_TOKENS, check_special_tokens
-from ..tokenizer.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, build_model
+from ..tokenizer.sentencepiece_proto import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, build_model
 from .json_file import JsonObject
 
 # Llama-3's file has a million values.

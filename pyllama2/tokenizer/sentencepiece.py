@@ -6,12 +6,35 @@ Most models put a space before every text.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..errors import CheckpointError
 from ..process.exit_gate import GATE
+from ..shown import shown
 from .base import Tokenizer, TokenizerSpec, is_chat_marker, utf8
 from .sentencepiece_proto import as_control_pieces, read_model_proto
 
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
 _SPACE = "\u2581"
+
+
+def open_processor(data: bytes) -> SentencePieceProcessor:
+    """Open a SentencePiece model with the sentencepiece package.
+
+    Args:
+        data: the model, which read_model_proto() has checked.
+
+    Raises:
+        ValueError: the package refuses the model.
+    """
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        return SentencePieceProcessor(model_proto=data)
+    except (RuntimeError, ValueError, IndexError, OSError) as error:
+        raise ValueError(shown(error)) from error  # the package quotes pieces, which may have line breaks
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -35,19 +58,14 @@ class SentencePieceTokenizer(Tokenizer):
             raise CheckpointError(f"the tokenizer is damaged: {error}") from error
         if vocab_size is not None and proto.n_pieces > vocab_size:
             raise CheckpointError(f"the tokenizer has {proto.n_pieces} tokens, the model only {vocab_size}")
-
-        from sentencepiece import SentencePieceProcessor
-
         self.prepends_space = proto.add_dummy_prefix
         ends = {spec.bos_id, *spec.eos_ids}
         offsets = [at for name, token_id, at in proto.user_defined if token_id in ends or is_chat_marker(name)]
         try:
-            self._processor = SentencePieceProcessor(model_proto=as_control_pieces(spec.data, offsets))
-            pieces: list[str] = self._processor.id_to_piece(list(range(proto.n_pieces)))
-            special = self._read_pieces(pieces)
-        except (RuntimeError, ValueError, IndexError, OSError) as error:  # UnicodeDecodeError is a ValueError
-            reason = " ".join(str(error).split())  # the package quotes pieces, which may have line breaks
-            raise CheckpointError(f"the tokenizer is damaged: {reason:.200}") from error
+            self._processor = open_processor(as_control_pieces(spec.data, offsets))
+            special = self._read_pieces(self._processor.id_to_piece(list(range(proto.n_pieces))))
+        except ValueError as error:  # of open_processor(), or a text of the package is not UTF-8
+            raise CheckpointError(f"the tokenizer is damaged: {error!s:.200}") from error
         super().__init__(spec, proto.n_pieces if vocab_size is None else vocab_size, special)
 
     def _read_pieces(self, pieces: list[str]) -> dict[str, int]:

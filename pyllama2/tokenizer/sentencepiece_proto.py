@@ -1,25 +1,34 @@
-"""A reader of SentencePiece models that checks them before the sentencepiece package gets the data.
+"""A reader and a writer of SentencePiece models (tokenizer.model).
 
-A .model file is a protobuf message (sentencepiece_model.proto); the fields used here are
+A .model file is a protobuf message. The fields used here are
 
     ModelProto       1 pieces (repeated)   2 trainer_spec   3 normalizer_spec   4 self_test_data   5 denormalizer_spec
-    SentencePiece    1 piece (text)   2 score   3 type (4 is USER_DEFINED, 3 is CONTROL)
-    TrainerSpec      44 unk_surface, what an unknown token becomes as text
-    NormalizerSpec   2 precompiled_charsmap   3 add_dummy_prefix (true unless written)
+    SentencePiece    1 piece (text)   2 score (float)   3 type
+    TrainerSpec      3 model_type   4 vocab_size   35 byte_fallback   40 .. 43 ids and 45 .. 48 names of special pieces
+                     44 unk_surface, what an unknown token becomes as text
+    NormalizerSpec   1 name   2 precompiled_charsmap   3 add_dummy_prefix (true unless written)
+                     4 remove_extra_whitespaces   5 escape_whitespaces
 
-For a hostile file, the package needs memory of up to twenty times its size. This reader needs little, and
-counts the pieces, so that a vocabulary larger than the model's is refused early.
+The reader checks a file before the sentencepiece package gets the data. For a hostile file, the package needs memory of
+up to twenty times its size. This reader needs little, and counts the pieces, so that a vocabulary larger than the
+model's is refused early.
 
 A charsmap is uint32 n, a trie of n bytes, and the replacement texts of characters in the trie, each followed by
 a NUL. With a long replacement, a short text could fill all memory.
+
+The writer makes a model from pieces that another format stores.
+Source: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .limits import MAX_SPECIAL_LENGTH, MAX_TOKEN_LENGTH, MAX_TOKENS, check_special_tokens
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces
 
 # The largest published models have 262,144 pieces in 4.7 MB.
 _MAX_BYTES = 16 << 20
@@ -28,7 +37,8 @@ _MAX_REPLACEMENT = 64
 # Bytes of self_test_data, which the package encodes when it loads the model. Published models have none.
 _MAX_SELF_TEST = 1 << 16
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
+_MODEL_TYPE_BPE = 2
+_FLOAT = struct.Struct("<f")
 
 
 @dataclass(frozen=True)
@@ -44,15 +54,6 @@ class ModelProto:
     n_pieces: int
     add_dummy_prefix: bool
     user_defined: tuple[tuple[str, int, int], ...]
-
-
-def check_model_proto(data: bytes) -> int:
-    """Check a SentencePiece model; returns its number of pieces.
-
-    Raises:
-        ValueError: data is not a well-formed SentencePiece model, or exceeds a limit
-    """
-    return read_model_proto(data).n_pieces
 
 
 def read_model_proto(data: bytes) -> ModelProto:
@@ -72,10 +73,10 @@ def read_model_proto(data: bytes) -> ModelProto:
             n_pieces += 1
             if n_pieces > MAX_TOKENS:
                 raise ValueError(f"more than {MAX_TOKENS} pieces")
-            text, kind, kind_offset = _piece(data, start, end)
-            if kind == _USER_DEFINED:
+            text, kind, kind_offset = _read_piece(data, start, end)
+            if kind == USER_DEFINED:
                 user_defined.append((text, n_pieces - 1, kind_offset))
-            if kind in (_CONTROL, _USER_DEFINED):
+            if kind in (CONTROL, USER_DEFINED):
                 special.append(text)
         elif field == (2, _BYTES):
             _check_trainer(data, start, end)
@@ -100,13 +101,70 @@ def as_control_pieces(data: bytes, offsets: list[int]) -> bytes:
     """
     changed = bytearray(data)
     for offset in offsets:
-        changed[offset] = _CONTROL
+        changed[offset] = CONTROL
     return bytes(changed)
 
 
-def _piece(data: bytes, start: int, end: int) -> tuple[str, int, int]:
+def build_model(
+    pieces: Sequence[tuple[str, float, int]],
+    *,
+    unk_id: int,
+    bos_id: int | None,
+    eos_id: int | None,
+    add_dummy_prefix: bool = True,
+) -> bytes:
+    """Make a BPE model. It neither normalizes nor strips text.
+
+    Args:
+        pieces: (text, score, type) of each token, in the order of ids. Texts spell a space as U+2581. Higher scores
+            are merged first. With BYTE pieces (<0x00> .. <0xFF>), characters without a piece become bytes.
+        unk_id: the unknown token
+        bos_id: the token that begins a sequence, None for none
+        eos_id: the token that ends a text, None for none
+        add_dummy_prefix: whether a space is put before every text
+
+    Returns:
+        The bytes of a .model file.
+
+    Raises:
+        ValueError: a special id is outside of pieces, or a text has a lone surrogate
+    """
+    special = {"unk_id": unk_id, "bos_id": bos_id, "eos_id": eos_id}
+    for name, token_id in special.items():
+        if token_id is not None and not 0 <= token_id < len(pieces):
+            raise ValueError(f"{name} is {token_id}, but there are {len(pieces)} pieces")
+    return b"".join(
+        [
+            encode_pieces(pieces),
+            _message(2, _trainer_spec(pieces, [*special.values(), None])),
+            _message(3, _normalizer_spec(add_dummy_prefix)),
+        ]
+    )
+
+
+def encode_pieces(pieces: Sequence[tuple[str, float, int]]) -> bytes:
+    """Encode pieces as fields of a ModelProto. Appended to a finished model, they are its next tokens.
+
+    Args:
+        pieces: (text, score, type) of each token
+
+    Raises:
+        ValueError: a text has a lone surrogate
+    """
+    piece_key = text_key = _key(1, _BYTES)
+    score_key, type_key = _key(2, _FIXED32), _key(3, _VARINT)
+    parts: list[bytes] = []
+    for text, score, kind in pieces:
+        data = text.encode()
+        fields = (text_key, _encoded(len(data)), data, score_key, _FLOAT.pack(score), type_key, _encoded(kind))
+        piece = b"".join(fields)
+        parts += (piece_key, _encoded(len(piece)), piece)
+    return b"".join(parts)
+
+
+def _read_piece(data: bytes, start: int, end: int) -> tuple[str, int, int]:
     """Return text and type of the piece data[start:end], and the offset of the byte with its type."""
-    text, kind, kind_offset = "", _NORMAL, -1
+    text, kind, kind_offset = "", NORMAL, -1
     for field, at, stop in _fields(data, start, end):
         if field == (1, _BYTES):
             try:
@@ -146,7 +204,7 @@ def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[tuple[int, i
     while position < end:  # numbers of one byte are read here, without a call: a model has a million of them
         key, start = data[position], position + 1
         if key >= 0x80:
-            key, start = _varint(data, position, end)
+            key, start = _read_varint(data, position, end)
             if key >> 32:
                 raise ValueError(f"bad field number at byte {position} of the SentencePiece model")
         wire = key & 7
@@ -154,10 +212,10 @@ def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[tuple[int, i
             if start < end and data[start] < 0x80:
                 length, start = data[start], start + 1
             else:
-                length, start = _varint(data, start, end)
+                length, start = _read_varint(data, start, end)
             position = start + length
         elif wire == _VARINT:
-            _, position = _varint(data, start, end)
+            _, position = _read_varint(data, start, end)
         elif wire in (_FIXED32, _FIXED64):
             position = start + (4 if wire == _FIXED32 else 8)
         else:
@@ -167,7 +225,7 @@ def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[tuple[int, i
         yield (key >> 3, wire), start, position
 
 
-def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
+def _read_varint(data: bytes, position: int, end: int) -> tuple[int, int]:
     """Return the number at position (7 bits in each byte, low bits first), and the position after it."""
     if position < end and data[position] < 0x80:
         return data[position], position + 1
@@ -179,3 +237,42 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
                 break  # longer than needed: no writer makes such a number, and two readers may disagree on it
             return value, i + 1
     raise ValueError(f"bad number at byte {position} of the SentencePiece model")
+
+
+def _trainer_spec(pieces: Sequence[tuple[str, float, int]], special: list[int | None]) -> bytes:
+    fields = [_number(3, _MODEL_TYPE_BPE), _number(4, len(pieces))]
+    if any(kind == BYTE for _, _, kind in pieces):
+        fields.append(_number(35, 1))
+    for i, token_id in enumerate(special):  # unk, bos, eos, pad
+        fields.append(_number(40 + i, -1 if token_id is None else token_id))
+        if token_id is not None:
+            fields.append(_message(45 + i, pieces[token_id][0].encode()))
+    return b"".join(fields)
+
+
+def _normalizer_spec(add_dummy_prefix: bool) -> bytes:
+    return b"".join([_message(1, b"identity"), _number(3, add_dummy_prefix), _number(4, 0), _number(5, 1)])
+
+
+def _message(field: int, data: bytes) -> bytes:
+    return _key(field, _BYTES) + _encoded(len(data)) + data
+
+
+def _number(field: int, value: int) -> bytes:
+    return _key(field, _VARINT) + _encoded(value & (1 << 64) - 1)  # a negative int32 takes ten bytes
+
+
+def _key(field: int, wire: int) -> bytes:
+    return _encoded(field << 3 | wire)
+
+
+def _encoded(value: int) -> bytes:
+    """A number as it is in the file: see _read_varint()."""
+    if value <= 0x7F:
+        return bytes((value,))
+    data = bytearray()
+    while value > 0x7F:
+        data.append(value & 0x7F | 0x80)
+        value >>= 7
+    data.append(value)
+    return bytes(data)

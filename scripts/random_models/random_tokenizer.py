@@ -11,7 +11,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, os.pardir))
 
-from pyllama2.tokenizer.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, build_model
+from pyllama2.tokenizer.sentencepiece_proto import BYTE, CONTROL, NORMAL, UNKNOWN, build_model
 
 _CHAT = ("\u2581[", "IN", "ST", "INST")  # merged in this order; "]" is a byte
 

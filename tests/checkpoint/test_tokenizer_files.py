@@ -22,7 +22,7 @@ from pyllama2.checkpoint.tokenizer_files import read_tokenizer_file
 from pyllama2.errors import CheckpointError
 from pyllama2.tokenizer import load_tokenizer
 from pyllama2.tokenizer.base import Tokenizer
-from pyllama2.tokenizer.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, build_model
+from pyllama2.tokenizer.sentencepiece_proto import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, build_model
 
 PACKAGE = SentencePieceProcessor(model_proto=sentencepiece_model())
 TEXTS = st.text(

@@ -9,7 +9,7 @@ from pyllama2.checkpoint.tokenizer_files import read_tokenizer_file
 from pyllama2.errors import CheckpointError
 from pyllama2.tokenizer import load_tokenizer
 from pyllama2.tokenizer.base import TokenizerSpec
-from pyllama2.tokenizer.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, build_model
+from pyllama2.tokenizer.sentencepiece_proto import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, build_model
 
 from .mutation import mutate_json
 from .target import Target, file_of

@@ -14,8 +14,14 @@ from sentencepiece import SentencePieceProcessor
 from pyllama2.errors import CheckpointError
 from pyllama2.tokenizer import load_tokenizer
 from pyllama2.tokenizer.base import Tokenizer, TokenizerSpec
-from pyllama2.tokenizer.sentencepiece_model import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, build_model
-from pyllama2.tokenizer.sentencepiece_proto import check_model_proto, read_model_proto
+from pyllama2.tokenizer.sentencepiece_proto import (
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    build_model,
+    read_model_proto,
+)
 
 SENTENCEPIECE = tiny_tokenizer("sentencepiece")
 CORPUS_TEXT = st.lists(st.sampled_from([*" ".join(CORPUS).split(" "), " ", "\n"])).map(" ".join)
@@ -84,7 +90,7 @@ class TestSentencePiece:
         assert tokenizer.decode(ids) == package.decode(ids)
 
     def test_number_of_pieces(self) -> None:
-        assert check_model_proto(sentencepiece_model()) == self.PACKAGE.get_piece_size() == 340
+        assert read_model_proto(sentencepiece_model()).n_pieces == self.PACKAGE.get_piece_size() == 340
 
     @pytest.mark.parametrize(
         ("data", "message"),
@@ -105,7 +111,7 @@ class TestSentencePiece:
     )
     def test_malformed_protobuf(self, data: bytes, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            check_model_proto(data)
+            read_model_proto(data)
         with pytest.raises(CheckpointError):
             load_tokenizer(sentencepiece_spec(data))
 

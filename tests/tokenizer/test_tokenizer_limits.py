@@ -15,7 +15,7 @@ from helpers.gguf_files import write_gguf
 from helpers.tiny_tokenizers import bpe_json
 
 from pyllama2.tokenizer.limits import MAX_MERGES, MAX_SPECIAL_LENGTH, MAX_SPECIAL_TOKENS, MAX_TOKENS
-from pyllama2.tokenizer.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, build_model
+from pyllama2.tokenizer.sentencepiece_proto import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, build_model
 
 # Run in a process of its own, whose memory is measured: what the tokenizer and the reading of it take.
 LOAD = """
