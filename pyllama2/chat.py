@@ -24,7 +24,7 @@ from .cli.common import (
     write_text,
 )
 from .cli.conversation import Messages, read_messages, without_oldest_turns, write_messages
-from .errors import ContextLengthError
+from .errors import CheckpointError, ContextLengthError
 from .generation.completion import Completion
 from .llama import Llama
 from .sampling.sampler import SamplingParams
@@ -153,7 +153,7 @@ class _Chat:
             self._obey(command[1], command[2])
         except OSError as error:
             self._refuse(f"{shown(command[2])}: {error.strerror}")
-        except ValueError as error:
+        except (CheckpointError, ValueError) as error:
             self._refuse(str(error))
         return True
 
@@ -237,7 +237,13 @@ class _Chat:
         return kept
 
     def _obey(self, name: str, argument: str | None) -> None:
-        """Run a command. Raises ValueError if it is unknown or incomplete, OSError for files."""
+        """Run a command.
+
+        Raises:
+            ValueError: it is unknown or incomplete, or the file to load holds no conversation.
+            OSError: the file to load cannot be read.
+            CheckpointError: the file to save cannot be written.
+        """
         if name in ("reset", "clear", "stats", "help", "exit") and argument is not None:
             raise ValueError(f"/{name} takes nothing after it (// begins a message with /)")
         if name in ("save", "load") and argument is None:

@@ -25,6 +25,7 @@ from .errors import CheckpointError
 from .process.interrupts import Interrupts
 from .shown import shown, shown_value
 from .storage.model_file import ModelWriter, StoredModel
+from .storage.new_file import check_replaceable
 from .storage.weights import GROUP_SIZES, Quantization, Weight, all_finite
 
 FilePath = str | os.PathLike[str]
@@ -154,13 +155,10 @@ def _check_target(out: str, inputs: list[str]) -> None:
         raise ValueError(f"{shown_value(out)} is not the name of a file")
     if not os.path.isdir(folder):
         raise CheckpointError(f"cannot write {out}: there is no directory {folder}")
-    if not os.path.exists(out):
-        return
-    for path in inputs:
+    for path in inputs if os.path.exists(out) else []:
         if os.path.exists(path) and os.path.samefile(out, path):  # also through a symbolic or hard link
             raise ValueError(f"{shown(out)} is a file of the model to be read; choose another name for the result")
-    if not os.path.isfile(out):  # renaming would replace a device by a file
-        raise CheckpointError(f"cannot write {out}: it is a {'directory' if os.path.isdir(out) else 'special file'}")
+    check_replaceable(out)
 
 
 def _without_weights(source: Checkpoint, quantization: Quantization) -> StoredModel:

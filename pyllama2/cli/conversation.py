@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 from ..bounded_json import parse_json
 from ..chat_formats.base import check_messages, n_system, out_of_turn
-from ..errors import CheckpointError
 from ..process.interrupts import Interrupts
 from ..shown import shown, shown_value
 from ..storage.new_file import NewFile
@@ -29,15 +28,11 @@ def write_messages(path: str, messages: Messages) -> None:
     An existing file is replaced only when the new one is complete. A symbolic link stays, and its target is replaced.
 
     Raises:
-        OSError: the file cannot be written.
+        CheckpointError: the file cannot be written.
     """
     text = json.dumps(messages, ensure_ascii=False, indent=1) + "\n"
-    try:
-        with Interrupts() as interrupts, NewFile(os.path.realpath(path), interrupts) as file, interrupts.allowed():
-            file.write(text.encode())
-    except CheckpointError as error:  # NewFile's wording is about checkpoints; the cause is the plain OSError
-        assert error.__cause__ is not None
-        raise error.__cause__ from None
+    with Interrupts() as interrupts, NewFile(os.path.realpath(path), interrupts) as file, interrupts.allowed():
+        file.write(text.encode())
 
 
 def read_messages(path: str) -> Messages:

@@ -9,7 +9,6 @@ Signals are held back around the block and allowed inside it, so that Ctrl-C at 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import secrets
 from types import TracebackType
@@ -17,6 +16,7 @@ from typing import IO
 
 from ..errors import CheckpointError
 from ..process.interrupts import Interrupts
+from ..shown import shown_value
 
 _NAME = 20  # characters of the file's name that the temporary name repeats; file names have a limited length
 
@@ -33,7 +33,7 @@ class NewFile:
         interrupts: signals that the caller holds back; they are allowed while the finished file is flushed to the disk
 
     Raises:
-        CheckpointError: the file cannot be written; its cause is an OSError, and path is unchanged
+        CheckpointError: the file cannot be written. path is unchanged.
     """
 
     def __init__(self, path: str | os.PathLike[str], interrupts: Interrupts | None = None) -> None:
@@ -43,10 +43,7 @@ class NewFile:
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> NewFile:
-        if os.path.isdir(self.path):
-            raise CheckpointError(f"{self.path} is a directory") from _os_error(errno.EISDIR)
-        if os.path.exists(self.path) and not os.path.isfile(self.path):  # renaming would replace a device by a file
-            raise CheckpointError(f"cannot write {self.path}: it is a special file") from _os_error(errno.EINVAL)
+        check_replaceable(self.path)
         folder, name = os.path.split(self.path)
         try:
             while self._file is None:
@@ -54,7 +51,7 @@ class NewFile:
                 with contextlib.suppress(FileExistsError):
                     self._file = open(self._temporary, "xb")
         except ValueError:
-            raise CheckpointError(f"{self.path!r} is not the name of a file") from _os_error(errno.EINVAL)
+            raise CheckpointError(f"{shown_value(self.path)} is not the name of a file") from None
         except OSError as error:
             raise self._error(error) from error
         return self
@@ -103,5 +100,11 @@ class NewFile:
         return CheckpointError(f"cannot write {self.path}: {error.strerror}")
 
 
-def _os_error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
+def check_replaceable(path: str) -> None:
+    """Check that a new file may get a name: that it would replace a file, if anything.
+
+    Raises:
+        CheckpointError: path is a directory or a special file, such as a device.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise CheckpointError(f"cannot write {path}: it is a {'directory' if os.path.isdir(path) else 'special file'}")

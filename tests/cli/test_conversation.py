@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pyllama2.cli import conversation
 from pyllama2.cli.conversation import Messages, read_messages, without_oldest_turns, write_messages
+from pyllama2.errors import CheckpointError
 
 
 def turns(*texts: str, system: str | None = None) -> Messages:
@@ -51,7 +52,7 @@ class TestFiles:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "replace", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(CheckpointError, match="No space"):
             write_messages(str(path), turns("c", "d"))
         assert read_messages(str(path)) == turns("a", "b") and list(tmp_path.iterdir()) == [path]
 

@@ -91,16 +91,14 @@ class TestRefused:
     def test_what_is_no_file(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "fifo")
         for path, match in ((tmp_path, "is a directory"), (tmp_path / "fifo", "special file")):
-            with pytest.raises(CheckpointError, match=match) as raised:
+            with pytest.raises(CheckpointError, match=match):
                 write(path)
-            assert isinstance(raised.value.__cause__, OSError)
         assert (tmp_path / "fifo").is_fifo() and os.listdir(tmp_path) == ["fifo"]
 
     def test_names_that_cannot_be(self, tmp_path: Path) -> None:
         for path in (tmp_path / "no" / "file", tmp_path / "a\0b", tmp_path / ("n" * 300), Path("/proc/version")):
-            with pytest.raises(CheckpointError) as raised:
+            with pytest.raises(CheckpointError):
                 write(path)
-            assert isinstance(raised.value.__cause__, OSError)
         assert os.listdir(tmp_path) == []
 
     def test_errors_at_the_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
