@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from cuda_emulator import StandIn, missing_compiler
+from helpers.gpu_backend import real_cupy
 from helpers.tiny_llama import write_tiny
 
 from pyllama2 import Llama
@@ -51,16 +52,6 @@ def cupy(request: pytest.FixtureRequest) -> Any:
             pytest.skip(reason)
         return StandIn(mode="check", order="backward")
     return real_cupy()
-
-
-def real_cupy() -> Any:
-    """The module cupy where there is a GPU; else the test is skipped."""
-    cupy = pytest.importorskip("cupy", exc_type=ImportError)
-    try:
-        cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        pytest.skip(f"there is no GPU: {error}")
-    return cupy
 
 
 @pytest.fixture(scope="module")

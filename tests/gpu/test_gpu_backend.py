@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_backend
+from helpers.backend_contract import BackendContract
 from helpers.gpu_backend import (
     assert_same_logits,
     installed_cupy,
@@ -23,13 +23,6 @@ from helpers.gpu_backend import (
 )
 from helpers.tiny import CONFIGS, GQA, MHA, quantized_model, random_weights
 from helpers.tiny_llama import PROMPTS, write_tiny
-from test_backend import (  # noqa: F401 - the contract's tests, of this backend
-    TestCache,
-    test_an_empty_batch,
-    test_indices_out_of_bounds_never_reach_compiled_code,
-    test_outputs_in_any_order_and_number,
-    test_wrong_types_never_reach_compiled_code,
-)
 
 from pyllama2 import Llama
 from pyllama2._gpu import CudaBackend
@@ -60,22 +53,20 @@ PIECES = [[12, 3, 1, 7, 9], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 2, 0, 1, 1], [
 FORMATS = {"float32": ("q8", 32), "q8g64": ("q8", 64), "q4g32": ("q4", 32), "q4g64": ("q4", 64)}
 
 
-@pytest.fixture(scope="module", params=["emulated", "cuda"])
+@pytest.fixture(scope="module", params=["emulated", "cuda"], autouse=True)
 def gpu(request: pytest.FixtureRequest) -> Iterator[Any]:
     """cupy, or what stands in for it, as the module that the backend imports."""
     with installed_cupy(request.param) as cupy:
         yield cupy
 
 
-@pytest.fixture(autouse=True)
-def contract_of_this_backend(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests of test_backend make a CUDA backend; instead of float32 it has q8 weights, and int8 keys."""
+class TestContract(BackendContract):
+    """Instead of float32 weights it has q8, and instead of float32 keys int8."""
 
-    def make(config: ModelConfig, name: str, n_threads: int = 2, kv_dtype: str = "float32") -> Backend:
+    @staticmethod
+    def make(config: ModelConfig, name: str, kv_dtype: str = "float32") -> Backend:
         model = quantized_model(config, random_weights(config), *FORMATS[name])
-        return CudaBackend(model, n_threads=n_threads, kv_dtype=kv_dtype.replace("float32", "int8"))
-
-    monkeypatch.setattr(test_backend, "make", make)
+        return CudaBackend(model, kv_dtype=kv_dtype.replace("float32", "int8"))
 
 
 @pytest.mark.parametrize("kv_dtype", ["float16", "int8"])

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import real_cupy
 from cuda_emulator import StandIn, missing_compiler
 from numpy.typing import NDArray
 
@@ -22,6 +21,16 @@ from pyllama2.storage.model_file import StoredModel
 
 # Those whose float sums have the order of the CUDA kernels; others may round otherwise.
 SAME_BITS = ("avx2", "avx_vnni", "avx512")
+
+
+def real_cupy() -> Any:
+    """The module cupy where there is a GPU; else the test is skipped."""
+    cupy = pytest.importorskip("cupy", exc_type=ImportError)
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        pytest.skip(f"there is no GPU: {error}")
+    return cupy
 
 
 @contextmanager

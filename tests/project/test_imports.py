@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import make_architecture
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -165,6 +166,16 @@ def test_the_walk_sees_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     }  # fmt: skip
     assert {"torch.nn", "jinja2"} <= set(imports_of(path)) and "cupy" not in set(imports_of(path))
     assert "jinja2" not in set(imports_of(path, when_loaded=True))
+
+
+def test_the_page_about_the_architecture_has_the_same_rooms_and_imports() -> None:
+    """Its script reads compiled files, too, so it may find more imports."""
+    assert list(make_architecture.ROOMS) == ROOMS
+    found = make_architecture.imports()
+    for path in FILES:
+        room = room_of(name_of(path))
+        others = {room_of(name) for name in own_imports_of(path)} - {room}
+        assert room in make_architecture.APART or others <= found[room], path
 
 
 def test_importing_the_package_is_cheap() -> None:
