@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from .chat_formats import CHAT_FORMATS
+from .chat_formats.base import n_system
 from .cli.common import (
     CommandParser,
     add_model_flags,
@@ -266,19 +267,16 @@ class _Chat:
     def _set_system(self, text: str | None) -> None:
         utf8(text or "")
         self.system = text
-        rest = self.messages[int(self._has_system()) :]
+        rest = self.messages[n_system(self.messages) :]
         self.messages = ([] if text is None else [{"role": "system", "content": text}]) + rest
 
     def _set_messages(self, messages: Messages) -> None:
         self.messages = messages
-        self.system = messages[0]["content"] if self._has_system() else None
+        self.system = messages[0]["content"] if n_system(messages) else None
         self.last = None
 
-    def _has_system(self) -> bool:
-        return bool(self.messages) and self.messages[0]["role"] == "system"
-
     def _print_stats(self) -> None:
-        n_turns = (len(self.messages) - int(self._has_system())) // 2
+        n_turns = (len(self.messages) - n_system(self.messages)) // 2
         print(f"{n_turns} turns; {self.n_generated} tokens generated in all", file=sys.stderr)
         if self.last is not None:
             usage = self.last.usage

@@ -82,20 +82,23 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [dict(message) for message in messages]
 
 
-def out_of_turn(messages: Sequence[Message]) -> tuple[int, str] | None:
-    """Find the first message whose role is out of turn.
+def check_turns(messages: Sequence[Message]) -> None:
+    """Check that user and assistant alternate after an optional system prompt, and that the user begins.
 
-    After an optional system prompt, user and assistant must alternate, and the user begins.
+    Args:
+        messages: as check_messages() returns them.
 
-    Returns:
-        The index of the message and the role that it should have; None: all are in turn.
+    Raises:
+        ValueError: a message has another role than it should have at its place.
     """
     first = n_system(messages)
     for i, message in enumerate(messages[first:]):
         role = ("user", "assistant")[i % 2]
         if message["role"] != role:
-            return first + i, role
-    return None
+            raise ValueError(
+                f"message {first + i} should be the {role}'s, not the {message['role']}'s: "
+                "after an optional system prompt, user and assistant alternate"
+            )
 
 
 def n_system(messages: Sequence[Message]) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..tokenizer.base import Tokenizer
-from .base import ChatFormat, Message, check_messages, n_system, out_of_turn, refuse_markers
+from .base import ChatFormat, Message, check_messages, check_turns, n_system, refuse_markers
 
 MARKERS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
 
@@ -49,12 +49,7 @@ def _texts_in_turn(dialog: list[dict[str, str]]) -> list[str]:
     texts = [message["content"] for message in dialog[first:]]
     if not texts:
         raise ValueError("a chat needs a user message, not only a system prompt")
-    if wrong := out_of_turn(dialog):
-        i, role = wrong
-        raise ValueError(
-            f"message {i} should be the {role}'s, not the {dialog[i]['role']}'s: "
-            "after an optional system prompt, user and assistant alternate"
-        )
+    check_turns(dialog)
     if len(texts) % 2 == 0:
         raise ValueError("the last message must be the user's")
     if first:

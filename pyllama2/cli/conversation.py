@@ -12,9 +12,9 @@ from bisect import bisect_left
 from collections.abc import Callable
 
 from ..bounded_json import parse_json
-from ..chat_formats.base import check_messages, n_system, out_of_turn
+from ..chat_formats.base import check_messages, check_turns, n_system
 from ..process.interrupts import Interrupts
-from ..shown import shown, shown_value
+from ..shown import shown
 from ..storage.new_file import NewFile
 
 Messages = list[dict[str, str]]
@@ -54,7 +54,7 @@ def read_messages(path: str) -> Messages:
         if not isinstance(values, list):
             raise TypeError(f"messages must be a list, not {type(values).__name__}")
         messages = check_messages(values) if values else []
-        _check_turns(messages)
+        _check_finished(messages)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{shown(path)} is no conversation: {shown(error)}") from error
     return messages
@@ -78,12 +78,10 @@ def without_oldest_turns(messages: Messages, count: Callable[[Messages], int], n
     return shorter[min(first_that_fits, len(shorter) - 1)] if shorter else messages
 
 
-def _check_turns(messages: Messages) -> None:
+def _check_finished(messages: Messages) -> None:
     for i, message in enumerate(messages):
         if set(message) != {"role", "content"}:
             raise ValueError(f"message {i} has fields other than role and content")
-    if wrong := out_of_turn(messages):
-        i, role = wrong
-        raise ValueError(f"message {i} should be of the role {role!r}, not {shown_value(messages[i]['role'])}")
+    check_turns(messages)
     if (len(messages) - n_system(messages)) % 2:
         raise ValueError("the last question has no answer")
