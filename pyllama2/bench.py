@@ -303,12 +303,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser(
-        prog="pyllama2 bench",
-        description="Measure how fast a model runs here.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser("bench", "Measure how fast a model runs here.", _EPILOG)
     add = parser.add_argument
     add("--prompt-tokens", type=positive, metavar="N", help=f"length of the prompt ({_PROMPT_TOKENS}, if it fits)")
     add("--new-tokens", type=positive, metavar="N", help=f"tokens to decode ({_NEW_TOKENS}, if they fit)")

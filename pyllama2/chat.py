@@ -65,12 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser(
-        prog="pyllama2 chat",
-        description="Talk to a model.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser("chat", "Talk to a model.", _EPILOG)
     parser.add_argument("-s", "--system", help="the system prompt")
     parser.add_argument("-p", "--prompt", metavar="FIRST_MESSAGE", help="the first message, before any that is read")
     parser.add_argument("--single-turn", action="store_true", help="end after one answer")

@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser(prog="pyllama2 export", description="Turn a checkpoint into a model file.")
+    parser = CommandParser("export", "Turn a checkpoint into a model file.")
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="Meta's or Hugging Face's directory, .gguf, llama2.c .bin, model file")
     add("-o", "--output", required=True, metavar="OUT", help="the file to write")

@@ -49,12 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser(
-        prog="pyllama2 generate",
-        description="Continue a text.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser("generate", "Continue a text.", _EPILOG)
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help='the text to continue; "-" reads standard input')
     parser.add_argument("-f", "--file", help='read the prompt from a file; "-" is standard input')
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")

@@ -50,12 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser(
-        prog="pyllama2 inspect",
-        description="Say what is in a model, and what it needs.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser("inspect", "Say what is in a model, and what it needs.", _EPILOG)
     add = parser.add_argument
     model_help = "a model file or checkpoint, or smollm2 (default: PYLLAMA2_MODEL, else the demo model)"
     add("path", nargs="?", metavar="MODEL", help=model_help)

@@ -39,12 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser(
-        prog="pyllama2 perplexity",
-        description="Say how well a model predicts a text, and how close it is to another model.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Say how well a model predicts a text, and how close it is to another model."
+    parser = CommandParser("perplexity", description, _EPILOG)
     parser.add_argument("-f", "--file", required=True, metavar="TEXT", help='a text, UTF-8; "-" is standard input')
     parser.add_argument("--against", metavar="MODEL", help="a model to compare with, of the same vocabulary")
     parser.add_argument("--stride", type=positive, metavar="N", help="tokens a window scores (default: half of it)")

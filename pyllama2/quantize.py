@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser(prog="pyllama2 quantize", description="Make a model file smaller.")
+    parser = CommandParser("quantize", "Make a model file smaller.")
     add = parser.add_argument
     add("source", metavar="IN", help="a model file, or any checkpoint that export reads")
     add("-o", "--output", required=True, metavar="OUT", help="the file to write")

@@ -28,7 +28,21 @@ _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors quote arguments on one line, without control characters."""
+    """An ArgumentParser whose errors quote arguments on one line, without control characters.
+
+    Args:
+        command: the name of the command.
+        description: what it does, in one sentence.
+        epilog: what its help says after the list of flags; printed as it is.
+    """
+
+    def __init__(self, command: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(
+            prog=f"pyllama2 {command}",
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and end with exit code 2."""
