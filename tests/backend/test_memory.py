@@ -41,8 +41,8 @@ def room_for(llm: Llama, n_rows: int, n_tokens: int) -> int:
 
 class TestMemory:
     def test_a_model_that_does_not_fit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        path = write_tiny(tmp_path / "m.bin", hidden_dim=2000)
-        room = memory.needed_bytes(replace(CONFIG, hidden_dim=2000), Quantization.of("q8"), 64, "float32", 1)
+        path = write_tiny(tmp_path / "m.bin", hidden_dim=8000)  # so many that the weights count
+        room = memory.needed_bytes(replace(CONFIG, hidden_dim=8000), Quantization.of("q8"), 64, "float32", 1)
         monkeypatch.setattr(memory, "available_bytes", lambda: room)
         with pytest.raises(
             Pyllama2Error, match=r"needs .* GiB \(float32, a context of 64 tokens\), .*available; q8 would"

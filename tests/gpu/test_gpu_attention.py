@@ -16,6 +16,7 @@ from pyllama2._gpu.launchers.attention import Attend, AttendPrompt, attend_array
 from pyllama2._gpu.launchers.cache import Append
 from pyllama2._gpu.layout import Vectors, allocate
 from pyllama2.config import ModelConfig
+from pyllama2.errors import ClosedError
 
 KV_DTYPES = ("float16", "int8")
 # heads, key heads, head_dim: MHA and GQA, heads that are cut by groups, two blocks for the heads of one key head
@@ -317,5 +318,5 @@ def test_what_a_cache_refuses(cupy: Any) -> None:
     assert cache.nbytes == 2 * 2 * 2 * 64 * 64 * 2  # kinds, rows, heads, positions, numbers, bytes
     cache.close()
     assert cache.nbytes == 0
-    with pytest.raises(ValueError):
+    with pytest.raises(ClosedError, match="this cache is closed"):
         cache.save_row(0, 1)
