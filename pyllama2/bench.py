@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from .analysis.bandwidth import ReadBandwidth, last_cache_bytes
 from .backend import select_backend
-from .backend.base import Backend, Batch, KVCache
+from .backend.base import Backend, Batch
+from .backend.kv_cache import KVCache
 from .cli.common import CommandParser, add_model_flags, positive, run_command
 from .cli.progress import progress_bar
 from .errors import ContextLengthError, NumericalError

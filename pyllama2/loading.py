@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import get_args
 
+from .backend.kv_cache import check_kv_dtype, default_kv_dtype
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.own_file import OwnCheckpoint
 from .convert import Progress, convert_in_memory
@@ -20,8 +21,6 @@ from .storage.model_file import StoredModel
 from .storage.weights import Quantization, WeightType
 
 log = logging.getLogger("pyllama2")
-
-KV_DTYPES = ("float32", "float16", "int8")  # the types that at least one backend supports
 
 # Without n_ctx, there must be enough memory for a context of this length; each generation then asks for what it needs.
 _USUAL_CONTEXT = 2048
@@ -58,8 +57,8 @@ def load_model(
     """
     if quant is not None and quant not in get_args(WeightType):
         raise ValueError(f"quant must be {', '.join(get_args(WeightType))} or None, not {shown_value(quant)}")
-    if kv_dtype is not None and kv_dtype not in KV_DTYPES:
-        raise ValueError(f"kv_dtype must be {', '.join(KV_DTYPES)} or None, not {shown_value(kv_dtype)}")
+    if kv_dtype is not None:
+        check_kv_dtype(kv_dtype)
     with closing(open_checkpoint(path, tokenizer=tokenizer)) as checkpoint:
         config = checkpoint.config
         if n_ctx is not None and not 1 <= n_ctx <= config.max_seq_len:
@@ -70,8 +69,7 @@ def load_model(
         model = _usable_in_place(checkpoint, path, quant)
         quantization = Quantization.of(quant or "float32") if model is None else model.quantization
         context = min(config.max_seq_len, _USUAL_CONTEXT) if n_ctx is None else n_ctx
-        usual_kv_dtype = "float32" if quantization.type == "float32" else "float16"
-        check_model_fits(config, quantization, context, kv_dtype or usual_kv_dtype, n_threads)
+        check_model_fits(config, quantization, context, kv_dtype or default_kv_dtype(quantization), n_threads)
         if model is None:
             log.info("converting %s to %s in memory", shown(path), quantization.type)
             model = convert_in_memory(checkpoint, quantization, progress)

@@ -10,7 +10,8 @@ from collections import defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend.base import Backend, BackendFacts, Batch, KVCache
+from ..backend.base import Backend, BackendFacts, Batch
+from ..backend.kv_cache import KVCache, check_kv_dtype, default_kv_dtype
 from ..backend.resident import resident_bytes
 from ..backend.step_times import Profile, StepTime
 from ..errors import ClosedError
@@ -21,8 +22,6 @@ from .cache import CpuKVCache, allocated_bytes
 from .forward import STEPS, Forward
 from .matrix import team_size
 from .threads import team_of
-
-KV_DTYPES = ("float32", "float16", "int8")
 
 log = logging.getLogger("pyllama2")
 
@@ -41,12 +40,9 @@ class CpuBackend(Backend):
 
     def __init__(self, model: StoredModel, *, n_threads: int | None = None, kv_dtype: str | None = None) -> None:
         n_threads = team_of(n_threads)
-        if kv_dtype is None:
-            kv_dtype = "float32" if model.quantization.type == "float32" else "float16"
-        if kv_dtype not in KV_DTYPES:
-            raise ValueError(f"kv_dtype must be {', '.join(KV_DTYPES[:-1])} or {KV_DTYPES[-1]}, not {kv_dtype!r}")
         self.config = model.config
-        self.kv_dtype = kv_dtype
+        self.kv_dtype = default_kv_dtype(model.quantization) if kv_dtype is None else kv_dtype
+        check_kv_dtype(self.kv_dtype)
         self.n_threads = n_threads
         if (team := team_size(n_threads)) < n_threads:
             log.warning("of %d threads OpenMP gives %d; results are the same, and come later", n_threads, team)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..backend.base import KVCache
+from ..backend.kv_cache import KVCache
 from ..backend.resident import resident_bytes
 from ..config import ModelConfig
 
@@ -54,11 +54,7 @@ class CpuKVCache(KVCache):
     value_scales: NDArray[np.float32] | None
 
     def __init__(self, config: ModelConfig, n_rows: int, max_seq_len: int, dtype: str) -> None:
-        if n_rows < 1 or max_seq_len < 1:
-            raise ValueError("a cache needs at least one row and one position")
-        self.n_rows = n_rows
-        self.max_seq_len = max_seq_len
-        self.head_dim = config.head_dim
+        super().__init__(config, n_rows, max_seq_len, dtype)
         arrays = {
             name: _zeros(shape, type)
             for name, (type, shape) in cache_arrays(config, n_rows, max_seq_len, dtype).items()
@@ -76,55 +72,32 @@ class CpuKVCache(KVCache):
         """Bytes of the pages that were written to."""
         return resident_bytes(self._arrays())
 
-    def copy_prefix(self, src_row: int, dst_row: int, length: int, source: KVCache | None = None) -> None:
-        """Make the first length positions of dst_row those of src_row, in source: another cache of the same backend."""
-        origin = self if source is None else source
-        if not isinstance(origin, CpuKVCache) or origin.keys.dtype != self.keys.dtype:
-            raise ValueError("a row can only be copied from a cache of the same kind")
-        origin._check(src_row, length)
-        self._check(dst_row, length)
+    def _copy_prefix(self, source: CpuKVCache, src_row: int, dst_row: int, length: int) -> None:
         full, rest = divmod(length, BLOCK)
-        theirs, ours = origin._views(src_row), self._views(dst_row)
+        theirs, ours = source._views(src_row), self._views(dst_row)
         for name in theirs:
             ours[name][:, :, :full] = theirs[name][:, :, :full]
             ours[name][:, :, full : full + 1, :rest] = theirs[name][:, :, full : full + 1, :rest]
 
-    def save_row(self, row: int, length: int) -> dict[str, NDArray[Any]]:
-        """Copies of the first length positions of a row.
-
-        keys, values               (n_layers, n_kv_heads, length, head_dim)
-        key_scales, value_scales   (n_layers, n_kv_heads, length), for int8
-        """
-        self._check(row, length)
+    def _save_row(self, row: int, length: int) -> dict[str, NDArray[Any]]:
         saved = {}
         for name, view in self._views(row).items():
             blocks = view[:, :, : math.ceil(length / BLOCK)].copy()
-            saved[name] = blocks.reshape(*_shape(view, -1))[:, :, :length].copy()
+            n_positions = blocks.shape[2] * BLOCK
+            saved[name] = blocks.reshape(*view.shape[:2], n_positions, *view.shape[4:])[:, :, :length].copy()
         return saved
 
-    def load_row(self, row: int, arrays: dict[str, NDArray[Any]]) -> None:
-        """Put back what save_row() gave. Raises ValueError when shapes or dtypes do not fit this cache."""
-        self._check(row, 0)
-        views = self._views(row)
-        length = arrays["keys"].shape[2] if arrays["keys"].ndim == 4 else 0
-        self._check(row, length)
-        for name, view in views.items():
-            if name not in arrays:
-                raise ValueError(f"this cache wants saved {name}")
-            if arrays[name].shape != _shape(view, length) or arrays[name].dtype != view.dtype:
-                raise ValueError(f"saved {name} {arrays[name].dtype} {arrays[name].shape} do not fit this cache")
+    def _load_row(self, row: int, length: int, arrays: dict[str, NDArray[Any]]) -> None:
         full, rest = divmod(length, BLOCK)
-        for name, view in views.items():
+        for name, view in self._views(row).items():
             whole = arrays[name][:, :, : full * BLOCK]
             view[:, :, :full] = whole.reshape(*view.shape[:2], full, *view.shape[3:])
             view[:, :, full : full + 1, :rest] = arrays[name][:, :, None, full * BLOCK :]
 
-    def close(self) -> None:
-        """Give the memory back."""
+    def _free(self) -> None:
         self.keys = np.empty((0,) * 6, self.keys.dtype)
         self.values = np.empty((0,) * 6, self.values.dtype)
         self.key_scales = self.value_scales = None
-        self.n_rows = 0
 
     def _arrays(self) -> list[NDArray[Any]]:
         arrays = (self.keys, self.values, self.key_scales, self.value_scales)
@@ -132,17 +105,11 @@ class CpuKVCache(KVCache):
 
     def _views(self, row: int) -> dict[str, NDArray[Any]]:
         """Views of one row, (n_layers, n_kv_heads, n_blocks, 16, head_dim); scales without head_dim."""
-        views = {"keys": self.keys[:, row].swapaxes(-1, -2), "values": self.values[:, row, ..., : self.head_dim]}
+        head_dim = self._config.head_dim
+        views = {"keys": self.keys[:, row].swapaxes(-1, -2), "values": self.values[:, row, ..., :head_dim]}
         if self.key_scales is not None and self.value_scales is not None:
             views |= {"key_scales": self.key_scales[:, row], "value_scales": self.value_scales[:, row]}
         return views
-
-    def _check(self, row: int, length: int) -> None:
-        self.check_open()
-        if not 0 <= row < self.n_rows:
-            raise ValueError(f"row {row} is not in 0 .. {self.n_rows - 1}")
-        if not 0 <= length <= self.max_seq_len:
-            raise ValueError(f"length {length} is not in 0 .. {self.max_seq_len}")
 
 
 def _zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -151,8 +118,3 @@ def _zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     array = np.zeros(size + _ALIGNMENT, np.uint8)
     start = -array.ctypes.data % _ALIGNMENT
     return array[start : start + size].view(dtype).reshape(shape)
-
-
-def _shape(view: NDArray[Any], length: int) -> tuple[int, ...]:
-    """Of saved arrays of so many positions."""
-    return (*view.shape[:2], length, *view.shape[4:])

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend.base import Backend, BackendFacts, Batch, KVCache
+from ..backend.base import Backend, BackendFacts, Batch
+from ..backend.kv_cache import KVCache, check_kv_dtype
 from ..errors import BackendUnavailableError, ClosedError, Pyllama2Error
 from ..sampling.sampler import Draw
 from ..storage.model_file import StoredModel
 from . import availability
-from .cache import KV_DTYPES, CudaKVCache, cache_arrays
+from .cache import DTYPES, CudaKVCache, cache_arrays
 from .device_model import DeviceModel, upload
 from .forward import Forward
 from .launchers.attention import SPAN, spans_of
@@ -51,14 +52,14 @@ class CudaBackend(Backend):
     @classmethod
     def unsupported_reason(cls, model: StoredModel, kv_dtype: str | None = None) -> str | None:
         """Why not: the type of the weights or of keys and values, or too little memory on the device."""
-        if kv_dtype not in (None, *KV_DTYPES):
-            return f"the CUDA backend has {' or '.join(KV_DTYPES)} keys and values, not {kv_dtype}"
+        if kv_dtype not in (None, *DTYPES):
+            return f"the CUDA backend has {' or '.join(DTYPES)} keys and values, not {kv_dtype}"
         reason = unsupported(model.config, model.quantization)
         return reason or _usual_plan(model, kv_dtype, _free_bytes(availability.import_cupy())).problem
 
     def __init__(self, model: StoredModel, *, n_threads: int | None = None, kv_dtype: str | None = None) -> None:
-        if kv_dtype not in (None, *KV_DTYPES):
-            raise ValueError(f"kv_dtype must be {' or '.join(KV_DTYPES)} on a GPU, not {kv_dtype!r}")
+        if kv_dtype is not None:
+            check_kv_dtype(kv_dtype, DTYPES)
         reason = unsupported(model.config, model.quantization)
         if reason is not None:
             raise BackendUnavailableError(reason)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend.base import KVCache
+from ..backend.kv_cache import KVCache, check_kv_dtype, saved_arrays
 from ..config import ModelConfig
 from .launchers.cache import CacheRows
 from .layout import Shapes, allocate
 
 KEY_BLOCK = 32  # positions whose keys are interleaved, see kernels/cache.cu
 _PIECE_BYTES = 16
-KV_DTYPES = ("float16", "int8")
+DTYPES = ("float16", "int8")  # the types of keys and values that the kernels have
 
 
 def positions_of(max_seq_len: int) -> int:
@@ -26,14 +26,7 @@ def positions_of(max_seq_len: int) -> int:
 
 
 def cache_arrays(config: ModelConfig, n_rows: int, max_seq_len: int, dtype: str) -> Shapes:
-    """Arrays of a cache; int8 has a float32 scale for each vector, as on the CPU.
-
-    Raises ValueError for another dtype than float16 and int8, and for no row or no position.
-    """
-    if dtype not in KV_DTYPES:
-        raise ValueError(f"kv_dtype must be {' or '.join(KV_DTYPES)} on a GPU, not {dtype!r}")
-    if n_rows < 1 or max_seq_len < 1:
-        raise ValueError("a cache needs at least one row and one position")
+    """Return dtype and shape of the arrays of a cache, by name. dtype is one of DTYPES."""
     head_dim, n_positions = config.head_dim, positions_of(max_seq_len)
     heads = (config.n_layers, n_rows, config.n_kv_heads)
     piece = math.gcd(head_dim, _PIECE_BYTES // np.dtype(dtype).itemsize)
@@ -73,15 +66,12 @@ class CudaKVCache(KVCache):
     def __init__(
         self, cupy: Any, config: ModelConfig, n_rows: int, max_seq_len: int, dtype: str, stream: Any = None
     ) -> None:
-        shapes = cache_arrays(config, n_rows, max_seq_len, dtype)
-        self.n_rows = n_rows
-        self.max_seq_len = max_seq_len
-        self.dtype = dtype
-        self.head_dim = config.head_dim
+        check_kv_dtype(dtype, DTYPES)
+        super().__init__(config, n_rows, max_seq_len, dtype)
         self.n_positions = positions_of(max_seq_len)
         self._stream = contextlib.nullcontext() if stream is None else stream
         self._rows = CacheRows(cupy, config.head_dim, dtype)
-        self._arrays: dict[str, Any] = allocate(cupy, shapes)
+        self._arrays: dict[str, Any] = allocate(cupy, cache_arrays(config, n_rows, max_seq_len, dtype))
         self.layers = tuple(self._layer(i) for i in range(config.n_layers))
 
     def _layer(self, i: int) -> LayerCache:
@@ -96,58 +86,29 @@ class CudaKVCache(KVCache):
         """Bytes reserved for keys and values."""
         return sum(int(array.nbytes) for array in self._arrays.values())
 
-    def copy_prefix(self, src_row: int, dst_row: int, length: int, source: KVCache | None = None) -> None:
-        """Make the first length positions of dst_row those of src_row, in source: another cache of the same backend."""
-        origin = self if source is None else source
-        if not isinstance(origin, CudaKVCache) or origin.dtype != self.dtype:
-            raise ValueError("a row can only be copied from a cache of the same kind")
-        origin._check(src_row, length)
-        self._check(dst_row, length)
-        if length and (origin is not self or src_row != dst_row):
+    def _copy_prefix(self, source: CudaKVCache, src_row: int, dst_row: int, length: int) -> None:
+        if length and (source is not self or src_row != dst_row):
             with self._stream:
-                self._rows.copy_prefix(origin._arrays, src_row, self._arrays, dst_row, length)
+                self._rows.copy_prefix(source._arrays, src_row, self._arrays, dst_row, length)
 
-    def save_row(self, row: int, length: int) -> dict[str, NDArray[Any]]:
-        """Copies of the first length positions of a row, as the CPU backend's cache gives them.
-
-        keys, values               (n_layers, n_kv_heads, length, head_dim)
-        key_scales, value_scales   (n_layers, n_kv_heads, length), for int8
-        """
-        self._check(row, length)
+    def _save_row(self, row: int, length: int) -> dict[str, NDArray[Any]]:
         saved = {}
         with self._stream:
-            for name, array in self._arrays.items():
-                heads = (array.shape[0], array.shape[2])
-                plain = np.empty((*heads, length, *self._width(name)), array.dtype)
-                for layer, head in np.ndindex(*heads) if length else ():
-                    plain[layer, head] = self._fetch(name, layer, row, head, length)
-                saved[name] = plain
+            for name, (dtype, shape) in saved_arrays(self._config, length, self.dtype).items():
+                saved[name] = np.empty(shape, dtype)
+                for layer, head in np.ndindex(*shape[:2]) if length else ():
+                    saved[name][layer, head] = self._fetch(name, layer, row, head, length)
         return saved
 
-    def load_row(self, row: int, arrays: dict[str, NDArray[Any]]) -> None:
-        """Put back what save_row() gave. Raises ValueError when shapes or dtypes do not fit this cache."""
-        length = arrays["keys"].shape[2] if arrays["keys"].ndim == 4 else 0
-        self._check(row, length)
-        for name, array in self._arrays.items():
-            if name not in arrays:
-                raise ValueError(f"this cache wants saved {name}")
-            wanted, given = (array.shape[0], array.shape[2], length, *self._width(name)), arrays[name]
-            if given.shape != wanted or given.dtype != array.dtype:
-                raise ValueError(f"saved {name} {given.dtype} {given.shape} do not fit this cache")
+    def _load_row(self, row: int, length: int, arrays: dict[str, NDArray[Any]]) -> None:
         with self._stream:
-            for name, array in self._arrays.items():
-                for layer, head in np.ndindex(array.shape[0], array.shape[2]) if length else ():
+            for name in self._arrays:
+                for layer, head in np.ndindex(*arrays[name].shape[:2]) if length else ():
                     self._put(name, layer, row, head, arrays[name][layer, head])
 
-    def close(self) -> None:
-        """Give the memory back."""
+    def _free(self) -> None:
         self._arrays = {}
         self.layers = ()
-        self.n_rows = 0
-
-    def _width(self, name: str) -> tuple[int, ...]:
-        """Dimensions of a position in a saved array."""
-        return () if name.endswith("scales") else (self.head_dim,)
 
     def _fetch(self, name: str, layer: int, row: int, head: int, length: int) -> NDArray[Any]:
         """The first length positions of a head, (length, head_dim) or (length,): one copy from the device."""
@@ -155,7 +116,7 @@ class CudaKVCache(KVCache):
         if name != "keys":
             return np.asarray(array[:length].get())
         blocks = np.asarray(array[: -(-length // KEY_BLOCK)].get())  # (blocks, pieces, 32, piece)
-        return blocks.transpose(0, 2, 1, 3).reshape(-1, self.head_dim)[:length]
+        return blocks.transpose(0, 2, 1, 3).reshape(-1, self._config.head_dim)[:length]
 
     def _put(self, name: str, layer: int, row: int, head: int, plain: NDArray[Any]) -> None:
         """The first positions of a head become plain; those after them stay."""
@@ -164,17 +125,10 @@ class CudaKVCache(KVCache):
             array[:length].set(np.ascontiguousarray(plain))
             return
         n_blocks = -(-length // KEY_BLOCK)
-        whole = np.empty((n_blocks * KEY_BLOCK, self.head_dim), plain.dtype)
+        whole = np.empty((n_blocks * KEY_BLOCK, self._config.head_dim), plain.dtype)
         whole[:length] = plain
         if length % KEY_BLOCK:
-            last = np.asarray(array[n_blocks - 1].get()).transpose(1, 0, 2).reshape(KEY_BLOCK, self.head_dim)
+            last = np.asarray(array[n_blocks - 1].get()).transpose(1, 0, 2).reshape(KEY_BLOCK, self._config.head_dim)
             whole[length:] = last[length % KEY_BLOCK :]
         pieces = whole.reshape(n_blocks, KEY_BLOCK, -1, array.shape[-1]).transpose(0, 2, 1, 3)
         array[:n_blocks].set(np.ascontiguousarray(pieces))
-
-    def _check(self, row: int, length: int) -> None:
-        self.check_open()
-        if not 0 <= row < self.n_rows:
-            raise ValueError(f"row {row} is not in 0 .. {self.n_rows - 1}")
-        if not 0 <= length <= self.max_seq_len:
-            raise ValueError(f"length {length} is not in 0 .. {self.max_seq_len}")

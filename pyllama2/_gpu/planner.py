@@ -16,10 +16,11 @@ from functools import cached_property, partial
 
 import numpy as np
 
+from ..backend.kv_cache import check_kv_dtype
 from ..config import ModelConfig
 from ..errors import Pyllama2Error
 from ..storage.weights import Quantization
-from .cache import KV_DTYPES, cache_arrays
+from .cache import DTYPES, cache_arrays
 from .launchers.attention import MAX_HEAD_DIM, attend_arrays
 from .launchers.sample import DRAW_WORDS
 from .layout import BITS, Shapes, groups_of, matrix_arrays, vector_arrays
@@ -152,11 +153,13 @@ def plan(
     """
     if n_rows < 1 or max_seq_len < 1 or chunk < 1:
         raise ValueError("n_rows, max_seq_len and chunk must be at least 1")
+    if kv_dtype is not None:
+        check_kv_dtype(kv_dtype, DTYPES)
     reason = unsupported(config, quantization)
     if reason is not None:
-        return Plan((), kv_dtype or KV_DTYPES[0], n_rows, max_seq_len, chunk, 0, free_bytes, reason)
+        return Plan((), kv_dtype or DTYPES[0], n_rows, max_seq_len, chunk, 0, free_bytes, reason)
     plans = [_arranged(config, quantization, n_rows, max_seq_len, dtype, chunk, free_bytes)
-             for dtype in (KV_DTYPES if kv_dtype is None else (kv_dtype,))]  # fmt: skip
+             for dtype in (DTYPES if kv_dtype is None else (kv_dtype,))]  # fmt: skip
     return next((found for found in plans if found.problem is None), plans[0])
 
 

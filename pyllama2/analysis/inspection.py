@@ -20,11 +20,11 @@ from math import prod
 
 import numpy as np
 
+from ..backend.kv_cache import KV_DTYPES
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.own_file import OwnCheckpoint
 from ..config import ModelConfig
 from ..convert import Progress
-from ..loading import KV_DTYPES
 from ..memory import available_bytes, kv_cache_bytes, needed_bytes, weight_bytes, weight_bytes_per_token
 from ..storage.weights import Quantization
 from ..tokenizer import load_tokenizer
@@ -260,8 +260,7 @@ def cut_text(
         if checkpoint.tokenizer is None:
             raise ValueError("the model has no tokenizer; give the path of one (--tokenizer PATH)")
         loaded = load_tokenizer(checkpoint.tokenizer, checkpoint.config.vocab_size)
-        bos = loaded.with_bos([])
-        return bos + loaded.encode(text), loaded
+        return loaded.with_bos(loaded.encode(text)), loaded
 
 
 def _tokenizer_facts(tokenizer: Tokenizer) -> TokenizerFacts:

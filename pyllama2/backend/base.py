@@ -14,15 +14,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..config import ModelConfig
-from ..errors import ClosedError
 from ..sampling.sampler import Draw
 from ..storage.model_file import StoredModel
+from .kv_cache import KVCache
 from .step_times import Profile
 
 
@@ -129,56 +128,6 @@ class BackendFacts:
     def known(self) -> dict[str, str | int]:
         """The facts that are not None, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-class KVCache(ABC):
-    """Keys and values of n_rows sequences.
-
-    Attributes:
-        n_rows: number of sequences; 0 when it is closed.
-        max_seq_len: longest sequence in tokens.
-    """
-
-    n_rows: int
-    max_seq_len: int
-
-    def check_open(self) -> None:
-        """Raise ClosedError when the cache is closed."""
-        if self.n_rows == 0:
-            raise ClosedError("this cache is closed")
-
-    @property
-    @abstractmethod
-    def nbytes(self) -> int:
-        """Bytes reserved for keys and values."""
-
-    @property
-    def resident_bytes(self) -> int:
-        """Bytes of nbytes that really take memory by now."""
-        return self.nbytes
-
-    @abstractmethod
-    def copy_prefix(self, src_row: int, dst_row: int, length: int, source: KVCache | None = None) -> None:
-        """Copy the first length positions of src_row to dst_row.
-
-        Args:
-            src_row: where they are.
-            dst_row: where they go.
-            length: number of positions.
-            source: the cache that has src_row, of the same backend. None: this cache.
-        """
-
-    @abstractmethod
-    def save_row(self, row: int, length: int) -> dict[str, NDArray[Any]]:
-        """Copy the first length positions: "keys" and "values", (n_layers, n_kv_heads, length, head_dim)."""
-
-    @abstractmethod
-    def load_row(self, row: int, arrays: dict[str, NDArray[Any]]) -> None:
-        """Put arrays of save_row() into a row."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Give the memory back. The cache cannot be used afterwards: its methods raise ClosedError."""
 
 
 class Backend(ABC):

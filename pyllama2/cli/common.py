@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
+from ..backend.kv_cache import KV_DTYPES
 from ..errors import Pyllama2Error
 from ..generation.completion import Completion
 from ..llama import Llama
@@ -252,7 +253,7 @@ def add_model_flags(
     add("-c", "--ctx", type=positive, metavar="CTX", help=ctx_help)
     add("-t", "--threads", type=positive, help="threads (default: PYLLAMA2_NUM_THREADS, else the physical cores)")
     add("--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: PYLLAMA2_DEVICE, else auto)")
-    add("--kv-dtype", choices=("float32", "float16", "int8"), help="type of keys and values (default: the device's)")
+    add("--kv-dtype", choices=KV_DTYPES, help="type of keys and values (default: the device's)")
     add("--no-prompt-lookup", action="store_true", help="do not guess tokens from what the text has said before")
     add("-v", "--verbose", action="store_true", help="say more on stderr: device, model, GB/s, time by step")
 

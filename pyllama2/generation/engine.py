@@ -10,7 +10,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ..backend.base import Backend, KVCache
+from ..backend.base import Backend
+from ..backend.kv_cache import KVCache
 from ..backend.step_times import Profile, StepTime
 from ..errors import ClosedError
 from ..memory import logits_bytes, piece_tokens, rows_that_fit, weight_bytes_per_token

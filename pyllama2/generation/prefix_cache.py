@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ..backend.base import KVCache
+from ..backend.kv_cache import KVCache
 from ..errors import Pyllama2Error
 
 # Most texts at a time. Each has a row of the cache, and more would not be faster.

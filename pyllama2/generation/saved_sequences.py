@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend.base import Backend
+from ..backend.kv_cache import saved_arrays
 from ..errors import CheckpointError
 from ..process.interrupts import Interrupts
 from ..storage.mapped import MappedFile
@@ -65,7 +66,7 @@ def fingerprint(model: StoredModel) -> str:
 
 
 class SequenceLayout:
-    """The arrays of a sequence in a model's cache: their names, dtypes, and the axis of the positions.
+    """The arrays of a sequence in a model's cache: their names, dtypes and shapes.
 
     Attributes:
         vocab_size: of the model.
@@ -74,31 +75,21 @@ class SequenceLayout:
 
     def __init__(self, backend: Backend, model: StoredModel) -> None:
         self.vocab_size = model.config.vocab_size
-        self.identity = {"model": fingerprint(model), "kv_dtype": backend.describe().kv_dtype}
-        with contextlib.closing(backend.new_cache(1, 2)) as cache:
-            one, two = cache.save_row(0, 1), cache.save_row(0, 2)
-        self._arrays = {}
-        for name, array in one.items():
-            shape = array.shape
-            (axis,) = (i for i, (a, b) in enumerate(zip(shape, two[name].shape, strict=True)) if a != b)
-            self._arrays[name] = (_NAMES[array.dtype], shape[:axis], shape[axis + 1 :])
+        self._config = model.config
+        self._kv_dtype = backend.describe().kv_dtype
+        self.identity = {"model": fingerprint(model), "kv_dtype": self._kv_dtype}
 
     def infos(self, index: int, length: int) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Name in the file -> (dtype, shape), for each array of a sequence of length tokens."""
         infos: dict[str, tuple[str, tuple[int, ...]]] = {f"{index}.tokens": ("I32", (length,))}
-        for name, (dtype, before, after) in self._arrays.items():
-            infos[f"{index}.{name}"] = (dtype, (*before, length, *after))
+        for name, (dtype, shape) in saved_arrays(self._config, length, self._kv_dtype).items():
+            infos[f"{index}.{name}"] = (_NAMES[np.dtype(dtype)], shape)
         return infos
-
-    def cut(self, name: str, array: NDArray[Any], length: int) -> NDArray[Any]:
-        """A view of the first length positions of the array called name."""
-        axis = len(self._arrays[name][1])
-        return array[(slice(None),) * axis + (slice(length),)]
 
     @property
     def names(self) -> list[str]:
-        """Names of the arrays, as save_row() gives them."""
-        return list(self._arrays)
+        """Names of the arrays of save_row()."""
+        return list(saved_arrays(self._config, 0, self._kv_dtype))
 
 
 def save_sequences(file: NewFile, rows: PrefixCache, layout: SequenceLayout) -> None:
@@ -178,8 +169,7 @@ class StateFile:
         longest = max(map(len, self.sequences), default=0)
         for index, ids in enumerate(self.sequences):
             views = {
-                name: self._layout.cut(name, self._array(self._tensors[f"{index}.{name}"]), len(ids))
-                for name in self._layout.names
+                name: self._array(self._tensors[f"{index}.{name}"])[:, :, : len(ids)] for name in self._layout.names
             }
             if not all(all_finite(part) for view in views.values() if view.dtype.kind == "f" for part in view):
                 log.warning("%s: sequence %d has numbers that are not finite, and is left out", self._file.path, index)

@@ -25,7 +25,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend.base import Backend, Batch, KVCache
+from ..backend.base import Backend, Batch
+from ..backend.kv_cache import KVCache
 from ..errors import ClosedError, NumericalError, Pyllama2Error
 from ..process.forking import renew_after_fork
 from ..process.interrupts import Interrupts

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend.base import Backend, Batch, KVCache
+from ..backend.base import Backend, Batch
+from ..backend.kv_cache import KVCache
 from ..errors import NumericalError
 from ..sampling import choose
 from ..sampling.sampler import log_probabilities_of

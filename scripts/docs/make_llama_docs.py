@@ -27,6 +27,7 @@ from make_random_model import SHAPES  # noqa: E402
 from source_links import link_to  # noqa: E402
 
 from pyllama2.analysis.inspection import PARTS, parameters_by_part  # noqa: E402
+from pyllama2.backend.kv_cache import KV_DTYPES  # noqa: E402
 from pyllama2.config import ModelConfig  # noqa: E402
 from pyllama2.memory import kv_cache_bytes, weight_bytes, weight_bytes_per_token  # noqa: E402
 from pyllama2.storage.weights import Quantization  # noqa: E402
@@ -35,7 +36,6 @@ PAGE = ROOT / "docs" / "llama.md"
 PICTURE = ROOT / "docs" / "llama.svg"
 MODELS = {name.upper(): SHAPES[name][0] for name in ("7b", "13b", "70b")}
 WEIGHTS = ("float16", "q8", "q4")
-KV_DTYPES = ("float32", "float16", "int8")
 
 # What a tensor does, by its name in a layer or of the model.
 MEANING = {

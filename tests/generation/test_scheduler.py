@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from pyllama2 import ClosedError, Completion, Llama
 from pyllama2._cpu import CpuBackend
-from pyllama2.backend.base import Batch, KVCache
+from pyllama2.backend.base import Batch
+from pyllama2.backend.kv_cache import KVCache
 from pyllama2.errors import NumericalError
 from pyllama2.generation import prefix_cache
 from pyllama2.generation.generation import Update

@@ -53,7 +53,7 @@ def expected_attention(
             at = (layer, row, head * cache.keys.shape[2] // q.shape[1])
             arrays = [None if a is None else a[at].ctypes.data_as(ctypes.c_void_p)
                       for a in (cache.keys, cache.values, cache.key_scales, cache.value_scales)]  # fmt: skip
-            sizes = (cache.head_dim, cache.values.shape[-1], position)
+            sizes = (cache.keys.shape[-2], cache.values.shape[-1], position)
             vectors = (np.ascontiguousarray(x).ctypes.data_as(ctypes.c_void_p) for x in (q[token, head],))
             done = attention_of(KINDS[str(cache.keys.dtype)], *arrays, *sizes, *vectors,
                                 out[token, head].ctypes.data_as(ctypes.c_void_p))  # fmt: skip

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from helpers.tiny import quantized_model, random_weights
 from pyllama2._cpu import CpuBackend
 from pyllama2._gpu import CudaBackend
-from pyllama2.backend.base import Backend, Batch, KVCache
+from pyllama2.backend.base import Backend, Batch
+from pyllama2.backend.kv_cache import KVCache
 from pyllama2.config import ModelConfig
 from pyllama2.storage.model_file import StoredModel
 

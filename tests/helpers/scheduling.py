@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllama2 import Completion, Llama
-from pyllama2.backend.base import Batch, KVCache
+from pyllama2.backend.base import Batch
+from pyllama2.backend.kv_cache import KVCache
 
 LONG = [1, *range(3, 203)]
 
