@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 import os
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .backend.fitting import LEAST_CONTEXT, gib, largest_context
 from .config import ModelConfig
 from .errors import Pyllama2Error
 from .storage.weights import Quantization, packed_shapes
@@ -31,7 +31,6 @@ _PIECE_BYTES = 64 << 20
 _ITEM_BYTES = {"float32": 4, "float16": 2, "q8": 1, "q4": 1, "int8": 1}
 _OTHER_BYTES = 100 << 20  # tokenizer, texts, Python
 _FEW_TOKENS = 12  # most logits of a step of a single text: those of its newest token and of guesses
-_LEAST_CONTEXT = 128  # in tokens; a suggestion with less would be of no use
 _CGROUP_ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))  # version 2, version 1
 
 
@@ -115,8 +114,8 @@ def check_model_fits(
 
     if needed(quantization, n_ctx) > available:
         raise Pyllama2Error(
-            f"the model needs {_gib(needed(quantization, n_ctx))} ({quantization.type}, a context of {n_ctx} tokens), "
-            f"{_gib(available)} are available; "
+            f"the model needs {gib(needed(quantization, n_ctx))} ({quantization.type}, a context of {n_ctx} tokens), "
+            f"{gib(available)} are available; "
             + _what_fits(quantization, n_ctx, lambda option, context: needed(option, context) <= available)
         )
 
@@ -144,9 +143,9 @@ def rows_that_fit(backend: Backend, n_rows: int, n_tokens: int, other_bytes: int
             return n_rows
         room = max(0, room - other_bytes)
     if row + logits > room:
-        context = _largest(lambda n: backend.kv_cache_bytes(1, n) + logits <= room, n_tokens)
+        context = largest_context(lambda n: backend.kv_cache_bytes(1, n) + logits <= room, n_tokens)
         raise Pyllama2Error(
-            f"the keys and values of {n_tokens} tokens need {_gib(row)}, {_gib(room)} are available; "
+            f"the keys and values of {n_tokens} tokens need {gib(row)}, {gib(room)} are available; "
             f"prompt and max_tokens of {context} tokens together would fit"
         )
     return min(n_rows, room // (row + logits))
@@ -157,7 +156,7 @@ def check_logits_fit(backend: Backend, n_tokens: int) -> int:
     room, needed = machine_room(backend), logits_bytes(backend.config, n_tokens)
     if room is not None and needed > room:
         raise Pyllama2Error(
-            f"the logits of {n_tokens} tokens need {_gib(needed)}, {_gib(max(0, room))} are available; "
+            f"the logits of {n_tokens} tokens need {gib(needed)}, {gib(max(0, room))} are available; "
             f"those of {max(0, room) // logits_bytes(backend.config, 1)} tokens would fit"
         )
     return needed
@@ -184,20 +183,11 @@ def available_bytes() -> int | None:
 def _what_fits(quantization: Quantization, n_ctx: int, fits: Callable[[Quantization, int], bool]) -> str:
     """A sentence on the nearest setting that fits: the same weights with less context, else smaller weights."""
     for option in (quantization, Quantization.of("q8"), Quantization.of("q4")):
-        context = _largest(partial(fits, option), n_ctx)
-        if context >= min(n_ctx, _LEAST_CONTEXT):
+        context = largest_context(partial(fits, option), n_ctx)
+        if context >= min(n_ctx, LEAST_CONTEXT):
             smaller = "" if context == n_ctx else f" with n_ctx={context}"
             return f"{option.type}{smaller} would fit"
     return "no quantization of it would fit"
-
-
-def _largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number up to most that fits, 0 if none does. Every number below one that fits must fit too."""
-    return bisect_left(range(1, most + 1), True, key=lambda n: not fits(n))
-
-
-def _gib(n: int) -> str:
-    return f"{n / (1 << 30):.2f} GiB"
 
 
 def _meminfo_available() -> int | None:

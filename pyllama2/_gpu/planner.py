@@ -10,12 +10,12 @@ that the two are the same to the byte.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
 
+from ..backend.fitting import LEAST_CONTEXT, gib, largest_context
 from ..backend.kv_cache import check_kv_dtype
 from ..config import ModelConfig
 from ..errors import Pyllama2Error
@@ -35,7 +35,6 @@ GRAPHS = 32  # of a cache that are kept at most
 
 DECODE_TOKENS = 8  # that one step of decoding takes at most
 INPUTS = 6  # numbers for each token: itself, its row, its position, an output, two of a tile
-_LEAST_CONTEXT = 128  # a suggestion with less would be of no use
 _CONTEXT_STEP = 32
 
 PARTS = {
@@ -251,9 +250,9 @@ def _problem(config: ModelConfig, quantization: Quantization, plan: Plan) -> str
     weights = sum(parts[name] for name in ("linear", "output", "embeddings", "norms"))
     rows = "" if plan.n_rows == 1 else f" of {plan.n_rows} sequences"
     return (
-        f"the model needs {_gib(plan.needed)} of GPU memory (weights {_gib(weights)}, "
-        f"{plan.kv_dtype} keys and values{rows} of {plan.max_seq_len} tokens {_gib(parts['cache'])}, the rest "
-        f"{_gib(parts['workspace'] + plan.driver_bytes)}), {_gib(free)} are free; "
+        f"the model needs {gib(plan.needed)} of GPU memory (weights {gib(weights)}, "
+        f"{plan.kv_dtype} keys and values{rows} of {plan.max_seq_len} tokens {gib(parts['cache'])}, the rest "
+        f"{gib(parts['workspace'] + plan.driver_bytes)}), {gib(free)} are free; "
         f"{_what_fits(config, quantization, plan, free)}"
     )
 
@@ -269,23 +268,7 @@ def _what_fits(config: ModelConfig, quantization: Quantization, plan: Plan, free
         return "kv_dtype='int8' would fit"
     found = []
     for dtype in dict.fromkeys((plan.kv_dtype, "int8")):
-        context = _largest_context(partial(fits, dtype), plan.max_seq_len)
-        if context >= _LEAST_CONTEXT:
+        context = largest_context(partial(fits, dtype), plan.max_seq_len, _CONTEXT_STEP)
+        if context >= LEAST_CONTEXT:
             found.append(f"n_ctx={context} with {dtype} keys and values")
     return f"{' or '.join(found)} would fit" if found else "device='cpu' needs none"
-
-
-def _largest_context(fits: Callable[[int], bool], most: int) -> int:
-    """The largest multiple of _CONTEXT_STEP up to most that fits, as all smaller ones do; 0 when there is none."""
-    low, high = 0, most // _CONTEXT_STEP
-    while low < high:
-        middle = (low + high + 1) // 2
-        if fits(middle * _CONTEXT_STEP):
-            low = middle
-        else:
-            high = middle - 1
-    return low * _CONTEXT_STEP
-
-
-def _gib(n: int) -> str:
-    return f"{n / (1 << 30):.2f} GiB"
