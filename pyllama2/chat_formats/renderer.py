@@ -23,9 +23,10 @@ from ..errors import CheckpointError, Pyllama2Error
 from ..process.forking import renew_after_fork
 from ..shown import shown
 from .stand_ins import StandIns
-from .template_worker import ANSWER, MAX_CHARS, QUESTION
+from .template_worker import ANSWER, MAX_CHARS, QUESTION, READY
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0  # for a render
+START_TIMEOUT_S = 60.0  # for the start of the process, which is no fault of the template's: a busy machine takes long
 # The environment variables that the process gets: where a shared libpython lies, the time zone, and what Windows needs
 # to start Python.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ", "SYSTEMROOT")
@@ -56,7 +57,7 @@ class TemplateRenderer:
 
         Args:
             template: Jinja source.
-            timeout_s: seconds that a render may take; None: TIMEOUT_S.
+            timeout_s: seconds that a render may take, without the start of the process; None: TIMEOUT_S.
             stand_ins: what replaces names in the template's own text (template_environment.py); None: nothing.
         """
         self.stand_ins = stand_ins or StandIns()
@@ -127,7 +128,8 @@ class _Worker:
             raise Pyllama2Error(f"cannot start {sys.executable!r} to render the chat template: {error}") from error
         self.end = weakref.finalize(self, _end, self._process)
         self.pid = self._process.pid
-        self._numbers = itertools.count()
+        self._is_ready = False
+        self._numbers = itertools.count(READY + 1)
         renew_after_fork(self, _Worker._forget_parent)
 
     def is_running(self) -> bool:
@@ -136,10 +138,32 @@ class _Worker:
     def ask(self, template: bytes, variables: bytes, timeout_s: float) -> tuple[bytes, str]:
         """Send a question and return the status and text of the answer.
 
-        After an exception, this object must not be used again. Raises CheckpointError if the process dies, which it
-        does after timeout_s at the latest.
+        After an exception, this object must not be used again. Raises Pyllama2Error if the process does not start, and
+        CheckpointError if it dies, which it does timeout_s after it has the question at the latest.
         """
+        if not self._is_ready:
+            try:
+                self._exchange(b"", READY, START_TIMEOUT_S)
+            except (TimeoutError, EOFError) as error:
+                raise Pyllama2Error(f"the process that renders the chat template did not start: {error}") from None
+            self._is_ready = True
         number = next(self._numbers)
+        question = QUESTION.pack(number, len(template), len(variables)) + template + variables
+        try:
+            return self._exchange(question, number, timeout_s)
+        except TimeoutError:
+            raise CheckpointError(f"the chat template did not finish within {timeout_s:g} s") from None
+        except EOFError:
+            raise CheckpointError(
+                "the chat template ended the process that renders it, by its use of memory or otherwise"
+            ) from None
+
+    def _exchange(self, question: bytes, number: int, timeout_s: float) -> tuple[bytes, str]:
+        """Send a question and return the status and text of the answer of that number.
+
+        An exception ends the process. Raises TimeoutError if the answer takes longer than timeout_s, and EOFError if
+        the process dies or answers something else.
+        """
         process = self._process
         timed_out = threading.Event()
 
@@ -152,7 +176,7 @@ class _Worker:
         timer.start()
         answer = None
         try:
-            _write(process.stdin, QUESTION.pack(number, len(template), len(variables)), template, variables)
+            _write(process.stdin, question)
             answer = _read_answer(process.stdout, number)
         except (OSError, EOFError):
             pass
@@ -163,11 +187,9 @@ class _Worker:
             timer.join()  # from here on it cannot kill the process
         if timed_out.is_set():
             self.end()
-            raise CheckpointError(f"the chat template did not finish within {timeout_s:g} s")
+            raise TimeoutError(f"it took longer than {timeout_s:g} s")
         if answer is None:
-            raise CheckpointError(
-                "the chat template ended the process that renders it, by its use of memory or otherwise"
-            )
+            raise EOFError("it ended")
         return answer
 
     def _forget_parent(self) -> None:
@@ -177,9 +199,9 @@ class _Worker:
         self._process.poll()  # notes that it is not a child of this process
 
 
-def _write(pipe: IO[bytes] | None, *parts: bytes) -> None:
+def _write(pipe: IO[bytes] | None, data: bytes) -> None:
     assert pipe is not None
-    rest = memoryview(b"".join(parts))
+    rest = memoryview(data)
     while rest:
         rest = rest[pipe.write(rest) :]
 

@@ -23,7 +23,8 @@ every architecture. So code that escapes from the sandbox can still send signals
         r   the template refused the messages; the text is the argument of its raise_exception()
         -   the template failed; the text says why
 
-The process ends when its standard input ends.
+Before the first question the process says that it is ready: an answer with the number 0, which no question has, the
+status + and no text. The process ends when its standard input ends.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 QUESTION = struct.Struct("<QII")
 ANSWER = struct.Struct("<cQI")
+READY = 0  # the number of the answer that no question has
 # Python and Jinja take 25 MB of address space. A context of a million tokens is about 4 MB of text.
 MAX_MEMORY = 256 << 20
 MAX_CHARS = 4 << 20
@@ -66,6 +68,8 @@ def main() -> None:
     compile_template = lru_cache(maxsize=1)(_compile)
     _load_everything()
     _confine()
+    sys.stdout.buffer.write(ANSWER.pack(b"+", READY, 0))
+    sys.stdout.buffer.flush()
     while len(header := sys.stdin.buffer.read(QUESTION.size)) == QUESTION.size:
         number, template_length, variables_length = QUESTION.unpack(header)
         template = sys.stdin.buffer.read(template_length)
