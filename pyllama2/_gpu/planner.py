@@ -171,7 +171,7 @@ def _arranged(
         for part, shapes in {
             **weight_arrays(config, quantization),
             "cache": cache_arrays(config, n_rows, max_seq_len, kv_dtype),
-            "workspace": workspace_arrays(config, quantization, n_rows, max_seq_len, chunk),
+            "workspace": workspace_arrays(config, quantization, max_seq_len, chunk),
         }.items()
         for name, (dtype, shape) in shapes.items()
     )
@@ -211,9 +211,7 @@ def weight_arrays(config: ModelConfig, quantization: Quantization) -> dict[str, 
     }
 
 
-def workspace_arrays(
-    config: ModelConfig, quantization: Quantization, n_rows: int, max_seq_len: int, chunk: int
-) -> Shapes:
+def workspace_arrays(config: ModelConfig, quantization: Quantization, max_seq_len: int, chunk: int) -> Shapes:
     """Arrays that a forward pass writes to: of a decoding step, of a prompt's chunk, and the rope table."""
     dim, hidden_dim, q_dim, kv_dim = config.dim, config.hidden_dim, config.q_dim, config.kv_dim
     type, output_type, group_size = quantization.type, quantization.output_type, quantization.group_size

@@ -30,7 +30,7 @@ class Workspace:
     """
 
     def __init__(self, cupy: Any, config: ModelConfig, quantization: Quantization, max_seq_len: int, n_tokens: int):
-        shapes = workspace_arrays(config, quantization, 1, max_seq_len, n_tokens)
+        shapes = workspace_arrays(config, quantization, max_seq_len, n_tokens)
         arrays = allocate(cupy, shapes)
         self.max_seq_len, self.n_tokens = max_seq_len, max(n_tokens, DECODE_TOKENS)
         self.nbytes = sum(int(array.nbytes) for array in arrays.values())
