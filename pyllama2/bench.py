@@ -320,8 +320,7 @@ def _not_negative(text: str) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    device = args.device or os.environ.get("PYLLAMA2_DEVICE") or "auto"
-    select_backend(device)  # before weights are converted, which may take long
+    select_backend(args.device)  # before weights are converted, which may take long
     path = find_model(args.model)
     with progress_bar("convert") as progress:
         model = load_model(
@@ -330,9 +329,10 @@ def _bench(args: argparse.Namespace) -> int:
             tokenizer=args.tokenizer,
             n_ctx=args.ctx,
             kv_dtype=args.kv_dtype,
+            n_threads=args.threads,
             progress=progress,
         )
-    backend_class, _ = select_backend(device, model, args.kv_dtype)
+    backend_class, _ = select_backend(args.device, model, args.kv_dtype)
     n_ctx = args.ctx or model.config.max_seq_len
     n_prompt, n_new = _lengths(args, n_ctx)
     with closing(backend_class(model, n_threads=args.threads, kv_dtype=args.kv_dtype)) as backend:

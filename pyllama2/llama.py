@@ -54,8 +54,8 @@ class Llama(Engine):
     Args:
         model: one of our files, any checkpoint that export() reads, or "smollm2". None: the environment variable
             PYLLAMA2_MODEL, else the bundled demo model.
-        device: "cpu", "cuda" or "auto". "auto": the environment variable PYLLAMA2_DEVICE, else the first device that
-            can be used.
+        device: "cpu", "cuda" or "auto", which is the first that can be used. None: the environment variable
+            PYLLAMA2_DEVICE, else "auto".
         n_ctx: longest sequence in tokens. None: what the model was made for.
         n_threads: threads of the CPU backend. None: PYLLAMA2_NUM_THREADS, OMP_NUM_THREADS, or the physical cores.
         quant: "float16", "q8" or "q4" converts the weights in memory. None: one of our files is used as it is, any
@@ -87,7 +87,7 @@ class Llama(Engine):
         self,
         model: str | os.PathLike[str] | None = None,
         *,
-        device: str = "auto",
+        device: str | None = None,
         n_ctx: int | None = None,
         n_threads: int | None = None,
         quant: str | None = None,
@@ -101,8 +101,7 @@ class Llama(Engine):
     ) -> None:
         if arguments.string("context", context) not in ("stop", "roll"):
             raise ValueError(f"context must be stop or roll, not {shown_value(context)}")
-        arguments.string("device", device)
-        for name, text in (("quant", quant), ("kv_dtype", kv_dtype)):
+        for name, text in (("device", device), ("quant", quant), ("kv_dtype", kv_dtype)):
             if text is not None:
                 arguments.string(name, text)
         n_ctx, n_threads = (
@@ -114,7 +113,6 @@ class Llama(Engine):
         arguments.boolean("verbose", verbose)
         arguments.function("progress", progress)
         seed = None if seed is None else check_seed(seed)
-        device = os.environ.get("PYLLAMA2_DEVICE") or device if device == "auto" else device
         select_backend(device)  # before weights are converted, which may take long
         path = find_model(model)
         stored = load_model(

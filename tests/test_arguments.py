@@ -54,7 +54,7 @@ def each(names: str, values: list[Any]) -> dict[str, list[Any]]:
 
 
 LLAMA = {
-    "model": NO_PATHS, "device": [None, *NO_STRINGS], "n_ctx": NO_INTEGERS, "n_threads": NO_INTEGERS,
+    "model": NO_PATHS, "device": NO_STRINGS, "n_ctx": NO_INTEGERS, "n_threads": NO_INTEGERS,
     "quant": NO_STRINGS, "kv_dtype": NO_STRINGS, "tokenizer": NO_PATHS, "seed": NO_INTEGERS,
     "context": [None, *NO_STRINGS], "prompt_lookup": [None, *NO_BOOLEANS], "verbose": [None, *NO_BOOLEANS],
     "progress": NO_FUNCTIONS,

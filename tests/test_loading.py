@@ -115,9 +115,10 @@ class TestLoading:
 class TestDevice:
     def test_the_environment_chooses(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PYLLAMA2_DEVICE", "tpu")
-        with pytest.raises(ValueError, match="tpu"):
+        with pytest.raises(ValueError, match=r"PYLLAMA2_DEVICE must be .*, not 'tpu'"):
             Llama(path)
-        Llama(path, device="cpu").close()  # an argument beats it
+        for device in ("cpu", "auto"):  # an argument beats it
+            Llama(path, device=device).close()
 
     def test_verbose_says_which_and_why(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         Llama(path, verbose=True).close()

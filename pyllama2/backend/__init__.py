@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 
 from ..errors import BackendUnavailableError
 from ..shown import shown_value
@@ -17,12 +18,13 @@ _REGISTRY = {
 
 
 def select_backend(
-    device: str = "auto", model: StoredModel | None = None, kv_dtype: str | None = None
+    device: str | None = None, model: StoredModel | None = None, kv_dtype: str | None = None
 ) -> tuple[type[Backend], str]:
     """Choose the backend for a device.
 
     Args:
-        device: "auto", "cpu" or "cuda".
+        device: "cpu", "cuda" or "auto", which is the first that can be used. None: what the environment variable
+            PYLLAMA2_DEVICE says, else "auto".
         model: the model that it must be able to run. None: not checked.
         kv_dtype: type of the keys and values that it must be able to use with the model.
 
@@ -33,8 +35,11 @@ def select_backend(
         ValueError: the device is unknown.
         BackendUnavailableError: the device cannot be used, or cannot run the model.
     """
+    asked_by = "device"
+    if device is None:
+        asked_by, device = "PYLLAMA2_DEVICE", os.environ.get("PYLLAMA2_DEVICE") or "auto"
     if device != "auto" and device not in _REGISTRY:
-        raise ValueError(f"device must be auto, {' or '.join(sorted(_REGISTRY))}, not {shown_value(device)}")
+        raise ValueError(f"{asked_by} must be auto, {' or '.join(sorted(_REGISTRY))}, not {shown_value(device)}")
     reasons: list[str] = []
     for name in _REGISTRY if device == "auto" else [device]:
         module, _, class_name = _REGISTRY[name].partition(":")

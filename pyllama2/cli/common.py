@@ -264,11 +264,10 @@ def open_model(args: argparse.Namespace) -> Llama:
     Raises:
         Pyllama2Error, ValueError: as Llama() does.
     """
-    if args.device is not None:
-        os.environ["PYLLAMA2_DEVICE"] = args.device  # so that --device auto overrides the environment
     with progress_bar("convert") as progress:
         llm = Llama(
             args.model,
+            device=args.device,
             n_ctx=args.ctx,
             n_threads=args.threads,
             quant=args.quant,

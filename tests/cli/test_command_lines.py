@@ -153,6 +153,7 @@ class TestGenerate:
         assert "GB/s" in capsys.readouterr().err
         for part in ("using cpu", "quantization q8", "n_ctx 40", "n_threads 2", "kv_dtype int8"):
             assert part in caplog.text
+        assert os.environ["PYLLAMA2_DEVICE"] == "cuda"  # as it was
 
     def test_the_tokenizer_flag(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "t.model").write_bytes(sentencepiece_model())
