@@ -39,7 +39,7 @@ MODULES = {
     # Without OpenMP, which is not to be loaded before _cpu/wait_policy.py says how.
     "process": ("interrupts",),
     "storage": ("mapping",),
-    "sampling": ("choose",),
+    "sampling": ("sample",),
     "_cpu": ("dispatch", "matrix", "attention", "workspace", "forward", "quantizer", "bandwidth"),
 }
 

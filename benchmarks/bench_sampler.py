@@ -22,7 +22,8 @@ from benchmarking import machine, table
 from numpy.typing import NDArray
 
 from pyllama2 import Llama
-from pyllama2.sampling.sampler import Sampler, SamplingParams, largest, log_probabilities_of
+from pyllama2.sampling.params import SamplingParams
+from pyllama2.sampling.sampler import Sampler, largest, log_probabilities_of
 
 PENALTIES = {"repetition_penalty": 1.1, "presence_penalty": 0.1, "frequency_penalty": 0.2}
 SETTINGS: list[dict[str, Any]] = [

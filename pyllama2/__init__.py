@@ -23,7 +23,7 @@ from .errors import (
 from .generation.chunk import Chunk, Timings, TokenLogprob, Usage
 from .generation.completion import Completion
 from .llama import Llama
-from .sampling.sampler import SamplingParams
+from .sampling.params import SamplingParams
 
 __version__ = "0.1.0"
 

@@ -28,7 +28,7 @@ from .cli.conversation import Messages, read_messages, without_oldest_turns, wri
 from .errors import CheckpointError, ContextLengthError
 from .generation.completion import Completion
 from .llama import Llama
-from .sampling.sampler import SamplingParams
+from .sampling.params import SamplingParams
 from .shown import one_line, shown
 from .tokenizer.base import utf8
 

@@ -33,7 +33,7 @@ from .generation.scoring import logits_of, scores_of
 from .generation.stream import Stream, pulled_in_threads
 from .loading import find_model, load_model
 from .memory import check_logits_fit
-from .sampling.sampler import SamplingParams, check_seed
+from .sampling.params import SamplingParams, check_seed
 from .shown import one_line, shown_value
 from .tokenizer.base import Tokenizer
 

@@ -16,7 +16,7 @@ from ..backend.resident import resident_bytes
 from ..backend.step_times import Profile, StepTime
 from ..errors import ClosedError
 from ..process.forking import renew_after_fork
-from ..sampling import choose
+from ..sampling import sample
 from ..storage.model_file import StoredModel
 from .cache import CpuKVCache, allocated_bytes
 from .forward import STEPS, Forward
@@ -92,7 +92,7 @@ class CpuBackend(Backend):
             isa=forward.isa,
             kv_dtype=self.kv_dtype,
             weight_bytes=self._weight_bytes,
-            scratch_bytes=resident_bytes([*forward.workspace.arrays, choose.scratch_array()]),
+            scratch_bytes=resident_bytes([*forward.workspace.arrays, sample.scratch_array()]),
         )
 
     def pending_bytes(self) -> int:

@@ -121,7 +121,7 @@ class CudaBackend(Backend):
         return logits
 
     def sample(self, batch: Batch, cache: KVCache, draws: Sequence[Draw]) -> NDArray[np.int32] | None:
-        """Tokens (m,) that are chosen on the device, in the same graph as the step; None for more than 8 tokens."""
+        """Tokens (m,) that are sampled on the device, in the same graph as the step; None for more than 8 tokens."""
         cache, n, outputs = self._checked(batch, cache), len(batch.tokens), batch.outputs
         if n > DECODE_TOKENS or not 0 < outputs.size == np.unique(outputs).size:
             return None

@@ -80,21 +80,21 @@ class Workspace:
             self._inputs.forget()
 
     def put_draws(self, draws: Sequence[Draw]) -> None:
-        """Copies the choices of a pass, up to 8, to the device, unless it has them."""
+        """Copies the draws of a pass, up to 8, to the device, unless it has them."""
         encode(draws, self._draws.staged)
         self._draws.push(len(self._draws.staged))
 
     def fetch_sampled(self, n: int) -> NDArray[np.int32]:
-        """The first n tokens that were chosen, valid until the next call; waits for the device.
+        """The first n tokens that were sampled, valid until the next call; waits for the device.
 
         The device has made them, and positions that are one more, the next step's inputs: put() need not copy those.
         """
-        chosen: NDArray[np.int32] = np.asarray(self.sampled[:n].get(out=self._fetched_ids[:n]))
+        sampled: NDArray[np.int32] = np.asarray(self.sampled[:n].get(out=self._fetched_ids[:n]))
         inputs = self._inputs.staged[: INPUTS * DECODE_TOKENS].reshape(INPUTS, DECODE_TOKENS)
-        inputs[0, :n] = np.maximum(chosen, 0)
+        inputs[0, :n] = np.maximum(sampled, 0)
         inputs[2, :n] += 1
         self._inputs.confirm(INPUTS * DECODE_TOKENS)
-        return chosen
+        return sampled
 
     def fetch_logits(self, n: int) -> NDArray[np.float32]:
         """The first n vectors of logits on the host, valid until the next call; waits for the device."""

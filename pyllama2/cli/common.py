@@ -21,7 +21,7 @@ from ..backend.kv_cache import KV_DTYPES
 from ..errors import Pyllama2Error
 from ..generation.completion import Completion
 from ..llama import Llama
-from ..sampling.sampler import SamplingParams
+from ..sampling.params import SamplingParams
 from ..shown import for_terminal, one_line, shown
 from .progress import progress_bar
 

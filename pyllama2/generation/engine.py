@@ -15,7 +15,7 @@ from ..backend.kv_cache import KVCache
 from ..backend.step_times import Profile, StepTime
 from ..errors import ClosedError
 from ..memory import logits_bytes, piece_tokens, rows_that_fit, weight_bytes_per_token
-from ..sampling.sampler import SamplingParams
+from ..sampling.params import SamplingParams
 from ..storage.model_file import StoredModel
 from ..tokenizer import load_tokenizer
 from .completion import Completion

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..sampling.sampler import Draw, Sampler, SamplingParams, largest, log_probabilities_of
+from ..sampling.params import SamplingParams
+from ..sampling.sampler import Draw, Sampler, largest, log_probabilities_of
 from ..sampling.stop_strings import StopMatcher
 from ..tokenizer.base import Tokenizer
 from ..tokenizer.detokenizer import Detokenizer

@@ -11,7 +11,7 @@ import numpy as np
 from ..arguments import refuse, sequence
 from ..chat_formats.template_worker import MAX_CHARS
 from ..errors import ContextLengthError
-from ..sampling.sampler import SamplingParams
+from ..sampling.params import SamplingParams
 from ..shown import shown_value
 
 Prompt = str | Sequence[int]

@@ -11,7 +11,7 @@ from .. import arguments
 from ..chat_formats import ChatFormat, Message, make_chat_format
 from ..errors import ClosedError
 from ..process.forking import renew_after_fork
-from ..sampling.sampler import SamplingParams
+from ..sampling.params import SamplingParams
 from ..shown import shown_value
 from ..tokenizer.base import Tokenizer
 from .generation import Request

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..backend.base import Backend, Batch
 from ..backend.kv_cache import KVCache
 from ..errors import NumericalError
-from ..sampling import choose
+from ..sampling import sample
 from ..sampling.sampler import log_probabilities_of
 
 # Logits (n, vocab_size) of n consecutive tokens, and the position of the first.
@@ -35,7 +35,7 @@ def logits_of(backend: Backend, cache: KVCache, ids: list[int], start: int = 0) 
     """
     logits = backend.forward(Batch.of_sequence(ids, start=start, outputs="all"), cache)
     for i, of_token in enumerate(logits):
-        highest, lowest = choose.extremes(of_token)
+        highest, lowest = sample.extremes(of_token)
         if not -math.inf < lowest <= highest < math.inf:
             raise NumericalError(f"the model computed NaN or infinite logits at position {start + i}")
     return logits

@@ -1,1 +1,1 @@
-"""From logits to a token. Start at sampler.py; choose.pyx has the loops over the vocabulary."""
+"""From logits to a token: Sampler samples by SamplingParams (params.py), and stop_strings.py ends a text."""

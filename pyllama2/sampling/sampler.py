@@ -1,7 +1,4 @@
-"""How the next token is sampled from the logits of the model.
-
-    SamplingParams   what a user may set
-    Sampler          logits -> token id; each text has its own
+"""Sampler: samples the next token from the logits of the model, as SamplingParams say.
 
 The order of the steps:
 
@@ -14,7 +11,7 @@ The order of the steps:
     top_p                drops a token when the mass before it, largest first, exceeds top_p (arXiv:1904.09751)
     min_p                drops a token that has less than min_p times the largest probability
 
-The loops over the vocabulary are compiled: choose.pyx.
+The loops over the vocabulary are compiled: sample.pyx.
 """
 
 from __future__ import annotations
@@ -22,156 +19,17 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import boolean, integer, real, refuse, sequence, string
 from ..errors import NumericalError
-from ..shown import shown_value
-from . import choose
-from .stop_strings import StopStrings
-
-LogitsProcessor = Callable[[list[int], NDArray[np.float32]], "NDArray[np.float32] | None"]
-
-SEED_LIMIT = 1 << 64
-
-# Names of other libraries -> ours.
-_OTHER_NAMES = {
-    "max_new_tokens": "max_tokens",
-    "n_predict": "max_tokens",
-    "num_predict": "max_tokens",
-    "repeat_penalty": "repetition_penalty",
-    "repeat_last_n": "repetition_window",
-    "temp": "temperature",
-    "stop_sequences": "stop",
-    "stop_strings": "stop",
-    "eos_token_id": "stop_token_ids",
-    "n_probs": "logprobs",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingParams:
-    """How tokens are chosen, and when a text ends.
-
-    Attributes:
-        temperature: 0 is greedy. Below 1 sharpens the distribution, above 1 flattens it.
-        top_p: keep the most likely tokens up to this mass, in (0, 1]. 1 is off.
-        top_k: keep this many of the most likely tokens. 0 is off.
-        min_p: drop tokens with less than this share of the largest probability, in [0, 1]. 0 is off.
-        repetition_penalty: divides positive logits of tokens that appeared before, multiplies negative ones. Above 0;
-            1 is off.
-        repetition_window: how many of the last tokens, prompt included, the repetition penalty is for.
-        presence_penalty: subtracted from the logit of every token that was generated before.
-        frequency_penalty: subtracted from the logit of a token once for each time that it was generated.
-        max_tokens: most tokens to generate. None: up to the end of the context.
-        stop: a string or strings that end the text. They are not part of it.
-        stop_token_ids: tokens that end the text. They are not part of it.
-        ignore_eos: go on after the model's own end of the text.
-        logprobs: how many of the most likely tokens to report with each token. None: no log-probabilities.
-        echo: begin Completion.text with the prompt.
-        seed: seed of the random numbers, in [0, 2**64). None: a new one each time.
-        logit_bias: {token id: number added to its logit}. -inf forbids the token.
-        logits_processors: functions f(token_ids, logits) that return logits, or None after changing them in place.
-            They run in the thread that asks for the text. They may use the same model, or wait for others that do.
-
-    Raises:
-        TypeError: a parameter has the wrong type, or its name is unknown. The message names it.
-        ValueError: a parameter is out of range. The message names it.
-    """
-
-    temperature: float = 0.6
-    top_p: float = 0.9
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    repetition_window: int = 64
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    max_tokens: int | None = 256
-    stop: str | Sequence[str] = ()
-    stop_token_ids: Sequence[int] = ()
-    ignore_eos: bool = False
-    logprobs: int | None = None
-    echo: bool = False
-    seed: int | None = None
-    logit_bias: Mapping[int, float] | None = None
-    logits_processors: Sequence[LogitsProcessor] = ()
-
-    def __new__(cls, **sampling: Any) -> SamplingParams:
-        """Refuse unknown names here, with a suggestion, which a dataclass's own __init__ does not give."""
-        known = [field.name for field in fields(cls)]
-        for name in sampling:
-            if name not in known:
-                raise TypeError(f"unknown sampling parameter {shown_value(name)}{_suggestion(name, known)}")
-        return super().__new__(cls)
-
-    def __post_init__(self) -> None:
-        checked: dict[str, Any] = {
-            "temperature": real("temperature", self.temperature, 0),
-            "top_p": real("top_p", self.top_p, 0, 1),
-            "top_k": _count("top_k", self.top_k),
-            "min_p": real("min_p", self.min_p, 0, 1),
-            "repetition_penalty": real("repetition_penalty", self.repetition_penalty, 0),
-            "repetition_window": _count("repetition_window", self.repetition_window),
-            "presence_penalty": real("presence_penalty", self.presence_penalty),
-            "frequency_penalty": real("frequency_penalty", self.frequency_penalty),
-            "max_tokens": None if self.max_tokens is None else _count("max_tokens", self.max_tokens),
-            "stop": _stop_strings(self.stop),
-            "stop_token_ids": tuple(
-                _count("stop_token_ids", token_id) for token_id in _items("stop_token_ids", self.stop_token_ids)
-            ),
-            "logprobs": None if self.logprobs is None else _count("logprobs", self.logprobs),
-            "seed": None if self.seed is None else check_seed(self.seed),
-            "logit_bias": None if self.logit_bias is None else _biases(self.logit_bias),
-            "ignore_eos": boolean("ignore_eos", self.ignore_eos),
-            "echo": boolean("echo", self.echo),
-            "logits_processors": _items("logits_processors", self.logits_processors),
-        }
-        for name in ("top_p", "repetition_penalty"):
-            if checked[name] == 0:
-                raise ValueError(f"{name} must be greater than 0")
-        for process in checked["logits_processors"]:
-            if not callable(process):
-                refuse("logits_processors", "functions", process)
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
-
-    @cached_property
-    def bias_arrays(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The token ids and the numbers of logit_bias, prepared once for all texts."""
-        biases = self.logit_bias or {}
-        return np.fromiter(biases, np.int64), np.fromiter(biases.values(), np.float64)
-
-    @cached_property
-    def stop_strings(self) -> StopStrings:
-        """The strings of stop, prepared once for all texts."""
-        return StopStrings(self.stop)
-
-    @classmethod
-    def of(cls, params: SamplingParams | None = None, **sampling: Any) -> SamplingParams:
-        """Return params with the fields that sampling names replaced.
-
-        Args:
-            params: None: the defaults.
-            sampling: fields and their new values.
-
-        Raises:
-            TypeError: params is of another type, or a field has the wrong type or an unknown name.
-            ValueError: a field is out of range.
-        """
-        if params is None:
-            return cls(**sampling)
-        if not isinstance(params, SamplingParams):
-            refuse("params", "SamplingParams", params)
-        return replace(params, **sampling) if sampling else params
+from . import sample
+from .params import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -216,12 +74,12 @@ class Sampler:
             NumericalError: logits are not finite, or no token is left after processors and biases.
         """
         logits = np.ascontiguousarray(logits, np.float32)
-        highest, lowest = choose.extremes(logits)
+        highest, lowest = sample.extremes(logits)
         if not -math.inf < lowest <= highest < math.inf:
             raise _not_finite(len(token_ids))
         adjusted = self._adjust(logits, token_ids, n_prompt)
         if adjusted is not logits:
-            highest, lowest = choose.extremes(adjusted)
+            highest, lowest = sample.extremes(adjusted)
             if not -math.inf < highest < math.inf:
                 raise NumericalError(
                     f"no token can follow position {len(token_ids) - 1}: logits_processors or logit_bias made the "
@@ -231,7 +89,7 @@ class Sampler:
         if params.temperature == 0:
             return int(adjusted.argmax())
         uniform = self._uniforms.popleft() if self._uniforms else self._random.random()
-        return choose.choose(adjusted, highest, params.temperature, params.top_k, params.top_p, params.min_p, uniform)
+        return sample.sample(adjusted, highest, params.temperature, params.top_k, params.top_p, params.min_p, uniform)
 
     def draws(self, n: int) -> list[Draw] | None:
         """How to sample the next n tokens. None if that takes more than their logits, or if logprobs are wanted."""
@@ -282,7 +140,7 @@ class Sampler:
             return logits
         logits = logits.copy()
         if repeats or counts:
-            choose.penalize(
+            sample.penalize(
                 logits,
                 token_ids,
                 window_start if repeats else len(token_ids),
@@ -306,8 +164,8 @@ def log_probabilities_of(logits: NDArray[np.float32], ids: Sequence[int]) -> lis
 def log_normalizer(logits: NDArray[np.float32]) -> tuple[float, float]:
     """The highest of finite logits (vocab_size,), and the natural logarithm of the sum of e^(logit - highest)."""
     logits = np.ascontiguousarray(logits, np.float32)
-    highest, _ = choose.extremes(logits)
-    return highest, choose.log_sum(logits, highest)
+    highest, _ = sample.extremes(logits)
+    return highest, sample.log_sum(logits, highest)
 
 
 def largest(logits: NDArray[np.float32], n: int) -> NDArray[np.int64]:
@@ -315,13 +173,8 @@ def largest(logits: NDArray[np.float32], n: int) -> NDArray[np.int64]:
     n = min(n, logits.size)
     if n == 0:
         return np.empty(0, np.int64)
-    ids = choose.largest(np.ascontiguousarray(logits, np.float32), n)
+    ids = sample.largest(np.ascontiguousarray(logits, np.float32), n)
     return ids[np.argsort(-logits[ids], kind="stable")]
-
-
-def check_seed(seed: Any) -> int:
-    """Return seed as an int. Raises TypeError unless it is an integer, ValueError unless it is in [0, 2**64)."""
-    return integer("seed", seed, 0, SEED_LIMIT - 1)
 
 
 def _not_finite(n_tokens: int) -> NumericalError:
@@ -333,35 +186,3 @@ def _processed(result: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
     if logits.shape != shape:
         raise ValueError(f"a logits processor gave an array of shape {logits.shape} for logits of shape {shape}")
     return logits
-
-
-def _suggestion(name: str, known: list[str]) -> str:
-    close = [_OTHER_NAMES[name]] if name in _OTHER_NAMES else get_close_matches(name, known, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
-
-
-def _count(name: str, value: Any) -> int:
-    return integer(name, value, 0)
-
-
-def _items(name: str, value: Any) -> tuple[Any, ...]:
-    return tuple(value if isinstance(value, (set, frozenset)) else sequence(name, value))
-
-
-def _stop_strings(value: Any) -> tuple[str, ...]:
-    stops: tuple[Any, ...] = (value,) if isinstance(value, str) else _items("stop", value)
-    for stop in stops:
-        if not string("stop", stop):
-            raise ValueError("stop must be strings of at least one character, not ''")
-    return stops
-
-
-def _biases(value: Any) -> dict[int, float]:
-    if not isinstance(value, Mapping):
-        refuse("logit_bias", "a mapping of token ids to numbers", value)
-    biases = {}
-    for token_id, bias in value.items():
-        name = f"logit_bias of token {shown_value(token_id)}"
-        forbids = isinstance(bias, (float, np.floating)) and bias == -math.inf
-        biases[_count("a token id in logit_bias", token_id)] = -math.inf if forbids else real(name, bias)
-    return biases

@@ -1,7 +1,7 @@
 """Targets of what is compiled: the functions that Python calls, with arguments and numbers of every kind.
 
 The bytes are read as arguments (Numbers below). These targets show most when they are built with AddressSanitizer:
-scripts/run_sanitized.sh scripts/fuzz.py --plain quantize choose forward weights
+scripts/run_sanitized.sh scripts/fuzz.py --plain quantize sample forward weights
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pyllama2._cpu import CpuBackend, quantize_matrix
 from pyllama2._cpu.matrix import MatrixProduct
 from pyllama2.backend.base import Batch
 from pyllama2.errors import CheckpointError, NumericalError
-from pyllama2.sampling.sampler import Sampler, SamplingParams, largest
+from pyllama2.sampling.params import SamplingParams
+from pyllama2.sampling.sampler import Sampler, largest
 from pyllama2.storage.model_file import StoredModel
 from pyllama2.storage.weights import Weight
 
@@ -80,8 +81,8 @@ def _quantize(data: bytes) -> None:
         assert result.shape == (n, matrix.shape[0])
 
 
-def _choose(data: bytes) -> None:
-    """A token is chosen from logits: one of the vocabulary, or the error that says they are not finite."""
+def _sample(data: bytes) -> None:
+    """A token is sampled from logits: one of the vocabulary, or the error that says they are not finite."""
     numbers = Numbers(data)
     params = SamplingParams(
         temperature=numbers.fraction() * 2,
@@ -177,7 +178,7 @@ def _random_bytes(n: int) -> list[bytes]:
 
 COMPILED = (
     Target("quantize", _quantize, (ValueError,), lambda: _random_bytes(16)),
-    Target("choose", _choose, (NumericalError,), lambda: _random_bytes(16)),
+    Target("sample", _sample, (NumericalError,), lambda: _random_bytes(16)),
     Target("forward", _forward, (ValueError,), lambda: _random_bytes(16)),
     Target(
         "weights",

@@ -9,7 +9,7 @@ import pytest
 from .targets import TARGETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-_RANDOM = ("quantize", "choose", "forward")  # whose seeds are bytes of any kind
+_RANDOM = ("quantize", "sample", "forward")  # whose seeds are bytes of any kind
 _FEW = {"template": 3}  # each starts a process
 
 

@@ -26,7 +26,7 @@ from pyllama2.errors import NumericalError
 from pyllama2.generation import prefix_cache
 from pyllama2.generation.generation import Update
 from pyllama2.generation.job import AHEAD
-from pyllama2.sampling import choose as sampling_loops
+from pyllama2.sampling import sample as sampling_loops
 from pyllama2.sampling.sampler import Draw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -119,11 +119,11 @@ class TestTogether:
 
 
 class TestChoosingDevices:
-    """A backend that chooses tokens itself, as one on a GPU does: the same texts, unless they need their logits."""
+    """A backend that samples tokens itself, as one on a GPU does: the same texts, unless they need their logits."""
 
     @pytest.fixture
-    def chosen(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-        """How many tokens were chosen in each step, by a CpuBackend that can."""
+    def sampled(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """How many tokens were sampled in each step, by a CpuBackend that can."""
         found: list[int] = []
 
         def sample(self: CpuBackend, batch: Batch, cache: KVCache, draws: Sequence[Draw]) -> NDArray[np.int32] | None:
@@ -134,7 +134,7 @@ class TestChoosingDevices:
             found.append(len(draws))
             tokens = [
                 row.argmax() if c.temperature == 0
-                else sampling_loops.choose(row, row.max(), c.temperature, c.top_k, c.top_p, c.min_p, c.uniform)
+                else sampling_loops.sample(row, row.max(), c.temperature, c.top_k, c.top_p, c.min_p, c.uniform)
                 for row, c in zip(logits, draws, strict=True)
             ]  # fmt: skip
             return np.where(np.isfinite(logits).all(1), tokens, -1).astype(np.int32)
@@ -142,7 +142,7 @@ class TestChoosingDevices:
         monkeypatch.setattr(CpuBackend, "sample", sample)
         return found
 
-    def test_texts_are_the_same(self, long_path: Path, chosen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_texts_are_the_same(self, long_path: Path, sampled: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
         circle = [1, *[*range(3, 13)] * 3]  # prompt lookup has guesses
         settings: list[dict[str, Any]] = [{"temperature": 0}, {"temperature": 0.02}, {"temperature": 1.0, "top_p": 1.0},
                                           {"temperature": 0.9, "top_k": 20, "min_p": 0.01}]  # fmt: skip
@@ -154,11 +154,11 @@ class TestChoosingDevices:
                 return [*alone, *together]
 
         found = ask()
-        assert max(chosen) > 3, "no guesses"
+        assert max(sampled) > 3, "no guesses"
         monkeypatch.undo()
         assert all(same(a, b) for a, b in zip(found, ask(), strict=True))
 
-    def test_texts_that_need_logits(self, long_path: Path, chosen: list[int]) -> None:
+    def test_texts_that_need_logits(self, long_path: Path, sampled: list[int]) -> None:
         with Llama(long_path) as llm:
             settings: list[dict[str, Any]] = [
                 {"logprobs": 1}, {"repetition_penalty": 1.1}, {"presence_penalty": 0.1}, {"frequency_penalty": 0.1},
@@ -166,18 +166,18 @@ class TestChoosingDevices:
             ]  # fmt: skip
             for more in settings:
                 llm.generate([1, 5], max_tokens=3, **more)
-            assert not chosen
+            assert not sampled
             llm.generate([1, 5], max_tokens=3, ignore_eos=True)
-            assert chosen == [1, 1, 1]
+            assert sampled == [1, 1, 1]
 
-    def test_nan(self, tmp_path: Path, chosen: list[int]) -> None:
+    def test_nan(self, tmp_path: Path, sampled: list[int]) -> None:
         weights = random_weights(CONFIG)
         weights["norm.weight"][3] = np.nan
         with Llama(write_tiny(tmp_path / "nan.bin", weights=weights)) as llm:
             for temperature in (0, 1):
                 with pytest.raises(NumericalError, match="at position 2"):
                     llm.generate([1, 5, 6], temperature=temperature)
-        assert chosen
+        assert sampled
 
 
 class TestLeaving:

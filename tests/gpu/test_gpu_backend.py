@@ -31,7 +31,8 @@ from pyllama2.backend.base import Backend, Batch
 from pyllama2.config import ModelConfig
 from pyllama2.errors import ClosedError, NumericalError
 from pyllama2.loading import load_model
-from pyllama2.sampling.sampler import Draw, Sampler, SamplingParams
+from pyllama2.sampling.params import SamplingParams
+from pyllama2.sampling.sampler import Draw, Sampler
 from pyllama2.storage.model_file import StoredModel
 from pyllama2.storage.weights import ROW_BLOCK, Weight
 

@@ -24,7 +24,7 @@ from pyllama2._gpu.launchers.sample import DRAW_WORDS, Sample, encode
 from pyllama2._gpu.launchers.upload import Uploader
 from pyllama2._gpu.launchers.vectors import Norm, VectorKernels
 from pyllama2._gpu.layout import Vectors, matrix_arrays
-from pyllama2.sampling import choose as sampling_loops
+from pyllama2.sampling import sample as sampling_loops
 from pyllama2.sampling.sampler import Draw
 from pyllama2.storage.weights import Weight
 
@@ -214,20 +214,20 @@ def test_embedding_rows_are_those_of_the_file(cupy: Any, uploader: Uploader, tab
     assert_quantized(normed, rms_norm(expected, norm_weight, EPS))
 
 
-def choose(cupy: Any, logits: np.ndarray, draws: list[Draw]) -> list[int]:
-    """What the kernel chooses, and leaves as the next step's input."""
+def sample(cupy: Any, logits: np.ndarray, draws: list[Draw]) -> list[int]:
+    """What the kernel samples, and leaves as the next step's input."""
     n, vocab_size = logits.shape
     encoded = np.empty((n, DRAW_WORDS), np.uint64)
     encode(draws, encoded)
     tokens, positions = cupy.zeros(n, np.int32), cupy.asarray(np.arange(n, dtype=np.int32))
-    chosen = cupy.empty(n, np.int32)
-    Sample(cupy)(cupy.asarray(logits), n, vocab_size, cupy.asarray(encoded), chosen, tokens, positions)
+    sampled = cupy.empty(n, np.int32)
+    Sample(cupy)(cupy.asarray(logits), n, vocab_size, cupy.asarray(encoded), sampled, tokens, positions)
     assert positions.get().tolist() == list(range(1, n + 1))
-    assert tokens.get().tolist() == np.maximum(chosen.get(), 0).tolist()
-    return list(chosen.get().tolist())
+    assert tokens.get().tolist() == np.maximum(sampled.get(), 0).tolist()
+    return list(sampled.get().tolist())
 
 
-def test_greedy_choice_takes_the_lowest_of_equals(cupy: Any) -> None:
+def test_greedy_sampling_takes_the_lowest_of_equals(cupy: Any) -> None:
     size = 3001
     logits = np.random.default_rng(0).standard_normal((8, size), np.float32)
     logits[0, [5, 2999]] = 9.0
@@ -238,8 +238,8 @@ def test_greedy_choice_takes_the_lowest_of_equals(cupy: Any) -> None:
     logits[5, 0] = np.nan
     logits[6, 100] = np.inf
     expected = [5, 2998, 0, 0, -1, -1, -1, int(logits[7].argmax())]
-    assert choose(cupy, logits, [Draw(0.0)] * 8) == expected
-    assert choose(cupy, logits[4:7], [Draw(1.0, uniform=0.5)] * 3) == [-1] * 3
+    assert sample(cupy, logits, [Draw(0.0)] * 8) == expected
+    assert sample(cupy, logits[4:7], [Draw(1.0, uniform=0.5)] * 3) == [-1] * 3
 
 
 @pytest.mark.parametrize("cuts", [{}, {"top_k": 40}, {"top_p": 0.9}, {"min_p": 0.02}, {"top_p": 1e-9}, {"min_p": 1.0},
@@ -255,10 +255,10 @@ def test_draws_are_those_of_the_sampler(cupy: Any, cuts: dict[str, Any], ties: b
         uniforms = [1e-6, *rng.random(4), 1 - 1e-6]
         draws = [Draw(temperature, uniform=uniform, **cuts) for uniform in uniforms]
         expected = [
-            sampling_loops.choose(row, float(row.max()), temperature, draw.top_k, draw.top_p, draw.min_p, draw.uniform)
+            sampling_loops.sample(row, float(row.max()), temperature, draw.top_k, draw.top_p, draw.min_p, draw.uniform)
             for row, draw in zip(logits, draws, strict=True)
         ]
-        assert choose(cupy, logits, draws) == expected
+        assert sample(cupy, logits, draws) == expected
 
 
 def test_launchers_refuse_what_kernels_rely_on(cupy: Any, uploader: Uploader) -> None:

@@ -28,4 +28,4 @@ def test_no_path_of_the_builder(path: Path) -> None:
 
 
 def test_every_module_is_looked_at() -> None:
-    assert {path.name.partition(".")[0] for path in MODULES} >= {"forward", "matrix", "quantizer", "choose"}
+    assert {path.name.partition(".")[0] for path in MODULES} >= {"forward", "matrix", "quantizer", "sample"}

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pyllama2.errors import NumericalError
-from pyllama2.sampling.sampler import Sampler, SamplingParams, largest, log_probabilities_of
+from pyllama2.sampling.params import SamplingParams
+from pyllama2.sampling.sampler import Sampler, largest, log_probabilities_of
 
 LOGITS = np.array([1.0, 3.0, -2.0, 3.0, 0.5, -1.0], np.float32)
 

@@ -1,5 +1,5 @@
 // Needs: common.cu
-// The token that follows, chosen from a vector of logits by the rules of sampler.py: one block for each vector.
+// The token that follows, sampled from a vector of logits by the rules of sampler.py: one block for each vector.
 //
 // Weights e^((logit - highest) / temperature) are whole multiples of 2^-44, lesser ones 0, so that sums are exact in
 // whatever order the threads add. Each edge (of the top_k, of the nucleus, and the token on which the draw falls) is

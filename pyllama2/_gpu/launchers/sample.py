@@ -1,4 +1,4 @@
-"""The choice of tokens from logits on the device."""
+"""Samples tokens from logits on the device."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def encode(draws: Sequence[Draw], out: NDArray[np.uint64]) -> None:
 
 
 class Sample:
-    """Greedy choice and sampling, by the rules of sampler.py."""
+    """Samples tokens, greedily or by random numbers, by the rules of sampler.py."""
 
     def __init__(self, cupy: Any) -> None:
         self._kernel = compile_module(cupy, ["sample"], []).get_function("sample")

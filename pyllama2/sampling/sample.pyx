@@ -1,4 +1,4 @@
-"""The steps of sampler.py that go through the vocabulary: extremes, penalties, and the choice of a token.
+"""The steps of sampler.py that go through the vocabulary: extremes, penalties, and the sampling of a token.
 
 A weight is e^((logit - highest) / temperature), in float64. In a sharp distribution only few of 50,000 weights matter,
 so only few are computed exactly:
@@ -105,7 +105,7 @@ def penalize(float[::1] logits, token_ids, Py_ssize_t window_start, Py_ssize_t n
         free(counts)
 
 
-def choose(const float[::1] logits, double highest, double temperature, top_k, double top_p, double min_p,
+def sample(const float[::1] logits, double highest, double temperature, top_k, double top_p, double min_p,
            double uniform):
     """The id of the token on which a draw falls.
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pyllama2.sampling import choose
+from pyllama2.sampling import sample
 
 ISAS = ("scalar", "avx2", "avx512")
 VOCAB = 20_011
@@ -45,8 +45,8 @@ def plain_kept(
     return ids, weights
 
 
-def chosen(logits: NDArray[np.float32], params: tuple[float, int, float, float], uniform: float) -> int:
-    return choose.choose(logits, float(logits.max()), *params, uniform)
+def sampled(logits: NDArray[np.float32], params: tuple[float, int, float, float], uniform: float) -> int:
+    return sample.sample(logits, float(logits.max()), *params, uniform)
 
 
 def check_draws(logits: NDArray[np.float32], params: tuple[float, int, float, float], n: int = 40) -> None:
@@ -57,14 +57,14 @@ def check_draws(logits: NDArray[np.float32], params: tuple[float, int, float, fl
     starts = np.concatenate(([0.0], ends[:-1]))
     for uniform in np.random.default_rng(3).random(n):
         if np.abs(ends - uniform).min() > 1e-11:  # else rounding may choose a neighbour
-            assert chosen(logits, params, uniform) == ids[np.searchsorted(ends, uniform, side="right")], uniform
-    assert chosen(logits, params, 0.0) == ids[np.flatnonzero(weights)[0]]
-    last = ids == chosen(logits, params, 1 - 2**-53)
+            assert sampled(logits, params, uniform) == ids[np.searchsorted(ends, uniform, side="right")], uniform
+    assert sampled(logits, params, 0.0) == ids[np.flatnonzero(weights)[0]]
+    last = ids == sampled(logits, params, 1 - 2**-53)
     assert ends[last] > 1 - 1e-11 and weights[last] > 0
     wide = np.flatnonzero(ends - starts > 1e-10)
     for i in wide[:: max(1, len(wide) // n)]:
         for uniform in (starts[i] + 1e-11, ends[i] - 1e-11):
-            assert chosen(logits, params, uniform) == ids[i]
+            assert sampled(logits, params, uniform) == ids[i]
 
 
 def spread(rng: np.random.Generator, scale: float, n: int = VOCAB) -> NDArray[np.float32]:
@@ -110,21 +110,21 @@ PARAMS = [
 
 @pytest.mark.parametrize("kind", LOGITS)
 @pytest.mark.parametrize("params", PARAMS, ids=str)
-def test_choices_are_those_of_plain_sorts(kind: str, params: tuple[float, int, float, float]) -> None:
+def test_samples_are_those_of_plain_sorts(kind: str, params: tuple[float, int, float, float]) -> None:
     logits = LOGITS[kind](np.random.default_rng(1))
     check_draws(logits, params, 6)
 
 
 @pytest.mark.parametrize("kind", LOGITS)
-def test_all_instruction_sets_choose_alike(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_instruction_sets_sample_alike(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     logits = LOGITS[kind](np.random.default_rng(2))
     uniforms = np.random.default_rng(3).random(8)
     found = []
     for name in ISAS:
         monkeypatch.setenv("PYLLAMA2_CPU_ISA", name)
-        highest, lowest = choose.extremes(logits)
-        tokens = [choose.choose(logits, highest, *params, u) for params in PARAMS for u in uniforms]
-        found.append((highest, lowest, choose.log_sum(logits, highest), tokens))
+        highest, lowest = sample.extremes(logits)
+        tokens = [sample.sample(logits, highest, *params, u) for params in PARAMS for u in uniforms]
+        found.append((highest, lowest, sample.log_sum(logits, highest), tokens))
     assert found[1:] == found[:-1]
 
 
@@ -154,7 +154,7 @@ def test_the_nucleus_is_exact_where_its_edge_is_near(scale: float, isa: str) -> 
             for top_p, n_kept in ((mass[n - 1] * (1 - by), n), (mass[n - 1] * (1 + by), n + 1)):
                 if top_p >= 1 or not (mass[n_kept - 2] if n_kept > 1 else 0.0) <= top_p < mass[n_kept - 1]:
                     continue  # so far off that others are between
-                found = {chosen(logits, (1.0, 0, top_p, 0.0), uniform) for uniform in (0.0, 1 - 2**-53)}
+                found = {sampled(logits, (1.0, 0, top_p, 0.0), uniform) for uniform in (0.0, 1 - 2**-53)}
                 assert found == {order[:n_kept].min(), order[:n_kept].max()}
                 assert n_kept == len(plain_kept(logits, 1.0, 0, top_p, 0.0)[0])
 
@@ -171,7 +171,7 @@ def test_equals_on_both_sides_of_the_first_cut_of_the_nucleus(isa: str) -> None:
         temperature = highest / (depth + 1e-9) * (1 - 1e-15 * (2 + step / 4))
         ids, _ = plain_kept(logits, temperature, 0, 0.9, 0.0)
         assert 5 < len(ids) < 1000
-        found = {choose.choose(logits, highest, temperature, 0, 0.9, 0.0, u) for u in np.linspace(0.9, 1, 100)[:-1]}
+        found = {sample.sample(logits, highest, temperature, 0, 0.9, 0.0, u) for u in np.linspace(0.9, 1, 100)[:-1]}
         assert found <= set(ids.tolist())
 
 
@@ -179,14 +179,14 @@ class TestExtremes:
     def test_highest_and_lowest(self, isa: str) -> None:
         for n in (1, 5, 16, 255, 4099):
             logits = spread(np.random.default_rng(n), 5, n)
-            assert choose.extremes(logits) == (logits.max(), logits.min())
+            assert sample.extremes(logits) == (logits.max(), logits.min())
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
     def test_what_is_not_finite_is_seen_anywhere(self, bad: float, isa: str) -> None:
         for place in (0, 7, 16, 50, 63, 64, 69):
             logits = spread(np.random.default_rng(0), 5, 70)
             logits[place] = bad
-            highest, lowest = choose.extremes(logits)
+            highest, lowest = sample.extremes(logits)
             expected = (math.nan, math.nan) if math.isnan(bad) else (logits.max(), logits.min())
             assert np.array_equal((highest, lowest), expected, equal_nan=True)
 
@@ -197,7 +197,7 @@ class TestLargest:
         logits = LOGITS[kind](np.random.default_rng(4))
         for k in {1, 2, 5, 40, 600, 1250, 15_000, len(logits) - 1, len(logits)}:
             if k <= len(logits):
-                assert choose.largest(logits, k).tolist() == sorted(likeliest_first(logits)[:k].tolist())
+                assert sample.largest(logits, k).tolist() == sorted(likeliest_first(logits)[:k].tolist())
 
 
 class TestLogSum:
@@ -207,7 +207,7 @@ class TestLogSum:
         highest = float(logits.max())
         with np.errstate(over="ignore"):
             expected = math.log(math.fsum(np.exp(logits.astype(np.float64) - highest)))
-        assert choose.log_sum(logits, highest) == pytest.approx(expected, abs=1e-14, rel=1e-14)
+        assert sample.log_sum(logits, highest) == pytest.approx(expected, abs=1e-14, rel=1e-14)
 
 
 class TestPenalties:
@@ -229,12 +229,12 @@ class TestPenalties:
                     expected[id] = np.float64(value / repetition if value > 0 else value * repetition)
                 for id in set(ids[40:]):
                     expected[id] = np.float64(expected[id]) - (presence + frequency * ids[40:].count(id))
-            choose.penalize(logits, ids, 70, 40, repetition, presence, frequency)
+            sample.penalize(logits, ids, 70, 40, repetition, presence, frequency)
             assert np.array_equal(logits, expected)
 
     def test_ids_outside_the_vocabulary_are_refused(self) -> None:
         for id in (-1, 5, 2**40):
             logits = np.ones(5, np.float32)
             with pytest.raises(IndexError, match=str(id)):
-                choose.penalize(logits, [0, id], 0, 0, 2.0, 0.0, 0.0)
+                sample.penalize(logits, [0, id], 0, 0, 2.0, 0.0, 0.0)
             assert (logits == 1).all()

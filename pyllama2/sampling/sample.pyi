@@ -13,7 +13,7 @@ def penalize(
     presence: float,
     frequency: float,
 ) -> None: ...
-def choose(
+def sample(
     logits: NDArray[np.float32],
     highest: float,
     temperature: float,
