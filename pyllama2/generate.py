@@ -96,7 +96,7 @@ def _read_prompt(args: argparse.Namespace) -> str:
 
 def _json_fields(completion: Completion) -> dict[str, object]:
     fields = asdict(completion)
-    del fields["logprobs"]  # no flag asks for them
+    del fields["logprobs"], fields["n_echoed"]  # no flag asks for them
     return fields
 
 

@@ -23,6 +23,7 @@ class Completion:
         stop_reason: the stop string, or the id of the token, that ended the text. None for other endings.
         usage: numbers of tokens.
         timings: seconds and rates.
+        n_echoed: number of characters at the beginning of text that are the prompt's. 0 without echo.
     """
 
     text: str
@@ -32,7 +33,19 @@ class Completion:
     stop_reason: str | int | None
     usage: Usage
     timings: Timings
+    n_echoed: int = 0
 
     def _repr_html_(self) -> str:
         """HTML for IPython. All text of the model is escaped."""
-        return completion_html(self.text, self.logprobs, self.finish_reason, self.stop_reason, self.usage, self.timings)
+        reason: str = self.finish_reason
+        if isinstance(self.stop_reason, str):
+            reason = f"{reason} at {self.stop_reason!r}"
+        notes = [
+            reason,
+            f"{self.usage.prompt_tokens} + {self.usage.completion_tokens} tokens",
+            f"{self.timings.decode_tokens_per_s:,.0f} tokens/s",
+        ]
+        # A stop string cuts the text. In a stream that goes on, the text may be behind its tokens.
+        is_cut = isinstance(self.stop_reason, str) or self.finish_reason == "cancelled"
+        prompt, generated = self.text[: self.n_echoed], self.text[self.n_echoed :]
+        return completion_html(prompt, generated, self.logprobs, is_cut=is_cut, notes=notes)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 
-from .chunk import FinishReason, Timings, TokenLogprob, Usage
+from .chunk import TokenLogprob
 
 _BOX = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7;max-width:60em"
 _NOTE = "font-size:85%;opacity:.75;margin-top:.4em"
@@ -21,25 +21,28 @@ _BYTES = re.compile(r"(<0x[0-9A-F]{2}>)+")  # how Tokenizer.piece() writes bytes
 
 
 def completion_html(
-    text: str,
-    logprobs: list[TokenLogprob] | None,
-    finish_reason: FinishReason,
-    stop_reason: str | int | None,
-    usage: Usage,
-    timings: Timings,
+    prompt: str, generated: str, logprobs: list[TokenLogprob] | None, *, is_cut: bool, notes: Sequence[str]
 ) -> str:
     """Return a fragment without scripts or style sheets.
 
-    A token's title has its probability and the likeliest tokens. Arguments are the fields of Completion.
+    A token's title has its probability and the likeliest tokens.
+
+    Args:
+        prompt: the text before the generated text; "" without echo.
+        generated: the generated text.
+        logprobs: of the generated tokens. None: the text has no colours.
+        is_cut: whether tokens may reach beyond the end of the generated text.
+        notes: what the last line says.
     """
     if logprobs is None:
-        body = escape(text)
+        body = escape(prompt + generated)
     else:
-        # A stop string cuts the text. In a stream that goes on, the text may be behind its tokens.
-        is_cut = isinstance(stop_reason, str) or finish_reason == "cancelled"
-        body = _coloured(text, is_cut, list(_characters(logprobs)))
-    note = _note(logprobs, finish_reason, stop_reason, usage, timings)
-    return f'<div><div style="{_BOX}">{body}</div><div style="{_NOTE}">{escape(note)}</div></div>'
+        body = escape(prompt) + _coloured(generated, is_cut, list(_characters(logprobs)))
+        if logprobs:
+            mean = -sum(entry.logprob for entry in logprobs) / len(logprobs) / math.log(2)
+            notes = [*notes, f"{mean:.2f} bits a token; the more colour, the less expected"]
+    note = escape(" · ".join(notes))
+    return f'<div><div style="{_BOX}">{body}</div><div style="{_NOTE}">{note}</div></div>'
 
 
 def _characters(entries: list[TokenLogprob]) -> Iterator[tuple[str, list[TokenLogprob]]]:
@@ -67,24 +70,17 @@ def _bytes_of(entries: list[TokenLogprob]) -> bytes:
 
 
 def _coloured(text: str, is_cut: bool, parts: list[tuple[str, list[TokenLogprob]]]) -> str:
-    """What comes before the tokens, the tokens, and faintly the tokens that a stop string cut off."""
-    prompt, kept = _split(text, is_cut, "".join(token for token, _ in parts))
-    spans, place = [escape(prompt)], 0
+    """The tokens; faintly those that reach beyond the end of text, where it was cut."""
+    of_tokens = "".join(token for token, _ in parts)
+    n_kept = len(of_tokens)
+    if is_cut:
+        # A text that does not continue a prompt has lost the leading space of its first token.
+        n_kept = len(text) + (of_tokens.startswith(" ") and not of_tokens.startswith(text))
+    spans, end = [], 0
     for token, entries in parts:
-        place += len(token)
-        spans.append(_token(token, entries, faint=place > kept))
+        end += len(token)
+        spans.append(_token(token, entries, faint=end > n_kept))
     return "".join(spans)
-
-
-def _split(text: str, is_cut: bool, generated: str) -> tuple[str, int]:
-    """The text that echo puts before the generated text, and how many characters of the latter are in text."""
-    # A text that does not continue a prompt has no leading space.
-    starts = (0, 1) if generated.startswith(" ") else (0,)
-    for end in range(len(generated), -1 if is_cut else len(generated) - 1, -1):
-        for start in starts:
-            if start <= end and text.endswith(generated[start:end]):
-                return text[: len(text) - (end - start)], end
-    return "", len(generated)
 
 
 def _token(text: str, entries: list[TokenLogprob], *, faint: bool) -> str:
@@ -102,24 +98,3 @@ def _token(text: str, entries: list[TokenLogprob], *, faint: bool) -> str:
 
 def _percent(logprob: float) -> str:
     return f"{math.exp(min(logprob, 0.0)):.1%}"
-
-
-def _note(
-    logprobs: list[TokenLogprob] | None,
-    finish_reason: FinishReason,
-    stop_reason: str | int | None,
-    usage: Usage,
-    timings: Timings,
-) -> str:
-    reason: str = finish_reason
-    if isinstance(stop_reason, str):
-        reason = f"{reason} at {stop_reason!r}"
-    parts = [
-        reason,
-        f"{usage.prompt_tokens} + {usage.completion_tokens} tokens",
-        f"{timings.decode_tokens_per_s:,.0f} tokens/s",
-    ]
-    if logprobs:
-        mean = -sum(entry.logprob for entry in logprobs) / len(logprobs) / math.log(2)
-        parts.append(f"{mean:.2f} bits a token; the more colour, the less expected")
-    return " · ".join(parts)

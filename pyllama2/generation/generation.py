@@ -200,6 +200,7 @@ class Generation:
                 (n_prompt - last.n_cached) / prompt_s if prompt_s else 0.0,
                 (last.n_generated - 1) / decode_s if decode_s else 0.0,
             ),
+            len(self._request.echo_text) if updates else 0,
         )
 
     def _append(self, token: int) -> None:

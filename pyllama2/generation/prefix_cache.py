@@ -72,29 +72,32 @@ class PrefixCache:
         self._row_bytes = row_bytes
         self._clock = 0
 
-    def make_room(self, n_texts: int, n_positions: int) -> bool:
-        """Make a free row of n_positions, and grow the cache for n_texts texts if there is memory.
+    def provide_row(self, n_texts: int, n_positions: int) -> bool:
+        """Provide a free row of n_positions for acquire().
+
+        The cache grows if it is too short, or has no rows for n_texts texts, and there is memory. If it is too short
+        and cannot grow beside what it holds, it is made anew without the sequences that were kept.
+
+        Args:
+            n_texts: number of texts that are to have rows.
+            n_positions: positions of the row.
 
         Returns:
-            Whether there is a free row now.
+            Whether there is a free row now. If not, a row in use must be released first.
 
         Raises:
             Pyllama2Error: there is not enough memory, and no row is in use.
         """
-        fits = self.cache is not None and n_positions <= self.cache.max_seq_len
-        n_free = sum(not row.in_use for row in self.rows)
-        if not fits or (len(self.rows) < min(n_texts, MAX_ROWS)):
-            shape = self._larger(n_texts, n_positions)
-            if shape is not None:
-                with suppress(MemoryError):
-                    self._remake(*shape)
-                    return True
-            if not fits and n_free == len(self.rows):
-                self.close()  # gives up the sequences that it kept
-                n_rows = self._rows_that_fit(min(n_texts, MAX_ROWS), n_positions)
-                self._remake(n_rows, n_positions)
-                return True
-        return fits and n_free > 0
+        is_long_enough = self.cache is not None and n_positions <= self.cache.max_seq_len
+        has_rows = len(self.rows) >= min(n_texts, MAX_ROWS)
+        if not (is_long_enough and has_rows) and self._grow(n_texts, n_positions):
+            return True
+        if is_long_enough:
+            return any(not row.in_use for row in self.rows)
+        if any(row.in_use for row in self.rows):
+            return False
+        self._start_anew(n_texts, n_positions)
+        return True
 
     def acquire(self, ids: Sequence[int]) -> CacheRow:
         """Take a free row, of which there must be one, and fill it with the longest prefix of ids that any row has.
@@ -155,7 +158,7 @@ class PrefixCache:
         if any(common_prefix(row.ids, ids, len(ids)) == len(ids) for row in self.rows):
             return None
         n_rows = 1 + sum(row.in_use or len(row.ids) > 0 for row in self.rows)
-        if not self.make_room(n_rows, n_positions):
+        if not self.provide_row(n_rows, n_positions):
             return None
         row = min((row for row in self.rows if not row.in_use), key=_order_of_replacement)
         row.ids = []
@@ -186,6 +189,20 @@ class PrefixCache:
     def _touch(self, row: CacheRow) -> None:
         self._clock += 1
         row.used = self._clock
+
+    def _grow(self, n_texts: int, n_positions: int) -> bool:
+        """Make the cache larger, with a free row of n_positions. Returns False without memory for it."""
+        shape = self._larger(n_texts, n_positions)
+        if shape is not None:
+            with suppress(MemoryError):
+                self._remake(*shape)
+                return True
+        return False
+
+    def _start_anew(self, n_texts: int, n_positions: int) -> None:
+        """Give up all sequences and make a cache of the rows that fit. Raises Pyllama2Error when not even one does."""
+        self.close()
+        self._remake(self._rows_that_fit(min(n_texts, MAX_ROWS), n_positions), n_positions)
 
     def _larger(self, n_texts: int, n_positions: int) -> tuple[int, int] | None:
         """Rows and positions of a larger cache, with a free row of n_positions; None without memory for it.

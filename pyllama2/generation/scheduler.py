@@ -342,7 +342,7 @@ class Scheduler:
             if not job.wants_row:
                 continue
             try:
-                if not self._find_room(job):
+                if not self._provide_row(job):
                     return
                 row = self._rows.acquire(job.text.context)
             except Exception as error:
@@ -351,11 +351,11 @@ class Scheduler:
             job.row = row
             job.text.add_cached(len(row.ids))
 
-    def _find_room(self, job: Job) -> bool:
-        """Make a row free for a text, if necessary that of a paused text. Returns whether there is one."""
+    def _provide_row(self, job: Job) -> bool:
+        """Provide a free row for a text, if necessary that of a paused text. Returns whether there is one."""
         while True:
             n_texts = sum(job.row is not None or job.wants_row for job in self._jobs)
-            if self._rows.make_room(n_texts, job.text.n_positions):
+            if self._rows.provide_row(n_texts, job.text.n_positions):
                 return True
             idle = [other for other in self._jobs if other.row is not None and other.may_lose_row]
             if not idle:

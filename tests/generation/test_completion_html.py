@@ -104,12 +104,14 @@ def test_colours_are_surprise() -> None:
         ("", ["stop"], "", [0]),
         ("", [], "", []),
         ("So:", [], "So:", []),
+        ("So so", [" so"], "So", []),  # the prompt ends as the text does
+        ("So so", [" so", " on"], "So", [1]),
         ("So: caf\ufffd", [" caf", "<0xC3>"], "So:", []),  # a character whose end never came
         ("So: \ufffd€x\ufffd", [" ", "<0xE2>", "<0xE2>", "<0x82><0xAC>", "x", "<0x82>"], "So:", []),
     ],
 )
 def test_prompts_and_stops(text: str, tokens: list[str], before: str, faint: list[int]) -> None:
-    page = shown(text, tokens, stop_reason="x" if faint else None)
+    page = shown(text, tokens, stop_reason="x" if faint else None, n_echoed=len(before))
     parts = re.split("((?:<0x..>)+)", "".join(tokens))
     parts[1::2] = [bytes.fromhex(re.sub("<0x|>", "", part)).decode("utf-8", "replace") for part in parts[1::2]]
     assert page.text == before + "".join(parts)
@@ -121,7 +123,7 @@ def test_a_stream_that_goes_on(llm: Llama) -> None:
     stream = llm.stream(PROMPT, seed=1, max_tokens=20, logprobs=1, echo=True, temperature=2)
     texts = [Page(stream.completion._repr_html_()).text for _ in stream]
     assert all(text.startswith(PROMPT) for text in texts) and texts[-1] == stream.completion.text
-    page = shown("So: ", [" ", "<0xF0>"], finish_reason="cancelled")
+    page = shown("So: ", [" ", "<0xF0>"], finish_reason="cancelled", n_echoed=3)
     assert page.text == "So: \ufffd" and [";opacity" in span["style"] for span in page.spans] == [False, True]
 
 
@@ -138,6 +140,7 @@ def test_of_a_model(llm: Llama) -> None:
             completion = forced(llm, text, logprobs=2, echo=echo)
             html = completion._repr_html_()
             assert Page(html).text == completion.text
+            assert completion.text[: completion.n_echoed] == (PROMPT if echo else "")
             assert len(completion.logprobs or []) >= html.count("<span") and "&#10;" in html
             assert "<b>" not in html
     assert PROMPT in Page(forced(llm, "a", logprobs=0, echo=True)._repr_html_()).text
