@@ -51,7 +51,7 @@ ROOMS = {
     "bench": "The command `bench`",
     "inspect": "The command `inspect`",
     "__init__": "The public names",
-    "__main__": "`python -m pyllama2`: all commands by their names",
+    "__main__": "All commands by their names, as in `python -m pyllama2 inspect`",
 }
 # These stand apart: model.py is for reading and testing, data is the bundled model.
 APART = {"model", "data"}
