@@ -10,12 +10,19 @@ from typing import Any
 
 import pytest
 from cuda_emulator import StandIn, missing_compiler
+from helpers import instruction_sets
 from helpers.gpu_backend import real_cupy
 from helpers.tiny_llama import write_tiny
 
 from pyllama2 import Llama
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_report_header() -> str:
+    """The lines over a run's results say what of the CPU is tested."""
+    absent = [isa for isa in instruction_sets.ALL if isa not in instruction_sets.HERE]
+    return f"instruction sets: {', '.join(instruction_sets.HERE)}; not on this CPU: {', '.join(absent)}"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,6 +59,13 @@ def cupy(request: pytest.FixtureRequest) -> Any:
             pytest.skip(reason)
         return StandIn(mode="check", order="backward")
     return real_cupy()
+
+
+@pytest.fixture(params=instruction_sets.HERE)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each instruction set of this CPU, in use."""
+    monkeypatch.setenv("PYLLAMA2_CPU_ISA", request.param)
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -115,9 +116,23 @@ class TestMemory:
             model = StoredModel.open(write_tiny(tmp_path / f"{type}.bin", type=type))
             assert memory.weight_bytes(model.config, model.quantization) == model.nbytes
 
-    def test_available_memory(self, tmp_path: Path) -> None:
-        available = memory.available_bytes()
-        assert available is None or available > 0
+    @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux says it")
+    def test_what_the_machine_can_give(self) -> None:
+        page, available = os.sysconf("SC_PAGE_SIZE"), memory._meminfo_available()
+        assert available is not None
+        assert os.sysconf("SC_AVPHYS_PAGES") * page / 2 < available < os.sysconf("SC_PHYS_PAGES") * page
+
+    def test_the_least_limit_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        limits = {"outer": 300, "inner": 200}
+        monkeypatch.setattr(memory, "_CGROUP_ROOTS", ("outer", "inner", "none"))
+        monkeypatch.setattr(memory, "_cgroup_available", limits.get)
+        for free, least in ((100, 100), (250, 200), (None, 200)):
+            monkeypatch.setattr(memory, "_meminfo_available", lambda free=free: free)
+            assert memory.available_bytes() == least
+        limits.clear()
+        assert memory.available_bytes() is None
+
+    def test_what_a_container_can_have(self, tmp_path: Path) -> None:
         assert memory._cgroup_available(tmp_path) is None
         two = {
             "memory.max": "1000",

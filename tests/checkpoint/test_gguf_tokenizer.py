@@ -327,7 +327,9 @@ def test_scores_beyond_float32(tmp_path: Path) -> None:
         (tmp_path / "m").write_bytes(gguf_files.file_bytes(pairs))
         metadata = read_header(MappedFile(tmp_path / "m")).metadata
         if score == 1e38:
-            assert read_tokenizer(metadata, 1) is not None
+            spec = read_tokenizer(metadata, 1)
+            assert spec is not None
+            assert SentencePieceProcessor(model_proto=spec.data).get_score(0) == pytest.approx(1e38)
         else:
             with pytest.raises(CheckpointError, match=r"token 0 has the score -1e\+39"):
                 read_tokenizer(metadata, 1)
@@ -336,7 +338,8 @@ def test_scores_beyond_float32(tmp_path: Path) -> None:
 def test_more_tokens_than_the_model_has(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has 330 strings, at most 329 are possible"):
         read(tmp_path / "m", bpe_keys(), vocab_size=329)
-    assert read(tmp_path / "m", bpe_keys(), vocab_size=330) is not None
+    spec = read(tmp_path / "m", bpe_keys(), vocab_size=330)
+    assert spec is not None and len(json.loads(spec.data)["model"]["vocab"]) == 330
 
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "bpe"])

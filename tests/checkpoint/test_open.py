@@ -21,7 +21,6 @@ from helpers.tiny_tokenizers import sentencepiece_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import pyllama2.checkpoint
 from pyllama2.checkpoint import open_checkpoint
 from pyllama2.errors import CheckpointError
 
@@ -99,11 +98,6 @@ def test_quantized_file_of_ours(tmp_path: Path) -> None:
     name = "layers.0.feed_forward.w1.weight"
     assert checkpoint.tensor(name).dtype == "q8"
     np.testing.assert_array_equal(checkpoint.tensor(name).read(), model.weights[name].dequantize())
-
-
-def test_exports() -> None:
-    assert {"open_checkpoint", "Checkpoint", "LazyTensor"} <= set(pyllama2.checkpoint.__all__)
-    assert issubclass(pyllama2.checkpoint.LazyTensor, object)
 
 
 class TestDirectories:

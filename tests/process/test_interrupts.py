@@ -78,8 +78,10 @@ def test_held_back_again_after_an_allowed_block() -> None:
 
 
 def test_ignored_signals_stay_ignored() -> None:
-    with Interrupts() as interrupts, interrupts.allowed():
-        signal.raise_signal(signal.SIGHUP)
+    with Interrupts() as interrupts:
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # no handler that would call something later
+        assert signal.getsignal(signal.SIGINT) is interrupts
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_one_inside_another() -> None:
