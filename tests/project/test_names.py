@@ -97,7 +97,7 @@ def test_the_check_is_able_to_fail() -> None:
     assert [missing(span) for span in good] == [[]] * len(good)
     bad = [
         "Llama.generates()",
-        "--kv-dtypes",
+        "--kv-type",
         "pyllama2/models.py",
         "Samplers",
         "benchmarks/bunch_*.py",
