@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import arguments
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import open_checkpoint
+from .checkpoint.base import Checkpoint
 from .errors import CheckpointError
 from .process.interrupts import Interrupts
 from .shown import shown, shown_value

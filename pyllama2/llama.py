@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from . import arguments
 from .backend import select_backend
 from .backend.step_times import Profile
-from .chat_formats import Message
+from .chat_formats.base import Message
 from .config import ModelConfig
 from .convert import Progress
 from .generation.chunk import Chunk

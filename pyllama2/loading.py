@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import get_args
 
 from .backend.kv_cache import check_kv_dtype, default_kv_dtype
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import open_checkpoint
+from .checkpoint.base import Checkpoint
 from .checkpoint.own_file import OwnCheckpoint
 from .convert import Progress, convert_in_memory
 from .errors import CheckpointError

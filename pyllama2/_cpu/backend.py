@@ -20,10 +20,14 @@ from ..sampling import sample
 from ..storage.model_file import StoredModel
 from .cache import CpuKVCache, allocated_bytes
 from .forward import STEPS, Forward
-from .matrix import team_size
+from .matrix import end_team, team_size
 from .threads import team_of
 
 log = logging.getLogger("pyllama2")
+
+if hasattr(os, "register_at_fork"):
+    # A child has no team: libgomp would wait for threads that are not there. Without a team it starts another.
+    os.register_at_fork(before=end_team)
 
 
 class CpuBackend(Backend):

@@ -21,7 +21,8 @@ from math import prod
 import numpy as np
 
 from ..backend.kv_cache import KV_DTYPES
-from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint import open_checkpoint
+from ..checkpoint.base import Checkpoint
 from ..checkpoint.own_file import OwnCheckpoint
 from ..config import ModelConfig
 from ..convert import Progress

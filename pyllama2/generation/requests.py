@@ -8,7 +8,8 @@ import warnings
 from collections.abc import Collection, Sequence
 
 from .. import arguments
-from ..chat_formats import ChatFormat, Message, make_chat_format
+from ..chat_formats import make_chat_format
+from ..chat_formats.base import ChatFormat, Message
 from ..errors import ClosedError
 from ..process.forking import renew_after_fork
 from ..sampling.params import SamplingParams

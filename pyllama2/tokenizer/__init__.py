@@ -1,29 +1,5 @@
-"""Text to token ids and back. load_tokenizer() makes a tokenizer; base.py has the interface."""
+"""Text to token ids and back. Start at load_tokenizer(). base.py has the interface of all tokenizers."""
 
-from __future__ import annotations
+from .load import load_tokenizer
 
-from ..process.exit_gate import GATE
-from .base import Tokenizer, TokenizerSpec
-
-
-def load_tokenizer(spec: TokenizerSpec, vocab_size: int | None = None) -> Tokenizer:
-    """Make the tokenizer of a spec.
-
-    Args:
-        spec: the tokenizer's data and special tokens
-        vocab_size: the model's number of tokens; None: as many as the tokenizer has
-
-    Returns:
-        A SentencePieceTokenizer or a BpeTokenizer.
-
-    Raises:
-        CheckpointError: the tokenizer's data is damaged, or it has tokens that the model lacks
-    """
-    with GATE:
-        if spec.kind == "sentencepiece":
-            from .sentencepiece import SentencePieceTokenizer
-
-            return SentencePieceTokenizer(spec, vocab_size)
-        from .bpe import BpeTokenizer
-
-        return BpeTokenizer(spec, vocab_size)
+__all__ = ["load_tokenizer"]

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer as PackageTokenizer
 
-from pyllama2.chat_formats import CHAT_FORMATS, ChatFormat, make_chat_format
+from pyllama2.chat_formats import CHAT_FORMATS, make_chat_format
 from pyllama2.chat_formats import renderer as template_renderer
+from pyllama2.chat_formats.base import ChatFormat
 from pyllama2.errors import CheckpointError
 from pyllama2.tokenizer import load_tokenizer
 from pyllama2.tokenizer.base import Tokenizer, TokenizerSpec

@@ -11,7 +11,8 @@ from helpers.tiny_llama import CHATML, PROMPT, write_tiny
 from helpers.tiny_tokenizers import tiny_tokenizer
 
 from pyllama2 import Llama
-from pyllama2.chat_formats import ChatFormat, make_chat_format
+from pyllama2.chat_formats import make_chat_format
+from pyllama2.chat_formats.base import ChatFormat
 from pyllama2.cli.conversation import read_messages
 from pyllama2.errors import CheckpointError, NumericalError
 
