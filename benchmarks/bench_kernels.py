@@ -1,10 +1,10 @@
-"""Speed of the products of one weight matrix by kind, instruction set and number of columns.
+"""Measures the products of one weight matrix, by weight type, instruction set and number of columns.
 
     python benchmarks/bench_kernels.py --rows 11008 --columns 4096 --kinds q4 q8 --counts 1 8 512
 
-Columns are activations (tokens). Rates are 2 operations per weight and column, and bytes of weights per second, of
-the fastest of --repeat calls, quantization of the activations included. With one column the matrix is larger than
-the caches only if --copies of it are used in turn.
+Columns are activations (tokens). Operations per second count 2 operations for each weight and column; GB/s count the
+bytes of weights. Both are those of the fastest of --repeat calls, and include quantizing the activations. With few
+columns, --copies of the matrix are used in turn, so that it does not stay in the CPU's cache.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pyllama2.storage.weights import Weight
 
 
 def make_weight(kind: str, rows: int, columns: int, group_size: int, seed: int) -> Weight:
-    """A random matrix; one block of numbers is repeated."""
+    """Return a random matrix, in which one block of numbers is repeated."""
     block = np.random.default_rng(seed).standard_normal(1 << 20, dtype=np.float32) * np.float32(columns**-0.5)
     matrix = np.resize(block, (rows, columns))
     if kind in ("q8", "q4"):
@@ -33,7 +33,7 @@ def make_weight(kind: str, rows: int, columns: int, group_size: int, seed: int) 
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--columns", type=int, default=4096)

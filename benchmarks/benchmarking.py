@@ -1,8 +1,10 @@
-"""What the side-by-side benchmarks share: engines in processes of their own that take turns, and how a turn is judged.
+"""What the side-by-side benchmarks share: engines that take turns, and which turns count.
 
-Each engine runs in a process of its own, so that neither's threads, settings of OpenMP or memory reach the other; the
-one whose turn it is not waits in a read, its threads asleep. A turn during which other programs used more of the
-processors than DISTURBED is repeated, up to RETRIES times a row; the least disturbed turns count.
+Each engine runs in a process of its own. So its threads, its OpenMP settings and its memory do not affect the other
+engine. An engine that waits for its turn blocks in a read, and its threads sleep.
+
+A turn is disturbed if other programs used more processors than DISTURBED meanwhile. Disturbed turns are repeated, up to
+RETRIES times in a row of the table. The least disturbed turns count.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from make_random_model import main as make_random_model
 from pyllama2.analysis.bandwidth import ReadBandwidth
 from pyllama2.bench import Spread
 
-DISTURBED = 0.1  # processors that others may use
-RETRIES = 6  # turns of a row that may be repeated
+DISTURBED = 0.1  # processors that other programs may use
+RETRIES = 6  # most repetitions for one row of a table
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 # Formats and options of make_random_model.py, and endings of the files' names.
@@ -41,7 +43,7 @@ _KINDS = {
 
 
 def random_model(folder: str, shape: str, kind: str, layers: int | None) -> str:
-    """The path of a model of random weights, which is made when it is not there yet."""
+    """Return the path of a model of random weights. It is made first if it does not exist."""
     options, ending = _KINDS[kind]
     path = os.path.join(folder, f"{shape}{f'-{layers}-layers' if layers else ''}-{kind}{ending}")
     if not os.path.exists(path):
@@ -54,14 +56,16 @@ def random_model(folder: str, shape: str, kind: str, layers: int | None) -> str:
 
 
 def say(text: str) -> None:
-    """A line for whoever waits."""
+    """Print a line of progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 class Worker:
-    """An object in a process of its own, whose methods are called one at a time.
+    """An object in a process of its own. Its methods are called one at a time.
 
-    factory and what is sent to it must be importable by name.
+    Args:
+        factory: makes the object. It must be importable by name.
+        arguments: arguments of factory, which can be pickled.
     """
 
     def __init__(self, factory: Callable[..., Any], *arguments: Any) -> None:
@@ -73,12 +77,12 @@ class Worker:
         self._receive()
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """What the method returns. Raises RuntimeError with the error of the other process."""
+        """Call a method and return its result. Raises RuntimeError with the error of the other process."""
         self._connection.send((method, arguments))
         return self._receive()
 
     def cpu_s(self) -> float:
-        """Processor time that the process has used."""
+        """Return the processor time that the process has used, in seconds."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) * _TICK_S
 
@@ -104,7 +108,7 @@ def _serve(connection: Connection, factory: Callable[..., Any], arguments: tuple
         while True:
             method, arguments = connection.recv()
             connection.send((None, getattr(served, method)(*arguments)))
-    except (EOFError, KeyboardInterrupt):  # the other side is done
+    except (EOFError, KeyboardInterrupt):  # the other process closed the connection
         return
     except Exception as error:
         connection.send((f"{type(error).__name__}: {error}", None))
@@ -112,7 +116,12 @@ def _serve(connection: Connection, factory: Callable[..., Any], arguments: tuple
 
 @dataclass
 class Turn:
-    """One measurement of one engine: its value, and how many processors others used meanwhile."""
+    """One measurement of one engine.
+
+    Attributes:
+        value: what was measured.
+        others: processors that other programs used meanwhile.
+    """
 
     value: Any
     others: float
@@ -120,31 +129,44 @@ class Turn:
 
 @dataclass
 class Turns:
-    """The turns of some engines, each list by the engine's name, and the read bandwidth between them, GB/s."""
+    """The turns of several engines.
+
+    Attributes:
+        turns: by the engine's name.
+        rates: read bandwidth between the turns, in GB/s.
+        repeated: how many turns were repeated because they were disturbed.
+    """
 
     turns: dict[str, list[Turn]] = field(default_factory=dict)
     rates: list[float] = field(default_factory=list)
     repeated: int = 0
 
     def values(self, engine: str) -> list[Any]:
-        """Of the turns that count."""
+        """Return the values of the turns that count."""
         return [turn.value for turn in self.turns[engine]]
 
     @property
     def others(self) -> float:
-        """Processors that others used in the turn that was disturbed most."""
+        """Processors that other programs used in the most disturbed turn."""
         return max(turn.others for turns in self.turns.values() for turn in turns)
 
     @property
     def bandwidth(self) -> Spread:
-        """Over all passes."""
+        """Median and range of all rates, in GB/s."""
         return Spread.of(self.rates)
 
 
 def take_turns(
     measures: dict[str, Callable[[], Any]], workers: Sequence[Worker], repeat: int, memory: ReadBandwidth
 ) -> Turns:
-    """Call the measures in turn, A B A B, until each has repeat undisturbed turns or RETRIES more were not enough."""
+    """Call the measures in turn, A B A B, until each has enough undisturbed turns, or RETRIES more were taken.
+
+    Args:
+        measures: engine -> function that measures it.
+        workers: the processes of the engines, whose processor time does not count as that of others.
+        repeat: turns of each engine.
+        memory: measures the read bandwidth between turns.
+    """
     result = Turns({name: [] for name in measures}, memory.measure())
     taken = 0
     while taken < repeat + RETRIES and _undisturbed(result) < repeat:
@@ -170,7 +192,7 @@ def _take_turn(measure: Callable[[], Any], workers: Sequence[Worker]) -> Turn:
 
 
 def _others_s(workers: Sequence[Worker]) -> float:
-    """Processor time of all processes but this one, its finished children, and workers."""
+    """Return the processor time of all processes but this one, its finished children, and workers, in seconds."""
     fields = [int(text) for text in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     user, nice, system, _idle, _iowait, irq, softirq, steal = fields
     busy = (user + nice + system + irq + softirq + steal) * _TICK_S
@@ -180,13 +202,13 @@ def _others_s(workers: Sequence[Worker]) -> float:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
+    """Return a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def machine() -> dict[str, Any]:
-    """Facts about this computer that explain its figures."""
+    """Return facts about this computer that explain its figures."""
     model = "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

@@ -1,12 +1,12 @@
-"""Counts the instructions of one decode step and of a prompt of 16 tokens: a measure that no other program disturbs.
+"""Counts the instructions of one decode step and of a prompt of 16 tokens. Other programs do not disturb a count.
 
     python benchmarks/count_instructions.py            count, and show the change to instruction_counts.json
-    python benchmarks/count_instructions.py --check    the same; exit 1 when a count grew by more than 5%
-    python benchmarks/count_instructions.py --write    replace the table by what was counted
+    python benchmarks/count_instructions.py --check    count, and exit with 1 if a count grew by more than 5%
+    python benchmarks/count_instructions.py --write    count, and replace the table
 
-Needs valgrind (apt install valgrind), which knows no AVX-512: the AVX2 kernels are counted, with one thread. The model
-is small and fixed (MODEL), of random weights. Only Forward.run is counted, not Python around it. Counts depend on the
-compiler a little, on its version and on the kernels much; fewer instructions need not be faster.
+Needs valgrind (apt install valgrind). It cannot run AVX-512, so the AVX2 kernels are counted, with one thread. The
+model is small and always the same (MODEL), with random weights. Only Forward.run is counted, without the Python around
+it. Counts depend on the compiler and its version. Fewer instructions are not always faster.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ENVIRONMENT = {"PYLLAMA2_CPU_ISA": "avx2", "OPENBLAS_NUM_THREADS": "1", "PYTHON
 
 
 def run_model(path: str, steps: int) -> None:
-    """What is counted: a prompt, and steps tokens after it."""
+    """Run what is counted: a prompt, and steps tokens after it."""
     from pyllama2._cpu import CpuBackend
     from pyllama2.backend.base import Batch
     from pyllama2.storage.model_file import StoredModel
@@ -56,7 +56,7 @@ def run_model(path: str, steps: int) -> None:
 
 
 def count(path: str, steps: int, folder: str) -> int:
-    """Instructions of run_model()."""
+    """Return the number of instructions of run_model()."""
     out = os.path.join(folder, "callgrind.out")
     command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", f"--toggle-collect={_COUNTED}"]
     command += [sys.executable, os.path.abspath(__file__), "--run", path, str(steps)]
@@ -71,7 +71,7 @@ def count(path: str, steps: int, folder: str) -> int:
 
 
 def count_all() -> dict[str, dict[str, int]]:
-    """Instructions of a prompt and of a decode step, for each type of weights."""
+    """Count the instructions of a prompt and of a decode step, for each type of weights."""
     from make_random_model import RandomWeights, write_native
 
     from pyllama2.config import ModelConfig
@@ -89,14 +89,14 @@ def count_all() -> dict[str, dict[str, int]]:
 
 
 def compiler() -> str:
-    """The first line of what the C compiler says of its version."""
+    """Return the first line that the C compiler prints for --version."""
     name = os.environ.get("CC", "gcc").split()[0]
     found = shutil.which(name)
     return subprocess.run([found, "--version"], capture_output=True, text=True).stdout.split("\n")[0] if found else name
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help=f"exit with 1 when a count grew by {MOST_GROWTH:.0%}")
     parser.add_argument("--write", action="store_true", help="replace the table")

@@ -1,12 +1,12 @@
-"""The engines that the benchmarks compare, each with the same methods; every one lives in a benchmarking.Worker.
+"""The engines that the benchmarks compare. Each runs in a benchmarking.Worker, and has the same methods.
 
-    configure(n_ctx, n_sequences, n_threads)    a new, empty cache
-    prompt(n)                                   seconds to process n tokens from position 0, logits of the last
+    configure(n_ctx, n_sequences, n_threads)    makes a new, empty cache
+    prompt(n)                                   seconds to process n tokens from position 0, with logits of the last
     decode(n, position)                         seconds to decode n tokens from a position on
     decode_together(n, n_sequences)             seconds to decode n tokens of each sequence at the same time
-    bytes_per_token(position)                   of weights, and of keys and values, that decoding reads there
+    bytes_per_token(position)                   bytes of weights, and of keys and values, that decoding reads there
 
-pyllama2's own are here, llama.cpp's in llama_cpp_engine.py.
+pyllama2's engines are here, those of llama.cpp in llama_cpp_engine.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class OurEngine:
         self._filled = 0
 
     def configure(self, n_ctx: int, n_sequences: int, n_threads: int) -> None:
-        """A new backend over the same weights, and an empty cache."""
+        """Make a new backend on the same weights, and an empty cache."""
         if self._cache is not None:
             self._cache.close()
         if self._backend is None or self._backend.n_threads != n_threads:
@@ -48,11 +48,11 @@ class OurEngine:
         self._filled = 0
 
     def prompt(self, n: int) -> float:
-        """Seconds for a prompt."""
+        """Return the seconds for a prompt of n tokens."""
         return self._seconds([Batch.of_sequence(self._tokens(n))])
 
     def decode(self, n: int, position: int) -> float:
-        """Seconds for n tokens, one after the other; the cache before them is made up."""
+        """Return the seconds for n tokens, one after the other. The keys and values before them are made up."""
         assert self._backend is not None
         assert self._cache is not None
         if self._filled != position:
@@ -63,13 +63,13 @@ class OurEngine:
         )
 
     def decode_together(self, n: int, n_sequences: int) -> float:
-        """Seconds for n steps of n_sequences tokens."""
+        """Return the seconds for n steps of n_sequences tokens."""
         rows = np.arange(n_sequences, dtype=np.int32)
         tokens = np.asarray(self._tokens(n_sequences), np.int32)
         return self._seconds([Batch(tokens, rows, np.full_like(rows, i), rows) for i in range(n)])
 
     def bytes_per_token(self, position: float) -> tuple[int, int]:
-        """Of weights, and of keys and values."""
+        """Return the bytes of weights, and of keys and values, that decoding reads."""
         assert self._cache is not None
         per_position = sum(array.nbytes for array in self._cache.save_row(0, 1).values())
         return weight_bytes_per_token(self._model.config, self._model.quantization), round(
@@ -77,7 +77,7 @@ class OurEngine:
         )
 
     def describe(self) -> dict[str, Any]:
-        """Facts for the report."""
+        """Return facts for the report."""
         assert self._backend is not None
         return self._backend.describe().known()
 
@@ -94,7 +94,7 @@ class OurEngine:
 
 
 class OurApi:
-    """The class Llama on the model smollm2, its weights converted to quant."""
+    """The class Llama on the model smollm2, with its weights converted to quant."""
 
     def __init__(self, quant: str, n_ctx: int, n_threads: int) -> None:
         import pyllama2
@@ -102,11 +102,11 @@ class OurApi:
         self._llm = pyllama2.Llama("smollm2", quant=quant, n_ctx=n_ctx, n_threads=n_threads)
 
     def tokens(self, text: str) -> list[int]:
-        """Token ids of a text."""
+        """Return the token ids of a text."""
         return self._llm.tokenize(text)
 
     def generate(self, tokens: list[int], n: int, seed: int, sampling: dict[str, float]) -> tuple[float, float]:
-        """Seconds from the call to the first token, and for each token after it."""
+        """Return the seconds from the call to the first token, and for each token after it."""
         started = time.perf_counter()
         counts, times = [], []
         for chunk in self._llm.stream(tokens, max_tokens=n, ignore_eos=True, seed=seed, **sampling):

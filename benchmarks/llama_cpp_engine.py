@@ -1,7 +1,7 @@
 """llama.cpp as an engine of engines.py, through the package llama-cpp-python.
 
-Its settings are llama.cpp's defaults (flash attention "auto", repacked weights, a float16 cache) but for the threads,
-which are the same for prompts and decoding, and n_batch = n_ubatch = 512.
+The settings are llama.cpp's defaults (flash attention "auto", repacked weights, a float16 cache), with two exceptions:
+prompts and decoding use the same number of threads, and n_batch = n_ubatch = 512.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pyllama2.checkpoint.gguf_header import read_header
 from pyllama2.storage.mapped import MappedFile
 
 _BATCH = 512
-_SAMPLE = 16  # tokens whose keys and values fill a cache, again and again
+_SAMPLE = 16  # tokens whose keys and values are repeated to fill a cache
 
 
 @c_api.llama_log_callback
@@ -28,7 +28,7 @@ def _silence(level: int, text: bytes, data: Any) -> None:
 
 
 class LlamaCppEngine:
-    """A GGUF file, through the functions of llama.h."""
+    """A GGUF file, run with the functions of llama.h."""
 
     def __init__(self, path: str) -> None:
         c_api.llama_log_set(_silence, None)
@@ -47,7 +47,7 @@ class LlamaCppEngine:
         self._weight_bytes = sum(t.nbytes for name, t in tensors.items() if tied or name != "token_embd.weight")
 
     def configure(self, n_ctx: int, n_sequences: int, n_threads: int) -> None:
-        """A new context."""
+        """Make a new context."""
         if self._context is not None:
             c_api.llama_free(self._context)
         params = c_api.llama_context_default_params()
@@ -60,7 +60,7 @@ class LlamaCppEngine:
         self._filled = 0
 
     def prompt(self, n: int) -> float:
-        """Seconds for a prompt."""
+        """Return the seconds for a prompt of n tokens."""
         self._forget(0)
         tokens = random_tokens(self._vocab_size, n)
         started = time.perf_counter()
@@ -69,7 +69,7 @@ class LlamaCppEngine:
         return time.perf_counter() - started
 
     def decode(self, n: int, position: int) -> float:
-        """Seconds for n tokens, one after the other; the cache before them is made up where that is possible."""
+        """Return the seconds for n tokens, one after the other. Keys and values before them are made up if possible."""
         if position == 0 or self._filled != position:
             self._fill(position)
         self._forget(position)
@@ -79,7 +79,7 @@ class LlamaCppEngine:
         return time.perf_counter() - started
 
     def decode_together(self, n: int, n_sequences: int) -> float:
-        """Seconds for n steps of n_sequences tokens."""
+        """Return the seconds for n steps of n_sequences tokens."""
         self._forget(0)
         tokens = random_tokens(self._vocab_size, n_sequences)
         batch = c_api.llama_batch_init(n_sequences, 0, 1)
@@ -97,11 +97,11 @@ class LlamaCppEngine:
         return took
 
     def bytes_per_token(self, position: float) -> tuple[int, int]:
-        """Of weights, and of keys and values."""
+        """Return the bytes of weights, and of keys and values, that decoding reads."""
         return self._weight_bytes, round(self._cache_bytes * (position + 1))
 
     def describe(self) -> dict[str, Any]:
-        """Facts for the report."""
+        """Return facts for the report."""
         info = c_api.llama_print_system_info().decode().strip()
         return {"llama_cpp_python": llama_cpp.__version__, "system_info": info, "flash_attention": "auto (default)"}
 
@@ -115,12 +115,12 @@ class LlamaCppEngine:
             raise RuntimeError(f"llama_decode returned {code}")
 
     def _forget(self, position: int) -> None:
-        """Everything from a position on."""
+        """Forget all positions from one on."""
         c_api.llama_memory_seq_rm(c_api.llama_get_memory(self._context), -1, position, -1)
         self._filled = min(self._filled, position)
 
     def _fill(self, n: int) -> None:
-        """Give sequence 0 n positions."""
+        """Fill n positions of sequence 0."""
         self._forget(0)
         sample = min(n, _SAMPLE)
         if sample:
@@ -143,11 +143,17 @@ class LlamaCppEngine:
 
 
 def tiled_state(state: bytes, n: int) -> bytearray | None:
-    """The state of a sequence of n tokens whose keys and values are those of state, again and again.
+    """Make the state of a sequence of n tokens by repeating the keys and values of a shorter state.
 
-    The layout is that of llama.cpp in late 2026: magic, a word, streams (1), tokens; position, 1, 0 for each token;
-    values transposed (0), layers; for all keys and then all values of a layer: type, int64 bytes of a token, bytes.
-    None when state looks different.
+    The layout is that of llama.cpp in late 2026:
+
+        magic, a word, number of streams (1), number of tokens
+        position, 1, 0 for each token
+        whether values are transposed (0), number of layers
+        for all keys, then for all values of a layer: type, int64 bytes per token, the bytes
+
+    Returns:
+        The new state. None if the layout of state is another.
     """
     head, one, count = state[:8], *struct.unpack_from("<2i", state, 8)
     at = 16 + 12 * count
@@ -179,7 +185,7 @@ class LlamaCppApi:
         )
 
     def generate(self, tokens: list[int], n: int, seed: int, sampling: dict[str, float]) -> tuple[float, float]:
-        """Seconds from the call to the first token, and for each token after it."""
+        """Return the seconds from the call to the first token, and for each token after it."""
         self._llm.reset()
         started = time.perf_counter()
         counts, times = [], []

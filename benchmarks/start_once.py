@@ -1,15 +1,15 @@
-"""One start, for bench_vs_llama_cpp.py: load a model, compute a first token, print it, then the peak of resident bytes.
+"""Loads a model and prints its first token, then the peak of resident bytes. bench_vs_llama_cpp.py times this.
 
     python benchmarks/start_once.py pyllama2|llama_cpp MODEL THREADS
 
-Imports nothing that the engine does not need, since the importing is part of what is measured.
+Imports are part of what is measured, so nothing is imported that the engine does not need.
 """
 
 import sys
 
 
 def pyllama2(path: str, n_threads: int, tokens: list[int]) -> int:
-    """The likeliest token after tokens."""
+    """Return the most likely token after tokens, computed by pyllama2."""
     from pyllama2._cpu import CpuBackend
     from pyllama2.backend.base import Batch
     from pyllama2.loading import load_model
@@ -20,7 +20,7 @@ def pyllama2(path: str, n_threads: int, tokens: list[int]) -> int:
 
 
 def llama_cpp(path: str, n_threads: int, tokens: list[int]) -> int:
-    """The same."""
+    """Return the most likely token after tokens, computed by llama.cpp."""
     import numpy as np
     from llama_cpp import llama_cpp as c_api
 
@@ -40,7 +40,7 @@ def llama_cpp(path: str, n_threads: int, tokens: list[int]) -> int:
 
 
 def peak_resident_bytes() -> int:
-    """Of this process since it was started, mapped files included."""
+    """Return the most bytes that this process had resident so far, with mapped files."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:")) << 10
 

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-# As setup.py compiles the extensions, and strictly.
+# The flags of setup.py, and more warnings.
 flags=(-Wall -Wextra -Werror -O3 -std=gnu11 -ffp-contract=off -fno-math-errno -Wno-psabi -Wno-unused-function)
 case ${1:-} in
   native)

@@ -1,14 +1,14 @@
 """Fuzzes the readers, tokenizers, templates and compiled functions of the package; see tests/fuzz.
 
     python scripts/fuzz.py                                  # a minute, divided among all targets
-    python scripts/fuzz.py gguf pth --seconds 3600          # an hour, divided between two
-    python scripts/fuzz.py gguf --runs 1000000 --plain      # so many executions, without atheris
-    python scripts/fuzz.py gguf --replay FILE               # once, with what a finding says
+    python scripts/fuzz.py gguf pth --seconds 3600          # an hour, divided between two targets
+    python scripts/fuzz.py gguf --runs 1000000 --plain      # a million executions, without atheris
+    python scripts/fuzz.py gguf --replay FILE               # one execution, with the input of a finding
 
-With atheris (pip install -e ".[fuzz]") inputs that reach new lines of Python are kept and damaged further. --plain
-damages the seeds and what was accepted, knows nothing of lines, and is faster by executions. Every target runs in a
-process of its own. A finding is an exception that is not promised, a crash, more than --timeout seconds of the
-processor, or more than --memory megabytes; its input is written to --findings. The exit code is 1 if there is any.
+With atheris (pip install -e ".[fuzz]"), inputs that reach new lines of Python are kept and mutated further. --plain
+mutates the seeds and accepted inputs without looking at lines. It does more executions per second. Every target runs in
+a process of its own. A finding is an exception that is not promised, a crash, more than --timeout seconds of processor
+time, or more than --memory megabytes. Its input is written to --findings. The exit code is 1 if there is a finding.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from fuzz.target import Target
 
 _MAX_INPUT = 1 << 16
-_PATIENCE = 10  # an execution may take so many times its processor time in waiting
+_PATIENCE = 10  # an execution may take this many times --timeout in real time
 
 
 class Record:
-    """What a process says of itself in a file that outlives it: how often it ran, and what it ran last."""
+    """A file that outlives a target's process: how many executions it did, and its last input."""
 
     _HEADER = struct.Struct("<QQQ")  # executions, accepted, length of the last input
 
@@ -55,24 +55,27 @@ class Record:
         self.executions = self.accepted = 0
 
     def run(self, target: Target, data: bytes, timeout: int) -> bool:
-        """Run the target on data; whether it accepted them. Raises what is a finding, and ends the process in time."""
+        """Run the target on an input. Returns whether the target accepted it.
+
+        An exception is a finding. A signal ends the process if the processor time exceeds timeout seconds.
+        """
         self.executions += 1
         self._HEADER.pack_into(self._map, 0, self.executions, self.accepted, len(data))
         self._map[self._HEADER.size : self._HEADER.size + len(data)] = data
-        signal.setitimer(signal.ITIMER_PROF, timeout)  # of the processor: a busy machine is no finding
+        signal.setitimer(signal.ITIMER_PROF, timeout)  # processor time: a busy machine is no finding
         accepted = target.run(data)
         signal.setitimer(signal.ITIMER_PROF, 0)
         self.accepted += accepted
         return accepted
 
     def read(self) -> tuple[int, int, bytes]:
-        """Executions, how many of them were accepted, and the last input."""
+        """Return the number of executions, of accepted ones, and the last input."""
         executions, accepted, length = self._HEADER.unpack_from(self._map)
         return executions, accepted, self._map[self._HEADER.size : self._HEADER.size + length]
 
 
 def main() -> int:
-    """Run the targets that were asked for."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="all of them unless named")
     parser.add_argument("--seconds", type=float, default=60.0, help="in all, divided among the targets (default 60)")
@@ -105,14 +108,14 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Result:
-    """What one target's process did; finding is the input that ended it."""
+    """What the process of one target did. finding is the file with the input that ended it."""
 
     executions: int
     finding: Path | None
 
 
 def fuzz_in_process(name: str, seconds: float, args: argparse.Namespace) -> Result:
-    """Fuzz one target in a process, and print a line or the finding."""
+    """Fuzz one target in a process of its own. Print a line of figures, and the finding if there is one."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, name, "--record", f"{folder}/record", "--seed", str(args.seed)]
         command += ["--timeout", str(args.timeout), "--memory", str(args.memory), "--seconds", str(seconds)]
@@ -138,8 +141,8 @@ def fuzz_in_process(name: str, seconds: float, args: argparse.Namespace) -> Resu
 
 
 def run_target(args: argparse.Namespace) -> int:
-    """The process of one target."""
-    logging.disable()  # what is odd about a file, but not wrong
+    """Run a target in this process, or replay one input."""
+    logging.disable()  # readers log what is odd in a file but no error
     warnings.simplefilter("error", RuntimeWarning)  # as in the tests
     os.environ["PYLLAMA2_NUM_THREADS"] = "1"
     target = load_target(args.targets[0], args.replay is None and not args.plain)
@@ -147,7 +150,7 @@ def run_target(args: argparse.Namespace) -> int:
         print("accepted" if target.run(args.replay.read_bytes()) else "refused, as promised")
         return 0
     record = Record(args.record)
-    if "libasan" not in os.environ.get("LD_PRELOAD", ""):  # whose own memory is many terabytes of addresses
+    if "libasan" not in os.environ.get("LD_PRELOAD", ""):  # it reserves many terabytes of addresses
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (args.memory << 20),) * 2)
     if args.plain:
@@ -157,7 +160,7 @@ def run_target(args: argparse.Namespace) -> int:
 
 
 def load_target(name: str, instrumented: bool) -> Target:
-    """The target called name, with the package's Python instrumented by atheris or not."""
+    """Load a target. instrumented: let atheris instrument the package's Python code."""
     if instrumented:
         import atheris
 
@@ -169,7 +172,7 @@ def load_target(name: str, instrumented: bool) -> Target:
 
 
 def fuzz_by_coverage(target: Target, record: Record, args: argparse.Namespace) -> None:
-    """Hand the target to libFuzzer, which ends the process."""
+    """Fuzz with libFuzzer, which ends the process."""
     import atheris
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
@@ -189,7 +192,7 @@ def fuzz_by_coverage(target: Target, record: Record, args: argparse.Namespace) -
         f"-artifact_prefix={folder}/", "-len_control=0", f"-seed={args.seed}",
         f"-runs={args.runs}" if args.runs else f"-max_total_time={max(1, round(args.seconds))}",
     ]  # fmt: skip
-    atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)  # libFuzzer's clock would end the process while it ends
+    atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)  # or libFuzzer's alarm fires during the exit
     atheris.Setup(
         [sys.argv[0], *flags, str(kept), str(seeds)],
         lambda data: record.run(target, data, args.timeout),
@@ -199,7 +202,7 @@ def fuzz_by_coverage(target: Target, record: Record, args: argparse.Namespace) -
 
 
 def fuzz_plainly(target: Target, record: Record, args: argparse.Namespace) -> int:
-    """Damage the seeds, and what was accepted, for as long as was asked for."""
+    """Mutate seeds and accepted inputs until the time or the number of runs is reached. Returns the exit code."""
     random = Random(args.seed)
     pool = [*target.seeds, *target.regressions.values()]
     n_first = len(pool)

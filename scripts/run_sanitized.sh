@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the extensions with AddressSanitizer and UndefinedBehaviorSanitizer in a scratch copy and runs the tests, or
-# a script, on them. Usage, with the project's virtual environment active:
+# Builds the extensions with AddressSanitizer and UndefinedBehaviorSanitizer in a copy, and runs tests or a script there.
+# Usage, with the project's virtual environment active:
 #     scripts/run_sanitized.sh [pytest arguments]
 #     scripts/run_sanitized.sh scripts/NAME.py [its arguments]
 set -euo pipefail
@@ -10,7 +10,7 @@ trap 'rm -rf "$copy"' EXIT
 git -C "$root" ls-files -z | (cd "$root" && tar --null -T - -cf -) | tar -xf - -C "$copy"
 cd "$copy"
 PYLLAMA2_SANITIZE=address,undefined python setup.py -q build_ext --inplace
-# Python itself leaks at exit and was not built with the sanitizers: preload their library, look for errors only.
+# Python was not built with the sanitizers, so their libraries are preloaded. It leaks at exit, so leaks do not count.
 export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"

@@ -1,16 +1,16 @@
-"""Compiles every CUDA kernel for five generations of GPUs, without one, and checks what the machine code costs.
+"""Compiles every CUDA kernel for five generations of GPUs, and checks the cost of the machine code. Needs no GPU.
 
     pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12 nvidia-cuda-nvdisasm
-    python scripts/cuda/check_cuda.py                       everything: some minutes
+    python scripts/cuda/check_cuda.py                       everything: takes minutes
     python scripts/cuda/check_cuda.py --quick               1 and 8 columns only
     python scripts/cuda/check_cuda.py --architectures 61 90 --json FILE
 
-Needs a source checkout, numpy and these wheels: neither CuPy nor a driver. NVRTC gets the options that CuPy gives it.
-The table has one row per kernel and architecture: registers, spills, shared memory and the kinds of instructions, the
-worst of all template arguments. Below it stands what is counted for Llama-2 7B. Exits with 1 on a spill, on a kernel
-that is not listed, and on a count that misses its target. Nothing here is a measurement of time.
+Needs a source checkout, numpy and these wheels. CuPy and a driver are not needed. NVRTC gets the options that CuPy
+gives it. The table has a row for each kernel and architecture: registers, spills, shared memory and kinds of
+instructions. Each figure is the largest of all template arguments. Counts for Llama-2 7B follow. The exit code is 1 for
+a spill, for a kernel that is not listed, and for a count that misses its target. No time is measured.
 
-The disassembler knows sm_75 and later; for sm_61 the assembler's registers, spills and shared memory are all there is.
+The disassembler knows sm_75 and later. For sm_61 there are only the assembler's registers, spills and shared memory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _COLUMNS = ("dp4a", "mma", "fma", "logic", "integer", "global", "shared", "local
 
 @dataclass
 class Row:
-    """One kernel for one architecture: the largest of all its template arguments."""
+    """One kernel for one architecture. Each figure is the largest of all template arguments."""
 
     kernel: str
     architecture: int
@@ -46,12 +46,12 @@ class Row:
     shared: int = 0
     spilled: int = 0
     local: int = 0
-    instructions: dict[str, int] = field(default_factory=dict)  # empty where nothing can be disassembled
+    instructions: dict[str, int] = field(default_factory=dict)  # empty if it cannot be disassembled
 
 
 @dataclass
 class Report:
-    """What one file gives for one architecture."""
+    """The results of one file for one architecture."""
 
     rows: list[Row]
     spills: list[str]
@@ -77,7 +77,7 @@ def check_file(name: str, architecture: int, columns: range) -> Report:
         expression = readable.get(mangled, mangled)
         kernel = expression.split("<")[0]
         if kernel not in own:
-            continue  # of a file that this one needs
+            continue  # it belongs to a file that this one needs
         row = rows.setdefault(kernel, Row(kernel, architecture))
         row.variants += 1
         for what in ("registers", "shared", "spilled", "local"):
@@ -95,7 +95,7 @@ def check_file(name: str, architecture: int, columns: range) -> Report:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text."""
+    """Return the rows as text."""
     head = ["kernel", "sm", "variants", "registers", "spilled", "shared", "all", *_COLUMNS]
     lines = [head]
     for row in rows:
@@ -113,7 +113,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def run(architectures: Sequence[int], columns: range, jobs: int) -> list[Report]:
-    """All files for all architectures, several at a time."""
+    """Check all files for all architectures, several at a time."""
     tasks = [
         (name, architecture)
         for architecture in architectures
@@ -125,7 +125,7 @@ def run(architectures: Sequence[int], columns: range, jobs: int) -> list[Report]
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architectures", type=int, nargs="+", default=ARCHITECTURES, metavar="SM")
     parser.add_argument("--quick", action="store_true", help="products of 1 and of 8 columns, not of those between")

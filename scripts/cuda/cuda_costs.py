@@ -1,4 +1,4 @@
-"""What a token of Llama-2 7B costs on a GPU, counted: bytes, launches, instructions."""
+"""Counts what a token of Llama-2 7B costs on a GPU: bytes, launches, instructions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sass import Instruction, Loop, loops
 # Llama-2 7B
 DIM, HIDDEN_DIM, N_LAYERS, N_HEADS, HEAD_DIM, VOCAB_SIZE = 4096, 11008, 32, 32, 128, 32000
 GROUP = 64
-WARPS = 16  # of a block, as kWarps in product.cu
-# One node of the graph each, in order.
+WARPS = 16  # in a block, as kWarps in product.cu
+# Each is one node of the graph, in this order.
 BEFORE = ("embed",)
 OF_A_LAYER = ("matvec_qkv", "attention", "matvec_residual (wo)", "matvec_swiglu", "matvec_residual (w2)")
 AFTER = ("matvec (output)", "sample")
@@ -24,7 +24,15 @@ MOST_GIGABYTES, MOST_NODES, MOST_PER_WEIGHT, LEAST_SECTORS = 3.51, 195, 1.5, 0.9
 
 @dataclass(frozen=True)
 class Count:
-    """One figure: what it is, its value, its unit, and the bound that it has to keep, if any."""
+    """A counted figure.
+
+    Attributes:
+        what: what is counted.
+        value: the count.
+        unit: its unit.
+        most: the upper bound, if it has one.
+        least: the lower bound, if it has one.
+    """
 
     what: str
     value: float
@@ -34,7 +42,7 @@ class Count:
 
     @property
     def holds(self) -> bool:
-        """Whether the value, as it is printed, is within its bounds."""
+        """Whether the printed value is within its bounds."""
         value = float(self._number())
         return not (self.most is not None and value > self.most) and not (self.least is not None and value < self.least)
 
@@ -48,13 +56,13 @@ class Count:
 
 
 def matrix_bytes(type: str, parts: tuple[int, ...], columns: int, group: int = GROUP) -> int:
-    """Bytes of a matrix on the device."""
+    """Return the bytes of a matrix on the device."""
     shapes = cuda_kernels.layout.matrix_arrays(type, parts, columns, group)
     return sum(math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in shapes.values())
 
 
 def token_bytes(output_type: str, group: int = GROUP) -> int:
-    """Bytes that a token at position 0 reads: all weights but the embeddings, of which one row, and the vectors."""
+    """Return the bytes that a token at position 0 reads: weights, one row of the embedding, keys and values."""
     wqkv, wo, w13, w2 = ((DIM,) * 3, DIM), ((DIM,), DIM), ((HIDDEN_DIM,) * 2, DIM), ((DIM,), HIDDEN_DIM)
     layer = sum(matrix_bytes("q4", parts, columns, group) for parts, columns in (wqkv, wo, w13, w2))
     norms = (2 * N_LAYERS + 1) * DIM * 4
@@ -64,18 +72,21 @@ def token_bytes(output_type: str, group: int = GROUP) -> int:
 
 
 def sectors_used() -> float:
-    """Share of the 32-byte sectors that a product fetches and uses: every request is a run of whole sectors."""
+    """Return which share of the fetched 32-byte sectors a product uses. A request fetches whole sectors."""
     layout = cuda_kernels.layout
     requests = [layout.TILE_ROWS * layout.PIECE, layout.TILE_ROWS * 2]  # a warp's codes, and its scales
     return sum(requests) / sum(-(-request // 32) * 32 for request in requests)
 
 
 def instructions_per_weight(expression: str, instructions: list[Instruction], labels: dict[str, int]) -> float | None:
-    """Lane-instructions per weight of the inner loop of a product with one vector; None for other kernels.
+    """Count the lane-instructions per weight in the loop of a product with one vector.
 
-    The loop is one step of the block: each warp multiplies some groups, then one warp adds up the groups of all
-    of them. The instructions of both are counted, predicated-off ones too, and the code after the inner loops that
-    takes what they leave over.
+    In a pass of the loop each warp multiplies some groups, then one warp adds up the results of all warps. The
+    instructions of both are counted, and so are those that are predicated off, and the code for what the inner loops
+    leave over.
+
+    Returns:
+        The count. None for other kernels.
     """
     match = re.match(r"(matvec\w*)<(\d), (\d+), 1\b", expression)
     if not match:
@@ -97,7 +108,7 @@ def instructions_per_weight(expression: str, instructions: list[Instruction], la
 
 
 def _shares(own: list[Instruction], instructions: list[Instruction], labels: dict[str, int]) -> tuple[int, int]:
-    """How many instructions all warps execute, and how many, after the barrier, only the one that adds up."""
+    """Count the instructions that all warps execute, and those of the one warp that adds up, after the barrier."""
     barrier = next(i for i, instruction in enumerate(own) if instruction.kind == "BAR")
     jump = next(i for i in own[barrier:] if i.target is not None and labels[i.target] < len(instructions))
     target = instructions[labels[jump.target or ""]].place
@@ -110,7 +121,7 @@ def _innermost(loop: Loop) -> list[Loop]:
 
 
 def counts(per_weight: dict[str, dict[str, float]]) -> list[Count]:
-    """All figures; per_weight is architecture -> kernel -> lane-instructions."""
+    """Return all figures. per_weight is architecture -> kernel -> lane-instructions per weight."""
     gigabyte = 1e9
     figures = [
         Count(

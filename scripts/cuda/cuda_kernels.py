@@ -1,6 +1,6 @@
-"""Which kernels there are to compile: each file of pyllama2/_gpu/kernels with its templates.
+"""Lists the kernels to compile: each file of pyllama2/_gpu/kernels with its template arguments.
 
-pyllama2 itself is not imported, since it wants more than numpy: the two modules that are needed are loaded by path.
+pyllama2 is not imported, since it needs more packages than numpy. Two of its modules are loaded by path.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ FORMATS = list(product((4, 8), GROUPS))
 HEAD_DIMS = (64, 80, 128)
 CODES = ("__half", "signed char")
 ATTENTION = ((1, 32), (1, 64), (1, 128), (2, 64), (3, 64), (4, 64), (8, 64))  # queries of a block, group size
-FIRST_MMA = 80  # matmul_mma.cu has no kernel for GPUs before
+FIRST_MMA = 80  # matmul_mma.cu has no kernel for older GPUs
 
 
 def load(path: str) -> ModuleType:
-    """The module at a path below the repository."""
+    """Load the module at a path in the checkout."""
     name = "check_cuda_" + Path(path).stem
     spec = importlib.util.spec_from_file_location(name, ROOT / path)
     assert spec is not None and spec.loader is not None
@@ -37,7 +37,14 @@ layout = load("pyllama2/_gpu/layout.py")
 
 
 def expressions(columns: range) -> dict[str, list[str]]:
-    """File -> name expressions of its templates, for products of so many columns. Kernels without templates: none."""
+    """List the name expressions of each file's templates.
+
+    Args:
+        columns: numbers of columns of the products.
+
+    Returns:
+        File -> expressions. The list is empty for a file whose kernels are no templates.
+    """
     products = [f"<{bits}, {group}, {n}>" for (bits, group), n in product(FORMATS, columns)]
     heads = [f"{head_dim}, {code}" for head_dim, code in product(HEAD_DIMS, CODES)]
     tables = [f"embed<{bits}, {group}>" for bits, group in FORMATS]
@@ -63,14 +70,14 @@ def expressions(columns: range) -> dict[str, list[str]]:
 
 
 def kernels_of(name: str) -> set[str]:
-    """Names of the kernels that a file itself defines."""
+    """Return the names of the kernels that a file defines."""
     text = re.sub(r"//.*", "", (ROOT / "pyllama2/_gpu/kernels" / f"{name}.cu").read_text(encoding="utf-8"))
     found = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s+)?(\w+)\s*\(", text)
     return set(found)
 
 
 def unlisted() -> list[str]:
-    """Kernels that expressions() leaves out: each is a defect of this script."""
+    """Return the kernels that expressions() lacks. There should be none."""
     listed = expressions(range(1, 2))
     missing = []
     for path in sorted((ROOT / "pyllama2/_gpu/kernels").glob("*.cu")):

@@ -1,4 +1,4 @@
-"""CUDA source to machine code by NVRTC, without CuPy, a driver or a GPU.
+"""Compiles CUDA source to machine code with NVRTC, without CuPy, a driver or a GPU.
 
 NVRTC and the headers come from the wheels nvidia-cuda-nvrtc-cu12 and nvidia-cuda-runtime-cu12.
 """
@@ -17,12 +17,19 @@ MAX_SHARED = 48 << 10  # bytes of static shared memory that a block can have
 
 
 class CompileError(RuntimeError):
-    """What the compiler says is wrong."""
+    """The compiler found an error. The message is what it says."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What the assembler says of one kernel. local is the stack frame, which holds spilled registers among others."""
+    """What the assembler says about one kernel.
+
+    Attributes:
+        registers: registers of a thread.
+        shared: bytes of static shared memory.
+        spilled: bytes of spilled registers, stores and loads.
+        local: bytes of the stack frame, which also holds spilled registers.
+    """
 
     registers: int
     shared: int
@@ -32,7 +39,14 @@ class Usage:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Machine code, and for each kernel its mangled name and what it uses, in the order of the expressions."""
+    """The result of a compilation.
+
+    Attributes:
+        cubin: the machine code.
+        names: name expression -> mangled name.
+        usage: mangled name -> what the kernel uses.
+        log: what the compiler printed.
+    """
 
     cubin: bytes
     names: dict[str, str]
@@ -41,7 +55,7 @@ class Compiled:
 
 
 def wheel_folder(name: str) -> Path | None:
-    """The folder of an NVIDIA wheel, as "cuda_nvrtc" or "cu13"; None when it is not installed."""
+    """Find the folder of an NVIDIA wheel, such as "cuda_nvrtc" or "cu13". None if it is not installed."""
     spec = importlib.util.find_spec("nvidia")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (Path(folder) / name).is_dir():
@@ -50,7 +64,7 @@ def wheel_folder(name: str) -> Path | None:
 
 
 class Nvrtc:
-    """NVRTC of the installed wheels. Raises CompileError when they are not there."""
+    """NVRTC of the installed wheels. Raises CompileError if they are not installed."""
 
     def __init__(self) -> None:
         library, headers = wheel_folder("cuda_nvrtc"), wheel_folder("cuda_runtime")
@@ -62,13 +76,13 @@ class Nvrtc:
 
     @property
     def version(self) -> str:
-        """As "12.9"."""
+        """The version, such as "12.9"."""
         major, minor = ctypes.c_int(), ctypes.c_int()
         self._check(self._nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
         return f"{major.value}.{minor.value}"
 
     def compile(self, source: str, options: Sequence[str], expressions: Sequence[str], architecture: int) -> Compiled:
-        """Machine code for sm_<architecture>, with the options that CuPy adds to those of a RawModule."""
+        """Compile for sm_<architecture>, with the options that CuPy adds to those of a RawModule."""
         program = ctypes.c_void_p()
         self._check(
             self._nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None)
@@ -109,7 +123,7 @@ class Nvrtc:
 
 
 def _usage(log: str) -> dict[str, Usage]:
-    """Mangled name -> Usage, from the assembler's -v lines."""
+    """Parse the assembler's -v lines: mangled name -> Usage."""
     found = {}
     name, local, spilled = "", 0, 0
     for line in log.splitlines():

@@ -1,6 +1,6 @@
-"""What a kernel's machine code consists of: kinds of instructions, and how many a loop takes.
+"""Reads the machine code of kernels: kinds of instructions, and loops.
 
-nvdisasm comes from the wheel nvidia-cuda-nvdisasm (or a CUDA toolkit). That of today knows sm_75 and later.
+nvdisasm comes from the wheel nvidia-cuda-nvdisasm, or from a CUDA toolkit. That of CUDA 13 knows sm_75 and later.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nvrtc import wheel_folder
 
-KINDS = {  # columns of the table: mnemonics, without what follows their first dot
+KINDS = {  # column of the table -> mnemonics up to the first dot
     "dp4a": {"IDP", "VABSDIFF4"},
     "mma": {"IMMA", "HMMA"},
     "fma": {"FFMA", "FMUL", "FADD", "FMNMX", "MUFU", "HADD2", "HFMA2", "HMUL2"},
@@ -36,7 +36,14 @@ _LINE = re.compile(r"^\s*(?:/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction: its mnemonic up to the first dot, the whole of it, its place, and the label it jumps to."""
+    """One instruction.
+
+    Attributes:
+        kind: the mnemonic up to the first dot.
+        mnemonic: the whole mnemonic.
+        place: its address.
+        target: the label that it jumps to, if any.
+    """
 
     kind: str
     mnemonic: str
@@ -46,19 +53,19 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Loop:
-    """Instructions from the head of a loop to its jump back, and the loops within it."""
+    """The instructions from the head of a loop to its jump back, and the loops inside it."""
 
     body: list[Instruction]
     inner: list[Loop]
 
     def own(self) -> list[Instruction]:
-        """Instructions that are in no loop within it."""
+        """Return the instructions that are in no inner loop."""
         inside = {instruction.place for loop in self.inner for instruction in loop.body}
         return [instruction for instruction in self.body if instruction.place not in inside]
 
 
 def disassembler() -> str | None:
-    """The path of nvdisasm, or None."""
+    """Find nvdisasm. None if it is not installed."""
     folder = wheel_folder("cu13")
     if folder and (folder / "bin" / "nvdisasm").is_file():
         return str(folder / "bin" / "nvdisasm")
@@ -66,7 +73,12 @@ def disassembler() -> str | None:
 
 
 def disassemble(nvdisasm: str, cubin: bytes) -> dict[str, tuple[list[Instruction], dict[str, int]]]:
-    """Mangled name -> instructions, and index of the instruction at each label. Empty for GPUs that are too old."""
+    """Disassemble machine code.
+
+    Returns:
+        Mangled name -> instructions, and the index of the instruction at each label. Empty for a GPU that nvdisasm does
+        not know any more.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernels.cubin")
         path.write_bytes(cubin)
@@ -93,10 +105,10 @@ def _parse(text: str) -> tuple[list[Instruction], dict[str, int]]:
 
 
 def mix(instructions: list[Instruction]) -> dict[str, int]:
-    """How many instructions there are of each of KINDS, of "other" and in "all"."""
+    """Count the instructions of each of KINDS, the "other" ones, and "all"."""
     known = {kind for kinds in KINDS.values() for kind in kinds}
     kinds = (i.kind for i in instructions if i.kind not in _IGNORED)
-    # U: of the units that compute once for a whole warp
+    # Mnemonics with U in front are of units that compute once for a whole warp.
     counts = Counter(kind[1:] if kind[0] == "U" and kind[1:] in known else kind for kind in kinds)
     result = {name: sum(counts.pop(kind, 0) for kind in members) for name, members in KINDS.items()}
     result["other"] = sum(counts.values())
@@ -105,12 +117,12 @@ def mix(instructions: list[Instruction]) -> dict[str, int]:
 
 
 def loops(instructions: list[Instruction], labels: dict[str, int]) -> list[Loop]:
-    """The outermost loops: each backward jump closes one, but those of rare cases, which lie behind the last EXIT."""
+    """Find the outermost loops. A backward jump ends a loop. Code behind the last EXIT is rare and left out."""
     spans: dict[int, int] = {}  # first -> last instruction, of all jumps to the same head
     end = max((i for i, instruction in enumerate(instructions) if instruction.kind == "EXIT"), default=0)
     for i, instruction in enumerate(instructions[:end]):
         head = labels.get(instruction.target or "", i + 1)
-        if head < i:  # an empty loop, as at the end of a function, is none
+        if head < i:  # a jump to itself, as at the end of a function, is no loop
             spans[head] = max(spans.get(head, i), i)
     return _nested(sorted(spans.items()), instructions)
 

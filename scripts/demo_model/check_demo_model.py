@@ -1,13 +1,14 @@
-"""Do the stories of the bundled model keep their promises? Reads and prints some, and compares them with the corpus.
+"""Checks stories of the bundled model, and compares them with the corpus that it learned from.
 
     python scripts/demo_model/check_demo_model.py                        # ten stories, and the corpus of 11,000
     python scripts/demo_model/check_demo_model.py --seeds 100 --quiet
     python scripts/demo_model/check_demo_model.py --against stories260K.bin --tokenizer tok512.bin   # held out
 
-A story is good when it has at least 60 words, ends by itself with a full stop within 220 tokens, has no word that the
-corpus lacks, no third name, no friend with the name of the hero, and no run of 12 words that is in the corpus. Words
-are compared in lower case and without punctuation, across the ends of sentences. Exits with 1 when fewer than nine
-stories of ten are good, two are alike, or the other model predicts the held-out stories better.
+A story is good if it has at least 60 words, ends by itself with a full stop within 220 tokens, has only words of the
+corpus and at most two names, the hero and the friend have different names, and no run of 12 words is in the corpus.
+Words are compared in lower case and without punctuation, across the ends of sentences. The exit code is 1 if less than
+nine of ten stories are good, two are equal, the first words take more than 0.5 s, or the other model predicts the
+held-out stories better.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from story_grammar import held_out_stories, training_stories, word_lists
 
 PROMPT = "Once upon a time"
 FEWEST_WORDS, MOST_TOKENS, LONGEST_RUN, MOST_SECONDS = 60, 220, 11, 0.5
-KEY = 5  # words of a run that are looked up at once
+KEY = 5  # words that are looked up together
 
 
 @dataclass
 class Verdict:
-    """What is wrong with a story, if anything."""
+    """A story with its faults."""
 
     completion: Completion
     longest_run: int
@@ -43,12 +44,12 @@ class Verdict:
 
 
 def words_of(text: str) -> list[str]:
-    """Words in lower case, without punctuation."""
+    """Return the words of a text in lower case, without punctuation."""
     return re.findall(r"[a-z]+(?:['-][a-z]+)*", text.lower())
 
 
 def longest_runs(texts: Sequence[str], corpus: Iterable[str]) -> list[list[str]]:
-    """For every text the longest run of words that it shares with a story of the corpus; runs below KEY are empty."""
+    """Find the longest run of words that each text shares with a story of the corpus. Runs below KEY count as empty."""
     words = [words_of(text) for text in texts]
     places: dict[tuple[str, ...], list[tuple[int, int]]] = {}
     for number, text in enumerate(words):
@@ -67,7 +68,7 @@ def longest_runs(texts: Sequence[str], corpus: Iterable[str]) -> list[list[str]]
 
 
 def judge(completions: Sequence[Completion], corpus: Sequence[str]) -> list[Verdict]:
-    """A verdict on each of the stories."""
+    """Judge each story."""
     known = {word for story in corpus for word in words_of(story)}
     names = {*word_lists()["girl"], *word_lists()["boy"]}
     verdicts = []
@@ -95,7 +96,7 @@ def judge(completions: Sequence[Completion], corpus: Sequence[str]) -> list[Verd
 
 
 def check_stories(args: argparse.Namespace) -> bool:
-    """Write stories, print them with what is wrong, and say whether enough are good."""
+    """Generate stories and print them with their faults. Returns whether enough are good."""
     with Llama(args.model) as llm:
         completions = [
             llm.generate(PROMPT, temperature=args.temperature, max_tokens=MOST_TOKENS, seed=seed, echo=True)
@@ -115,7 +116,7 @@ def check_stories(args: argparse.Namespace) -> bool:
 
 
 def check_start(model: str | None) -> bool:
-    """How long the command line takes to the first words, of several times the one in the middle."""
+    """Print the median time from the start of the command to the first words. Returns whether it is short enough."""
     command = [sys.executable, "-m", "pyllama2.generate", *(["-m", model] if model else []), PROMPT]
     seconds = []
     for _ in range(5):
@@ -131,7 +132,7 @@ def check_start(model: str | None) -> bool:
 
 
 def check_held_out(args: argparse.Namespace) -> bool:
-    """Compare bits per byte on held-out stories, of both models, as pyllama2 perplexity measures them."""
+    """Compare bits per byte of both models on held-out stories, as pyllama2 perplexity measures them."""
     with Llama(args.model) as ours, Llama(args.against, tokenizer=args.tokenizer) as theirs:
         # One story at a time, so that each starts from BOS as in the training of both models.
         bits, n_bytes = [0.0, 0.0], 0
@@ -145,7 +146,7 @@ def check_held_out(args: argparse.Namespace) -> bool:
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("-m", "--model", help="default: the bundled model")
     parser.add_argument("--seeds", type=int, default=10, help="stories to write")

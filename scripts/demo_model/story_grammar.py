@@ -1,12 +1,12 @@
-"""Short children's stories out of a grammar: the text that the bundled demo model learns from.
+"""Makes short children's stories from a grammar: the text that the bundled model learns from.
 
-Every sentence was written for this project. A story is a cast (a hero, a friend, a helper, things and places, drawn
-from stories/words.txt) that goes through the steps of one plot (a file of stories/plots). A step is a choice among
-lines; in a line, [a|b] is a choice, {slot} a word of the cast, <name> a phrase of stories/common.txt. In a plot
+Every sentence was written for this project. A story has a cast: a hero, a friend, a helper, things and places, drawn
+from stories/words.txt. The cast goes through the steps of one plot, a file of stories/plots. A step is a choice among
+lines. In a line, [a|b] is a choice, {slot} a word of the cast, <name> a phrase of stories/common.txt. In a plot
 
     $slot: a|b      draws another word for the story
-    =               begins a step, whose lines follow; "=?" one that most stories leave out
-    @name           is a step of stories/common.txt; "@name?" one that may be left out
+    =               begins a step, whose lines follow; "=?" begins a step that most stories leave out
+    @name           is a step of stories/common.txt; "@name?" may be left out
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / "stories"
 MOST_WORDS = 165
-KEPT = 0.3  # how likely an optional step is
+KEPT = 0.3  # probability of an optional step
 Template = tuple[object, ...]  # str, Slot, Phrase, and Choice among templates
 
 
@@ -33,7 +33,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Phrase:
-    """A phrase of common.txt, chosen anew wherever it stands."""
+    """A phrase of common.txt, chosen anew in each place."""
 
     name: str
 
@@ -47,7 +47,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Step:
-    """What a story goes through: one of these lines, or now and then none."""
+    """A step of a plot: one of these lines. An optional step may be left out."""
 
     lines: tuple[Template, ...]
     optional: bool = False
@@ -55,14 +55,14 @@ class Step:
 
 @dataclass
 class Plot:
-    """The steps of a kind of story, and words that all of its steps share."""
+    """The steps of a kind of story, and the words that all steps share."""
 
     steps: list[Step] = field(default_factory=list)
     words: dict[str, Template] = field(default_factory=dict)
 
 
 def parse(line: str) -> Template:
-    """A line as a template. Raises ValueError when brackets do not match."""
+    """Parse a line. Raises ValueError if brackets do not match."""
     parts, rest = _sequence(line, line, "")
     if rest:
         raise ValueError(f"unbalanced brackets in {line!r}")
@@ -70,7 +70,7 @@ def parse(line: str) -> Template:
 
 
 def _sequence(text: str, line: str, end: str) -> tuple[Template, str]:
-    """The template that text begins with, up to one of the characters of end, and what follows."""
+    """Parse text up to one of the characters of end. Returns the template and the rest of the text."""
     parts: list[object] = []
     while text and text[0] not in end:
         if text[0] == "[":
@@ -93,7 +93,7 @@ def _sequence(text: str, line: str, end: str) -> tuple[Template, str]:
 
 
 def sections(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """The "= name" sections of words.txt and common.txt with their lines."""
+    """Yield the "= name" sections of words.txt or common.txt, with their lines."""
     name, lines = "", list[str]()
     for line in path.read_text().splitlines():
         if line.startswith("= "):
@@ -107,24 +107,24 @@ def sections(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 @lru_cache(maxsize=1)
 def word_lists() -> dict[str, tuple[str, ...]]:
-    """The word lists of words.txt."""
+    """Return the word lists of words.txt."""
     return {name: tuple("|".join(lines).split("|")) for name, lines in sections(FOLDER / "words.txt")}
 
 
 @lru_cache(maxsize=1)
 def phrases() -> dict[str, tuple[Template, ...]]:
-    """The steps and phrases of common.txt."""
+    """Return the steps and phrases of common.txt."""
     return {name: tuple(map(parse, lines)) for name, lines in sections(FOLDER / "common.txt")}
 
 
 @lru_cache(maxsize=1)
 def plots() -> dict[str, Plot]:
-    """Every plot by the name of its file."""
+    """Return every plot by the name of its file."""
     return {path.stem: read_plot(path) for path in sorted((FOLDER / "plots").glob("*.txt"))}
 
 
 def read_plot(path: Path) -> Plot:
-    """One file of plots/. Raises ValueError on brackets that do not match, KeyError on a step that does not exist."""
+    """Read a plot. Raises ValueError if brackets do not match, KeyError for a step that does not exist."""
     plot = Plot()
     lines: list[Template] = []
     optional = False
@@ -151,7 +151,7 @@ def read_plot(path: Path) -> Plot:
 
 
 def expand(template: Template, words: dict[str, str], rng: random.Random) -> str:
-    """A text of the template, every option of a choice as likely as the others."""
+    """Make a text of a template. All options of a choice are equally likely."""
     text = []
     for part in template:
         if isinstance(part, Choice):
@@ -166,12 +166,12 @@ def expand(template: Template, words: dict[str, str], rng: random.Random) -> str
 
 
 def articled(text: str) -> str:
-    """The text with a before consonants and an before vowels."""
+    """Put "a" before consonants and "an" before vowels."""
     return re.sub(r"\b([Aa])n? (?=([aeiou]|honest)?)", lambda m: m[1] + ("n " if m[2] else " "), text)
 
 
 def cast(rng: random.Random) -> dict[str, str]:
-    """Who and what a story is about: the words of its slots."""
+    """Draw the words of a story's slots."""
     lists = word_lists()
     words = {name: rng.choice(options) for name, options in lists.items()}
     is_female = rng.random() < 0.5
@@ -200,7 +200,7 @@ def _pronouns(is_female: bool) -> tuple[str, str, str]:
 
 
 def _person(suffix: str, is_female: bool, rng: random.Random, taken: Iterable[str]) -> dict[str, str]:
-    """A child or an animal with a name, in none of these words: name, kind, pronouns, and how it is introduced."""
+    """Draw a child or an animal without the taken words: name, kind, pronouns, and how it is introduced."""
     lists = word_lists()
 
     def draw(name: str) -> str:
@@ -224,7 +224,7 @@ def _person(suffix: str, is_female: bool, rng: random.Random, taken: Iterable[st
 
 
 def story(rng: random.Random) -> str:
-    """One story of at most MOST_WORDS words, as one paragraph; every plot is as likely as the others."""
+    """Make a story of at most MOST_WORDS words, as one paragraph. All plots are equally likely."""
     plot = plots()[rng.choice(list(plots()))]
     while True:
         text = _story(plot, rng)
@@ -245,12 +245,12 @@ def _story(plot: Plot, rng: random.Random) -> str:
 
 
 def held_out_stories(count: int, seed: int = 0) -> list[str]:
-    """Stories that no corpus of the same seed has."""
+    """Make stories that are not in the corpus of the same seed."""
     return [story(random.Random(f"{seed} held out {number}")) for number in range(count)]
 
 
 def training_stories(count: int, seed: int = 0) -> list[str]:
-    """The first stories of the corpus."""
+    """Make the first stories of the corpus."""
     return [story(random.Random(f"{seed} training {number}")) for number in range(count)]
 
 

@@ -2,8 +2,8 @@
 
     python scripts/demo_model/train_demo_model.py pyllama2/data/stories.bin --work work --curve docs/demo-loss.svg
 
-The stories, the tokenizer, the order of the stories and the weights are made from --seed. Training saves its state in
-the --work folder, may be stopped with Ctrl-C, and is taken up again by the same command. Progress goes to stderr.
+The stories, the tokenizer, the order of the stories and the first weights follow from --seed. Training saves its state
+in the --work folder. Ctrl-C stops it, and the same command resumes it. Progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ SOURCE = "scripts/demo_model/train_demo_model.py on stories of scripts/demo_mode
 class Corpus:
     """Stories as rows of token ids, int64 (stories, length), between BOS and EOS and padded with PADDING.
 
-    A row holds one story alone, so that whatever is seen before a token belongs to its story.
+    A row holds one story, so that a token sees nothing of another story.
     """
 
     tokenizer: bytes
     training: torch.Tensor
     held_out: torch.Tensor
-    bytes_per_token: float  # of the held-out text
+    bytes_per_token: float  # in the held-out text
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> bytes:
-    """A SentencePiece BPE model with byte fallback, so that any text can be encoded."""
+    """Train a SentencePiece BPE model. It has byte fallback, so that it can encode any text."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=vocab_size, byte_fallback=True,
@@ -64,7 +64,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> bytes:
 
 
 def make_corpus(n_stories: int, vocab_size: int, longest: int, seed: int) -> Corpus:
-    """The first n_stories training stories and the held-out ones; those of more than `longest` tokens are left out."""
+    """Make the first n_stories training stories and held-out stories, without those of more than longest tokens."""
     texts, held_out = training_stories(n_stories, seed), held_out_stories(max(2, min(500, n_stories // 20)), seed)
     tokenizer = train_tokenizer(texts[:10_000], vocab_size)
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer)
@@ -82,9 +82,10 @@ def make_corpus(n_stories: int, vocab_size: int, longest: int, seed: int) -> Cor
 
 
 def initialise(model: Transformer) -> None:
-    """Normal weights that keep the size of vectors; those that write into the residual stream smaller the more layers.
+    """Draw normal weights that keep the length of vectors.
 
-    Embeddings start large enough that a copied word can be told from others of its kind.
+    With more layers, the matrices that write to the residual stream start smaller. Embeddings start large enough that
+    the model can tell similar words apart.
     """
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
@@ -94,20 +95,20 @@ def initialise(model: Transformer) -> None:
 
 
 def loss_of(model: Transformer, rows: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in nats of each token of rows (B, T) after the first; padding does not count."""
+    """Return the mean cross-entropy in nats of the tokens of rows (B, T) after the first, without padding."""
     rows = rows[:, : int((rows != PADDING).sum(1).max())]
     logits = model(rows[:, :-1].clamp(min=0))
     return F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), ignore_index=PADDING)
 
 
 def held_out_loss(model: Transformer, corpus: Corpus) -> float:
-    """Loss in nats per token on held-out stories."""
+    """Return the loss on held-out stories, in nats per token."""
     with torch.inference_mode():
         return float(loss_of(model, corpus.held_out[:64]))
 
 
 def batch_of(corpus: Corpus, args: argparse.Namespace, step: int) -> torch.Tensor:
-    """The stories of a step: the corpus is gone through in an order that is drawn anew each time."""
+    """Return the stories of a step. Each pass through the corpus has a new random order."""
     n_stories = len(corpus.training)
     rows = torch.arange(step * args.batch, (step + 1) * args.batch)
     orders = {
@@ -118,13 +119,13 @@ def batch_of(corpus: Corpus, args: argparse.Namespace, step: int) -> torch.Tenso
 
 
 def set_up_worker() -> None:
-    """Settings of PyTorch that each thread has for itself."""
+    """Make the settings of PyTorch that each thread has for itself."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # tiny gradients of a tied embedding would slow every product down
 
 
 class Training:
-    """Model, optimizer, step number and the losses so far, which a checkpoint file keeps."""
+    """The state of a training, which a file keeps: model, optimizers, step number and losses so far."""
 
     def __init__(self, config: ModelConfig, args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed)
@@ -133,8 +134,8 @@ class Training:
         initialise(self.model)
         matrices = [p for name, p in self.model.named_parameters() if name.startswith("layers.") and p.dim() == 2]
         others = [p for name, p in self.model.named_parameters() if not (name.startswith("layers.") and p.dim() == 2)]
-        # Muon turns the gradient of a matrix into a step that changes all of its directions alike, so that what is
-        # rare in the text is learned too (arXiv:2502.16982). Embeddings and norms are no matrices in its sense.
+        # Muon makes a step that changes all directions of a matrix equally, so rare things are learned too
+        # (arXiv:2502.16982). It is not meant for embeddings and norms.
         self.optimizers = (
             torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
@@ -151,7 +152,7 @@ class Training:
             self.step, self.losses = state["step"], state["losses"]
 
     def save(self) -> None:
-        """Keep the state in the work folder, if there is one."""
+        """Save the state in the work folder, if there is one."""
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
@@ -161,9 +162,10 @@ class Training:
             temporary.replace(self.path)
 
     def set_gradients(self, rows: torch.Tensor) -> float:
-        """Gradients of the loss of these stories, a share of them for each thread; returns the loss.
+        """Compute the gradients for these stories, and return the loss.
 
-        The matrices are too small for threads to gain much inside of a product.
+        Each thread computes a share of the stories. Threads inside of a product gain little, since the matrices are
+        small.
         """
         parameters = list(self.model.parameters())
 
@@ -207,7 +209,7 @@ class Training:
         self.save()
 
     def report(self, corpus: Corpus, seconds: float) -> None:
-        """A line of figures."""
+        """Print a line of figures."""
         step, loss, held_out = self.losses[-1]
         print(
             f"step {step}  {seconds:.2f} s/step  loss {loss:.4f}  held out {held_out:.4f} nats/token, "
@@ -217,7 +219,7 @@ class Training:
 
 
 def draw(losses: Sequence[tuple[int, float, float]], path: Path) -> None:
-    """The loss curve as a picture that is readable on white and on black."""
+    """Draw the loss curve in colours that can be read on white and on black."""
     import matplotlib
     import matplotlib.pyplot as plt
 
@@ -239,7 +241,7 @@ def draw(losses: Sequence[tuple[int, float, float]], path: Path) -> None:
 
 
 def write(model: Transformer, tokenizer: bytes, out: Path) -> None:
-    """The model as one of our files: q8 with groups of 32."""
+    """Write the model as one of our files, in q8 with groups of 32."""
     spec = TokenizerSpec("sentencepiece", tokenizer, BOS, (EOS,), add_bos=True)
     floats = StoredModel(model.config, Quantization.of("float32"), spec, source=SOURCE)
     unquantized = out.with_suffix(".float32")
@@ -254,7 +256,7 @@ def write(model: Transformer, tokenizer: bytes, out: Path) -> None:
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="the model file to write")
     parser.add_argument("--work", help="folder of the checkpoint that training is taken up from")

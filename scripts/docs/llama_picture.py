@@ -1,4 +1,4 @@
-"""The picture of docs/llama.md: how a token goes through a Llama, as an SVG that reads well on light and dark pages.
+"""Draws the picture of docs/llama.md: the way of a token through a Llama, as an SVG for light and dark pages.
 
     residual stream (thick) ── ⊕ ──────────── ⊕ ──
                 │   attention  │  feed-forward │
@@ -44,7 +44,7 @@ COLOURS = {
     "step": ("#e2e8f0", "#2b3440"),
     "cache": ("#dcfce7", "#17432b"),
 }
-FILLS = ("page", "frame", "weight", "norm", "step", "cache")  # all of which have text on them
+FILLS = ("page", "frame", "weight", "norm", "step", "cache")  # those that have text on them
 _MEANINGS = {"weight": "learned matrix", "norm": "learned scales", "step": "nothing learned"}
 _STREAM_X = 130
 _FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
@@ -52,7 +52,15 @@ _FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 
 @dataclass(frozen=True)
 class Box:
-    """A step, or a matrix: centre, size, kind (its colour), name, and a line below it."""
+    """A box of the picture: a step, or a matrix.
+
+    Attributes:
+        x, y: the centre.
+        width, height: the size.
+        kind: the colour, a key of COLOURS.
+        name: the text in it.
+        note: a second line below the name.
+    """
 
     x: int
     y: int
@@ -75,8 +83,8 @@ class Box:
 
 @cache
 def letters_of(name: str) -> str:
-    """The shape of a tensor in letters: (H × E, D)."""
-    # Sizes that tell the letters apart; the products q_dim and kv_dim, too.
+    """Return the shape of a tensor in letters, such as (H × E, D)."""
+    # All sizes are different, q_dim and kv_dim included, so that each gives its letters.
     config = ModelConfig(dim=11, hidden_dim=13, n_layers=1, n_heads=6, n_kv_heads=2, head_dim=4, vocab_size=17,
                          max_seq_len=1)  # fmt: skip
     names = {11: "D", 13: "F", 17: "V", config.q_dim: "H × E", config.kv_dim: "K × E"}
@@ -85,7 +93,7 @@ def letters_of(name: str) -> str:
 
 
 def boxes() -> dict[str, Box]:
-    """Every box of the picture by a name of its own."""
+    """Return every box of the picture by a name."""
 
     def weight(x: int, y: int, name: str, width: int = 150, kind: str = "weight") -> Box:
         layer = "" if name in ("tok_embeddings", "norm", "output") else "layers.0."
@@ -115,12 +123,12 @@ def boxes() -> dict[str, Box]:
     }
 
 
-FRAME = (40, 216, 820, 850)  # of a layer: left, top, width, height
-_PLUS = {"attention": 672, "feed forward": 1012}  # where the residual stream takes up what was computed
+FRAME = (40, 216, 820, 850)  # around a layer: left, top, width, height
+_PLUS = {"attention": 672, "feed forward": 1012}  # height at which a result is added to the residual stream
 
 
 def picture() -> str:
-    """The SVG."""
+    """Return the SVG."""
     all_boxes = boxes()
     x, y, width, height = FRAME
     parts = [
@@ -146,7 +154,7 @@ def picture() -> str:
 
 
 def _legend() -> list[str]:
-    """The letters, and what the colours mean, right of the first boxes."""
+    """Draw the letters, and the meanings of the colours, right of the first boxes."""
     lines = []
     for i, (letter, name) in enumerate(LETTERS.items()):
         x, y = 305 + 190 * (i // 3), 60 + 26 * (i % 3)
@@ -214,7 +222,7 @@ _HEAD = ' marker-end="url(#head)"'
 
 
 def _arrows(b: dict[str, Box]) -> list[str]:
-    """The residual stream, the two ways that leave it and come back, and what lies between their boxes."""
+    """Draw the residual stream, and the arrows between boxes."""
     lines = [
         _line([b["tokens"].bottom, b["tok_embeddings"].top]),
         _line([b["tok_embeddings"].bottom, b["norm"].top], stream=True),

@@ -58,7 +58,7 @@ APART = {"model", "data"}
 
 
 def imports() -> dict[str, set[str]]:
-    """The other rooms that each room imports, also inside functions and in compiled files."""
+    """Return the other rooms that each room imports, also inside functions and in compiled files."""
     found: dict[str, set[str]] = {room: set() for room in ROOMS}
     for path in sorted(PACKAGE.rglob("*")):
         if path.suffix in (".py", ".pyx", ".pxd"):
@@ -72,7 +72,7 @@ def imports() -> dict[str, set[str]]:
 
 
 def _imported(path: Path) -> Iterator[str]:
-    """The rooms that a file imports; other names of pyllama2/__init__.py among them."""
+    """Yield the rooms that a file imports, and the names that it imports from pyllama2/__init__.py."""
     package = path.relative_to(PACKAGE).parent.parts
     for dots, module, names in _relative_imports(path):
         parts = [*package[: len(package) + 1 - dots], *filter(None, module.split("."))]
@@ -80,7 +80,7 @@ def _imported(path: Path) -> Iterator[str]:
 
 
 def _relative_imports(path: Path) -> Iterator[tuple[int, str, list[str]]]:
-    """Dots, module and names of each `from ... import`."""
+    """Yield the dots, the module and the names of each `from ... import`."""
     text = path.read_text()
     if path.suffix == ".py":
         for node in ast.walk(ast.parse(text)):
@@ -107,13 +107,13 @@ def layers(imported: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def picture() -> list[str]:
-    """The layers as text, the highest first."""
+    """Return the layers as text, the highest first."""
     numbered = list(enumerate(layers(imports())))
     return ["```text", *(f"{n:>4}   {'   '.join(rooms)}" for n, rooms in reversed(numbered)), "```"]
 
 
 def rooms() -> list[str]:
-    """The table of rooms, from the bottom up."""
+    """Return the table of rooms, from the bottom up."""
     imported = imports()
     lines = ["| room | what is in it | imports |", "|---|---|---|"]
     for room, meaning in ROOMS.items():
@@ -127,7 +127,7 @@ _PARTS = {"picture": picture, "rooms": rooms}
 
 
 def page(text: str) -> str:
-    """docs/architecture.md, given its text now, with the made parts renewed."""
+    """Renew the made parts of docs/architecture.md. Takes and returns its text."""
     for name, make in _PARTS.items():
         start, end = f"<!-- made: {name} -->\n", "<!-- end -->"
         before, mark, rest = text.partition(start)
@@ -139,7 +139,7 @@ def page(text: str) -> str:
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="Write what is made in docs/architecture.md.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is out of date")
     check = parser.parse_args().check

@@ -3,9 +3,9 @@
     python scripts/docs/make_llama_docs.py            # write them
     python scripts/docs/make_llama_docs.py --check    # exit 1 if they are not what would be written
 
-The page's text is written by hand. Between `<!-- made: NAME -->` and `<!-- end -->` stands what tables() gives for that
-name; the links that the text uses as [text][PLACE] (source_links.py) are defined at the end of the page.
-tests/project/test_llama_docs.py does what --check does; run the script after a change of model.py, config.py or _cpu.
+The page's text is written by hand. The part between `<!-- made: NAME -->` and `<!-- end -->` is the table of that name.
+Links that the text uses as [text][PLACE] (source_links.py) are defined at the end of the page. Run the script after a
+change of model.py, config.py or _cpu.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ STEPS = [
 
 
 def page(text: str) -> str:
-    """docs/llama.md, given what it is now: all that is made in it made anew."""
+    """Renew the made parts of docs/llama.md. Takes and returns its text."""
     body = text.partition("<!-- made: links -->")[0]
     names = re.findall(r"<!-- made: (\w+) -->", body)
     if sorted(names) != sorted(_TABLES):
@@ -127,32 +127,32 @@ def page(text: str) -> str:
 
 
 def row(cells: Iterable[object]) -> str:
-    """A line of a Markdown table."""
+    """Return a line of a Markdown table."""
     return f"| {' | '.join(map(str, cells))} |"
 
 
 def table(head: Sequence[str], rows: Iterable[Iterable[object]], left: int = 1) -> list[str]:
-    """A Markdown table whose columns after the first `left` are numbers, on the right."""
+    """Return a Markdown table. Columns after the first `left` are aligned on the right."""
     return [row(head), row("---" if i < left else "---:" for i in range(len(head))), *map(row, rows)]
 
 
 def per_model(head: str, rows: dict[str, Callable[[ModelConfig], object]]) -> list[str]:
-    """A table with a column for each model; rows compute their cells from its config."""
+    """Return a table with a column for each model. Rows compute their cells from its config."""
     return table([head, *MODELS], ([name, *map(cell, MODELS.values())] for name, cell in rows.items()))
 
 
 def gigabytes(n_bytes: float) -> str:
-    """In 10^9 bytes, with three digits or more."""
+    """Format bytes as 10^9 bytes, with three digits or more."""
     return f"{n_bytes / 1e9:,.{2 if n_bytes < 99.5e9 else 1}f} GB"
 
 
 def kilobytes(n_bytes: int) -> str:
-    """In 1024 bytes, exactly."""
+    """Format bytes as multiples of 1024 bytes, exactly."""
     return f"{n_bytes / 1024:,g} KiB"
 
 
 def shapes() -> list[str]:
-    """Dimensions of each model."""
+    """Make the table of each model's dimensions."""
     names = ["dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size", "max_seq_len"]
     letters = {name: f"`{name}` ({letter})" for letter, name in LETTERS.items() if name in names}
     rows: dict[str, Callable[[ModelConfig], object]] = {
@@ -165,7 +165,7 @@ def shapes() -> list[str]:
 
 
 def tensors() -> list[str]:
-    """Name, shape and meaning of each kind of tensor."""
+    """Make the table of tensors: name, shape and meaning."""
 
     def shape(config: ModelConfig, name: str) -> str:
         return " × ".join(f"{n:,}" for n in config.tensor_shapes()[name])
@@ -181,7 +181,7 @@ def tensors() -> list[str]:
 
 
 def parameters() -> list[str]:
-    """Numbers of each part, and their share."""
+    """Make the table of parameters by part of the model."""
 
     def cell(part: str) -> Callable[[ModelConfig], str]:
         return lambda config: (
@@ -192,7 +192,7 @@ def parameters() -> list[str]:
 
 
 def one_token() -> list[str]:
-    """Bytes that decoding a token reads."""
+    """Make the table of bytes that decoding a token reads."""
     rows: dict[str, Callable[[ModelConfig], object]] = {}
     for type in WEIGHTS:
         rows[f"{type} weights"] = lambda config, type=type: gigabytes(
@@ -214,7 +214,7 @@ def one_token() -> list[str]:
 
 
 def work() -> list[str]:
-    """Multiplications for a token."""
+    """Make the table of multiplications for a token."""
 
     def attention(config: ModelConfig, position: int) -> int:
         return 2 * config.n_layers * config.q_dim * position
@@ -228,7 +228,7 @@ def work() -> list[str]:
 
 
 def rope() -> list[str]:
-    """How fast pairs of a head turn."""
+    """Make the table of how fast pairs of a head turn."""
     config = MODELS["7B"]
     frequencies = config.rope_frequencies()
     pairs = [0, 1, *(len(frequencies) * i // 4 for i in (1, 2, 3)), len(frequencies) - 1]
@@ -237,7 +237,7 @@ def rope() -> list[str]:
 
 
 def cache() -> list[str]:
-    """Size of keys and values."""
+    """Make the table of the size of keys and values."""
 
     def full(config: ModelConfig, dtype: str) -> int:
         return kv_cache_bytes(config, config.max_seq_len, dtype)
@@ -254,7 +254,7 @@ def cache() -> list[str]:
 
 
 def memory() -> list[str]:
-    """Weights, and weights with a full cache."""
+    """Make the table of memory: weights, and weights with a full cache."""
     rows: dict[str, Callable[[ModelConfig], object]] = {}
     for type in WEIGHTS:
         rows[f"weights, {type}"] = lambda config, type=type: gigabytes(weight_bytes(config, Quantization.of(type)))
@@ -266,7 +266,7 @@ def memory() -> list[str]:
 
 
 def steps() -> list[str]:
-    """The forward pass, with links."""
+    """Make the table of the forward pass, with links."""
 
     def link(place: str) -> str:
         text = place.removeprefix("model.") if place.startswith("model.") else place.partition(" ")[2].lstrip("# ")
@@ -283,7 +283,7 @@ _TABLES = {
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="Write what is made in docs/llama.md, and docs/llama.svg.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if anything is out of date")
     check = parser.parse_args().check

@@ -88,13 +88,13 @@ def write(path: Path, text: str) -> None:
 
 
 def tracked(folder: str) -> list[str]:
-    """Files of a folder that git knows or would add, from the project's root."""
+    """Return the files of a folder that git knows or would add, as paths from the project's root."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", folder]
     return sorted(set(subprocess.check_output(command, cwd=ROOT, text=True).splitlines()))
 
 
 def with_contents(paths: set[str]) -> set[str]:
-    """The paths, and the files and folders in those that are folders."""
+    """Add the files and folders in those paths that are folders."""
     found = set(paths)
     for path in paths:
         for file in tracked(path):  # a file lists itself
@@ -110,7 +110,7 @@ def is_readable(path: str) -> bool:
 
 
 def page_of(path: str) -> str:
-    """The place on the site of a file or folder of the project."""
+    """Return the place on the site of a file or folder of the project."""
     if path in PAGES:
         return PAGES[path]
     if path.startswith("docs/"):
@@ -171,7 +171,7 @@ def with_name_links(text: str, names: dict[str, str]) -> str:
 
 
 def public_names() -> dict[str, str]:
-    """How the pages name public things, and the identifier that mkdocstrings gives them."""
+    """Return the public names as pages spell them, and the identifiers that mkdocstrings gives them."""
     found = {}
     for name in pyllama2.__all__:
         value = getattr(pyllama2, name)
@@ -186,7 +186,7 @@ def public_names() -> dict[str, str]:
 
 
 def help_of(command: str) -> str:
-    """What `pyllama2 COMMAND --help` prints on a terminal of 100 columns."""
+    """Return what `pyllama2 COMMAND --help` prints on a terminal of 100 columns."""
     output = io.StringIO()
     with mock.patch.dict("os.environ", COLUMNS="100", NO_COLOR="1"), contextlib.redirect_stdout(output):
         if run_pyllama2([command, "--help"]) != 0:
@@ -195,7 +195,7 @@ def help_of(command: str) -> str:
 
 
 def room_page(room: str) -> str:
-    """The page that mkdocstrings fills with the public names of a room, but for those that api.md has."""
+    """Make the page that mkdocstrings fills with the public names of a room, without those that api.md has."""
     elsewhere = re.findall(r"^::: [\w.]+?(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
     return f"""\
 # {room}
@@ -211,7 +211,7 @@ def room_page(room: str) -> str:
 
 
 def folder_page(path: str) -> str:
-    """A list of the files of a folder; those that are text are links."""
+    """Make the page of a folder: a list of its files, with links to those that are text."""
     lines = []
     for name in sorted({file.removeprefix(f"{path}/").partition("/")[0] for file in tracked(path)}):
         other = f"{path}/{name}"
@@ -222,7 +222,7 @@ def folder_page(path: str) -> str:
 
 
 def source_page(path: str) -> str:
-    """A source file with coloured and numbered lines, whose anchors are L1, L2, ..."""
+    """Make the page of a source file: coloured and numbered lines, with the anchors L1, L2, ..."""
     text = (ROOT / path).read_text(encoding="utf-8")
     name = path
     if path.endswith(".ipynb"):
@@ -237,7 +237,7 @@ def source_page(path: str) -> str:
 
 
 def source_html(path: str, code: str) -> str:
-    """A page for the source. It is not Markdown, which would take longer than all of the rest."""
+    """Make a page for the source. It is HTML, since mkdocs takes long to convert so much Markdown."""
     up = posixpath.relpath(".", posixpath.dirname(page_of(path)))
     return f"""\
 <!doctype html>
@@ -258,7 +258,7 @@ def source_html(path: str, code: str) -> str:
 
 
 def source_css() -> str:
-    """The style sheet of the source pages, in the light or dark colours that the reader's system has."""
+    """Make the style sheet of the source pages, with the light or dark colours of the reader's system."""
     light, dark = (HtmlFormatter(style=name).get_style_defs("pre") for name in ("default", "github-dark"))
     return f"""\
 body {{ margin: 1rem; font-family: sans-serif; color-scheme: light dark; }}
@@ -273,7 +273,7 @@ pre > a:target {{ background: gold; color: black; }}
 
 
 def notebook_text(text: str) -> str:
-    """The cells of a notebook as one Python file. Cells of text are comments."""
+    """Convert a notebook to one Python file. Cells of text become comments."""
     cells = []
     for cell in json.loads(text)["cells"]:
         source = "".join(cell["source"])
@@ -285,7 +285,7 @@ def notebook_text(text: str) -> str:
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="Write the pages of the docs site.")
     parser.add_argument("folder", type=Path, nargs="?", default=ROOT / "build" / "docs", metavar="FOLDER")
     make_pages(parser.parse_args().folder)

@@ -1,4 +1,4 @@
-"""Links from a page in docs/ to lines of the source, found in the source so that they cannot go stale.
+"""Makes links from a page in docs/ to lines of the source.
 
 A place is named by a file's name and what stands in it:
 
@@ -53,7 +53,7 @@ def _python_lines(path: Path, qualified: str) -> tuple[int, int]:
 
 
 def _function_lines(path: Path, name: str) -> tuple[int, int]:
-    """From a definition at the left margin, or a method of a class, to the end of its body."""
+    """Find a function or a method, from its first line to the end of its body."""
     lines = _lines(path)
     head = re.compile(rf"( *)(?:c?p?def|TARGET|static)\b[^=]*?\b(?:NAME\()?{re.escape(name)}\)?\(")
     starts = [(i, match[1]) for i, line in enumerate(lines) if (match := head.match(line))]

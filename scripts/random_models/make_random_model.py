@@ -1,14 +1,20 @@
-"""Makes a model of random weights in the shape of a real one, for measurements and tests of size.
+"""Makes a model of random weights in the shape of a real one, for measurements and tests of large models.
 
     python scripts/random_models/make_random_model.py 7b /data/random-7b --format meta --shards 2
     python scripts/random_models/make_random_model.py 1.1b /data/random-1b.bin --format native --dtype q4 --layers 4
     python scripts/random_models/make_random_model.py 1.1b /data/random-1b.gguf --format gguf --type q4_0
 
-Formats: meta (a directory with consolidated.NN.pth, float16, and tokenizer.model), hf (a directory with
-model.safetensors, float16), llama2c (a version 0 file, float32), native (our own file), gguf (with all matrices of one
-type, random_gguf.py). The same shape and seed give the same model in each, before quantization. meta and gguf have a
-tokenizer of made-up words (random_tokenizer.py). One tensor is in memory at a time. The numbers are one block of random
-halves, read from another place for each tensor, so that it writes as fast as the disk does; activations stay near 1.
+The formats:
+
+    meta       a directory with consolidated.NN.pth, float16, and tokenizer.model
+    hf         a directory with model.safetensors, float16
+    llama2c    a version 0 file, float32
+    native     our own file
+    gguf       a GGUF file, with all matrices of one type (random_gguf.py)
+
+A shape and a seed give the same model in each format, before quantization. meta and gguf have a tokenizer of made-up
+words (random_tokenizer.py). One tensor is in memory at a time. All tensors repeat one block of random numbers, each
+from another place on, so writing is as fast as the disk. Activations stay near 1.
 """
 
 from __future__ import annotations
@@ -39,7 +45,7 @@ from pyllama2.config import ModelConfig
 from pyllama2.storage.model_file import ModelWriter, StoredModel
 from pyllama2.storage.weights import Quantization, Weight
 
-# Shape, and what params.json says of hidden_dim.
+# The config, and what params.json says about hidden_dim.
 SHAPES: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
     "tiny": (ModelConfig(64, 192, 2, 4, 2, 16, 512, 256), {"multiple_of": 64}),
     "1.1b": (ModelConfig(2048, 5632, 22, 32, 4, 64, 32000, 2048), {"multiple_of": 256}),
@@ -65,7 +71,7 @@ _HF_NAMES = {
 
 
 def write_meta(folder: str, config: ModelConfig, weights: RandomWeights, extra: dict[str, Any], n_shards: int) -> None:
-    """params.json, tokenizer.model and consolidated.NN.pth, which torch.load(weights_only=True) reads too."""
+    """Write params.json, tokenizer.model and consolidated.NN.pth. torch.load(weights_only=True) can read the latter."""
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, "tokenizer.model"), "wb") as file:
         file.write(sentencepiece_model(config.vocab_size))
@@ -113,7 +119,7 @@ def _add_member(file: zipfile.ZipFile, name: str, data: bytes | memoryview) -> N
 
 
 def state_dict_pickle(shapes: dict[str, tuple[int, ...]]) -> bytes:
-    """The pickle of torch.save for float16 tensors: {name: tensor of storage 0, 1, ...}."""
+    """Make the pickle that torch.save writes for float16 tensors: {name: tensor of storage 0, 1, ...}."""
     parts = [b"\x80\x02}("]  # protocol 2, a dict, a mark for its items
     for key, (name, shape) in enumerate(shapes.items()):
         strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
@@ -134,7 +140,7 @@ def _integer(value: int) -> bytes:
 
 
 def write_hf(folder: str, config: ModelConfig, weights: RandomWeights) -> None:
-    """config.json and model.safetensors; rows of wq and wk permuted for rotation by halves."""
+    """Write config.json and model.safetensors. Rows of wq and wk are permuted for rotation by halves."""
     os.makedirs(folder, exist_ok=True)
     values = {
         "architectures": ["LlamaForCausalLM"],
@@ -175,12 +181,12 @@ def _hf_name(name: str) -> str:
 
 
 def permuted(matrix: NDArray[Any], n_heads: int) -> NDArray[Any]:
-    """Rows (head, pair, half) as rows (head, half, pair)."""
+    """Reorder rows (head, pair, half) to (head, half, pair)."""
     return matrix.reshape(n_heads, -1, 2, matrix.shape[1]).swapaxes(1, 2).reshape(matrix.shape)
 
 
 def write_llama2c(path: str, config: ModelConfig, weights: RandomWeights) -> None:
-    """A version 0 file: header, float32 tensors by kind, rotations before the output matrix."""
+    """Write a version 0 file: header, float32 tensors by kind, rotations before the output matrix."""
     numbers = (config.dim, config.hidden_dim, config.n_layers, config.n_heads, config.n_kv_heads)
     with open(path, "wb") as file:
         file.write(struct.pack("<7i", *numbers, -config.vocab_size, config.max_seq_len))
@@ -201,7 +207,7 @@ def _llama2c_order(config: ModelConfig) -> Iterator[str]:
 
 
 def write_native(path: str, config: ModelConfig, weights: RandomWeights, dtype: str) -> None:
-    """Our own file, of dtype float32, float16, q8 or q4 as quantize makes them."""
+    """Write our own file of dtype float32, float16, q8 or q4, as export and quantize do."""
     quantization = Quantization.of(dtype)
     with ModelWriter(path, StoredModel(config, quantization, source="random weights")) as writer:
         for name, shape in weights.shapes.items():

@@ -1,10 +1,10 @@
-"""The GGUF file of make_random_model.py, of matrices that are all of one type, with a tokenizer of made-up words.
+"""Writes the GGUF file of make_random_model.py. All matrices have one type. The tokenizer has made-up words.
 
 Rows of wq and wk stay as they are: for the architecture "llama" GGUF rotates neighbouring pairs, as Meta does.
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
-Quantization goes by blocks of 32 numbers, and the numbers of RandomWeights repeat: a large model is put together from
-a table that holds, for each place of the repeated numbers, the quantized block that begins there.
+Blocks of 32 numbers are quantized, and the numbers of RandomWeights repeat. So for a large model a table is made first:
+for each place in the repeated numbers, the quantized block that begins there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TYPES = ("f32", "f16", "q8_0", "q4_0")
 _BLOCK_SIZE = 32  # numbers of a quantized block
-_CHUNK = 1 << 20  # numbers that are quantized at a time: numpy's temporary arrays stay small
+_CHUNK = 1 << 20  # numbers that are quantized at a time, so that temporary arrays are small
 _NAMES = {
     "tok_embeddings": "token_embd",
     "norm": "output_norm",
@@ -43,7 +43,7 @@ _NAMES = {
 
 
 def write_gguf(path: str, config: ModelConfig, weights: RandomWeights, type: str) -> None:
-    """A file of matrices of type, one of TYPES, and float32 norms, with one tensor in memory at a time."""
+    """Write a file of matrices of type, one of TYPES, and float32 norms. One tensor is in memory at a time."""
     stored = GGMLQuantizationType[type.upper()]
     writer = gguf.GGUFWriter(path, "llama")
     _add_config(writer, config)
@@ -69,7 +69,7 @@ def write_gguf(path: str, config: ModelConfig, weights: RandomWeights, type: str
 
 
 def _encoder(config: ModelConfig, weights: RandomWeights, type: GGMLQuantizationType) -> Callable[[str], NDArray[Any]]:
-    """A function from the name of a matrix to its contents in the file."""
+    """Make a function from the name of a matrix to its contents in the file."""
     if type in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
         dtype = np.float32 if type is GGMLQuantizationType.F32 else np.float16
         return lambda name: weights[name].astype(dtype, copy=False)
@@ -88,7 +88,7 @@ def _encoder(config: ModelConfig, weights: RandomWeights, type: GGMLQuantization
 
 
 def table_of_blocks(numbers: NDArray[np.float16], type: GGMLQuantizationType) -> NDArray[np.uint8]:
-    """Row i is the quantized block of numbers i to i + 31, which go on at the beginning after the end."""
+    """Make a table whose row i is the quantized block of numbers i to i + 31. The numbers start again after the end."""
     _, block_bytes = gguf.GGML_QUANT_SIZES[type]
     table = np.empty((len(numbers), block_bytes), np.uint8)
     endless = np.concatenate([numbers, numbers[:_BLOCK_SIZE]])
@@ -101,7 +101,7 @@ def table_of_blocks(numbers: NDArray[np.float16], type: GGMLQuantizationType) ->
 
 
 def quantized(numbers: NDArray[np.float16], type: GGMLQuantizationType) -> NDArray[np.uint8]:
-    """The blocks (len(numbers) / 32, bytes of a block) of any numbers."""
+    """Quantize numbers to blocks (len(numbers) / 32, bytes of a block)."""
     parts = [numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK)]
     return np.concatenate(
         [gguf.quants.quantize(part.astype(np.float32).reshape(-1, _BLOCK_SIZE), type) for part in parts]

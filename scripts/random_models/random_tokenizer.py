@@ -1,7 +1,7 @@
-"""The tokenizer of make_random_model.py: SentencePiece's special tokens, bytes and space, then words that no text has.
+"""Makes the tokenizer of make_random_model.py: SentencePiece's special tokens, bytes, a space, then made-up words.
 
-It encodes any text, byte by byte, and what a random model says with it can be read: word17 word4. "[INST]" has the
-three tokens that it has in Llama-2's vocabulary, by which its chat format is known.
+It encodes any text byte by byte. The output of a random model can be read: word17 word4. "[INST]" has three tokens, as
+in Llama-2's vocabulary, so the model gets Llama-2's chat format.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _CHAT = ("\u2581[", "IN", "ST", "INST")  # merged in this order; "]" is a byte
 
 
 def vocabulary(vocab_size: int) -> list[tuple[str, float, int]]:
-    """Text, score and type of each piece; types have the same numbers in GGUF files."""
+    """Return text, score and type of each piece. Types have the same numbers in GGUF files."""
     entries = [("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL)]
     entries += [(f"<0x{byte:02X}>", BYTE) for byte in range(256)]
     entries += [(text, NORMAL) for text in ("\u2581", *_CHAT)]
@@ -28,5 +28,5 @@ def vocabulary(vocab_size: int) -> list[tuple[str, float, int]]:
 
 
 def sentencepiece_model(vocab_size: int) -> bytes:
-    """The vocabulary as a tokenizer.model."""
+    """Return the vocabulary as a tokenizer.model."""
     return build_model(vocabulary(vocab_size), unk_id=0, bos_id=1, eos_id=2)

@@ -1,4 +1,4 @@
-"""The numbers of random models: one block of them, repeated, so that a model of any size costs little to make."""
+"""The numbers of random models. One block of numbers is repeated, so that a large model is made quickly."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from numpy.typing import NDArray
 
 from pyllama2.config import ModelConfig
 
-_BLOCK = (1 << 22) + 3  # halves; odd, so that the repetitions do not line up with rows
+_BLOCK = (1 << 22) + 3  # float16 numbers; odd, so that repetitions do not line up with rows
 
 
 class RandomWeights:
-    """The tensors of a model, float16, made when asked for.
+    """The tensors of a model, float16. A tensor is made when it is asked for.
 
-    A matrix of n columns is numbers(n), read from starts[name] on and again from the beginning after its end.
+    A matrix of n columns repeats numbers(n), from starts[name] on.
+
+    Args:
+        config: the model's dimensions.
+        seed: seed of the random numbers.
+
+    Attributes:
+        period: after how many numbers they repeat.
+        shapes: shape of each tensor.
+        starts: place in the numbers where each tensor starts.
     """
 
     period = _BLOCK
@@ -29,7 +38,7 @@ class RandomWeights:
         self.starts = {name: int(rng.integers(_BLOCK)) for name in self.shapes}
 
     def numbers(self, columns: int) -> NDArray[np.float16]:
-        """The numbers (period,) that matrices of so many columns repeat."""
+        """Return the numbers (period,) float16 that matrices of so many columns repeat."""
         if columns not in self._scaled:
             self._scaled[columns] = (self._normal * columns**-0.5).astype(np.float16)
         return self._scaled[columns]
