@@ -80,6 +80,8 @@ def fill_cache(backend: Backend, cache: KVCache, n_tokens: int, row: int = 0) ->
     A few tokens are computed, and their keys and values are repeated.
 
     Args:
+        backend: the backend that computes.
+        cache: the cache.
         n_tokens: the number of positions to fill, from 0 on.
         row: the row of the cache.
     """
@@ -115,16 +117,16 @@ class Run:
     logits: str
 
 
-def measure(backend: Backend, cache: KVCache, n_prompt: int, n_new: int, context: int) -> Run:
+def measure(backend: Backend, cache: KVCache, n_prompt: int, n_new: int, start: int) -> Run:
     """Process a prompt, then decode some tokens, and measure both.
 
     Args:
         backend: the backend that computes.
-        cache: a cache whose row 0 is filled up to context. Its first n_prompt positions are overwritten, with the same
+        cache: a cache whose row 0 is filled up to start. Its first n_prompt positions are overwritten, with the same
             values each time.
         n_prompt: tokens of the prompt, which begins at position 0.
         n_new: tokens to decode.
-        context: position of the first decoded token.
+        start: position of the first decoded token.
 
     Raises:
         NumericalError: a logit is not finite.
@@ -133,7 +135,7 @@ def measure(backend: Backend, cache: KVCache, n_prompt: int, n_new: int, context
     started = time.perf_counter()
     logits = [backend.forward(Batch.of_sequence(tokens[:n_prompt]), cache)]
     prompt_s = time.perf_counter() - started
-    steps = [Batch.of_sequence([token], start=context + i) for i, token in enumerate(tokens[:n_new])]
+    steps = [Batch.of_sequence([token], start=start + i) for i, token in enumerate(tokens[:n_new])]
     started = time.perf_counter()
     logits += [backend.forward(step, cache) for step in steps]
     decode_s = time.perf_counter() - started
@@ -234,7 +236,7 @@ class Report:
 
 
 def run_benchmark(
-    name: str, model: StoredModel, backend: Backend, n_prompt: int, n_new: int, context: int, repeat: int
+    name: str, model: StoredModel, backend: Backend, n_prompt: int, n_new: int, start: int, repeat: int
 ) -> Report:
     """Measure how fast a model runs.
 
@@ -244,7 +246,7 @@ def run_benchmark(
         backend: the backend that runs it.
         n_prompt: tokens of the prompt.
         n_new: tokens to decode.
-        context: position of the first decoded token.
+        start: position of the first decoded token.
         repeat: the number of repeats.
 
     Raises:
@@ -252,15 +254,15 @@ def run_benchmark(
     """
     facts = backend.describe()
     memory = ReadBandwidth(facts.n_threads) if facts.n_threads else None  # of the CPU
-    length = max(n_prompt, context + n_new)
+    length = max(n_prompt, start + n_new)
     with closing(backend.new_cache(1, length)) as cache:
         measure(backend, cache, min(n_prompt, 64), min(n_new, 2), 0)  # warm-up: pages in weights, wakes threads
-        fill_cache(backend, cache, context)
+        fill_cache(backend, cache, start)
         position_bytes = sum(array.nbytes for array in cache.save_row(0, 1).values())
-        kv_cache_bytes = round(position_bytes * (context + (n_new + 1) / 2))
+        kv_cache_bytes = round(position_bytes * (start + (n_new + 1) / 2))
         runs, rates = [], [] if memory is None else memory.measure()
         for _ in range(repeat):
-            runs.append(measure(backend, cache, n_prompt, n_new, context))
+            runs.append(measure(backend, cache, n_prompt, n_new, start))
             rates += [] if memory is None else memory.measure()
     hashes = {run.logits for run in runs}
     if len(hashes) > 1:
@@ -281,7 +283,7 @@ def run_benchmark(
         kv_dtype=facts.kv_dtype,
         prompt_tokens=n_prompt,
         new_tokens=n_new,
-        context=context,
+        context=start,
         repeat=repeat,
         prompt=Spread.of([run.prompt for run in runs]),
         decode=decode,

@@ -118,6 +118,9 @@ class _Chat:
     """A conversation, and what is done with each line of input.
 
     Attributes:
+        llm: the model.
+        params: how answers are sampled.
+        args: the command's arguments.
         messages: the messages so far.
         system: the system prompt with which reset() starts again; None: there is none.
         refused: whether any line was answered with an error.

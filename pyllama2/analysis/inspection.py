@@ -217,7 +217,7 @@ def inspect_model(
         config = checkpoint.config
         if n_ctx is not None and not 1 <= n_ctx <= config.max_seq_len:
             raise ValueError(f"the context must be between 1 and {config.max_seq_len} tokens, not {n_ctx}")
-        context = config.max_seq_len if n_ctx is None else n_ctx
+        n_ctx = config.max_seq_len if n_ctx is None else n_ctx
         spec = checkpoint.tokenizer
         return Inspection(
             path=os.fspath(path),
@@ -231,12 +231,12 @@ def inspect_model(
             n_parameters=config.n_parameters,
             parameters=parameters_by_part(config),
             tensors=_tensors(checkpoint, exact, progress),
-            context=context,
-            kv_bytes={dtype: allocated_bytes(config, 1, context, dtype) for dtype in KV_DTYPES},
+            context=n_ctx,
+            kv_bytes={dtype: allocated_bytes(config, 1, n_ctx, dtype) for dtype in KV_DTYPES},
             available_bytes=available_bytes(),
             cpu_cache_bytes=last_cache_bytes(),
             n_threads=n_threads,
-            needs=_needs(checkpoint, context, n_threads, measure),
+            needs=_needs(checkpoint, n_ctx, n_threads, measure),
         )
 
 
@@ -283,7 +283,7 @@ def _tensors(checkpoint: Checkpoint, exact: bool, progress: Progress | None) -> 
     return tensors
 
 
-def _needs(checkpoint: Checkpoint, context: int, n_threads: int, measure: bool) -> list[MemoryPlan]:
+def _needs(checkpoint: Checkpoint, n_ctx: int, n_threads: int, measure: bool) -> list[MemoryPlan]:
     """Plan every way to run the model that load_model() allows: as stored, or converted."""
     config = checkpoint.config
     stored = checkpoint.model.quantization if isinstance(checkpoint, OwnCheckpoint) else None
@@ -300,15 +300,15 @@ def _needs(checkpoint: Checkpoint, context: int, n_threads: int, measure: bool) 
             rate = rates[size] = rates.get(size) or max(ReadBandwidth(n_threads, size).measure())
         speeds = None
         if rate is not None:
-            speeds = {dtype: _speed(config, per_token, context, dtype, rate, fixed) for dtype in KV_DTYPES}
-        totals = {dtype: needed_bytes(config, way, context, dtype, n_threads) for dtype in KV_DTYPES}
+            speeds = {dtype: _speed(config, per_token, n_ctx, dtype, rate, fixed) for dtype in KV_DTYPES}
+        totals = {dtype: needed_bytes(config, way, n_ctx, dtype, n_threads) for dtype in KV_DTYPES}
         needs.append(MemoryPlan(way.type, way is stored, weight_bytes(config, way), per_token, rate, totals, speeds))
     return needs
 
 
-def _speed(config: ModelConfig, per_token: int, context: int, kv_dtype: str, rate: float, fixed: float) -> Speed:
+def _speed(config: ModelConfig, per_token: int, n_ctx: int, kv_dtype: str, rate: float, fixed: float) -> Speed:
     def at(position: int) -> float:
         n_bytes = per_token + kv_cache_bytes(config, position, kv_dtype)
         return 1 / (n_bytes / rate / 1e9 + fixed)
 
-    return Speed(at(1), at(context))
+    return Speed(at(1), at(n_ctx))

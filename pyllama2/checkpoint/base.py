@@ -19,12 +19,12 @@ class LazyTensor:
     """A tensor that has not been read yet.
 
     Attributes:
-        dtype: the stored type, as the file format spells it ("BF16", "Q4_K")
-        nbytes: bytes that the tensor takes in the checkpoint; copies in other shards do not count
-        read: returns a float32 or float16 array of the tensor's shape, with its rows in the order that model.py expects
+        dtype: the stored type, as the file format spells it ("BF16", "Q4_K").
+        nbytes: bytes that the tensor takes in the checkpoint; copies in other shards do not count.
+        read: returns a float32 or float16 array of the tensor's shape, with its rows in the order of model.py.
         read_rows: takes (start, stop) and returns rows start .. stop - 1 only. They are in the order in which they
             are stored, which differs from that of read for Hugging Face's wq and wk.
-        release: lets the operating system take back the pages that were read
+        release: lets the operating system take back the pages that were read.
     """
 
     dtype: str
@@ -42,12 +42,12 @@ class Checkpoint(ABC):
         tokenizer: path of a tokenizer file that replaces the checkpoint's own.
 
     Attributes:
-        kind: the name of the format
-        config: the model's dimensions
-        tokenizer: None when the checkpoint has none
-        chat_template: Jinja source, None when the checkpoint has none
-        files: every file that belongs to the checkpoint
-        source: one line with the format and the file name, which is stored in files made from the checkpoint
+        kind: the name of the format.
+        config: the model's dimensions.
+        tokenizer: None when the checkpoint has none.
+        chat_template: Jinja source, None when the checkpoint has none.
+        files: every file that belongs to the checkpoint.
+        source: one line with the format and the file name, which is stored in files made from the checkpoint.
 
     Raises:
         CheckpointError: a file is missing, damaged or not supported.

@@ -33,9 +33,9 @@ class BlockType:
     """A type of blocks.
 
     Attributes:
-        size: numbers in a block
-        layout: the numpy dtype of one stored block
-        decode: turns blocks, (n,) of layout, into n * size float32 numbers in any shape
+        size: numbers in a block.
+        layout: the numpy dtype of one stored block.
+        decode: turns blocks, (n,) of layout, into n * size float32 numbers in any shape.
     """
 
     size: int
@@ -43,17 +43,17 @@ class BlockType:
     decode: Callable[[NDArray[Any]], NDArray[np.float32]]
 
 
-def dequantize(type: str, blocks: NDArray[Any]) -> NDArray[np.float32]:
+def dequantize(dtype: str, blocks: NDArray[Any]) -> NDArray[np.float32]:
     """Decode blocks. Every number is computed in float32 and is bit for bit that of the reference implementation.
 
     Args:
-        type: a key of BLOCK_TYPES
-        blocks: (n,) of the layout of that type
+        dtype: a key of BLOCK_TYPES.
+        blocks: (n,) of the layout of that type.
 
     Returns:
         float32 (n * size,). A NaN or infinite scale gives NaN or infinity.
     """
-    block = BLOCK_TYPES[type]
+    block = BLOCK_TYPES[dtype]
     numbers = np.empty(len(blocks) * block.size, np.float32)
     step = _CHUNK // block.size
     with np.errstate(invalid="ignore"):  # a NaN or infinite scale gives NaN, which the model's logits will show

@@ -63,9 +63,9 @@ class Header:
     """What a header says.
 
     Attributes:
-        metadata: the keys and their values
+        metadata: the keys and their values.
         tensors: the tensors by name, in the order of the file's list; their dtypes are "F32", "F16", "BF16" and the
-            keys of BLOCK_TYPES
+            keys of BLOCK_TYPES.
     """
 
     metadata: Metadata
@@ -87,7 +87,7 @@ class Metadata:
     """Typed access to the keys of a file.
 
     Attributes:
-        path: the file's path, for error messages
+        path: the file's path, for error messages.
     """
 
     def __init__(self, file: MappedFile, fields: dict[str, _Field]) -> None:
@@ -99,15 +99,15 @@ class Metadata:
         """Return the value of a key, None when it is absent.
 
         Args:
-            key: its name
-            kind: the type expected: int, float, bool or str
+            key: its name.
+            kind: the type expected: int, float, bool or str.
 
         Returns:
             The value. A float32 becomes the shortest decimal number that rounds to it, since that is what the writer
             meant: 1e-5, not 0.000009999999747.
 
         Raises:
-            CheckpointError: the value is of another type, or a text is too long or not UTF-8
+            CheckpointError: the value is of another type, or a text is too long or not UTF-8.
         """
         field = self._field(key, kind, is_array=False)
         if field is None:
@@ -128,7 +128,7 @@ class Metadata:
         """Return the value of a key that must exist; see find().
 
         Raises:
-            CheckpointError: the key is absent, or its value is not valid
+            CheckpointError: the key is absent, or its value is not valid.
         """
         value = self.find(key, kind)
         if value is None:
@@ -139,11 +139,11 @@ class Metadata:
         """Return an integer that may also be stored as an array with the same number for each layer.
 
         Args:
-            key: its name
-            default: the number when the key is absent; None: the key must exist
+            key: its name.
+            default: the number when the key is absent; None: the key must exist.
 
         Raises:
-            CheckpointError: the key is absent, not of integers, or layers have different numbers
+            CheckpointError: the key is absent, not of integers, or layers have different numbers.
         """
         field = self._fields.get(key)
         if field is None and default is not None:
@@ -161,14 +161,14 @@ class Metadata:
         """Return the numbers of an array.
 
         Args:
-            key: its name
-            kind: the type of its elements: int or float
+            key: its name.
+            kind: the type of its elements: int or float.
 
         Returns:
             A view of the file, (count,), of the stored type.
 
         Raises:
-            CheckpointError: the key is absent, or not an array of that type
+            CheckpointError: the key is absent, or not an array of that type.
         """
         return self._array(self._required_array(key, kind))
 
@@ -176,11 +176,11 @@ class Metadata:
         """Return the strings of an array.
 
         Args:
-            key: its name
-            max_count: the most strings that it may have
+            key: its name.
+            max_count: the most strings that it may have.
 
         Raises:
-            CheckpointError: the key is absent, not an array of strings, too large, or not UTF-8
+            CheckpointError: the key is absent, not an array of strings, too large, or not UTF-8.
         """
         field = self._required_array(key, str)
         if field.count > max_count:
@@ -228,7 +228,7 @@ def read_header(file: MappedFile) -> Header:
     """Parse and check the header of a mapped file.
 
     Raises:
-        CheckpointError: the file is no GGUF file, of an unsupported version or type, truncated or damaged
+        CheckpointError: the file is no GGUF file, of an unsupported version or type, truncated or damaged.
     """
     if not is_gguf(file):
         raise CheckpointError(f"{file.path} is not a GGUF file")

@@ -40,14 +40,14 @@ def read_tokenizer(metadata: Metadata, vocab_size: int) -> TokenizerSpec | None:
     """Make the tokenizer of a GGUF file.
 
     Args:
-        metadata: the file's keys
-        vocab_size: the model's number of tokens
+        metadata: the file's keys.
+        vocab_size: the model's number of tokens.
 
     Returns:
         The tokenizer, None when the file has none.
 
     Raises:
-        CheckpointError: the tokenizer is damaged or not supported, or has more tokens than the model
+        CheckpointError: the tokenizer is damaged or not supported, or has more tokens than the model.
     """
     model = metadata.find("tokenizer.ggml.model", str)
     if model is None or model in ("no_vocab", "none"):

@@ -17,14 +17,14 @@ def read_config(path: str) -> tuple[ModelConfig, JsonObject]:
     """Read a config.json.
 
     Args:
-        path: the file
+        path: the file.
 
     Returns:
         The model's dimensions, and the parsed file, which also names special tokens.
 
     Raises:
         CheckpointError: the file is damaged, the model is not a Llama, or a setting changes the computation in a way
-            that is not supported
+            that is not supported.
     """
     values = JsonObject.read(path)
     _refuse_unsupported(values)
@@ -82,8 +82,8 @@ def _rope(values: JsonObject) -> tuple[float, RopeScaling | None]:
     try:
         if kind == "linear":
             return theta, RopeScaling(kind, factor)
-        context = rope.positive("original_max_position_embeddings")
+        trained_len = rope.positive("original_max_position_embeddings")
         low, high = rope.get("low_freq_factor", _NUMBER), rope.get("high_freq_factor", _NUMBER)
-        return theta, RopeScaling(kind, factor, low, high, context)
+        return theta, RopeScaling(kind, factor, low, high, trained_len)
     except ValueError as error:
         raise CheckpointError(f"{rope.path}: {error}") from error

@@ -31,9 +31,9 @@ class DirectoryTokenizer:
     """The tokenizer and the chat template of a directory.
 
     Attributes:
-        spec: the tokenizer, None when the directory has none
-        chat_template: Jinja source, None when the directory has none
-        files: the files that were read
+        spec: the tokenizer, None when the directory has none.
+        chat_template: Jinja source, None when the directory has none.
+        files: the files that were read.
     """
 
     spec: TokenizerSpec | None = None
@@ -45,13 +45,13 @@ def read_tokenizer(folder: str, config: JsonObject, path: str | None, vocab_size
     """Read the tokenizer and the chat template of a directory.
 
     Args:
-        folder: the directory
-        config: its config.json
-        path: a tokenizer file that replaces the directory's own, or None
-        vocab_size: the model's number of tokens
+        folder: the directory.
+        config: its config.json.
+        path: a tokenizer file that replaces the directory's own, or None.
+        vocab_size: the model's number of tokens.
 
     Raises:
-        CheckpointError: a file is damaged or not supported, or the tokenizer has more tokens than the model
+        CheckpointError: a file is damaged or not supported, or the tokenizer has more tokens than the model.
     """
     settings = _optional(folder, "tokenizer_config.json")
     result = DirectoryTokenizer(files=[settings.path] if settings.values else [])

@@ -16,8 +16,8 @@ class JsonObject:
     """Typed access to a JSON object.
 
     Attributes:
-        path: the file's path, and for a child also its place in the file; for error messages
-        values: the fields
+        path: the file's path, and for a child also its place in the file; for error messages.
+        values: the fields.
     """
 
     def __init__(self, path: str, values: dict[str, Any]) -> None:
@@ -31,12 +31,12 @@ class JsonObject:
         """Parse a file.
 
         Args:
-            path: the file
-            max_bytes: the largest size of the file
-            max_values: the most values in it
+            path: the file.
+            max_bytes: the largest size of the file.
+            max_values: the most values in it.
 
         Raises:
-            CheckpointError: the file cannot be read, is no JSON object, exceeds a limit, or has a key twice
+            CheckpointError: the file cannot be read, is no JSON object, exceeds a limit, or has a key twice.
         """
         with MappedFile(path) as file:
             if file.size > max_bytes:
@@ -54,12 +54,12 @@ class JsonObject:
         """Return a field.
 
         Args:
-            name: the field
-            kind: the type expected, or several
-            default: the result when the field is absent or null
+            name: the field.
+            kind: the type expected, or several.
+            default: the result when the field is absent or null.
 
         Raises:
-            CheckpointError: the field is of another type
+            CheckpointError: the field is of another type.
         """
         value = self.values.get(name)
         if value is None:
@@ -74,10 +74,10 @@ class JsonObject:
         """Return the object in a field.
 
         Args:
-            name: the field; an absent or null one gives an object without fields
+            name: the field; an absent or null one gives an object without fields.
 
         Raises:
-            CheckpointError: the field is not an object
+            CheckpointError: the field is not an object.
         """
         return JsonObject(f"{self.path}: {name}", self.get(name, dict, {}))
 
@@ -85,11 +85,11 @@ class JsonObject:
         """Return an integer from 1 to 2**31 - 1.
 
         Args:
-            name: the field
-            default: the result when the field is absent or null; None: it must exist
+            name: the field.
+            default: the result when the field is absent or null; None: it must exist.
 
         Raises:
-            CheckpointError: the field is absent without a default, not an integer, or out of range
+            CheckpointError: the field is absent without a default, not an integer, or out of range.
         """
         value = self.get(name, int, default)
         if value is None:

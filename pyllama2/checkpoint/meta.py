@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 _SHARD = re.compile(r"consolidated\.(\d\d)\.pth")
 # params.json holds no context length; this is Llama-2's.
-_CONTEXT = 4096
+_MAX_SEQ_LEN = 4096
 _ROW_PARALLEL = ("attention.wo.weight", "feed_forward.w2.weight")
 # What Meta's reference code uses for use_scaled_rope.
 _LLAMA3_SCALING = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
@@ -122,7 +122,7 @@ def shard_names(folder: str) -> list[str]:
     """List the names of the consolidated.NN.pth files in a directory, sorted.
 
     Raises:
-        CheckpointError: the directory cannot be read
+        CheckpointError: the directory cannot be read.
     """
     try:
         return sorted(name for name in os.listdir(folder) if _SHARD.fullmatch(name))
@@ -214,7 +214,7 @@ def _config(params: JsonObject, pieces: dict[str, _Pieces], n_shards: int) -> Mo
             n_kv_heads=params.positive("n_kv_heads", n_heads),
             head_dim=default_head_dim(dim, n_heads) if head_dim is None else head_dim,
             vocab_size=vocab_size,
-            max_seq_len=_CONTEXT,
+            max_seq_len=_MAX_SEQ_LEN,
             norm_eps=params.get("norm_eps", (float, int), 1e-5),
             rope_theta=params.get("rope_theta", (float, int), 10000.0),
             rope_scaling=_LLAMA3_SCALING if params.get("use_scaled_rope", bool, False) else None,

@@ -41,9 +41,9 @@ class Storage:
     """An array of numbers that is stored beside the pickle.
 
     Attributes:
-        dtype: "F32", "F16" or "BF16"
-        key: its name in the torch file
-        numel: number of elements
+        dtype: "F32", "F16" or "BF16".
+        key: its name in the torch file.
+        numel: number of elements.
     """
 
     dtype: str
@@ -56,10 +56,10 @@ class PickledTensor:
     """A view of a storage. It has not been checked that the view fits into the storage.
 
     Attributes:
-        storage: what it is a view of
-        offset: its first element
-        shape: length of each dimension
-        stride: distance of neighbours in each dimension, in elements
+        storage: what it is a view of.
+        offset: its first element.
+        shape: length of each dimension.
+        stride: distance of neighbours in each dimension, in elements.
     """
 
     storage: Storage
@@ -79,14 +79,14 @@ def read_state_dict(data: bytes, path: str) -> dict[str, PickledTensor]:
     """Read the pickle of a state dict.
 
     Args:
-        data: the pickle
-        path: path of the torch file, for error messages
+        data: the pickle.
+        path: path of the torch file, for error messages.
 
     Returns:
         The tensors by name.
 
     Raises:
-        CheckpointError: the pickle is damaged, exceeds a limit, or is not a dict of tensors
+        CheckpointError: the pickle is damaged, exceeds a limit, or is not a dict of tensors.
     """
     return _Machine(data, path).run()
 

@@ -41,13 +41,13 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
     """Open a torch file.
 
     Args:
-        path: the file
+        path: the file.
 
     Returns:
         The tensors by name. None of them has been read.
 
     Raises:
-        CheckpointError: the file is damaged, or is not a state dict that torch 1.6 or newer wrote
+        CheckpointError: the file is damaged, or is not a state dict that torch 1.6 or newer wrote.
     """
     file = MappedFile(path)
     if is_old_torch_file(file):

@@ -29,17 +29,17 @@ def open_checkpoint(
     """Open a checkpoint; its contents, not its name, decide which reader is used.
 
     Args:
-        path: a file or a directory
-        tokenizer: path of a tokenizer file that replaces the checkpoint's own
-        max_seq_len: longest sequence in tokens, instead of the checkpoint's
-        norm_eps: epsilon of RMSNorm, instead of the checkpoint's
+        path: a file or a directory.
+        tokenizer: path of a tokenizer file that replaces the checkpoint's own.
+        max_seq_len: longest sequence in tokens, instead of the checkpoint's.
+        norm_eps: epsilon of RMSNorm, instead of the checkpoint's.
 
     Returns:
         The checkpoint. The caller closes it.
 
     Raises:
-        CheckpointError: there is no checkpoint at path, or it cannot be read
-        ValueError: max_seq_len or norm_eps is out of range
+        CheckpointError: there is no checkpoint at path, or it cannot be read.
+        ValueError: max_seq_len or norm_eps is out of range.
     """
     path = os.fspath(path)
     if not os.path.exists(path):

@@ -27,14 +27,14 @@ class StoredTensor:
     """Place and layout of a tensor in a file.
 
     Attributes:
-        file: the mapped file
-        dtype: "F32", "F16" or "BF16"
-        shape: length of each dimension, never 0
-        offset: byte of the file where the first element is
-        strides: distance of neighbours in each dimension, in elements; None for row-major
+        file: the mapped file.
+        dtype: "F32", "F16" or "BF16".
+        shape: length of each dimension, never 0.
+        offset: byte of the file where the first element is.
+        strides: distance of neighbours in each dimension, in elements; None for row-major.
 
     Raises:
-        CheckpointError: the tensor does not fit into the file
+        CheckpointError: the tensor does not fit into the file.
     """
 
     file: MappedFile
@@ -69,7 +69,7 @@ class StoredTensor:
         """Copy the numbers.
 
         Args:
-            out: an array of the tensor's shape and of read_dtype; it may be a slice of a larger array
+            out: an array of the tensor's shape and of read_dtype; it may be a slice of a larger array.
         """
         if self.dtype == "BF16":
             _widen(self._stored(), out)
@@ -86,7 +86,7 @@ class StoredTensor:
         """Let the operating system take back the pages of the tensor.
 
         Raises:
-            CheckpointError: the file has changed since it was mapped
+            CheckpointError: the file has changed since it was mapped.
         """
         self.file.release(self.offset, self._span().nbytes)
 
@@ -114,12 +114,12 @@ def check_dtype(path: str, name: str, dtype: str) -> None:
     """Check that StoredTensor can read a type.
 
     Args:
-        path: the file, for the error message
-        name: the tensor, for the error message
-        dtype: its type
+        path: the file, for the error message.
+        name: the tensor, for the error message.
+        dtype: its type.
 
     Raises:
-        CheckpointError: dtype is not F32, F16 or BF16
+        CheckpointError: dtype is not F32, F16 or BF16.
     """
     if dtype not in DTYPES:
         raise CheckpointError(f"{path}: tensor {name[:80]!r} is {dtype}; F32, F16 and BF16 are supported")

@@ -32,11 +32,11 @@ def read_tokenizer_file(path: str | os.PathLike[str], vocab_size: int | None = N
     """Read a tokenizer file. The file itself decides on BOS, EOS and add_bos.
 
     Args:
-        path: the file
-        vocab_size: the model's number of tokens; None: not checked
+        path: the file.
+        vocab_size: the model's number of tokens; None: not checked.
 
     Raises:
-        CheckpointError: the file is damaged, is no tokenizer, or has more tokens than the model
+        CheckpointError: the file is damaged, is no tokenizer, or has more tokens than the model.
     """
     return inspect_tokenizer_file(path, vocab_size).spec
 
@@ -45,11 +45,11 @@ def inspect_tokenizer_file(path: str | os.PathLike[str], vocab_size: int | None 
     """Read a tokenizer file and its special tokens, for checkpoints that choose BOS and EOS in another file.
 
     Args:
-        path: the file
-        vocab_size: the model's number of tokens; None: not checked
+        path: the file.
+        vocab_size: the model's number of tokens; None: not checked.
 
     Raises:
-        CheckpointError: the file is damaged, is no tokenizer, or has more tokens than the model
+        CheckpointError: the file is damaged, is no tokenizer, or has more tokens than the model.
     """
     with MappedFile(path) as file:
         head = file.bytes(0, min(file.size, 512))

@@ -44,9 +44,9 @@ class TokenizerFile:
     """The contents of a tokenizer file.
 
     Attributes:
-        spec: the tokenizer
-        special_ids: ids of special and added tokens by name
-        n_tokens: the highest id plus one
+        spec: the tokenizer.
+        special_ids: ids of special and added tokens by name.
+        n_tokens: the highest id plus one.
     """
 
     spec: TokenizerSpec
@@ -58,11 +58,11 @@ def read_tokenizer_json(path: str, vocab_size: int | None) -> TokenizerFile:
     """Read a tokenizer.json.
 
     Args:
-        path: the file
-        vocab_size: the model's number of tokens; None: not checked
+        path: the file.
+        vocab_size: the model's number of tokens; None: not checked.
 
     Raises:
-        CheckpointError: the file is damaged or not supported, or has more tokens than the model
+        CheckpointError: the file is damaged or not supported, or has more tokens than the model.
     """
     root = JsonObject.read(path, MAX_BYTES, _MAX_VALUES)
     model = root.child("model")

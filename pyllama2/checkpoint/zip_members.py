@@ -36,8 +36,8 @@ class Member:
     """The data of one member.
 
     Attributes:
-        offset: bytes from the start of the file
-        size: bytes
+        offset: bytes from the start of the file.
+        size: bytes.
     """
 
     offset: int
@@ -48,13 +48,13 @@ def read_members(file: MappedFile) -> dict[str, Member]:
     """Read the directory of a zip file.
 
     Args:
-        file: the mapped zip file
+        file: the mapped zip file.
 
     Returns:
         The members by name.
 
     Raises:
-        CheckpointError: the zip file is damaged or exceeds a limit, or members are compressed, truncated or overlap
+        CheckpointError: the zip file is damaged or exceeds a limit, or members are compressed, truncated or overlap.
     """
     count, start, end = _find_directory(file)
     if end - start > _MAX_DIRECTORY:

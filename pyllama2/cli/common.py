@@ -65,6 +65,7 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, command
     """Parse the arguments and run a command on them.
 
     Args:
+        parser: knows the flags of the command.
         argv: the arguments; None: those of the process.
         command: takes the parsed arguments and returns an exit code. It calls parser.error() for wrong usage, and
             lets errors of files and models pass.
@@ -322,6 +323,8 @@ def timings_line(llm: Llama, completion: Completion, verbose: bool) -> str:
     """Describe the speed of a completion, in tokens/s.
 
     Args:
+        llm: the model that made it.
+        completion: the completion.
         verbose: also give the weights that decoding read, in GB/s (10^9 bytes).
     """
     timings = completion.timings

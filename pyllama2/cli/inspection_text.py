@@ -23,6 +23,7 @@ def report(inspection: Inspection, colour: bool, *, layers: bool = False) -> str
     """Render an inspection as lines of text.
 
     Args:
+        inspection: what inspect_model() returned.
         colour: print titles in bold, with escape sequences.
         layers: list the tensors of every layer; otherwise each kind of tensor has one line.
     """
@@ -202,7 +203,8 @@ def tokens_report(text: str, ids: list[int], tokenizer: Tokenizer, colour: bool)
     """Show how a text is tokenized: all pieces in a row, then one line for each token.
 
     Args:
-        ids: the token ids of the text, BOS included.
+        text: the text.
+        ids: its token ids, BOS included.
         tokenizer: the one that made them.
         colour: give neighbouring pieces different colours; otherwise "|" separates them.
     """

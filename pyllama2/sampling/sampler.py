@@ -37,7 +37,10 @@ class Draw:
     """How one token is sampled from its logits by the steps from temperature on.
 
     Attributes:
-        temperature: as in SamplingParams, like the next three.
+        temperature: as in SamplingParams.
+        top_k: as in SamplingParams.
+        top_p: as in SamplingParams.
+        min_p: as in SamplingParams.
         uniform: the random number, in [0, 1).
     """
 

@@ -26,11 +26,11 @@ class MappedFile(Mapping):
     """The bytes of one regular file. The file stays mapped as long as any view of it is referenced.
 
     Attributes:
-        path: the path that the file was opened by
+        path: the path that the file was opened by.
 
     Raises:
-        CheckpointError: the file cannot be read, is not a regular file, or is empty
-        ClosedError: it is used after close()
+        CheckpointError: the file cannot be read, is not a regular file, or is empty.
+        ClosedError: it is used after close().
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -58,7 +58,7 @@ class MappedFile(Mapping):
         """Copy length bytes at offset.
 
         Raises:
-            CheckpointError: the file does not have these bytes, or has changed
+            CheckpointError: the file does not have these bytes, or has changed.
         """
         self._check_range(offset, length)
         with memoryview(self) as view:
@@ -71,15 +71,15 @@ class MappedFile(Mapping):
         """View a part of the file as an array, without copying.
 
         Args:
-            offset: byte of the first element
-            dtype: type of the elements
-            shape: shape of the array, row-major
+            offset: byte of the first element.
+            dtype: type of the elements.
+            shape: shape of the array, row-major.
 
         Returns:
             A read-only array.
 
         Raises:
-            CheckpointError: the array does not fit into the file
+            CheckpointError: the array does not fit into the file.
         """
         dtype = np.dtype(dtype)
         self._check_range(offset, prod(shape) * dtype.itemsize)
@@ -109,7 +109,7 @@ class MappedFile(Mapping):
         """Give the pages of a range of bytes back to the operating system, which reads them again when needed.
 
         Raises:
-            CheckpointError: the file has changed since it was mapped
+            CheckpointError: the file has changed since it was mapped.
         """
         super().release(offset, length)
         self.check()

@@ -52,13 +52,13 @@ class StoredModel:
     """One model.
 
     Attributes:
-        config: the model's dimensions
-        quantization: the storage types of the matrices
-        tokenizer: None when the model has none
-        chat_template: Jinja source, None when the model has none
-        source: where the weights came from, in one line
-        weights: the tensors by their names in config.tensor_shapes()
-        file: the file that was opened, None for a model made in memory
+        config: the model's dimensions.
+        quantization: the storage types of the matrices.
+        tokenizer: None when the model has none.
+        chat_template: Jinja source, None when the model has none.
+        source: where the weights came from, in one line.
+        weights: the tensors by their names in config.tensor_shapes().
+        file: the file that was opened, None for a model made in memory.
     """
 
     config: ModelConfig
@@ -84,7 +84,7 @@ class StoredModel:
         """Map one of our files, without copying any weight.
 
         Raises:
-            CheckpointError: the file cannot be read, is damaged, or is not one of ours
+            CheckpointError: the file cannot be read, is damaged, or is not one of ours.
         """
         file = MappedFile(path)
         header = read_header(file)
@@ -121,7 +121,7 @@ def is_model_file(file: MappedFile) -> bool:
     """Whether a mapped file is one of ours, of any version.
 
     Raises:
-        CheckpointError: the file looks like safetensors, but its header is damaged
+        CheckpointError: the file looks like safetensors, but its header is damaged.
     """
     return looks_like_safetensors(file) and read_header(file).metadata.get("format") == FORMAT
 
@@ -173,13 +173,13 @@ class ModelWriter:
     When the block fails, the temporary file is removed and path is unchanged.
 
     Args:
-        path: the file to write
-        model: everything but the weights
-        interrupts: signals that the caller holds back; see NewFile
+        path: the file to write.
+        model: everything but the weights.
+        interrupts: signals that the caller holds back; see NewFile.
 
     Raises:
-        CheckpointError: the file cannot be written
-        ValueError: the block ended before every tensor was written
+        CheckpointError: the file cannot be written.
+        ValueError: the block ended before every tensor was written.
     """
 
     def __init__(self, path: str | os.PathLike[str], model: StoredModel, interrupts: Interrupts | None = None) -> None:
@@ -201,8 +201,8 @@ class ModelWriter:
         """Append the next tensor.
 
         Raises:
-            CheckpointError: the file cannot be written
-            ValueError: weight is not the next tensor, or its arrays are not what the model's config asks for
+            CheckpointError: the file cannot be written.
+            ValueError: weight is not the next tensor, or its arrays are not what the model's config asks for.
         """
         if not self._pending or self._pending.pop() != weight.name:
             raise ValueError(f"{weight.name} is not the next tensor of the file")

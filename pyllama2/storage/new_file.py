@@ -29,8 +29,8 @@ class NewFile:
     leaves a temporary file; its name is random, so that it does not get in the way of another.
 
     Args:
-        path: the file to write
-        interrupts: signals that the caller holds back; they are allowed while the finished file is flushed to the disk
+        path: the file to write.
+        interrupts: signals that the caller holds back; they are allowed while the finished file is flushed to the disk.
 
     Raises:
         CheckpointError: the file cannot be written. path is unchanged.
@@ -60,7 +60,7 @@ class NewFile:
         """Append bytes.
 
         Raises:
-            CheckpointError: they cannot be written
+            CheckpointError: they cannot be written.
         """
         assert self._file is not None
         try:
@@ -72,7 +72,7 @@ class NewFile:
         """Append zeros up to an offset, which is where the next write starts.
 
         Raises:
-            CheckpointError: they cannot be written
+            CheckpointError: they cannot be written.
         """
         assert self._file is not None
         self.write(bytes(offset - self._file.tell()))

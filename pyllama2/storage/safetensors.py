@@ -35,8 +35,8 @@ class Header:
     """What a header says.
 
     Attributes:
-        metadata: the strings of `__metadata__`
-        tensors: the tensors by name, in the order of their offsets; their dtypes are keys of ITEM_SIZES
+        metadata: the strings of `__metadata__`.
+        tensors: the tensors by name, in the order of their offsets; their dtypes are keys of ITEM_SIZES.
     """
 
     metadata: dict[str, str]
@@ -47,9 +47,9 @@ def make_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], 
     """Make the header of a new file.
 
     Args:
-        tensors: the tensors by name; here, their offsets count from the first byte of the data
-        metadata: the strings of `__metadata__`
-        alignment: the length of the header is padded to a multiple of this number of bytes
+        tensors: the tensors by name; here, their offsets count from the first byte of the data.
+        metadata: the strings of `__metadata__`.
+        alignment: the length of the header is padded to a multiple of this number of bytes.
 
     Returns:
         The bytes that the file begins with; the data follows them.
@@ -72,7 +72,7 @@ def read_header(file: MappedFile) -> Header:
     """Parse and check the header of a mapped file.
 
     Raises:
-        CheckpointError: the header is damaged or exceeds a limit, or its tensors do not cover the data exactly
+        CheckpointError: the header is damaged or exceeds a limit, or its tensors do not cover the data exactly.
     """
     if file.size < 8:
         raise CheckpointError(f"{file.path} is truncated: {file.size} bytes are no safetensors file")

@@ -38,12 +38,12 @@ class Quantization:
     """The storage types of a model's matrices.
 
     Attributes:
-        type: the type of every matrix but the output matrix
-        output_type: the type of output.weight, and of tok_embeddings.weight when the two are tied
-        group_size: inputs that share a scale; 0 for float types
+        type: the type of every matrix but the output matrix.
+        output_type: the type of output.weight, and of tok_embeddings.weight when the two are tied.
+        group_size: inputs that share a scale; 0 for float types.
 
     Raises:
-        ValueError: the three do not go together
+        ValueError: the three do not go together.
     """
 
     type: WeightType
@@ -61,20 +61,20 @@ class Quantization:
             raise ValueError(f"a {self.type} model needs an output type of q8 or q4 and a group size of 32, 64 or 128")
 
     @classmethod
-    def of(cls, type: str, group_size: int = 64, output_type: str | None = None) -> Quantization:
+    def of(cls, weight_type: str, group_size: int = 64, output_type: str | None = None) -> Quantization:
         """Fill in what a user left out.
 
         Args:
-            type: "float32", "float16", "q8" or "q4"
-            group_size: inputs that share a scale: 32, 64 or 128; not used for float types
-            output_type: None: q8 in a quantized model, else type
+            weight_type: "float32", "float16", "q8" or "q4".
+            group_size: inputs that share a scale: 32, 64 or 128; not used for float types.
+            output_type: None: q8 in a quantized model, else weight_type.
 
         Raises:
-            ValueError: the three do not go together
+            ValueError: the three do not go together.
         """
-        if type in ("float32", "float16"):
-            return cls(cast(WeightType, type), cast(WeightType, output_type or type))
-        return cls(cast(WeightType, type), cast(WeightType, output_type or "q8"), group_size)
+        if weight_type in ("float32", "float16"):
+            return cls(cast(WeightType, weight_type), cast(WeightType, output_type or weight_type))
+        return cls(cast(WeightType, weight_type), cast(WeightType, output_type or "q8"), group_size)
 
     def type_of(self, name: str, config: ModelConfig) -> WeightType:
         """Return the storage type of the tensor called name in a model of this config."""
@@ -85,24 +85,24 @@ class Quantization:
 
 
 def packed_shapes(
-    type: WeightType, shape: tuple[int, ...], group_size: int
+    weight_type: WeightType, shape: tuple[int, ...], group_size: int
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """Compute the shapes of the arrays that store a tensor.
 
     Args:
-        type: the tensor's storage type
-        shape: its logical shape
-        group_size: inputs that share a scale; not used for float types
+        weight_type: the tensor's storage type.
+        shape: its logical shape.
+        group_size: inputs that share a scale; not used for float types.
 
     Returns:
         The shape of the codes, or of the plain numbers of a float type; and that of the scales, None for float types.
     """
-    if type in ("float32", "float16"):
+    if weight_type in ("float32", "float16"):
         return shape, None
     rows, columns = shape
     blocks, groups = -(-rows // ROW_BLOCK), -(-columns // group_size)
     scales = (blocks, groups, ROW_BLOCK)
-    if type == "q8":
+    if weight_type == "q8":
         return (blocks, groups * group_size // QUAD, ROW_BLOCK, QUAD), scales
     return (blocks, groups, group_size // (2 * QUAD), ROW_BLOCK, QUAD), scales
 
@@ -112,12 +112,12 @@ class Weight:
     """One tensor. Its arrays have the layout in the module's docstring.
 
     Attributes:
-        name: Meta's name of the tensor
-        type: the storage type
-        shape: the logical shape, without padding
-        data: float32 or float16 numbers, or codes: int8 for q8, uint8 for q4
-        scales: float16; None for float types
-        group_size: inputs that share a scale; 0 for float types
+        name: Meta's name of the tensor.
+        type: the storage type.
+        shape: the logical shape, without padding.
+        data: float32 or float16 numbers, or codes: int8 for q8, uint8 for q4.
+        scales: float16; None for float types.
+        group_size: inputs that share a scale; 0 for float types.
     """
 
     name: str

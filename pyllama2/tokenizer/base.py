@@ -25,11 +25,11 @@ class TokenizerSpec:
     """All that is needed to make a tokenizer, as our file stores it.
 
     Attributes:
-        kind: "sentencepiece" or "bpe" (byte-level)
-        data: the bytes of a SentencePiece .model, or of a tokenizer.json for "bpe"
-        bos_id: the token that begins a sequence, None when the model has none
-        eos_ids: the tokens that end a text
-        add_bos: whether a prompt begins with bos_id
+        kind: "sentencepiece" or "bpe" (byte-level).
+        data: the bytes of a SentencePiece .model, or of a tokenizer.json for "bpe".
+        bos_id: the token that begins a sequence, None when the model has none.
+        eos_ids: the tokens that end a text.
+        add_bos: whether a prompt begins with bos_id.
     """
 
     kind: Literal["sentencepiece", "bpe"]
@@ -48,11 +48,11 @@ class TokenizerSpec:
         """Make a spec from what to_json() wrote, and its data.
 
         Args:
-            text: the JSON object
-            data: the tokenizer's own file
+            text: the JSON object.
+            data: the tokenizer's own file.
 
         Raises:
-            ValueError: text is not a valid spec
+            ValueError: text is not a valid spec.
         """
         values = json.loads(text)
         if not isinstance(values, dict) or set(values) != {"kind", "bos_id", "eos_ids", "add_bos"}:
@@ -75,14 +75,14 @@ class Tokenizer(ABC):
     """Text to token ids and back.
 
     Attributes:
-        spec: the data that the tokenizer was made from
+        spec: the data that the tokenizer was made from.
         vocab_size: token ids are 0 .. vocab_size - 1. A model may have more ids than its tokenizer has tokens; the
             ids without a token add no text.
-        special_tokens: ids of control tokens by name, such as <s> or <|im_end|>
-        prepends_space: whether encode() puts a space before the text, as SentencePiece does
+        special_tokens: ids of control tokens by name, such as <s> or <|im_end|>.
+        prepends_space: whether encode() puts a space before the text, as SentencePiece does.
 
     Raises:
-        CheckpointError: there are too many EOS tokens, or BOS or EOS is not in the vocabulary
+        CheckpointError: there are too many EOS tokens, or BOS or EOS is not in the vocabulary.
     """
 
     prepends_space: bool
@@ -118,15 +118,15 @@ class Tokenizer(ABC):
         """Tokenize text.
 
         Args:
-            text: any text; the names of special tokens in it are encoded like other text
+            text: any text; the names of special tokens in it are encoded like other text.
 
         Returns:
             The token ids, without BOS and without any special token.
 
         Raises:
-            TypeError: text is not a string
-            ValueError: text has a lone surrogate, or a character that the vocabulary cannot express
-            CheckpointError: the tokenizer's own data makes the encoder fail
+            TypeError: text is not a string.
+            ValueError: text has a lone surrogate, or a character that the vocabulary cannot express.
+            CheckpointError: the tokenizer's own data makes the encoder fail.
         """
 
     def with_bos(self, ids: list[int]) -> list[int]:
@@ -136,19 +136,19 @@ class Tokenizer(ABC):
         return [self.bos_id, *ids]
 
     @abstractmethod
-    def token_bytes(self, id: int, *, first: bool = False) -> bytes:
+    def token_bytes(self, token_id: int, *, first: bool = False) -> bytes:
         """Return the bytes that a token adds to the text.
 
         Args:
-            id: the token
+            token_id: the token.
             first: this is the first token of a whole text that adds any bytes, so that the space that
-                encode() put before the text is left out
+                encode() put before the text is left out.
 
         Returns:
             The bytes, which may be a part of a character; b"" for a special token.
 
         Raises:
-            ValueError: id is outside of the vocabulary
+            ValueError: it is outside of the vocabulary.
         """
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -157,13 +157,13 @@ class Tokenizer(ABC):
         Detokenizer is for a text that continues another; it keeps the leading space.
 
         Args:
-            ids: token ids; special tokens add nothing
+            ids: token ids; special tokens add nothing.
 
         Returns:
             The text; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
-            ValueError: an id is outside of the vocabulary
+            ValueError: an id is outside of the vocabulary.
         """
         parts: list[bytes] = []
         first = True
@@ -172,21 +172,21 @@ class Tokenizer(ABC):
             first = first and not self.token_bytes(token_id)
         return b"".join(parts).decode("utf-8", "replace")
 
-    def piece(self, id: int) -> str:
+    def piece(self, token_id: int) -> str:
         """Return a token in a form for people to read.
 
         Args:
-            id: the token
+            token_id: the token.
 
         Returns:
             The token's text, its name if it is special, or <0xNN> for each byte if its bytes are not UTF-8.
 
         Raises:
-            ValueError: id is outside of the vocabulary
+            ValueError: it is outside of the vocabulary.
         """
-        data = self.token_bytes(id)
-        if id in self._special_names:
-            return self._special_names[id]
+        data = self.token_bytes(token_id)
+        if token_id in self._special_names:
+            return self._special_names[token_id]
         try:
             return data.decode()
         except UnicodeDecodeError:
@@ -212,8 +212,8 @@ def utf8(text: str) -> bytes:
     """Encode text as UTF-8.
 
     Raises:
-        TypeError: text is not a string
-        ValueError: text has a lone surrogate, which UTF-8 cannot express
+        TypeError: text is not a string.
+        ValueError: text has a lone surrogate, which UTF-8 cannot express.
     """
     if not isinstance(text, str):
         raise TypeError(f"text must be a string, not {type(text).__name__}")

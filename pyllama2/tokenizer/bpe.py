@@ -43,11 +43,11 @@ class BpeTokenizer(Tokenizer):
     chat markers, BOS and EOS, which count as special.
 
     Args:
-        spec: its data is a tokenizer.json
-        vocab_size: the model's number of tokens; None: as many as the tokenizer has
+        spec: its data is a tokenizer.json.
+        vocab_size: the model's number of tokens; None: as many as the tokenizer has.
 
     Raises:
-        CheckpointError: the tokenizer.json is damaged or not supported, or has tokens that the model lacks
+        CheckpointError: the tokenizer.json is damaged or not supported, or has tokens that the model lacks.
     """
 
     prepends_space = False
@@ -95,14 +95,14 @@ class BpeTokenizer(Tokenizer):
             ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
         return ids
 
-    def token_bytes(self, id: int, *, first: bool = False) -> bytes:
+    def token_bytes(self, token_id: int, *, first: bool = False) -> bytes:
         """See Tokenizer.token_bytes()."""
-        id = self._checked_id(id)
-        if id in self._special_names:
+        token_id = self._checked_id(token_id)
+        if token_id in self._special_names:
             return b""
-        if id in self._plain:
-            return self._plain[id]
-        token = self._tokens.get(id, "")
+        if token_id in self._plain:
+            return self._plain[token_id]
+        token = self._tokens.get(token_id, "")
         try:
             return bytes(map(_BYTE_OF.__getitem__, token))
         except KeyError:  # a token that is in the vocabulary as plain text, not in the alphabet of bytes

@@ -36,10 +36,10 @@ class AddedToken:
     """A token that no merge makes.
 
     Attributes:
-        content: the token's text
-        id: its token id
-        special: whether the file calls it special
-        flags: how the package looks for the token in a text, by the names in _FLAGS
+        content: the token's text.
+        id: its token id.
+        special: whether the file calls it special.
+        flags: how the package looks for the token in a text, by the names in _FLAGS.
     """
 
     content: str
@@ -53,12 +53,12 @@ class BpeParts:
     """The parts of a byte-level BPE.
 
     Attributes:
-        vocab: the id of every token, spelled in the alphabet of bytes; added tokens may be missing
-        merges: pairs of tokens that join to a third token, in the order in which they are merged
-        ignore_merges: whether a piece of text that is a token becomes that token without merging
-        nfc: whether text is normalized to NFC first
-        steps: the steps of the pre-tokenizer
-        added: tokens that no merge makes
+        vocab: the id of every token, spelled in the alphabet of bytes; added tokens may be missing.
+        merges: pairs of tokens that join to a third token, in the order in which they are merged.
+        ignore_merges: whether a piece of text that is a token becomes that token without merging.
+        nfc: whether text is normalized to NFC first.
+        steps: the steps of the pre-tokenizer.
+        added: tokens that no merge makes.
     """
 
     vocab: dict[str, int]
@@ -73,10 +73,10 @@ def parse_bpe(data: bytes) -> BpeParts:
     """Parse and check a tokenizer.json.
 
     Args:
-        data: the bytes of the file
+        data: the bytes of the file.
 
     Raises:
-        CheckpointError: the file is damaged, not supported or too large
+        CheckpointError: the file is damaged, not supported or too large.
     """
     if len(data) > MAX_BYTES:
         raise CheckpointError(f"a tokenizer.json of {len(data)} bytes is larger than {MAX_BYTES}")
@@ -94,10 +94,10 @@ def check_bpe(root: Any) -> BpeParts:
     """Check a tokenizer.json that has been parsed.
 
     Args:
-        root: the JSON value
+        root: the JSON value.
 
     Raises:
-        ValueError: something is wrong or not supported
+        ValueError: something is wrong or not supported.
     """
     model = _field(root, "model", dict)
     if model.get("type", "BPE") != "BPE":

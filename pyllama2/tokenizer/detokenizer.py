@@ -20,11 +20,11 @@ class Detokenizer:
     the continuation belongs to the continuation.
 
     Args:
-        tokenizer: has the bytes of each token
-        prompt_ids: the tokens that the text continues
+        tokenizer: has the bytes of each token.
+        prompt_ids: the tokens that the text continues.
 
     Raises:
-        ValueError: one of prompt_ids is outside of the vocabulary
+        ValueError: one of prompt_ids is outside of the vocabulary.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> None:
@@ -34,20 +34,20 @@ class Detokenizer:
         for token_id in prompt_ids:
             self.push(token_id)
 
-    def push(self, id: int) -> str:
+    def push(self, token_id: int) -> str:
         """Add a token.
 
         Args:
-            id: the token
+            token_id: the token.
 
         Returns:
             The text that the token completes; "" while a character is incomplete.
 
         Raises:
-            ValueError: id is outside of the vocabulary
+            ValueError: it is outside of the vocabulary.
         """
-        data = self._tokenizer.token_bytes(id, first=self._first)
-        if self._first and self._tokenizer.token_bytes(id):
+        data = self._tokenizer.token_bytes(token_id, first=self._first)
+        if self._first and self._tokenizer.token_bytes(token_id):
             self._first = False
         return self._decoder.decode(data)
 

@@ -25,7 +25,7 @@ def check_special_tokens(names: Collection[str]) -> None:
     """Check the special and added tokens of a tokenizer.
 
     Raises:
-        ValueError: there are too many tokens, or one has too many characters
+        ValueError: there are too many tokens, or one has too many characters.
     """
     if len(names) > MAX_SPECIAL_TOKENS:
         raise ValueError(f"{len(names)} special tokens are more than {MAX_SPECIAL_TOKENS}")

@@ -10,14 +10,14 @@ def load_tokenizer(spec: TokenizerSpec, vocab_size: int | None = None) -> Tokeni
     """Make the tokenizer of a spec.
 
     Args:
-        spec: the tokenizer's data and special tokens
-        vocab_size: the model's number of tokens; None: as many as the tokenizer has
+        spec: the tokenizer's data and special tokens.
+        vocab_size: the model's number of tokens; None: as many as the tokenizer has.
 
     Returns:
         A SentencePieceTokenizer or a BpeTokenizer.
 
     Raises:
-        CheckpointError: the tokenizer's data is damaged, or it has tokens that the model lacks
+        CheckpointError: the tokenizer's data is damaged, or it has tokens that the model lacks.
     """
     with GATE:
         if spec.kind == "sentencepiece":

@@ -113,8 +113,8 @@ def byte_level(*, use_regex: bool, add_prefix_space: bool = False) -> Step:
     """Make the step that spells text in the alphabet of bytes.
 
     Args:
-        use_regex: first split as GPT-2 does
-        add_prefix_space: put a space before the text
+        use_regex: first split as GPT-2 does.
+        add_prefix_space: put a space before the text.
     """
     return {
         "type": "ByteLevel",
@@ -139,13 +139,13 @@ def known_steps(node: Step) -> list[Step]:
     """Check the pre-tokenizer of a tokenizer.json.
 
     Args:
-        node: the JSON object "pre_tokenizer"
+        node: the JSON object "pre_tokenizer".
 
     Returns:
         Its steps, made anew, so that they have only fields that were checked.
 
     Raises:
-        ValueError: a step is unknown, or their order is not that of a known tokenizer
+        ValueError: a step is unknown, or their order is not that of a known tokenizer.
     """
     steps = node.get("pretokenizers") if node.get("type") == "Sequence" else [node]
     if not isinstance(steps, list):

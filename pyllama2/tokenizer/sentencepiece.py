@@ -44,11 +44,11 @@ class SentencePieceTokenizer(Tokenizer):
     chat markers, BOS and EOS, which count as CONTROL.
 
     Args:
-        spec: its data is a SentencePiece model
-        vocab_size: the model's number of tokens; None: as many as the tokenizer has
+        spec: its data is a SentencePiece model.
+        vocab_size: the model's number of tokens; None: as many as the tokenizer has.
 
     Raises:
-        CheckpointError: the SentencePiece model is damaged, or has tokens that the model lacks
+        CheckpointError: the SentencePiece model is damaged, or has tokens that the model lacks.
     """
 
     def __init__(self, spec: TokenizerSpec, vocab_size: int | None) -> None:
@@ -102,11 +102,11 @@ class SentencePieceTokenizer(Tokenizer):
             ids: list[int] = self._processor.encode(text)
         return ids
 
-    def token_bytes(self, id: int, *, first: bool = False) -> bytes:
+    def token_bytes(self, token_id: int, *, first: bool = False) -> bytes:
         """See Tokenizer.token_bytes()."""
-        id = self._checked_id(id)
-        if id >= len(self._bytes):
+        token_id = self._checked_id(token_id)
+        if token_id >= len(self._bytes):
             return b""
-        if first and self.prepends_space and id in self._spaced:
-            return self._bytes[id][1:]
-        return self._bytes[id]
+        if first and self.prepends_space and token_id in self._spaced:
+            return self._bytes[token_id][1:]
+        return self._bytes[token_id]

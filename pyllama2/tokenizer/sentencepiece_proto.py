@@ -46,9 +46,9 @@ class ModelProto:
     """What a SentencePiece model says about itself.
 
     Attributes:
-        n_pieces: size of the vocabulary
-        add_dummy_prefix: whether a space is put before every text
-        user_defined: text and id of each piece of type USER_DEFINED, and the offset of the byte with its type
+        n_pieces: size of the vocabulary.
+        add_dummy_prefix: whether a space is put before every text.
+        user_defined: text and id of each piece of type USER_DEFINED, and the offset of the byte with its type.
     """
 
     n_pieces: int
@@ -60,7 +60,7 @@ def read_model_proto(data: bytes) -> ModelProto:
     """Read and check a whole SentencePiece model.
 
     Raises:
-        ValueError: data is not a well-formed SentencePiece model, or exceeds a limit
+        ValueError: data is not a well-formed SentencePiece model, or exceeds a limit.
     """
     if len(data) > _MAX_BYTES:
         raise ValueError(f"{len(data)} bytes are too many for a SentencePiece model (at most {_MAX_BYTES})")
@@ -96,8 +96,8 @@ def as_control_pieces(data: bytes, offsets: list[int]) -> bytes:
     """Copy a SentencePiece model and change the type of some pieces to CONTROL.
 
     Args:
-        data: the model
-        offsets: where the bytes of their types are, as ModelProto.user_defined has them
+        data: the model.
+        offsets: where the bytes of their types are, as ModelProto.user_defined has them.
     """
     changed = bytearray(data)
     for offset in offsets:
@@ -118,16 +118,16 @@ def build_model(
     Args:
         pieces: (text, score, type) of each token, in the order of ids. Texts spell a space as U+2581. Higher scores
             are merged first. With BYTE pieces (<0x00> .. <0xFF>), characters without a piece become bytes.
-        unk_id: the unknown token
-        bos_id: the token that begins a sequence, None for none
-        eos_id: the token that ends a text, None for none
-        add_dummy_prefix: whether a space is put before every text
+        unk_id: the unknown token.
+        bos_id: the token that begins a sequence, None for none.
+        eos_id: the token that ends a text, None for none.
+        add_dummy_prefix: whether a space is put before every text.
 
     Returns:
         The bytes of a .model file.
 
     Raises:
-        ValueError: a special id is outside of pieces, or a text has a lone surrogate
+        ValueError: a special id is outside of pieces, or a text has a lone surrogate.
     """
     special = {"unk_id": unk_id, "bos_id": bos_id, "eos_id": eos_id}
     for name, token_id in special.items():
@@ -146,10 +146,10 @@ def encode_pieces(pieces: Sequence[tuple[str, float, int]]) -> bytes:
     """Encode pieces as fields of a ModelProto. Appended to a finished model, they are its next tokens.
 
     Args:
-        pieces: (text, score, type) of each token
+        pieces: (text, score, type) of each token.
 
     Raises:
-        ValueError: a text has a lone surrogate
+        ValueError: a text has a lone surrogate.
     """
     piece_key = text_key = _key(1, _BYTES)
     score_key, type_key = _key(2, _FIXED32), _key(3, _VARINT)
