@@ -1,4 +1,4 @@
-"""Several prompts at once: they are decoded together, and each gives the text that it would give alone.
+"""Decode several prompts together. Each text is the same as when its prompt is decoded alone.
 
 python examples/batch.py [MODEL]
 """

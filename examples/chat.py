@@ -1,8 +1,8 @@
-"""A chat of several turns: the model sees the whole conversation each time, so the program keeps it.
+"""A chat of several turns. The model gets the whole conversation each time, so the program keeps it.
 
 python examples/chat.py [MODEL]
 
-The bundled model tells stories and does not understand questions; try smollm2, or a chat model of yours.
+The bundled model tells stories and does not understand questions. Try smollm2, or your own chat model.
 """
 
 import sys
@@ -10,7 +10,7 @@ import sys
 from pyllama2 import Llama
 
 model = sys.argv[1] if len(sys.argv) > 1 else None
-template = "llama2" if model is None else None  # the bundled model has no chat format of its own
+template = "llama2" if model is None else None  # the bundled model has no chat template
 
 with Llama(model) as llm:
     messages = [{"role": "system", "content": "Answer in one sentence."}]

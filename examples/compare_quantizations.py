@@ -1,4 +1,4 @@
-"""How far 8 and 4 bits take a model from what it says in float32.
+"""Compare a model in 8 and 4 bits with the same model in float32.
 
 python examples/compare_quantizations.py CHECKPOINT [TEXT_FILE]
 """

@@ -1,4 +1,4 @@
-"""Continue a prompt, first greedily, then with some chance, and as a stream.
+"""Continue a prompt: greedily, with random sampling, and as a stream.
 
 python examples/completion.py [MODEL]
 """

@@ -1,4 +1,4 @@
-"""Steer a text with functions of your own, which see the logits before anything else and may change them.
+"""Steer a text with logits processors: functions that get the raw logits and may change them.
 
 python examples/logits_processor.py [MODEL]
 """
@@ -11,19 +11,19 @@ from pyllama2 import Llama
 
 
 class Forbid:
-    """No token whose text has one of these letters in it."""
+    """Forbids tokens whose text has one of these letters."""
 
     def __init__(self, llm, letters):
         pieces = [llm.tokenizer.piece(id).lower() for id in range(llm.config.vocab_size)]
         self.forbidden = np.array([any(letter in piece for letter in letters) for piece in pieces])
 
     def __call__(self, token_ids, logits):
-        """Change the logits in place: then there is nothing to return."""
+        """Change the logits in place, so nothing is returned."""
         logits[self.forbidden] = -np.inf
 
 
 def prefer_short(eos_ids, after):
-    """A processor that makes the end of the text likelier the longer it gets."""
+    """Make a processor that makes the end of the text more likely, the longer the text is."""
 
     def process(token_ids, logits):
         logits = logits.copy()

@@ -1,4 +1,4 @@
-"""How sure the model was of each token, what else it considered, and how likely it finds a text of ours.
+"""Print how likely each generated token was, the alternatives, and how likely a given text is.
 
 python examples/logprobs.py [MODEL]
 """

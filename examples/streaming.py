@@ -1,4 +1,4 @@
-"""Print a text as it comes, and stop when enough of it has come.
+"""Print a text as it is generated, and stop after two sentences.
 
 python examples/streaming.py [MODEL]
 """
@@ -13,7 +13,7 @@ with Llama(sys.argv[1] if len(sys.argv) > 1 else None) as llm:
         print(chunk.text, end="", flush=True)
     print(f"\n({chunk.finish_reason})\n")
 
-    # A stream can be left at any time: close() gives its memory back, and completion has what came until then.
+    # close() ends a stream at any time. completion is what has come until then.
     stream = llm.stream("Once upon a time", seed=2, max_tokens=200)
     text = ""
     while text.count(".") < 2 and (chunk := next(stream, None)):
