@@ -29,8 +29,8 @@ from make_random_model import SHAPES
 
 from pyllama2._gpu import CudaBackend
 from pyllama2._gpu.planner import plan
+from pyllama2.analysis.benchmark import fill_cache, random_tokens
 from pyllama2.backend.base import Batch
-from pyllama2.bench import fill_cache, random_tokens
 from pyllama2.memory import kv_cache_bytes, weight_bytes_per_token
 from pyllama2.storage.model_file import StoredModel
 from pyllama2.storage.weights import Quantization

@@ -42,7 +42,7 @@ from engines import OurApi, OurEngine
 
 from pyllama2._cpu import default_threads
 from pyllama2.analysis.bandwidth import ReadBandwidth
-from pyllama2.bench import Spread
+from pyllama2.analysis.benchmark import Spread
 from pyllama2.loading import find_model
 
 OURS, THEIRS = "pyllama2", "llama_cpp"

@@ -28,7 +28,7 @@ from make_random_model import SHAPES
 
 from pyllama2._cpu import default_threads
 from pyllama2.analysis.bandwidth import ReadBandwidth
-from pyllama2.bench import Spread, random_tokens
+from pyllama2.analysis.benchmark import Spread, random_tokens
 
 PROMPT_TARGET = 1.0  # times PyTorch
 

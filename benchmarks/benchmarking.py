@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "random
 from make_random_model import main as make_random_model
 
 from pyllama2.analysis.bandwidth import ReadBandwidth
-from pyllama2.bench import Spread
+from pyllama2.analysis.benchmark import Spread
 
 DISTURBED = 0.1  # processors that other programs may use
 RETRIES = 6  # most repetitions for one row of a table

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from pyllama2.analysis.benchmark import fill_cache, random_tokens
 from pyllama2.backend.base import Batch
 from pyllama2.backend.kv_cache import KVCache
-from pyllama2.bench import fill_cache, random_tokens
 from pyllama2.loading import load_model
 from pyllama2.memory import weight_bytes_per_token
 from pyllama2.storage.model_file import StoredModel

@@ -14,7 +14,7 @@ from typing import Any
 import llama_cpp
 from llama_cpp import llama_cpp as c_api
 
-from pyllama2.bench import random_tokens
+from pyllama2.analysis.benchmark import random_tokens
 from pyllama2.checkpoint.gguf_header import read_header
 from pyllama2.storage.mapped import MappedFile
 

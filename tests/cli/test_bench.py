@@ -18,6 +18,7 @@ from pyllama2 import Llama, __main__, bench
 from pyllama2._cpu import CpuBackend
 from pyllama2._cpu.bandwidth import read, touch
 from pyllama2.analysis import bandwidth as machine
+from pyllama2.analysis import benchmark
 from pyllama2.backend.base import Batch
 from pyllama2.errors import NumericalError
 
@@ -67,7 +68,7 @@ class TestReport:
         assert figures["share"] == pytest.approx(figures["read"] / figures["bandwidth"]["median"])
 
     def test_text(self, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(bench, "last_cache_bytes", lambda: 1 << 30)
+        monkeypatch.setattr(benchmark, "last_cache_bytes", lambda: 1 << 30)
         assert bench.main(["-m", str(model), *SMALL]) == 0
         out, err = capsys.readouterr()
         assert err == ""
@@ -75,7 +76,7 @@ class TestReport:
         assert [line.split()[0] for line in out.splitlines()] == titles
         assert "1 thread," in out
         assert "fit in the processor's cache" in out
-        monkeypatch.setattr(bench, "last_cache_bytes", lambda: None)
+        monkeypatch.setattr(benchmark, "last_cache_bytes", lambda: None)
         assert bench.main(["-m", str(model), *SMALL]) == 0
         assert "processor's cache" not in capsys.readouterr().out
 
@@ -138,8 +139,8 @@ class TestParts:
         model = quantized_model(GQA, random_weights(GQA), "float32")
         with closing(CpuBackend(model, n_threads=1, kv_dtype=kv_dtype)) as backend:
             filled, computed = backend.new_cache(2, 50), backend.new_cache(2, 50)
-            bench.fill_cache(backend, filled, 40, row=1)
-            backend.forward(Batch.of_sequence(bench.random_tokens(GQA.vocab_size, 16), row=1), computed)
+            benchmark.fill_cache(backend, filled, 40, row=1)
+            backend.forward(Batch.of_sequence(benchmark.random_tokens(GQA.vocab_size, 16), row=1), computed)
             for name, array in filled.save_row(1, 50).items():
                 expected = computed.save_row(1, 16)[name]
                 for start in (0, 16):
@@ -157,12 +158,12 @@ class TestParts:
 
     def test_logits_that_are_not_finite(self) -> None:
         with pytest.raises(NumericalError):
-            bench.logits_hash([np.array([1, np.nan], np.float32)])
+            benchmark.logits_hash([np.array([1, np.nan], np.float32)])
 
     def test_repeats_that_differ(
         self, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        runs = iter(bench.Run(1, 1, str(i)) for i in range(9))
-        monkeypatch.setattr(bench, "measure", lambda *arguments: next(runs))
+        runs = iter(benchmark.Run(1, 1, str(i)) for i in range(9))
+        monkeypatch.setattr(benchmark, "measure", lambda *arguments: next(runs))
         assert bench.main(["-m", str(model), *SMALL]) == 1
         assert "logits of 2 equal runs differ" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pyllama2.bench import Spread
+from pyllama2.analysis.benchmark import Spread
 
 
 @pytest.fixture(scope="module")
