@@ -37,7 +37,7 @@ if sanitize := os.environ.get("PYLLAMA2_SANITIZE"):  # e.g. "address,undefined";
 
 MODULES = {
     # Without OpenMP, which is not to be loaded before _cpu/wait_policy.py says how.
-    "process": ("interrupts",),
+    "process": ("interrupts", "locks"),
     "storage": ("mapping",),
     "sampling": ("sample",),
     "_cpu": ("dispatch", "matrix", "attention", "workspace", "forward", "quantizer", "bandwidth"),

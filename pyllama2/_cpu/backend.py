@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections import defaultdict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend.base import Backend, BackendFacts, Batch
+from ..backend.base import AMID_A_STEP, Backend, BackendFacts, Batch
 from ..backend.kv_cache import KVCache, check_kv_dtype, default_kv_dtype
 from ..backend.resident import resident_bytes
 from ..backend.step_times import Profile, StepTime
 from ..errors import ClosedError
-from ..process.forking import renew_after_fork
+from ..process.locks import Lock
 from ..sampling import sample
 from ..storage.model_file import StoredModel
 from .cache import CpuKVCache, allocated_bytes
@@ -57,12 +56,7 @@ class CpuBackend(Backend):
             self._bytes_by_kind[name.split(".")[-2]] += weight.nbytes
         self._files = model.files()
         self._forward: Forward | None = Forward(model, n_threads, os.environ.get("PYLLAMA2_CPU_ISA", ""))
-        self._lock = threading.Lock()  # one chunk at a time: scratch memory is shared
-        renew_after_fork(self, CpuBackend._renew_in_child)
-
-    def _renew_in_child(self) -> None:
-        """A thread of the parent may have been in forward()."""
-        self._lock = threading.Lock()
+        self._lock = Lock()  # one batch at a time: scratch memory is shared
 
     def new_cache(self, n_rows: int, max_seq_len: int) -> CpuKVCache:
         """An empty cache."""
@@ -81,6 +75,8 @@ class CpuBackend(Backend):
         if not isinstance(cache, CpuKVCache):
             raise TypeError("the cache belongs to another backend")
         batch.check(self.config, cache)
+        if self._lock.held_here:
+            raise ValueError(AMID_A_STEP)
         with self._lock:
             logits = self._forward_open().run(batch.tokens, batch.rows, batch.positions, batch.outputs, cache)
             for file in self._files:  # the weights may not be what they were
@@ -128,7 +124,7 @@ class CpuBackend(Backend):
         return self._bytes_by_kind.get(kind, 0)
 
     def close(self) -> None:
-        """Let go of the weights and of scratch memory."""
+        """Let go of the weights and of scratch memory. A step that a signal's handler interrupts keeps them alive."""
         with self._lock:
             self._forward = None
             self._files.clear()

@@ -1,11 +1,14 @@
 """The forward pass on the CPU: the steps of model.py, in the same order under the same names.
 
-Design: tokens of any sequences are taken in chunks. For each chunk one parallel region is entered, in which every
-thread runs run_chunk(): it takes its share of each step, by tokens where a step works on whole vectors, by rows of the
+Design: tokens of any sequences are taken in chunks. For each chunk a parallel region is entered, in which every thread
+runs _run_share(): it takes its share of each step, by tokens where a step works on whole vectors, by rows of the
 matrix in products, by heads in attention, and meets the others at a barrier where the next step needs all of the
 last. A single token's vectors are short: each thread norms and quantizes them for itself, which costs less than
 meeting. Fused: quantization of activations with the norm before it; silu and its product, and the residual additions,
 with the matrix product before them.
+
+The layers of a prompt take long, so each has a region of its own, and Ctrl-C is heard between them. Inside a region no
+Python runs: a signal's handler may fork, and the child has only the thread that forked.
 
 A token's numbers do not depend on the other tokens of a chunk nor on the number of threads, to the bit.
 """
@@ -87,8 +90,7 @@ cdef class Forward:
     cdef readonly list tokens    # how many tokens these were
     cdef readonly list passes    # and how many chunks
     cdef readonly Workspace workspace
-    cdef object model            # keeps the weights alive
-    cdef object error            # what a signal handler raised
+    cdef dict weights            # of the model; kept alive
 
     def __cinit__(self, model, int n_threads, str isa):
         config = model.config
@@ -96,7 +98,7 @@ cdef class Forward:
         self.workspace = Workspace(config, model.quantization, n_threads, isa)
         self.kernels, self.chunk_size = self.workspace.kernels, self.workspace.chunk_size
         self.state, self.threads, self.heads = &self.workspace.state, self.workspace.threads, &self.workspace.heads
-        self.model, self.n_threads = model, n_threads
+        self.weights, self.n_threads = dict(model.weights), n_threads
         self.n_layers, self.dim = config.n_layers, config.dim
         self.vocab_size, self.norm_eps = config.vocab_size, config.norm_eps
         self.frequencies = np.asarray(config.rope_frequencies(), np.float64)
@@ -108,17 +110,17 @@ cdef class Forward:
             self._bind_layer(&self.layers[i], f"layers.{i}.")
         self.tok_embeddings = self._matrix("tok_embeddings.weight")
         self.output = self._matrix("tok_embeddings.weight" if config.tied_embeddings else "output.weight")
-        self.norm = vector_of(model.weights["norm.weight"])
+        self.norm = vector_of(self.weights["norm.weight"])
 
     def __dealloc__(self):
         free(self.layers)
 
     cdef Matrix _matrix(self, str name) except *:
-        return matrix_of(self.model.weights[name])
+        return matrix_of(self.weights[name])
 
     cdef int _bind_layer(self, LayerWeights *layer, str prefix) except -1:
-        layer.attention_norm = vector_of(self.model.weights[prefix + "attention_norm.weight"])
-        layer.ffn_norm = vector_of(self.model.weights[prefix + "ffn_norm.weight"])
+        layer.attention_norm = vector_of(self.weights[prefix + "attention_norm.weight"])
+        layer.ffn_norm = vector_of(self.weights[prefix + "ffn_norm.weight"])
         layer.wq = self._matrix(prefix + "attention.wq.weight")
         layer.wk = self._matrix(prefix + "attention.wk.weight")
         layer.wv = self._matrix(prefix + "attention.wv.weight")
@@ -142,16 +144,16 @@ cdef class Forward:
             const int32_t[::1] outputs, cache):
         """Logits (len(outputs), vocab_size); appends to the CpuKVCache. All indices were checked.
 
-        Ctrl-C between two layers of a prompt raises KeyboardInterrupt.
+        Signal handlers run between two layers of a prompt, and what they raise ends it.
         """
         cdef CacheArrays arrays = cache_arrays(cache)
-        cdef int64_t i, start, n = tokens.shape[0], m = outputs.shape[0]
+        cdef int64_t i, start, layer, together, n = tokens.shape[0], m = outputs.shape[0]
         cdef float[:, ::1] final = np.empty((m, self.dim), np.float32)
         cdef float[:, ::1] logits = np.empty((m, self.vocab_size), np.float32)
         cdef int32_t[::1] here = np.empty(m, np.int32)
         cdef ChunkState *state = self.state
         cdef int kind
-        state.n_outputs, state.interrupted = <int> m, False
+        state.n_outputs = <int> m
         if m:
             state.outputs, state.final, state.logits = &here[0], &final[0, 0], &logits[0, 0]
         for start in range(0, n, self.chunk_size):
@@ -160,44 +162,37 @@ cdef class Forward:
             for i in range(m):
                 here[i] = <int32_t> (outputs[i] - start)
             kind = MANY if state.n > FEW_COLUMNS else FEW
+            together = 1 if kind == MANY else self.n_layers
             self.tokens[kind] += state.n
             self.passes[kind] += 1
             self.workspace.planner.make_plan(state.n, state.rows, state.positions)
             state.seconds = &self.seconds[kind, 0]
-            with nogil:
-                self._run_chunk(&arrays)
-            if state.interrupted:
-                error, self.error = self.error, None
-                raise error
+            for layer in range(0, self.n_layers, together):
+                with nogil:
+                    self._run_layers(&arrays, layer, together)
+                if kind == MANY:
+                    PyErr_CheckSignals()
         return np.asarray(logits)
 
-    cdef void _run_chunk(self, const CacheArrays *cache) noexcept nogil:
-        self.state.marked = omp_get_wtime()
+    cdef void _run_layers(self, const CacheArrays *cache, int64_t first, int64_t count) noexcept nogil:
+        """Some layers of the chunk; with the first what comes before it, with the last what comes after."""
+        if first == 0:
+            self.state.marked = omp_get_wtime()
         with parallel(num_threads=self.n_threads):
-            self._run_share(cache, enter_team(self.threads))
+            self._run_share(cache, first, count, enter_team(self.threads))
 
-    cdef void _run_share(self, const CacheArrays *cache, Thread *thread) noexcept nogil:
-        """The chunk, as one thread of the team runs it."""
+    cdef void _run_share(self, const CacheArrays *cache, int64_t first, int64_t count,
+                         Thread *thread) noexcept nogil:
+        """_run_layers(), as one thread of the team does it."""
         cdef ChunkState *state = self.state
         cdef int64_t layer
-        self._embed(thread)
-        for layer in range(self.n_layers):
+        if first == 0:
+            self._embed(thread)
+        for layer in range(first, first + count):
             run_layer(self.kernels, &self.layers[layer], layer, self.heads, self.norm_eps, cache, state, thread)
-            if thread.id == 0 and state.n > FEW_COLUMNS and not state.interrupted:
-                state.interrupted = self._signalled()
             team_barrier()
-            if state.interrupted:
-                return
-        self._output(thread)
-
-    cdef bint _signalled(self) noexcept with gil:
-        """Whether a signal handler raised an exception, which is kept."""
-        try:
-            PyErr_CheckSignals()
-        except BaseException as error:
-            self.error = error
-            return True
-        return False
+        if first + count == self.n_layers:
+            self._output(thread)
 
     cdef void _embed(self, const Thread *thread) noexcept nogil:
         """x = rows of tok_embeddings; the angles of each token's position."""

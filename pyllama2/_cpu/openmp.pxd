@@ -1,6 +1,6 @@
 """All that this package knows of OpenMP's run time.
 
-Design: a parallel region is entered once per chunk of tokens (forward.pyx). Every step inside it is a function of the
+Design: a parallel region is entered for a chunk of tokens (forward.pyx). Every step inside it is a function of the
 thread's number and the team's size, which takes its own share of rows, tokens or heads and meets the others at
 barriers. The team's size is what the region was entered with: OpenMP may give fewer threads than were asked for
 (OMP_THREAD_LIMIT, OMP_DYNAMIC, OMP_MAX_ACTIVE_LEVELS, a region within another).

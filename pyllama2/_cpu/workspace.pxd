@@ -28,7 +28,6 @@ cdef struct ChunkState:  # one chunk on its way through the layers; n tokens
     float *up                # (n, hidden_dim)
     Steps steps              # of whichever vectors are multiplied next
     const AttentionPlan *plan
-    bint interrupted
     double marked            # when the last step ended
     double *seconds          # (N_STEPS,) spent so far on chunks of this kind
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend.base import Backend, BackendFacts, Batch
+from ..backend.base import AMID_A_STEP, Backend, BackendFacts, Batch
 from ..backend.kv_cache import KVCache, check_kv_dtype
 from ..errors import BackendUnavailableError, ClosedError, Pyllama2Error
+from ..process.locks import Lock
 from ..sampling.sampler import Draw
 from ..storage.model_file import StoredModel
 from . import availability
@@ -68,7 +68,8 @@ class CudaBackend(Backend):
         planned.check()
         self.config, self.quantization, self.kv_dtype = model.config, model.quantization, planned.kv_dtype
         self._process = os.getpid()
-        self._lock = threading.RLock()  # one pass at a time: scratch memory is shared
+        self._lock = Lock()  # one pass at a time: scratch memory is shared
+        self._closing = False  # at the end of the pass that is under way
         self._device = cupy.cuda.Device()
         self._work: Workspace | None = None  # as long as the longest cache so far
         with self._device:
@@ -177,8 +178,7 @@ class CudaBackend(Backend):
     def describe(self) -> BackendFacts:
         """Facts about the GPU, and how steps are launched on it."""
         weight_bytes = self._model_open().nbytes
-        with self._turn():
-            properties = self._cupy.cuda.runtime.getDeviceProperties(self._device.id)
+        properties = self._cupy.cuda.runtime.getDeviceProperties(self._device.id)
         problem = self._graphs.problem
         return BackendFacts(
             device="cuda",
@@ -202,22 +202,31 @@ class CudaBackend(Backend):
         """Let go of the weights, of scratch memory and graphs, and give the device its memory back."""
         if self._process != os.getpid():
             return  # they are the parent's
-        with self._lock:
-            if self._model is None:
-                return
-            with self._turn():
-                self._stream.synchronize()
-                self._graphs.clear()
-                self._model = self._forward = self._work = None
-                self._cupy.get_default_memory_pool().free_all_blocks()
+        self._closing = True
+        if not self._lock.held_here:  # else a signal's handler interrupts a pass
+            with self._lock, self._device, self._stream:
+                self._release()
+
+    def _release(self) -> None:
+        if self._model is not None:
+            self._stream.synchronize()
+            self._graphs.clear()
+            self._model = self._forward = self._work = None
+            self._cupy.get_default_memory_pool().free_all_blocks()
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """This thread's turn: cupy's device and stream are those of the backend, which must be open."""
-        self._model_open()  # a forked child must not wait for a lock that nobody gives back
+        self._model_open()
+        if self._lock.held_here:
+            raise ValueError(AMID_A_STEP)
         with self._lock, self._device, self._stream:
             self._model_open()
-            yield
+            try:
+                yield
+            finally:
+                if self._closing:
+                    self._release()
 
     def _model_open(self) -> DeviceModel:
         if self._process != os.getpid():

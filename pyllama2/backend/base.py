@@ -24,6 +24,9 @@ from ..storage.model_file import StoredModel
 from .kv_cache import KVCache
 from .step_times import Profile
 
+# What a signal's handler is told that wants another step of the model amid one.
+AMID_A_STEP = "a signal's handler cannot wait for the step of the model that it interrupts"
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -175,7 +178,7 @@ class Backend(ABC):
             Logits (m, vocab_size) float32 of batch.outputs.
 
         Raises:
-            ValueError: an index is out of bounds.
+            ValueError: an index is out of bounds, or a signal's handler calls it amid a step.
             ClosedError: the backend or the cache is closed.
         """
 
@@ -211,4 +214,7 @@ class Backend(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give back the weights and all scratch memory. What needs them raises ClosedError afterwards."""
+        """Give back the weights and all scratch memory. What needs them raises ClosedError afterwards.
+
+        A step that a signal's handler interrupts with it comes to its end first.
+        """

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from ..errors import CheckpointError, Pyllama2Error
 from ..process.forking import renew_after_fork
+from ..process.locks import Lock
 from ..shown import shown
 from .stand_ins import StandIns
 from .template_worker import ANSWER, MAX_CHARS, QUESTION, READY
@@ -63,7 +64,7 @@ class TemplateRenderer:
         self.stand_ins = stand_ins or StandIns()
         self._template = json.dumps({"template": template, "stand_ins": self.stand_ins.by_name}).encode()
         self._timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._worker: _Worker | None = None
         renew_after_fork(self, TemplateRenderer._forget_parent)
 
@@ -103,8 +104,7 @@ class TemplateRenderer:
             worker.end()
 
     def _forget_parent(self) -> None:
-        """In a forked child: leave the process to the parent. The lock is replaced, since the parent may hold it."""
-        self._lock = threading.Lock()
+        """In a forked child: leave the process to the parent."""
         self._worker = None
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..process.interrupts import Interrupts
+from ..process.locks import Lock
 from .job import Handover, Job, SamplingTime, StepInput
 
 # How long a step waits for texts that are being sampled. It never waits twice for the same token.
@@ -36,7 +37,7 @@ class Handovers:
 
     def __init__(
         self,
-        lock: threading.Lock,
+        lock: Lock,
         advance: Callable[[StepInput, NDArray[np.float32]], None],
         sampling_time: SamplingTime,
     ) -> None:
@@ -104,9 +105,9 @@ class Handovers:
             handover.part.job.handover = None
         return [handover.part for handover in closed if handover.sampled]
 
-    def renew(self, lock: threading.Lock) -> list[Job]:
-        """Go on in a forked child with the scheduler's new lock. Returns the jobs that a lost thread was sampling."""
-        self._lock, self._waiters = lock, []
+    def renew(self) -> list[Job]:
+        """Go on in a forked child. Returns the jobs that a lost thread was sampling."""
+        self._release_waiters()
         here = threading.get_ident()
         return [h.part.job for h in self._open if h.sampler not in (None, here) and not h.sampled]
 
@@ -122,6 +123,10 @@ class Handovers:
         with self._lock:
             handover.sampled = True
             self._sampling_time.add(seconds, has_prompt=len(handover.part.tokens) > 1)
-            waiters, self._waiters = self._waiters, []
+            self._release_waiters()
+
+    def _release_waiters(self) -> None:
+        """Have the waiting threads look again. The lock must be held."""
+        waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.release()

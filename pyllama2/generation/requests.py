@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 import warnings
 from collections.abc import Collection, Sequence
 
@@ -12,6 +11,7 @@ from ..chat_formats import make_chat_format
 from ..chat_formats.base import ChatFormat, Message
 from ..errors import ClosedError
 from ..process.forking import renew_after_fork
+from ..process.locks import Lock
 from ..sampling.params import SamplingParams
 from ..shown import shown_value
 from ..tokenizer.base import Tokenizer
@@ -40,13 +40,12 @@ class RequestMaker:
         self._seeded = seed is not None
         self._random = random.Random(seed)
         self._chat_formats: dict[str | None, ChatFormat] = {}
-        self._lock = threading.Lock()  # guards the chat formats
+        self._lock = Lock()  # guards the chat formats
         self._closed = False
         renew_after_fork(self, RequestMaker._renew_in_child)
 
     def _renew_in_child(self) -> None:
         """After os.fork(): use other random numbers than the parent, as Python's random module does."""
-        self._lock = threading.Lock()
         if not self._seeded:
             self._random.seed()
 
@@ -115,7 +114,11 @@ class RequestMaker:
         with self._lock:
             chat_format = self._chat_format(template)
             check_chat_length(messages, self._n_ctx)
-            return chat_format.encode(messages, allow_markers=allow_markers)
+            try:
+                return chat_format.encode(messages, allow_markers=allow_markers)
+            finally:
+                if self._closed:  # by a signal's handler meanwhile
+                    chat_format.close()
 
     def checked_ids(self, name: str, tokens: Sequence[int]) -> list[int]:
         """Return tokens as ints. They must be in the vocabulary and fit in the context. name is for errors."""

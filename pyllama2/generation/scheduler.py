@@ -25,11 +25,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend.base import Backend, Batch
+from ..backend.base import AMID_A_STEP, Backend, Batch
 from ..backend.kv_cache import KVCache
 from ..errors import ClosedError, NumericalError, Pyllama2Error
 from ..process.forking import renew_after_fork
 from ..process.interrupts import Interrupts
+from ..process.locks import Lock
 from ..sampling.sampler import Draw
 from .completion import Completion
 from .generation import Generation, Update
@@ -65,7 +66,7 @@ class Scheduler:
     def __init__(self, backend: Backend, rows: PrefixCache) -> None:
         self._backend = backend
         self._rows = rows
-        self._lock = threading.Lock()  # held only for moments; it guards the next five
+        self._lock = Lock()  # held only for moments; it guards the next five
         self._driver: int | None = None  # identity of the thread that is the driver
         self._waiters: list[threading.Lock] = []
         self._arrivals: list[Job] = []
@@ -82,13 +83,12 @@ class Scheduler:
         What the parent's driver was changing cannot be trusted: the rows, and a text that was taking a token.
         """
         here = threading.get_ident()
-        self._lock = threading.Lock()
-        self._waiters = []
+        self._release_waiters()
         for job in (*self._jobs, *self._arrivals):
             if job.waiting not in (None, here):
                 job.cancelled |= job.ahead is None
                 job.waiting = None
-        for job in self._handovers.renew(self._lock):
+        for job in self._handovers.renew():
             job.error = Pyllama2Error(_FORKED)
         if self._driver in (None, here) and self._backend.survives_fork:
             return  # no thread was in a step, or this one is and goes on with it
@@ -198,7 +198,7 @@ class Scheduler:
     def _check_not_inside(self, jobs: Collection[Job]) -> None:
         """Raise ValueError if the calling thread would wait for itself."""
         if self._driven_here():
-            raise ValueError("a signal's handler cannot wait for the step of the model that it interrupts")
+            raise ValueError(AMID_A_STEP)
         if any(handover.sampler == threading.get_ident() for handover in self._handovers.of(jobs)):
             raise ValueError("a logits processor cannot wait for the text that it works for")
 
@@ -252,7 +252,11 @@ class Scheduler:
             self._rows.close()
         with self._lock:
             self._driver = None
-            waiters, self._waiters = self._waiters, []
+            self._release_waiters()
+
+    def _release_waiters(self) -> None:
+        """Have the waiting threads look again. The lock must be held."""
+        waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.release()
 

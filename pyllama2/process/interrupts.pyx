@@ -16,8 +16,9 @@ import os
 import signal
 import threading
 
-# Signals whose handlers usually raise: KeyboardInterrupt, a clean exit, a timeout.
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM") if hasattr(signal, name)]
+# Signals whose handlers usually raise, fork or clean up: Ctrl-C, an end, a timeout, what a scheduler of jobs sends.
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGUSR1", "SIGUSR2")
+_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 
 cdef class Interrupts:

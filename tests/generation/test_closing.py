@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.forced_signals import AmidSteps
 from helpers.scheduling import in_threads
 from helpers.tiny_llama import CHATML, write_tiny
 
 from pyllama2 import ClosedError, Llama, perplexity
+from pyllama2.chat_formats import renderer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MESSAGES = [{"role": "user", "content": "What?"}]
@@ -84,3 +87,57 @@ def test_a_template_that_is_rendered_meanwhile_leaves_no_process(path: Path) -> 
     with pytest.raises(ClosedError, match="this Llama is closed"):
         llm.chat_tokens(MESSAGES)
     assert not llm._requests._chat_formats
+
+
+class TestInASignalHandler:
+    """It runs in the thread that it interrupts, which must not wait for itself."""
+
+    @pytest.mark.parametrize(
+        "use", [lambda llm: llm.generate("a"), lambda llm: next(llm.stream("a")), lambda llm: llm.score([5] * 1000)]
+    )
+    def test_close_amid_a_step(self, path: Path, use: Callable[[Llama], Any]) -> None:
+        """The step needs its weights up to its end; then they go. Nothing that takes more steps goes on."""
+        alive = []
+
+        def close() -> None:
+            llm.close()
+            alive.append(all(weight() is not None for weight in weights))
+
+        llm = Llama(path)
+        weights = [weakref.ref(weight) for weight in llm._model.weights.values()]
+        AmidSteps(llm, close)
+        with pytest.raises(ClosedError, match="this Llama is closed"):
+            use(llm)
+        assert alive == [True]
+        assert all(weight() is None for weight in weights) and llm._scheduler._rows.cache is None
+
+    def test_another_step_amid_a_step(self, path: Path) -> None:
+        def score() -> None:
+            with pytest.raises(ValueError, match="a signal's handler cannot wait for the step"):
+                llm.score([5, 6, 7])
+            refused.append(1)
+
+        refused: list[int] = []
+        with Llama(path) as llm:
+            expected = llm.generate("a", seed=1, max_tokens=3).text
+            AmidSteps(llm, score)
+            assert llm.generate("a", seed=1, max_tokens=3).text == expected
+        assert refused
+
+    def test_close_and_render_while_a_template_is_rendered(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each rendering has a process of its own, and close() leaves none."""
+
+        def ask(worker: Any, *arguments: Any) -> Any:
+            workers.append(worker)
+            if len(workers) == 1:
+                assert llm.chat_tokens(MESSAGES) == expected
+                llm.close()
+            return own_ask(worker, *arguments)
+
+        workers: list[Any] = []
+        own_ask = renderer._Worker.ask
+        llm = Llama(path)
+        expected = llm.chat_tokens(MESSAGES)
+        monkeypatch.setattr(renderer._Worker, "ask", ask)
+        assert llm.chat_tokens(MESSAGES) == expected
+        assert len(workers) == 2 and not any(worker.is_running() for worker in workers)

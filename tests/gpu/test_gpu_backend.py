@@ -314,3 +314,23 @@ def test_closing() -> None:
                  lambda: backend.new_cache(1, 4)):  # fmt: skip
         with pytest.raises(ClosedError, match="this Llama is closed"):
             call()
+
+
+def test_a_signals_handler_amid_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It interrupts its own thread: close() takes effect after the step, and another step is refused."""
+
+    def run(*arguments: Any) -> None:
+        with pytest.raises(ValueError, match="a signal's handler cannot wait for the step"):
+            backend.forward(batch, cache)
+        assert backend.describe().weight_bytes > 0
+        backend.close()
+        own_run(*arguments)
+
+    backend, batch = CudaBackend(make_model(GQA)), Batch.of_sequence([1, 2])
+    cache, own_run = backend.new_cache(1, 4), backend._graphs.run
+    expected = backend.forward(batch, cache)
+    monkeypatch.setattr(backend._graphs, "run", run)
+    assert np.array_equal(backend.forward(batch, cache), expected)
+    assert backend._model is backend._work is None
+    with pytest.raises(ClosedError, match="closed"):
+        backend.describe()

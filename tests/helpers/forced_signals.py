@@ -1,4 +1,5 @@
-"""Signals that come at a moment of a test's choice: before any line of some files, or at any call of a module."""
+"""Signals that come at a moment of a test's choice: before any line of some files, at any call of a module, or amid a
+step of a model."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from types import FrameType, ModuleType
 from typing import Any
+
+from pyllama2 import Llama
 
 
 def at_each_line(
@@ -77,3 +80,19 @@ class Moments:
         for number in self._plan.get(self.passed, ()):
             self.sent.append(number)
             signal.raise_signal(number)
+
+
+class AmidSteps:
+    """The compiled Forward of a model, in whose every run something is done first, as a signal's handler would."""
+
+    def __init__(self, llm: Llama, act: Callable[[], object]) -> None:
+        self._forward = llm._backend._forward  # type: ignore[union-attr]
+        self._act = act
+        llm._backend._forward = self  # type: ignore[union-attr]
+
+    def run(self, *arguments: Any) -> Any:
+        self._act()
+        return self._forward.run(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._forward, name)

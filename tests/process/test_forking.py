@@ -9,16 +9,19 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from helpers.tiny_llama import PROMPT, PROMPTS, write_tiny
 
 from pyllama2 import Llama, Pyllama2Error
 from pyllama2._gpu.backend import CudaBackend
+from pyllama2.backend.base import Batch
 from pyllama2.process import forking
+from pyllama2.process.interrupts import Interrupts
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here"),
@@ -54,6 +57,11 @@ def in_child(work: Callable[[], bool]) -> int:
             code = 0 if work() else 1
         finally:
             os._exit(code)
+    return exit_code(child)
+
+
+def exit_code(child: int) -> int:
+    """Wait for a child, for half a minute at most."""
     for _ in range(3000):
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
@@ -61,6 +69,50 @@ def in_child(work: Callable[[], bool]) -> int:
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def in_both(work: Callable[[], bool], children: list[int], amid: str | None = None) -> None:
+    """Do work, again and again until a signal's handler has forked in it: its result is true in parent and child.
+
+    children gets the child's id, 0 in the child. amid is the name of the Python function that must be interrupted.
+    """
+
+    def fork(number: int, frame: FrameType | None) -> None:
+        if amid is None or (frame is not None and frame.f_code.co_name == amid):
+            children.append(os.fork())
+        else:
+            signal.setitimer(signal.ITIMER_REAL, 0.001)
+
+    done = False
+    before = signal.signal(signal.SIGALRM, fork)
+    signal.setitimer(signal.ITIMER_REAL, 0.02)  # once: a signal that came while it forks would fork again
+    try:
+        while not children:
+            done = work()
+    finally:
+        if children == [0]:
+            os._exit(0 if done else 1)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert done and exit_code(children[0]) == 0
+
+
+@contextmanager
+def held_elsewhere(holds: Callable[[], AbstractContextManager[object]], children: list[int]) -> Iterator[None]:
+    """Another thread is in the block of holds() until children is not empty."""
+
+    def hold() -> None:
+        with holds():
+            taken.set()
+            while not children:
+                time.sleep(0.001)
+
+    taken = threading.Event()
+    holder = threading.Thread(target=hold)
+    holder.start()
+    taken.wait(30)
+    yield
+    holder.join(30)
 
 
 @contextmanager
@@ -206,6 +258,58 @@ def test_signals_of_a_child_that_another_thread_forked(llm: Llama) -> None:
     while forker.is_alive():
         llm.generate(PROMPT, max_tokens=30, ignore_eos=True)
     assert codes == [0] and is_default()
+
+
+class TestForkInASignalHandler:
+    """The child goes on from where the handler was called."""
+
+    def test_amid_a_prompt(self, tmp_path: Path) -> None:
+        """Between two layers, where handlers run in compiled code: the child lacks the team's other threads."""
+        with Llama(write_tiny(tmp_path / "long.bin", max_seq_len=1500), n_threads=2) as llm:
+            backend, batch = llm._require_backend(), Batch.of_sequence([5] * 1500)
+            cache = backend.new_cache(1, 1500)
+            expected = backend.forward(batch, cache).tolist()
+            for _ in range(5):
+                in_both(lambda: backend.forward(batch, cache).tolist() == expected, [], amid="forward")
+
+    def test_while_it_waits_for_another_threads_step(self, llm: Llama) -> None:
+        @contextmanager
+        def step() -> Iterator[None]:
+            with Interrupts() as interrupts, llm._scheduler.rows(interrupts):
+                yield
+
+        expected = greedy(llm)
+        children: list[int] = []
+        with held_elsewhere(step, children):
+            in_both(lambda: greedy(llm) == expected, children)
+
+    def test_while_it_waits_for_its_text_to_be_sampled_by_another_thread(self, llm: Llama) -> None:
+        def processor(ids: list[int], logits: object) -> None:
+            taken.set()
+            while not children:
+                time.sleep(0.001)
+
+        def ends() -> bool:
+            try:
+                return len(list(stream)) > 0
+            except Pyllama2Error as error:
+                return children == [0] and "forked" in str(error)
+
+        children: list[int] = []
+        taken = threading.Event()
+        stream = llm.stream(PROMPT, max_tokens=20, temperature=0, ignore_eos=True, logits_processors=[processor])
+        sampler = threading.Thread(target=lambda: next(stream))
+        sampler.start()
+        taken.wait(30)
+        in_both(ends, children)
+        sampler.join(30)
+
+    @pytest.mark.parametrize("owner", ["_backend", "_requests"])
+    def test_while_it_waits_for_a_lock(self, llm: Llama, owner: str) -> None:
+        expected = greedy(llm)
+        children: list[int] = []
+        with held_elsewhere(lambda: getattr(llm, owner)._lock, children):
+            in_both(lambda: bool(llm.chat_tokens(MESSAGES, template="llama2")) and greedy(llm) == expected, children)
 
 
 def test_random_texts_differ_unless_seeded(path: Path, llm: Llama) -> None:

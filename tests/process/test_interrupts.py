@@ -49,6 +49,18 @@ def test_held_back_until_the_end() -> None:
     assert done
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGUSR1", "SIGUSR2"])
+def test_every_signal_that_programs_handle(name: str) -> None:
+    before, done = signal.signal(getattr(signal, name), alarm), False
+    try:
+        with pytest.raises(Alarm), Interrupts():
+            signal.raise_signal(getattr(signal, name))
+            done = True
+    finally:
+        signal.signal(getattr(signal, name), before)
+    assert done
+
+
 def test_raises_where_it_may() -> None:
     before = inside = False
     with pytest.raises(Alarm), Interrupts() as interrupts, interrupts.allowed():
