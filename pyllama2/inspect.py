@@ -8,7 +8,7 @@ import os
 import sys
 from dataclasses import asdict
 
-from .analysis.inspection import Inspection, cut_text, inspect_model
+from .analysis.inspection import Inspection, inspect_model, tokenize_text
 from .cli.common import CommandParser, positive, read_text, run_command
 from .cli.inspection_text import report, tokens_report
 from .cli.progress import progress_bar
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     model_help = "a model file or checkpoint, or smollm2 (default: PYLLAMA2_MODEL, else the demo model)"
     add("path", nargs="?", metavar="MODEL", help=model_help)
     add("-m", "--model", help="the same")
-    add("--tokens", metavar="TEXT", help='show how a text is cut into tokens; "-" reads standard input')
+    add("--tokens", metavar="TEXT", help='show how a text is tokenized; "-" reads standard input')
     add("--layers", action="store_true", help="show the tensors of each layer")
     add("--exact", action="store_true", help="statistics of all numbers, not of a sample; reads the whole file")
     add("--json", action="store_true", help="print one JSON object")
@@ -71,7 +71,7 @@ def _inspect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     path = find_model(args.path if args.path is not None else args.model)
     if args.tokens is not None:
         text = read_text("-", "the text") if args.tokens == "-" else args.tokens
-        ids, tokenizer = cut_text(path, text, tokenizer=args.tokenizer)
+        ids, tokenizer = tokenize_text(path, text, tokenizer=args.tokenizer)
         print(_tokens_json(text, ids, tokenizer) if args.json else tokens_report(text, ids, tokenizer, _colour()))
         return 0
     with progress_bar("inspect") as progress:

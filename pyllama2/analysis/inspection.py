@@ -1,7 +1,7 @@
 """What is in a model of any kind, and what it needs to run.
 
     inspect_model   a path -> Inspection: config, tensors with statistics, memory, expected speed
-    cut_text        a path and a text -> its tokens
+    tokenize_text   a path and a text -> its tokens
 
 Expected speed: decoding a token reads all weights (of an embedding only one row) and the keys and values of the
 tokens before it. Each layer also takes some time that does not depend on its size:
@@ -240,7 +240,7 @@ def inspect_model(
         )
 
 
-def cut_text(
+def tokenize_text(
     path: str | os.PathLike[str], text: str, *, tokenizer: str | os.PathLike[str] | None = None
 ) -> tuple[list[int], Tokenizer]:
     """Tokenize a text as a prompt.

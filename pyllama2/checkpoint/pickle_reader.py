@@ -105,10 +105,10 @@ class _Machine:
     def run(self) -> dict[str, PickledTensor]:
         if len(self._data) > MAX_BYTES:
             self._fail(f"a pickle of {len(self._data)} bytes exceeds the limit of {MAX_BYTES}")
-        if self._take(2) != b"\x80\x02":
+        if self._read(2) != b"\x80\x02":
             self._fail("the pickle is not of protocol 2, which torch.save writes")
         for _ in range(_MAX_OPCODES):
-            code = self._take(1)
+            code = self._read(1)
             if code == b".":
                 return self._result()
             operation = _OPERATIONS.get(code)
@@ -131,7 +131,7 @@ class _Machine:
     def _fail(self, problem: str) -> NoReturn:
         raise CheckpointError(f"{self._path}: {problem} (byte {self._position} of data.pkl)")
 
-    def _take(self, length: int) -> bytes:
+    def _read(self, length: int) -> bytes:
         end = self._position + length
         if end > len(self._data):
             self._fail("the pickle is truncated")
@@ -140,13 +140,13 @@ class _Machine:
         return data
 
     def _unsigned(self, length: int) -> int:
-        return int.from_bytes(self._take(length), "little")
+        return int.from_bytes(self._read(length), "little")
 
     def _line(self) -> str:
         end = self._data.find(b"\n", self._position, self._position + 200)
         if end < 0:
             self._fail("a name in the pickle does not end")
-        line = self._take(end + 1 - self._position)
+        line = self._read(end + 1 - self._position)
         return line[:-1].decode("ascii", "backslashreplace")
 
     def _pop(self, kind: type | None = None) -> Any:
@@ -171,7 +171,7 @@ class _Machine:
         self._stack.append(tuple(values[::-1]))
 
     def _push_text(self) -> None:
-        data = self._take(self._unsigned(4))
+        data = self._read(self._unsigned(4))
         try:
             self._stack.append(data.decode())
         except UnicodeDecodeError:
@@ -181,7 +181,7 @@ class _Machine:
         length = self._unsigned(1)
         if length > 8:
             self._fail(f"the pickle has a number of {length} bytes")
-        self._stack.append(int.from_bytes(self._take(length), "little", signed=True))
+        self._stack.append(int.from_bytes(self._read(length), "little", signed=True))
 
     def _push_global(self) -> None:
         module, name = self._line(), self._line()
@@ -280,7 +280,7 @@ _OPERATIONS: dict[bytes, Callable[[_Machine], None]] = {
     b"\x89": lambda m: m._stack.append(False),  # NEWFALSE
     b"K": lambda m: m._stack.append(m._unsigned(1)),  # BININT1
     b"M": lambda m: m._stack.append(m._unsigned(2)),  # BININT2
-    b"J": lambda m: m._stack.append(int.from_bytes(m._take(4), "little", signed=True)),  # BININT
+    b"J": lambda m: m._stack.append(int.from_bytes(m._read(4), "little", signed=True)),  # BININT
     b"\x8a": _Machine._push_long,  # LONG1
     b"X": _Machine._push_text,  # BINUNICODE
     b"c": _Machine._push_global,  # GLOBAL

@@ -127,7 +127,7 @@ def sample(const float[::1] logits, double highest, double temperature, top_k, d
     elif top_p < 1:
         find_nucleus(&row, top_p, &tokens)
     elif min_p > 0:
-        take_near(&row, -log(min_p), &tokens)
+        keep_near(&row, -log(min_p), &tokens)
     else:
         return draw_of_all(&row, uniform, tokens.spare, tokens.weights)
     if min_p > 0:
@@ -202,8 +202,8 @@ cdef int reserve(Tokens *tokens, int64_t vocab_size) except -1:
     return 0
 
 
-cdef float take_near(const Logits *row, double depth, Tokens *tokens) noexcept nogil:
-    """Take and weigh all tokens of weight e^-depth or more, and some just below. Returns the cut: lower logits are out.
+cdef float keep_near(const Logits *row, double depth, Tokens *tokens) noexcept nogil:
+    """Keep and weigh all tokens of weight e^-depth or more, and some just below. Returns the cut: lower logits are out.
     """
     # The cut is lowered by more than rounding errors here and in the weights. Its conversion to float32 cannot lift it
     # above a logit that was not below it.
@@ -222,7 +222,7 @@ cdef void weigh(const Logits *row, Tokens *tokens) noexcept nogil:
 
 
 cdef void keep_largest(const Logits *row, int64_t k, Tokens *tokens) noexcept nogil:
-    """Take the k largest logits; of equal logits the lowest ids."""
+    """Keep the k largest logits; of equal logits the lowest ids."""
     cdef float *maxima = <float *> tokens.weights
     cdef float cut = -INFINITY
     cdef int64_t i, n = row.loops.group_maxima(row.values, row.n, maxima)
@@ -238,13 +238,13 @@ cdef void keep_largest(const Logits *row, int64_t k, Tokens *tokens) noexcept no
 
 
 cdef void find_nucleus(const Logits *row, double top_p, Tokens *tokens) noexcept nogil:
-    """Take and weigh the tokens that top_p keeps of all."""
+    """Keep and weigh the tokens that top_p keeps of all."""
     cdef double left = 1 - top_p, below, error
     cdef float cut
     cdef int attempt
     for attempt in range(3):
         # All tokens below the second depth weigh less than left / e together, so they are outside.
-        cut = take_near(row, NEAR - log(left) if attempt == 0 else 1 + log(row.n / left), tokens)
+        cut = keep_near(row, NEAR - log(left) if attempt == 0 else 1 + log(row.n / left), tokens)
         if attempt == 0 and tokens.n > row.n // 8:
             continue  # a flat distribution: too much of the mass may be below the cut
         if attempt < 2:
@@ -260,7 +260,7 @@ cdef void find_nucleus(const Logits *row, double top_p, Tokens *tokens) noexcept
 
 
 cdef bint keep_nucleus(Tokens *tokens, double top_p, double below_low, double below_high, double limit) noexcept nogil:
-    """Drop the tokens that top_p drops. Those that were not taken weigh between below_low and below_high together.
+    """Drop the tokens that top_p drops. Those that are dropped already weigh between below_low and below_high together.
 
     Returns False, and drops nothing, when the last token to keep depends on that sum, or its weight is not above limit.
     """

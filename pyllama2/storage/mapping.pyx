@@ -23,12 +23,12 @@ cdef class Mapping:
     The file is unmapped when neither the object nor a buffer of it is referenced any more.
 
     Args:
-        descriptor: the open file; the caller may close it afterwards
-        size: bytes to map, above 0
+        descriptor: the open file; the caller may close it afterwards.
+        size: bytes to map, above 0.
 
     Raises:
-        OSError: the file cannot be mapped
-        ClosedError: a buffer is asked for after close()
+        OSError: the file cannot be mapped.
+        ClosedError: a buffer is asked for after close().
     """
 
     cdef char *start

@@ -102,7 +102,7 @@ _WHOLE = frozenset(_WHOLE_PATTERNS.values())
 
 # Published tokenizers have at most seven.
 _MAX_STEPS = 8
-_CUTS = ("Split", "Digits", "Punctuation")
+_SPLITTERS = ("Split", "Digits", "Punctuation")
 # ByteLevel is the last step of all pre-tokenizers but Falcon's and Falcon3's.
 _OTHER_ORDERS = (["Punctuation", "ByteLevel", "Digits", "Split"], ["Punctuation", "ByteLevel", "Digits"])
 
@@ -156,10 +156,10 @@ def known_steps(node: Step) -> list[Step]:
     if "ByteLevel" not in types:
         raise ValueError("it is no byte-level BPE (a SentencePiece model needs its tokenizer.model)")
     for kind in types:
-        if kind != "ByteLevel" and kind not in _CUTS:
+        if kind != "ByteLevel" and kind not in _SPLITTERS:
             raise ValueError(
                 f"its pre-tokenizer has the step {kind[:40]!r}, which is not supported "
-                f"({', '.join(_CUTS)} and ByteLevel are)"
+                f"({', '.join(_SPLITTERS)} and ByteLevel are)"
             )
     if types.index("ByteLevel") != len(types) - 1 and types not in _OTHER_ORDERS:
         raise ValueError(
@@ -195,7 +195,7 @@ def _split(step: Step) -> Step:
     if text not in _NAMES:
         shown = text if isinstance(text, str) else str(pattern)
         raise ValueError(
-            f"its pre-tokenizer cuts at {shown[:80]!r}, which is not the rule of a known tokenizer "
+            f"its pre-tokenizer splits at {shown[:80]!r}, which is not the rule of a known tokenizer "
             f"({', '.join(_WHOLE_PATTERNS)}, ...)"
         )
     how = (step.get("behavior"), step.get("invert", False))
