@@ -11,6 +11,7 @@ from .cli.common import run_guarded
 COMMANDS = {
     "generate": "continue a text",
     "chat": "talk to a model",
+    "serve": "serve a model over HTTP, with OpenAI's interface",
     "perplexity": "say how well a model predicts a text",
     "export": "turn a checkpoint into a model file",
     "quantize": "make a model file smaller",

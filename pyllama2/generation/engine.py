@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from ..arguments import integer
 from ..backend.base import Backend
 from ..backend.kv_cache import KVCache
 from ..backend.step_times import Profile, StepTime
+from ..chat_formats.base import Message
 from ..errors import ClosedError
 from ..memory import logits_bytes, piece_tokens, rows_that_fit, weight_bytes_per_token
-from ..sampling.params import SamplingParams
+from ..sampling.params import SEED_LIMIT, SamplingParams
+from ..storage.fingerprint import fingerprint
 from ..storage.model_file import StoredModel
 from ..tokenizer import load_tokenizer
+from .background import Background
+from .chunk import TokenLogprob
 from .completion import Completion
 from .generation import Generation, Request
+from .logprobs import logprobs_of
 from .prefix_cache import PrefixCache
-from .prompt import check_token_ids
+from .prompt import Prompt, check_token_ids
 from .requests import RequestMaker
 from .scheduler import Scheduler
 from .scoring import LogitRows, logit_pieces
@@ -63,10 +69,61 @@ class Engine:
         self._requests = RequestMaker(self._tokenizer, model.chat_template, config.vocab_size, self.n_ctx, seed)
         backend = backend_class(model, n_threads=n_threads, kv_dtype=kv_dtype)
         self._backend: Backend | None = backend
-        rows = PrefixCache(
+        self._rows = PrefixCache(
             backend.new_cache, partial(rows_that_fit, backend), self.n_ctx, partial(backend.kv_cache_bytes, 1)
         )
-        self._scheduler = Scheduler(backend, rows)
+        self._scheduler = Scheduler(backend, self._rows)
+
+    def fingerprint(self, *more: str) -> str:
+        """Return 16 hexadecimal digits for the model, the device and its instruction set, and for more.
+
+        With other digits, a seed may mean another text. Of each tensor, its beginning and end are looked at.
+        """
+        facts = self._require_backend().describe().known()
+        kind = (f"{name} {facts.get(name)}" for name in ("device", "isa", "kv_dtype"))
+        return fingerprint(self._model, *kind, *more)
+
+    def cache_use(self) -> tuple[int, int]:
+        """Return how many tokens have keys and values in the cache, and how many it has room for now."""
+        return self._rows.use
+
+    def prompt_logprobs(self, prompt: Prompt, top: int = 0) -> Iterator[list[TokenLogprob]]:
+        """Compute how likely each token of a prompt is after those before it, and what was likelier.
+
+        Arguments are checked at once. A piece is computed when it is asked for.
+
+        Args:
+            prompt: a string or token ids.
+            top: how many of the most likely tokens to give with each.
+
+        Returns:
+            An iterator of lists, which join to one TokenLogprob for each token after the first.
+
+        Raises:
+            ContextLengthError: the prompt is longer than n_ctx.
+            NumericalError: logits are NaN or infinite.
+            TypeError, ValueError: an argument is wrong.
+        """
+        self._require_backend()
+        ids = self._requests.prompt_ids(prompt)
+        n_top = integer("top", top, 0)
+        return logprobs_of(self._requests.tokenizer, self._logit_pieces(ids[:-1]), ids, n_top)
+
+    def prompt_request(self, prompt: Prompt, params: SamplingParams) -> Request:
+        """Make the request to continue a prompt, for streams(). Raises what generate() raises for wrong arguments."""
+        return self._requests.of_prompt(prompt, self._checked(params, {}))
+
+    def chat_request(self, messages: Sequence[Message], params: SamplingParams) -> Request:
+        """Make the request to answer a chat, for streams(). Raises what chat() raises for wrong arguments."""
+        return self._requests.of_chat(messages, self._checked(params, {}), None, False)
+
+    def streams(self, request: Request, n: int) -> list[Stream]:
+        """Make n streams of one request. The i-th has the request's seed + i."""
+        return [self._stream(replace(request, seed=(request.seed + i) % SEED_LIMIT)) for i in range(n)]
+
+    def background(self, updated: Callable[[], None]) -> Background:
+        """Make what generates streams in a thread of its own. updated() is called after each step; see Background."""
+        return Background(self._scheduler, updated)
 
     def _require_backend(self) -> Backend:
         """The backend. Raises ClosedError when closed."""
@@ -125,7 +182,7 @@ class Engine:
             "group_size": quantization.group_size,
             "bytes_per_token": weight_bytes_per_token(self._model.config, quantization),
             **facts,
-            "kv_cache_bytes": self._scheduler.kv_cache_bytes,
+            "kv_cache_bytes": self._rows.resident_bytes,
         }
 
     def _profile(self, backend: Backend) -> Profile:

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..sampling.params import SamplingParams
-from ..sampling.sampler import Draw, Sampler, largest, log_probabilities_of
+from ..sampling.sampler import Draw, Sampler
 from ..sampling.stop_strings import StopMatcher
 from ..tokenizer.base import Tokenizer
 from ..tokenizer.detokenizer import Detokenizer
-from .chunk import Chunk, FinishReason, Timings, TokenLogprob, Usage
+from .chunk import Chunk, FinishReason, Timings, Usage
 from .completion import Completion
+from .logprobs import token_logprob
 from .prompt_lookup import PromptLookup
 
 # A context that rolls keeps its first tokens, which attention relies on (arXiv:2309.17453), and the newest half.
@@ -226,16 +227,10 @@ class Generation:
             text = self._request.echo_text + text
         logprobs = None
         if self._request.params.logprobs is not None:
-            logprobs = [] if logits is None else [self._logprob(token, logits) for token in tokens]
+            n_top = self._request.params.logprobs
+            logprobs = [] if logits is None else [token_logprob(self._tokenizer, t, logits, n_top) for t in tokens]
         self.finish_reason = reason
         seconds, self._seconds = self._seconds, 0.0
         return Update(
             Chunk(text, tokens, logprobs, reason), self._n_generated, self._stop_reason, seconds, self.n_cached
         )
-
-    def _logprob(self, token: int, logits: NDArray[np.float32]) -> TokenLogprob:
-        piece = self._tokenizer.piece
-        best = largest(logits, self._request.params.logprobs or 0).tolist()
-        logprob, *others = log_probabilities_of(logits, [token, *best])
-        top = tuple((token_id, piece(token_id), other) for token_id, other in zip(best, others, strict=True))
-        return TokenLogprob(token, piece(token), logprob, top)

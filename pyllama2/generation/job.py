@@ -58,6 +58,9 @@ class Job:
         self.handover: Handover | None = None  # until it is sampled, the text is in no step
         self.ahead = ahead
         self.advancing = False  # it is taking a token
+        # In a Background: when its first update came, and when it was in a step last, by time.monotonic().
+        self.first_at: float | None = None
+        self.last_at: float | None = None
         # The thread that waits: in run() for its end, in next() for an update.
         self.waiting = threading.get_ident() if ahead is None else None
         update = text.start()

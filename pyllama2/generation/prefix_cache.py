@@ -72,6 +72,17 @@ class PrefixCache:
         self._row_bytes = row_bytes
         self._clock = 0
 
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes that keys and values take now."""
+        return 0 if self.cache is None else self.cache.resident_bytes
+
+    @property
+    def use(self) -> tuple[int, int]:
+        """Tokens whose keys and values are in the cache, and how many it has room for."""
+        n_positions = 0 if self.cache is None else self.cache.n_rows * self.cache.max_seq_len
+        return sum(len(row.ids) for row in self.rows), n_positions
+
     def provide_row(self, n_texts: int, n_positions: int) -> bool:
         """Provide a free row of n_positions for acquire().
 

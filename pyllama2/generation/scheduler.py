@@ -139,11 +139,13 @@ class Scheduler:
                     job.cancelled = True
         return [completions[i] for i in range(len(completions))]
 
-    @property
-    def kv_cache_bytes(self) -> int:
-        """Bytes that keys and values take now."""
-        cache = self._rows.cache
-        return 0 if cache is None else cache.resident_bytes
+    def step(self, jobs: Collection[Job]) -> None:
+        """Drive a step of the model with jobs, or wait for one. Rows of texts that have ended become free."""
+        self._check_open()
+        with Interrupts() as interrupts:
+            own = set(map(id, jobs))
+            self._handovers.sample(own, interrupts)
+            self._step_or_wait(jobs, own, interrupts)
 
     @contextmanager
     def rows(self, interrupts: Interrupts) -> Iterator[PrefixCache]:
@@ -163,7 +165,7 @@ class Scheduler:
     def close(self) -> None:
         """End all texts and give the memory back after the current step. Callers that wait get ClosedError."""
         self._closed = True
-        if self._driven_here():
+        if self._driver == threading.get_ident():
             return  # the end of the step does it
         with Interrupts() as interrupts:
             while not self._become_driver([], interrupts):
@@ -192,12 +194,9 @@ class Scheduler:
             self._check_open()
         return ended or None
 
-    def _driven_here(self) -> bool:
-        return self._driver == threading.get_ident()
-
     def _check_not_inside(self, jobs: Collection[Job]) -> None:
         """Raise ValueError if the calling thread would wait for itself."""
-        if self._driven_here():
+        if self._driver == threading.get_ident():
             raise ValueError(AMID_A_STEP)
         if any(handover.sampler == threading.get_ident() for handover in self._handovers.of(jobs)):
             raise ValueError("a logits processor cannot wait for the text that it works for")
@@ -216,11 +215,14 @@ class Scheduler:
                 result = outcome()
             if result is not None:
                 return result
-            if self._become_driver(jobs, interrupts):
-                try:
-                    self._step(own, interrupts)
-                finally:
-                    self._leave()
+            self._step_or_wait(jobs, own, interrupts)
+
+    def _step_or_wait(self, jobs: Collection[Job], own: Collection[int], interrupts: Interrupts) -> None:
+        if self._become_driver(jobs, interrupts):
+            try:
+                self._step(own, interrupts)
+            finally:
+                self._leave()
 
     def _become_driver(self, jobs: Collection[Job], interrupts: Interrupts) -> bool:
         """Become the driver, or wait for the driver's step. Returns whether this thread is the driver now."""

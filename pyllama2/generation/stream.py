@@ -21,30 +21,48 @@ class Stream(Iterator[Chunk]):
     Args:
         scheduler: what generates it.
         text: what is generated.
+
+    Attributes:
+        job: the text in the scheduler.
     """
 
     def __init__(self, scheduler: Scheduler, text: Generation) -> None:
         self._scheduler = scheduler
-        self._job = Job(text)
+        self.job = Job(text)
 
     def __next__(self) -> Chunk:
-        update = self._scheduler.next(self._job)
+        update = self._scheduler.next(self.job)
         if update is None:
             raise StopIteration
         return update.chunk
 
+    def take(self) -> list[Chunk]:
+        """Return the chunks that are there, without generating any. For streams that others generate.
+
+        Raises:
+            Exception: what ended the stream, once there are no chunks left.
+        """
+        chunks = []
+        while self.job.queue and not self.job.cancelled:
+            update = self.job.queue.popleft()
+            self.job.text.deliver(update)
+            chunks.append(update.chunk)
+        if self.job.error is not None and not chunks and not self.job.cancelled:
+            raise self.job.error
+        return chunks
+
     @property
     def completion(self) -> Completion:
         """All that has come so far, also after an exception. finish_reason is "cancelled" until the last chunk."""
-        return self._job.text.completion()
+        return self.job.text.completion()
 
     def close(self) -> None:
         """End the generation."""
-        self._job.cancelled = True
+        self.job.cancelled = True
 
     def __del__(self) -> None:
-        if hasattr(self, "_job"):
-            self._job.cancelled = True  # and nothing else: this may run at any moment, even while a lock is held
+        if hasattr(self, "job"):
+            self.job.cancelled = True  # and nothing else: this may run at any moment, even while a lock is held
 
 
 async def pulled_in_threads(stream: Stream) -> AsyncGenerator[Chunk, None]:

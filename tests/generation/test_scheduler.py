@@ -299,7 +299,7 @@ class TestInterrupts:
     def test_while_others_texts_advance(self, fresh: Llama, long_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         other = fresh.stream([1, 5], seed=1, ignore_eos=True)
         next(other)
-        text = other._job.text
+        text = other.job.text
         advance = text.advance
 
         def interrupts(result: NDArray[np.float32] | int) -> Update:

