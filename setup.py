@@ -40,7 +40,17 @@ MODULES = {
     "process": ("interrupts", "locks"),
     "storage": ("mapping",),
     "sampling": ("sample",),
-    "_cpu": ("dispatch", "matrix", "attention", "workspace", "forward", "quantizer", "bandwidth"),
+    "_cpu": (
+        "dispatch",
+        "matrix",
+        "attention",
+        "workspace",
+        "forward",
+        "layer_steps",
+        "quantizer",
+        "gptq",
+        "bandwidth",
+    ),
 }
 
 

@@ -205,7 +205,7 @@ def converted(model: str, quant: str, folder: str) -> str:
     exported, result = os.path.join(folder, "float32.bin"), os.path.join(folder, f"{quant}.bin")
     pyllama2.export(find_model(model), exported)
     if quant != "float32":
-        pyllama2.quantize(exported, result, quant)
+        pyllama2.quantize(exported, result, quant, calibrate=False)
     return result
 
 

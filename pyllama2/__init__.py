@@ -11,7 +11,8 @@ are imported where they are used.
 """
 
 from .analysis.evaluation import Perplexity, perplexity
-from .convert import export, quantize
+from .calibration import quantize
+from .convert import export
 from .errors import (
     BackendUnavailableError,
     CheckpointError,

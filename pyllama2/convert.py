@@ -1,7 +1,7 @@
 """Conversion of any checkpoint to our storage types: into a file, or in memory.
 
     export             a checkpoint -> our file, float32 or float16
-    quantize           a checkpoint, mostly our own file -> our file, q8 or q4
+    write_converted    an open checkpoint -> our file of any type
     convert_in_memory  an open checkpoint -> a StoredModel that a backend can use
 
 One tensor is in memory at a time, apart from those that convert_in_memory keeps.
@@ -27,7 +27,7 @@ from .process.interrupts import Interrupts
 from .shown import shown, shown_value
 from .storage.model_file import ModelWriter, StoredModel
 from .storage.new_file import check_replaceable
-from .storage.weights import GROUP_SIZES, Quantization, Weight, all_finite
+from .storage.weights import Quantization, StorageType, Weight, all_finite
 
 FilePath = str | os.PathLike[str]
 Progress = Callable[[int, int, str], None]  # weights done, weights in all, name of the tensor just done
@@ -76,46 +76,7 @@ def export(
         norm_eps=None if norm_eps is None else arguments.real("norm_eps", norm_eps),
     )
     with closing(opened) as source:
-        _write(source, target, Quantization.of(dtype), progress)
-
-
-def quantize(
-    source: FilePath,
-    out: FilePath,
-    type: str,
-    *,
-    group_size: int = 64,
-    output_type: str | None = None,
-    progress: Progress | None = None,
-) -> None:
-    """Write a model as one of our files with 8- or 4-bit weights.
-
-    A quantized source is dequantized first, so that a q8 file can become q4. Whatever happens, out is either
-    complete or unchanged. An existing file is replaced by renaming: a Llama that uses the old file keeps it.
-
-    Args:
-        source: one of our files, or any other checkpoint.
-        out: path of the file to write.
-        type: "q8" or "q4".
-        group_size: number of weights that share a scale: 32, 64 or 128.
-        output_type: type of the output matrix, "q8" or "q4"; None: "q8".
-        progress: called as progress(weights done, weights in all, name of the tensor just done).
-
-    Raises:
-        CheckpointError: the source cannot be read, a number is not finite or does not fit, or out cannot be written.
-        TypeError: an argument is of the wrong type.
-        ValueError: an argument is wrong, for example out is a file of the source.
-    """
-    for name, value in (("type", type), ("output_type", "q8" if output_type is None else output_type)):
-        if arguments.string(name, value) not in ("q8", "q4"):
-            raise ValueError(f"{name} must be q8 or q4, not {shown_value(value)}")
-    if arguments.integer("group_size", group_size) not in GROUP_SIZES:
-        raise ValueError(f"group_size must be 32, 64 or 128 for the type {type}, not {shown_value(group_size)}")
-    target = arguments.path("out", out)
-    arguments.function("progress", progress)
-    quantization = Quantization.of(type, int(group_size), output_type)
-    with closing(open_checkpoint(arguments.path("source", source))) as opened:
-        _write(opened, target, quantization, progress)
+        write_converted(source, target, Quantization.of(dtype), progress)
 
 
 def convert_in_memory(
@@ -141,15 +102,27 @@ def convert_in_memory(
     return model
 
 
-def _write(source: Checkpoint, out: str, quantization: Quantization, progress: Progress | None) -> None:
-    _check_target(out, source.files)
+def write_converted(source: Checkpoint, out: str, quantization: Quantization, progress: Progress | None) -> None:
+    """Write an open checkpoint as one of our files. Matrices are quantized by the search that needs no data.
+
+    Args:
+        source: stays open
+        out: path of the file to write
+        quantization: the storage types wanted
+        progress: called as progress(weights done, weights in all, name of the tensor just done)
+
+    Raises:
+        CheckpointError: a number is not finite or does not fit into its storage type, or out cannot be written
+        ValueError: out is a file of the source
+    """
+    check_target(out, source.files)
     model = _without_weights(source, quantization)
     with Interrupts() as interrupts, ModelWriter(out, model, interrupts) as writer, interrupts.allowed():
         for weight in _convert(source, quantization, progress):
             writer.write(weight)
 
 
-def _check_target(out: str, inputs: list[str]) -> None:
+def check_target(out: str, inputs: list[str]) -> None:
     """Raise unless out may be written, before any work is done. An input file must not be overwritten."""
     folder = os.path.dirname(out) or os.curdir
     if not os.path.basename(out) and not os.path.isdir(out):
@@ -170,28 +143,33 @@ def _convert(source: Checkpoint, quantization: Quantization, progress: Progress 
     """Yield every tensor of source in order, in its storage type."""
     done, total = 0, source.config.n_parameters
     for name, shape, tensor in source.tensors():
-        weight_type = quantization.type_of(name, source.config)
+        kind = quantization.storage_of(name, source.config)
         array = tensor.read()
-        if weight_type in ("q8", "q4"):
-            yield _quantized(name, array, weight_type, quantization.group_size)
+        if kind.group_size:
+            yield quantized_weight(name, array, kind)
         else:
-            yield Weight(name, weight_type, shape, _as_float(name, array, np.dtype(weight_type)))
+            yield Weight(name, kind.type, shape, as_float(name, array, np.dtype(kind.type)))
         done += prod(shape)
         if progress is not None:
             progress(done, total, name)
 
 
-def _quantized(name: str, array: NDArray[Any], weight_type: str, group_size: int) -> Weight:
+def quantized_weight(name: str, array: NDArray[Any], kind: StorageType) -> Weight:
+    """Quantize a float32 or float16 matrix by the search for the best scales, which needs no data.
+
+    Raises:
+        CheckpointError: a number is not finite or too large
+    """
     from ._cpu import quantize_matrix
 
     try:
-        data, scales = quantize_matrix(array, weight_type, group_size)
+        data, scales = quantize_matrix(array, kind.type, kind.group_size)
     except ValueError as error:
         raise CheckpointError(f"tensor {name}: {error}") from error
-    return Weight(name, "q8" if weight_type == "q8" else "q4", array.shape, data, scales, group_size)
+    return Weight(name, kind.type, array.shape, data, scales, kind.group_size)
 
 
-def _as_float(name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+def as_float(name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Convert array to dtype, float32 or float16, without a copy if it has that type already.
 
     Raises CheckpointError for NaN, infinity, and numbers that do not fit.

@@ -29,6 +29,9 @@ time of a step that has next to none. pyllama2 bench measures what is reached.
 --json prints one object with the fields
   path, kind, source, files        what was read; files with their sizes
   config, quantization             quantization is null for checkpoints of others
+  calibration                      how the weights were chosen: method, text, n_tokens, window, sha256, starts,
+                                   n_held_out, kl_divergence, kl_standard_error, top_1_agreement, perplexity_ratio;
+                                   null without a text
   tokenizer, chat_template         null where there is none
   n_parameters, parameters         all, and by part of the model
   tensors                          name, shape, type, nbytes, statistics (n_read, not_finite, min, max, mean, std)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from .backend.fitting import LEAST_CONTEXT, gib, largest_context
 from .config import ModelConfig
 from .errors import Pyllama2Error
-from .storage.weights import Quantization, packed_shapes
+from .storage.weights import Quantization, StorageType, packed_shapes
 
 if TYPE_CHECKING:
     from .backend.base import Backend
@@ -36,12 +36,23 @@ _CGROUP_ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))  # versi
 
 def weight_bytes(config: ModelConfig, quantization: Quantization) -> int:
     """Bytes of all weights in a quantization."""
-    total = 0
-    for name, shape in config.tensor_shapes().items():
-        kind = quantization.type_of(name, config)
-        codes, scales = packed_shapes(kind, shape, quantization.group_size)
-        total += math.prod(codes) * _ITEM_BYTES[kind] + (2 * math.prod(scales) if scales else 0)
-    return total
+    return sum(
+        tensor_bytes(shape, quantization.storage_of(name, config)) for name, shape in config.tensor_shapes().items()
+    )
+
+
+def layer_bits(config: ModelConfig, quantization: Quantization) -> float:
+    """Bits a weight of the layers' matrices, scales and padding included."""
+    shapes = {name: shape for name, shape in config.tensor_shapes().items() if len(shape) == 2}
+    names = [name for name in shapes if name.startswith("layers.")]
+    n_bytes = sum(tensor_bytes(shapes[name], quantization.storage_of(name, config)) for name in names)
+    return 8 * n_bytes / sum(math.prod(shapes[name]) for name in names)
+
+
+def tensor_bytes(shape: tuple[int, ...], kind: StorageType) -> int:
+    """Bytes of a tensor, scales included."""
+    codes, scales = packed_shapes(kind.type, shape, kind.group_size)
+    return math.prod(codes) * _ITEM_BYTES[kind.type] + (2 * math.prod(scales) if scales else 0)
 
 
 def kv_cache_bytes(config: ModelConfig, n_tokens: int, kv_dtype: str) -> int:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from .analysis.evaluation import Perplexity, perplexity
 from .cli.common import CommandParser, add_model_flags, open_model, positive, read_text, run_command
 from .cli.progress import progress_bar
+from .shown import shown
 
 _EPILOG = """\
 Perplexity is exp(-mean(log p(token | the tokens before it))). The text is cut into windows of at most -c tokens,
@@ -18,15 +19,18 @@ each begun with BOS where the model has one. The first window scores all of its 
 by --stride tokens and scores these alone, with the rest of the window as their context. The first token of the
 text is not counted. Bits per byte, of UTF-8, compare models whose vocabularies differ.
 
---against gives KL(against || model) in nats, its mean over tokens and its 99th percentile, and how often both find
-the same next token likeliest. The model compared with is taken as it is: --quant and --kv-dtype are for -m alone.
+--against gives KL(against || model) in nats: its mean over tokens, the standard error of that mean over windows, and
+its 99th percentile. It also gives how often both find the same next token likeliest, and perplexity over that of the
+model compared with. Several texts get a line each, and the same figures for all together. The model compared with is
+taken as it is: --quant and --kv-dtype are for -m alone.
 
 --json prints one object with the fields
   perplexity         exp of the mean negative log-probability per token
   bits_per_byte      the same in bits, per byte of UTF-8
   n_tokens, n_bytes  what was scored
   window, stride     in tokens, as they were used
-  kl_divergence, kl_divergence_p99, top_1_agreement   null without --against
+  kl_divergence, kl_standard_error, kl_divergence_p99, top_1_agreement, perplexity_ratio   null without --against
+  documents          a list of such objects, one for each of several texts; else null
 """
 
 
@@ -41,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     description = "Say how well a model predicts a text, and how close it is to another model."
     parser = CommandParser("perplexity", description, _EPILOG)
-    parser.add_argument("-f", "--file", required=True, metavar="TEXT", help='a text, UTF-8; "-" is standard input')
+    parser.add_argument(
+        "-f", "--file", required=True, nargs="+", metavar="TEXT", help='texts, UTF-8; "-" is standard input'
+    )
     parser.add_argument("--against", metavar="MODEL", help="a model to compare with, of the same vocabulary")
     parser.add_argument("--stride", type=positive, metavar="N", help="tokens a window scores (default: half of it)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -52,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
 def _perplexity(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.ctx is not None and args.stride is not None and args.stride >= args.ctx:
         parser.error(f"--stride {args.stride} must be below -c {args.ctx}")
-    text = read_text(args.file, "the text")
+    texts = [read_text(path, "the text") for path in args.file]
+    text = texts[0] if len(texts) == 1 else texts
     with ExitStack() as stack:
         llm = stack.enter_context(open_model(args))
         against = None
@@ -61,22 +68,43 @@ def _perplexity(parser: argparse.ArgumentParser, args: argparse.Namespace) -> in
             against = stack.enter_context(open_model(argparse.Namespace(**changed)))
         with progress_bar("perplexity") as progress:
             result = perplexity(llm, text, against=against, window=args.ctx, stride=args.stride, progress=progress)
-    print(json.dumps(asdict(result)) if args.json else _lines(result))
+    print(json.dumps(asdict(result)) if args.json else _lines(result, args.file))
     return 0
 
 
-def _lines(result: Perplexity) -> str:
-    lines = [
+def _lines(result: Perplexity, paths: list[str]) -> str:
+    lines = _document_lines(result.documents, paths) if result.documents is not None else []
+    lines += [
         f"perplexity: {result.perplexity:.4f} ({result.n_tokens} tokens in windows of {result.window}, "
         f"stride {result.stride})",
         f"bits per byte: {result.bits_per_byte:.4f} ({result.n_bytes} bytes)",
     ]
     if result.kl_divergence is not None:
         lines += [
-            f"KL divergence: {result.kl_divergence:.6f} nats, 99th percentile {result.kl_divergence_p99:.6f}",
+            f"KL divergence: {result.kl_divergence:.6f} nats{_error(result)}, "
+            f"99th percentile {result.kl_divergence_p99:.6f}",
             f"top-1 agreement: {100 * (result.top_1_agreement or 0):.2f}%",
+            f"perplexity ratio: {result.perplexity_ratio:.4f}",
         ]
     return "\n".join(lines)
+
+
+def _error(result: Perplexity) -> str:
+    return "" if result.kl_standard_error is None else f" (standard error {result.kl_standard_error:.6f})"
+
+
+def _document_lines(documents: tuple[Perplexity, ...], paths: list[str]) -> list[str]:
+    """One line for each text."""
+    lines = []
+    for path, one in zip(paths, documents, strict=True):
+        line = f"{shown(path)}: perplexity {one.perplexity:.4f}, {one.n_tokens} tokens"
+        if one.kl_divergence is not None:
+            line += (
+                f", KL {one.kl_divergence:.6f}{_error(one)}, top-1 {100 * (one.top_1_agreement or 0):.2f}%, "
+                f"perplexity ratio {one.perplexity_ratio:.4f}"
+            )
+        lines.append(line)
+    return lines
 
 
 if __name__ == "__main__":

@@ -5,10 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 
+from .calibration import quantize
 from .cli.common import CommandParser, run_command
 from .cli.progress import progress_bar
-from .convert import quantize
+from .shown import one_line
 from .storage.weights import GROUP_SIZES
+
+_EPILOG = """\
+A q4 file is calibrated unless --no-calibrate is given: its weights are chosen so that the outputs of each matrix change
+least on a text. A broad text of 16,384 tokens or more in the model's languages is best (--calibrate a.txt b.txt); the
+default is a text that the model writes itself. Some windows of the text are held out, and at the end what the model
+lost on them is printed. Never measure a file on the text that it was calibrated on.
+
+An interrupted calibration leaves its finished layers in the folder OUT.partial; the same command goes on from there.
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,17 +30,34 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser("quantize", "Make a model file smaller.")
+    parser = CommandParser("quantize", "Make a model file smaller.", _EPILOG)
     add = parser.add_argument
     add("source", metavar="IN", help="a model file, or any checkpoint that export reads")
     add("-o", "--output", required=True, metavar="OUT", help="the file to write")
     add("--type", choices=("q8", "q4"), required=True, help="8 or 4 bits per weight")
     add("--group-size", type=int, choices=GROUP_SIZES, default=64, help="weights that share a scale (%(default)s)")
     add("--output-type", choices=("q8", "q4"), help="type of the output matrix (default: q8)")
-    return run_command(parser, argv, _quantize)
+    add(
+        "--calibrate",
+        nargs="+",
+        metavar="TEXT",
+        help='texts to choose the weights for, UTF-8; or "self", a text that the model writes (default for q4)',
+    )
+    add("--no-calibrate", action="store_true", help="choose the weights without a text: quick, and loses more")
+    add("--calibrate-seconds", type=float, metavar="S", help="about how long calibration may take")
+    return run_command(parser, argv, lambda args: _quantize(parser, args))
 
 
-def _quantize(args: argparse.Namespace) -> int:
+def _quantize(parser: CommandParser, args: argparse.Namespace) -> int:
+    if args.no_calibrate and (args.calibrate or args.calibrate_seconds is not None):
+        parser.error("--no-calibrate goes with neither --calibrate nor --calibrate-seconds")
+    if args.calibrate_seconds is not None and not args.calibrate_seconds > 0:
+        parser.error("--calibrate-seconds must be above 0")
+    calibrate = False if args.no_calibrate else "self" if args.calibrate == ["self"] else args.calibrate
+
+    def say(sentence: str) -> None:
+        print(f"quantize: {one_line(sentence)}", file=sys.stderr, flush=True)
+
     with progress_bar("quantize") as progress:
         quantize(
             args.source,
@@ -38,7 +65,10 @@ def _quantize(args: argparse.Namespace) -> int:
             args.type,
             group_size=args.group_size,
             output_type=args.output_type,
+            calibrate=calibrate,
+            calibrate_seconds=args.calibrate_seconds,
             progress=progress,
+            say=say,
         )
     return 0
 

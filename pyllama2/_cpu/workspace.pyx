@@ -28,8 +28,9 @@ cdef class Workspace:
         for name, shape in replace(config, n_layers=1).tensor_shapes().items():
             # A row of the embedding is only looked up, unless it is the output matrix too.
             if len(shape) == 2 and (name != "tok_embeddings.weight" or config.tied_embeddings):
-                matrix = matrix_of_shape(quantization.type_of(name, config), shape, quantization.group_size)
-                self.scratch.cover(&matrix)
+                for kind in quantization.kinds_of(name, config):
+                    matrix = matrix_of_shape(kind.type, shape, kind.group_size)
+                    self.scratch.cover(&matrix)
         self.chunk_size = CHUNK
         while self.chunk_size > 1 and self.chunk_size * self._token_bytes(config) > CHUNK_BYTES:
             self.chunk_size //= 2

@@ -27,6 +27,7 @@ from ..checkpoint.own_file import OwnCheckpoint
 from ..config import ModelConfig
 from ..convert import Progress
 from ..memory import available_bytes, kv_cache_bytes, needed_bytes, weight_bytes, weight_bytes_per_token
+from ..storage.calibration_record import CalibrationRecord
 from ..storage.weights import Quantization
 from ..tokenizer import load_tokenizer
 from ..tokenizer.base import Tokenizer
@@ -65,7 +66,8 @@ class TensorFacts:
     Attributes:
         name: as in config.tensor_shapes().
         shape: (outputs, inputs), or (dim,) for norms.
-        type: the storage type as the format spells it: "BF16", "Q4_K", or ours: float32, float16, q8, q4.
+        type: the storage type as the format spells it: "BF16", "Q4_K", or ours: float32, float16, q8, q4. In one of our
+            files of mixed types with the group size: "q4/32".
         nbytes: bytes in the file, scales included.
         statistics: of the numbers that are stored, or that quantized weights stand for.
     """
@@ -150,6 +152,7 @@ class Inspection:
         files: sizes in bytes of the files that were read, by path.
         config: the model's dimensions.
         quantization: of one of our files, else None.
+        calibration: how the weights of one of our files were chosen; None: without a text.
         tokenizer: None if there is none.
         chat_template: Jinja source; None if there is none.
         n_parameters: the number of weights.
@@ -169,6 +172,7 @@ class Inspection:
     files: dict[str, int]
     config: ModelConfig
     quantization: Quantization | None
+    calibration: CalibrationRecord | None
     tokenizer: TokenizerFacts | None
     chat_template: str | None
     n_parameters: int
@@ -219,13 +223,15 @@ def inspect_model(
             raise ValueError(f"the context must be between 1 and {config.max_seq_len} tokens, not {n_ctx}")
         n_ctx = config.max_seq_len if n_ctx is None else n_ctx
         spec = checkpoint.tokenizer
+        own = checkpoint.model if isinstance(checkpoint, OwnCheckpoint) else None
         return Inspection(
             path=os.fspath(path),
             kind=checkpoint.kind,
             source=checkpoint.source,
             files={file: os.path.getsize(file) for file in checkpoint.files},
             config=config,
-            quantization=checkpoint.model.quantization if isinstance(checkpoint, OwnCheckpoint) else None,
+            quantization=own.quantization if own is not None else None,
+            calibration=own.calibration if own is not None else None,
             tokenizer=None if spec is None else _tokenizer_facts(load_tokenizer(spec, config.vocab_size)),
             chat_template=checkpoint.chat_template,
             n_parameters=config.n_parameters,
@@ -273,10 +279,13 @@ def _tokenizer_facts(tokenizer: Tokenizer) -> TokenizerFacts:
 
 def _tensors(checkpoint: Checkpoint, exact: bool, progress: Progress | None) -> list[TensorFacts]:
     tensors, done, total = [], 0, checkpoint.config.n_parameters
+    quantization = checkpoint.model.quantization if isinstance(checkpoint, OwnCheckpoint) else None
+    mixed = quantization if quantization is not None and quantization.layers else None
     for name, shape, tensor in checkpoint.tensors():
         with np.errstate(all="ignore"):  # numbers that are not finite are counted
             statistics = statistics_of(shape, tensor.read_rows, exact=exact)
-        tensors.append(TensorFacts(name, shape, tensor.dtype, tensor.nbytes, statistics))
+        stored_type = tensor.dtype if mixed is None else str(mixed.storage_of(name, checkpoint.config))
+        tensors.append(TensorFacts(name, shape, stored_type, tensor.nbytes, statistics))
         done += prod(shape)
         if progress is not None:
             progress(done, total, name)

@@ -11,7 +11,9 @@ from dataclasses import asdict
 
 from ..analysis.inspection import Inspection, MemoryPlan, TensorFacts
 from ..analysis.tensor_statistics import Statistics, merged
+from ..memory import layer_bits
 from ..shown import shown
+from ..storage.calibration_record import CalibrationRecord
 from ..tokenizer.base import Tokenizer
 
 _BOLD, _DIM, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
@@ -49,7 +51,11 @@ def _file_lines(inspection: Inspection) -> list[str]:
         inspection.kind, inspection.kind
     )
     types = list(dict.fromkeys(tensor.type for tensor in inspection.tensors if len(tensor.shape) > 1))
-    groups = f", groups of {quantization.group_size}" if quantization and quantization.group_size else ""
+    groups = ""
+    if quantization and quantization.layers:
+        groups = f", {layer_bits(inspection.config, quantization):.3g} bits a weight of the layers"
+    elif quantization and quantization.group_size:
+        groups = f", groups of {quantization.group_size}"
     total = sum(inspection.files.values())
     n_files = f" in {len(inspection.files)} files" if len(inspection.files) > 1 else ""
     rows = [
@@ -57,10 +63,27 @@ def _file_lines(inspection: Inspection) -> list[str]:
         ("format", f"{file_format}, {size(total)}{n_files}"),
         ("source", shown(inspection.source)),
         ("weights", f"{inspection.n_parameters:,} parameters, matrices in {' and '.join(types)}{groups}"),
+        *_calibration_rows(inspection.calibration),
         ("tokenizer", _tokenizer_line(inspection)),
         ("chat", _template_line(inspection.chat_template)),
     ]
     return [f"{name:<11}{value}" for name, value in rows if value]
+
+
+def _calibration_rows(record: CalibrationRecord | None) -> list[tuple[str, str]]:
+    if record is None:
+        return []
+    text = "a text that the model wrote" if record.text == "self" else "a text"
+    hashes = ", ".join(shown(digest[:12]) for digest in record.sha256)
+    return [
+        ("calibrated", f"{shown(record.method)}, on {record.n_tokens:,} tokens of {text} (SHA-256 {hashes})"),
+        (
+            "",
+            f"on {record.n_held_out:,} others of it: KL {record.kl_divergence:.4f} nats (standard error "
+            f"{record.kl_standard_error:.4f}), top-1 {record.top_1_agreement:.1%}, "
+            f"perplexity x {record.perplexity_ratio:.3f}",
+        ),
+    ]
 
 
 def _tokenizer_line(inspection: Inspection) -> str:

@@ -8,6 +8,7 @@ It is a valid safetensors file (safetensors.py) whose `__metadata__` holds
     tokenizer       kind and special ids as JSON (absent without a tokenizer)
     chat_template   Jinja source (absent without one)
     source          where the weights came from
+    calibration     CalibrationRecord as JSON (absent unless the weights were chosen on a text)
 
 All tensors start at a multiple of 64 bytes. Weights have Meta's names. The scales of `X.weight` are called
 `X.scales`. The tokenizer's own file is the U8 tensor `tokenizer`. Tensors called `padding.N` fill the gaps that
@@ -19,10 +20,9 @@ A backend gets a StoredModel, which is mapped from disk or made in memory.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -34,6 +34,7 @@ from ..errors import CheckpointError
 from ..process.interrupts import Interrupts
 from ..shown import shown
 from ..tokenizer.base import TokenizerSpec
+from .calibration_record import CalibrationRecord
 from .mapped import MappedFile, files_under
 from .new_file import NewFile
 from .safetensors import ITEM_SIZES, Header, looks_like_safetensors, make_header, read_header
@@ -57,6 +58,7 @@ class StoredModel:
         tokenizer: None when the model has none.
         chat_template: Jinja source, None when the model has none.
         source: where the weights came from, in one line.
+        calibration: how the weights were chosen; None: without a text.
         weights: the tensors by their names in config.tensor_shapes().
         file: the file that was opened, None for a model made in memory.
     """
@@ -66,6 +68,7 @@ class StoredModel:
     tokenizer: TokenizerSpec | None = None
     chat_template: str | None = None
     source: str = ""
+    calibration: CalibrationRecord | None = None
     weights: dict[str, Weight] = field(default_factory=dict)
     file: MappedFile | None = None
 
@@ -107,10 +110,9 @@ class StoredModel:
 
         for name, shape in model.config.tensor_shapes().items():
             arrays = [stored_array(*entry) for entry in _stored_arrays(model, name, shape)]
-            weight_type = model.quantization.type_of(name, model.config)
-            group_size = model.quantization.group_size if len(arrays) == 2 else 0
+            kind = model.quantization.storage_of(name, model.config)
             scales = arrays[1] if len(arrays) == 2 else None
-            model.weights[name] = Weight(name, weight_type, shape, arrays[0], scales, group_size)
+            model.weights[name] = Weight(name, kind.type, shape, arrays[0], scales, kind.group_size)
         unread.discard("tokenizer")
         if unread:
             raise CheckpointError(f"{file.path}: unknown tensor {min(unread)[:80]!r}")
@@ -128,9 +130,9 @@ def is_model_file(file: MappedFile) -> bool:
 
 def _stored_arrays(model: StoredModel, name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Yield name, dtype and shape of each array that stores the tensor called name."""
-    weight_type = model.quantization.type_of(name, model.config)
-    data_shape, scales_shape = packed_shapes(weight_type, shape, model.quantization.group_size)
-    yield name, _STORED_AS[weight_type], data_shape
+    kind = model.quantization.storage_of(name, model.config)
+    data_shape, scales_shape = packed_shapes(kind.type, shape, kind.group_size)
+    yield name, _STORED_AS[kind.type], data_shape
     if scales_shape is not None:
         yield name.removesuffix("weight") + "scales", "F16", scales_shape
 
@@ -146,8 +148,9 @@ def _read_metadata(file: MappedFile, header: Header) -> StoredModel:
         )
     try:
         config = ModelConfig.from_json(metadata["config"])
-        quantization = Quantization(**json.loads(metadata["quantization"]))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        quantization = Quantization.from_json(metadata["quantization"])
+        quantization.check(config)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file.path}: bad config or quantization in its metadata: {error!s:.200}") from error
     tokenizer = None
     if "tokenizer" in metadata:
@@ -158,9 +161,14 @@ def _read_metadata(file: MappedFile, header: Header) -> StoredModel:
             tokenizer = TokenizerSpec.from_json(metadata["tokenizer"], file.bytes(info.offset, info.nbytes))
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file.path}: bad tokenizer in its metadata: {error!s:.200}") from error
-    return StoredModel(
-        config, quantization, tokenizer, metadata.get("chat_template"), shown(metadata.get("source", ""))
-    )
+    calibration = None
+    if "calibration" in metadata:
+        try:
+            calibration = CalibrationRecord.from_json(metadata["calibration"])
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{file.path}: bad calibration in its metadata: {error!s:.200}") from error
+    source = shown(metadata.get("source", ""))
+    return StoredModel(config, quantization, tokenizer, metadata.get("chat_template"), source, calibration)
 
 
 class ModelWriter:
@@ -262,11 +270,13 @@ def _metadata(model: StoredModel) -> dict[str, str]:
         "format": FORMAT,
         "version": str(VERSION),
         "config": model.config.to_json(),
-        "quantization": json.dumps(asdict(model.quantization), separators=(",", ":")),
+        "quantization": model.quantization.to_json(),
         "source": model.source,
     }
     if model.tokenizer is not None:
         metadata["tokenizer"] = model.tokenizer.to_json()
     if model.chat_template is not None:
         metadata["chat_template"] = model.chat_template
+    if model.calibration is not None:
+        metadata["calibration"] = model.calibration.to_json()
     return metadata

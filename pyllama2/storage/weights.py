@@ -19,6 +19,7 @@ Norms are always float32. Our file stores these arrays as they are, and the CPU 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -32,6 +33,52 @@ GROUP_SIZES = (32, 64, 128)
 ROW_BLOCK = 8  # rows that are interleaved
 QUAD = 4  # neighbouring inputs of one row
 
+# The matrices of a layer that have one input, in the order in which the forward pass needs them. They are stored alike.
+STEPS = (
+    ("attention.wq", "attention.wk", "attention.wv"),
+    ("attention.wo",),
+    ("feed_forward.w1", "feed_forward.w3"),
+    ("feed_forward.w2",),
+)
+STEP_OF = {name.split(".")[1]: step for step, names in enumerate(STEPS) for name in names}
+
+
+@dataclass(frozen=True)
+class StorageType:
+    """How the numbers of one matrix are stored.
+
+    Attributes:
+        type: the storage type
+        group_size: inputs that share a scale; 0 for float types
+
+    Raises:
+        ValueError: the two do not go together
+    """
+
+    type: WeightType
+    group_size: int = 0
+
+    def __post_init__(self) -> None:
+        sizes = GROUP_SIZES if self.type in ("q8", "q4") else (0,)
+        if self.type not in get_args(WeightType) or self.group_size not in sizes:
+            raise ValueError(f"there is no storage type {self.type!r} in groups of {self.group_size!r}")
+
+    def __str__(self) -> str:
+        """Such as q4/64, or float16."""
+        return f"{self.type}/{self.group_size}" if self.group_size else self.type
+
+    @classmethod
+    def parse(cls, text: Any) -> StorageType:
+        """Make the type from what str() gave.
+
+        Raises:
+            ValueError: text is not such a string
+        """
+        kind, _, size = text.partition("/") if isinstance(text, str) else ("", "", "")
+        if size not in map(str, GROUP_SIZES):
+            raise ValueError(f"a storage type is written like q4/64, not {str(text)[:40]!r}")
+        return cls(cast(WeightType, kind), int(size))
+
 
 @dataclass(frozen=True)
 class Quantization:
@@ -41,14 +88,16 @@ class Quantization:
         type: the type of every matrix but the output matrix.
         output_type: the type of output.weight, and of tok_embeddings.weight when the two are tied.
         group_size: inputs that share a scale; 0 for float types.
+        layers: for a model of mixed types: those of the four STEPS of every layer, instead of type and group_size.
 
     Raises:
-        ValueError: the three do not go together.
+        ValueError: they do not go together.
     """
 
     type: WeightType
     output_type: WeightType
     group_size: int = 0
+    layers: tuple[tuple[StorageType, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for value in (self.type, self.output_type):
@@ -59,6 +108,9 @@ class Quantization:
                 raise ValueError(f"a {self.type} model has one type and no groups")
         elif self.output_type not in ("q8", "q4") or self.group_size not in GROUP_SIZES:
             raise ValueError(f"a {self.type} model needs an output type of q8 or q4 and a group size of 32, 64 or 128")
+        for layer in self.layers:
+            if len(layer) != len(STEPS) or not all(kind.group_size for kind in layer) or not self.group_size:
+                raise ValueError("each layer of a mixed model has four quantized types")
 
     @classmethod
     def of(cls, weight_type: str, group_size: int = 64, output_type: str | None = None) -> Quantization:
@@ -76,12 +128,56 @@ class Quantization:
             return cls(cast(WeightType, weight_type), cast(WeightType, output_type or weight_type))
         return cls(cast(WeightType, weight_type), cast(WeightType, output_type or "q8"), group_size)
 
+    def storage_of(self, name: str, config: ModelConfig) -> StorageType:
+        """Return how the tensor called name is stored in a model of this config."""
+        if name.endswith("norm.weight"):
+            return StorageType("float32")
+        if name == "output.weight" or (config.tied_embeddings and name == "tok_embeddings.weight"):
+            return StorageType(self.output_type, self.group_size)
+        if self.layers and name.startswith("layers."):
+            _, layer, *step, _ = name.split(".")
+            return self.layers[int(layer)][STEP_OF[step[-1]]]
+        return StorageType(self.type, self.group_size)
+
     def type_of(self, name: str, config: ModelConfig) -> WeightType:
         """Return the storage type of the tensor called name in a model of this config."""
-        if name.endswith("norm.weight"):
-            return "float32"
-        is_output = name == "output.weight" or (config.tied_embeddings and name == "tok_embeddings.weight")
-        return self.output_type if is_output else self.type
+        return self.storage_of(name, config).type
+
+    def kinds_of(self, name: str, config: ModelConfig) -> set[StorageType]:
+        """Return how the tensors are stored that have this name in one layer or another."""
+        if not self.layers or not name.startswith("layers."):
+            return {self.storage_of(name, config)}
+        rest = name.split(".", 2)[2]
+        return {self.storage_of(f"layers.{layer}.{rest}", config) for layer in range(len(self.layers))}
+
+    def of_step(self, layer: int, step: int) -> StorageType:
+        """Return how the matrices of a layer's step are stored."""
+        return self.layers[layer][step] if self.layers else StorageType(self.type, self.group_size)
+
+    def check(self, config: ModelConfig) -> None:
+        """Raise ValueError unless a mixed model has the types of as many layers as config."""
+        if self.layers and len(self.layers) != config.n_layers:
+            raise ValueError(f"there are types of {len(self.layers)} layers, the model has {config.n_layers}")
+
+    def to_json(self) -> str:
+        """The quantization as a JSON object, as our file stores it. A model of one type has no "layers"."""
+        values: dict[str, Any] = {"type": self.type, "output_type": self.output_type, "group_size": self.group_size}
+        if self.layers:
+            values["layers"] = [[str(kind) for kind in layer] for layer in self.layers]
+        return json.dumps(values, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Quantization:
+        """Make the quantization from the JSON object of to_json().
+
+        Raises:
+            TypeError, ValueError: a field is unknown, missing or wrong
+        """
+        values = json.loads(text)
+        layers = values.pop("layers", [])
+        if not isinstance(layers, list) or not all(isinstance(layer, list) for layer in layers):
+            raise ValueError("layers must be a list of lists")
+        return cls(**values, layers=tuple(tuple(StorageType.parse(kind) for kind in layer) for layer in layers))
 
 
 def packed_shapes(
@@ -126,6 +222,38 @@ class Weight:
     data: NDArray[Any]
     scales: NDArray[np.float16] | None = None
     group_size: int = 0
+
+    @classmethod
+    def of_codes(
+        cls,
+        name: str,
+        kind: StorageType,
+        shape: tuple[int, ...],
+        codes: NDArray[np.int8],
+        scales: NDArray[np.float16],
+    ) -> Weight:
+        """Lay out chosen codes and scales: the inverse of dequantize().
+
+        Args:
+            name: Meta's name of the tensor
+            kind: q8 or q4 and the group size
+            shape: the logical shape (rows, columns)
+            codes: signed, (rows, groups * group_size), zero beyond the columns
+            scales: (rows, groups)
+        """
+        rows, groups = scales.shape
+        padding = ((0, -rows % ROW_BLOCK), (0, 0))
+        blocks, quads = (rows + padding[0][1]) // ROW_BLOCK, kind.group_size // QUAD
+        # (blocks, rows, groups, quads, 4) -> (blocks, groups, quads, rows, 4)
+        laid = np.pad(codes, padding).reshape(blocks, ROW_BLOCK, groups, quads, QUAD).transpose(0, 2, 3, 1, 4)
+        laid = np.ascontiguousarray(laid)
+        if kind.type == "q8":
+            data = laid.reshape(blocks, groups * quads, ROW_BLOCK, QUAD)
+        else:
+            unsigned = (laid + 8).astype(np.uint8)
+            data = unsigned[:, :, : quads // 2] | unsigned[:, :, quads // 2 :] << 4
+        laid_scales = np.pad(scales, padding).reshape(blocks, ROW_BLOCK, groups).transpose(0, 2, 1)
+        return cls(name, kind.type, shape, data, np.ascontiguousarray(laid_scales), kind.group_size)
 
     @property
     def nbytes(self) -> int:

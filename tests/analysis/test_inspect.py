@@ -76,7 +76,9 @@ class TestJson:
     def test_config_and_parameters(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
         values = found(capsys, model)
         opened = StoredModel.open(model)
-        assert values["config"] == asdict(CONFIG) and values["quantization"] == asdict(opened.quantization)
+        assert values["config"] == asdict(CONFIG)
+        assert values["quantization"] == {**asdict(opened.quantization), "layers": []}
+        assert values["calibration"] is None
         assert (values["kind"], values["source"]) == ("pyllama2", "a tiny model")
         assert values["files"] == {str(model): model.stat().st_size}
         assert values["n_parameters"] == sum(values["parameters"].values()) == CONFIG.n_parameters

@@ -55,7 +55,8 @@ def plain(llm: Llama, against: Llama | None, text: str, window: int, stride: int
     """The definition, one token at a time: which window scores a token, and what is before it there."""
     ids, bos = llm.tokenize(text, bos=False), llm.tokenize("")
     room = window - len(bos)
-    scores, divergences, agreements = [], [], []
+    scores, others, divergences, agreements = [], [], [], []
+    windows: dict[int, list[float]] = {}
     for i in range(1, len(ids)):
         end = min(room, len(ids))
         while end <= i:
@@ -66,6 +67,8 @@ def plain(llm: Llama, against: Llama | None, text: str, window: int, stride: int
         if against is not None:
             p = distributions(against, context)
             divergences.append(sum(np.exp(p) * (p - q)))
+            windows.setdefault(end, []).append(divergences[-1])
+            others.append(p[ids[i]])
             agreements.append(p.argmax() == q.argmax())
     n_bytes = len(text.encode()) - len(llm.detokenize(ids[:1]).encode())
     found = {
@@ -76,6 +79,10 @@ def plain(llm: Llama, against: Llama | None, text: str, window: int, stride: int
         found |= {
             "kl_divergence": np.mean(divergences), "kl_divergence_p99": np.percentile(divergences, 99),
             "top_1_agreement": np.mean(agreements),
+            "perplexity_ratio": np.exp(np.mean(others) - np.mean(scores)),
+            "kl_standard_error": np.sqrt(
+                sum(sum(value - np.mean(divergences) for value in window) ** 2 for window in windows.values())
+            ) / len(scores),
         }  # fmt: skip
     return found
 
@@ -120,6 +127,20 @@ class TestFunction:
         result = pyllama2.perplexity(llm, TEXT, against=llm)
         assert (result.kl_divergence, result.kl_divergence_p99, result.top_1_agreement) == (0, 0, 1)
         assert result.perplexity == pytest.approx(pyllama2.perplexity(llm, TEXT).perplexity)
+
+    def test_several_texts(self, llm: Llama, other: Llama) -> None:
+        texts = [TEXT, TEXT[20:90] + "another fox"]
+        result = pyllama2.perplexity(llm, texts, against=other, window=20)
+        alone = [pyllama2.perplexity(llm, text, against=other, window=20) for text in texts]
+        assert result.documents == tuple(alone)
+        n_tokens = [one.n_tokens for one in alone]
+        assert result.n_tokens == sum(n_tokens)
+        expected = np.average([one.kl_divergence or 0 for one in alone], weights=n_tokens)
+        assert result.kl_divergence == pytest.approx(expected)
+        with pytest.raises(ValueError, match="text 2 has 0 tokens"):
+            pyllama2.perplexity(llm, [TEXT, ""])
+        with pytest.raises(ValueError, match="no text"):
+            pyllama2.perplexity(llm, [])
 
     def test_paths_are_opened(self, path: Path, other_path: Path, llm: Llama, other: Llama) -> None:
         expected = pyllama2.perplexity(llm, TEXT, against=other, window=20)

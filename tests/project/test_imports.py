@@ -19,7 +19,8 @@ PACKAGE = ROOT / "pyllama2"
 ROOMS = [
     "shown", "errors", "bounded_json", "arguments", "process", "config", "tokenizer", "chat_formats", "storage",
     "checkpoint", "sampling", "backend", "_cpu", "_gpu", "memory", "generation", "convert", "loading", "llama",
-    "analysis", "cli", "server", "generate", "chat", "serve", "export", "quantize", "perplexity", "bench", "inspect",
+    "analysis", "calibration", "cli", "server", "generate", "chat", "serve", "export", "quantize", "perplexity",
+    "bench", "inspect",
     "__init__", "__main__",
 ]  # fmt: skip
 # Within a row, none may know another.

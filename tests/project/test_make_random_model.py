@@ -77,7 +77,7 @@ def test_native_quantized(type: str, tmp_path: Path, script: ModuleType) -> None
     """It is what quantize makes of the unquantized file."""
     script.main(["tiny", str(tmp_path / "float.bin"), "--format", "native"])
     script.main(["tiny", str(tmp_path / "made.bin"), "--format", "native", "--dtype", type])
-    pyllama2.quantize(tmp_path / "float.bin", tmp_path / "expected.bin", type)
+    pyllama2.quantize(tmp_path / "float.bin", tmp_path / "expected.bin", type, calibrate=False)
     made, expected = (StoredModel.open(tmp_path / name) for name in ("made.bin", "expected.bin"))
     assert (made.config, made.quantization) == (expected.config, expected.quantization)
     for name, weight in expected.weights.items():

@@ -1,0 +1,135 @@
+"""One calibration: the text first, then the layers; what is kept after an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from ..checkpoint.base import Checkpoint
+from ..checkpoint.own_file import OwnCheckpoint
+from ..convert import Progress
+from ..llama import Llama
+from ..memory import weight_bytes
+from ..storage.weights import Quantization
+from ..tokenizer import load_tokenizer
+from . import own_text
+from .estimate import affordable_tokens, measured_rate
+from .products import Products
+from .quantizing import METHOD, Work, write_calibrated
+from .text import TOKENS, CalibrationText, n_windows, of_texts, of_windows, window_size
+from .work_folder import WorkFolder
+
+_WRITER_BYTES = 4 << 30  # a model that takes more as q8 writes its text as q4
+_WRITING = 0.3  # share of the time limit that writing the text may take
+_BATCH = 16  # windows that are written together
+
+
+def calibrate(
+    source: Checkpoint,
+    path: str,
+    out: str,
+    quantization: Quantization,
+    texts: list[str] | None,
+    limit_s: float | None,
+    progress: Progress | None,
+    say: Callable[[str], None],
+) -> None:
+    """Write a calibrated file.
+
+    Args:
+        source: an open checkpoint with a tokenizer
+        path: where it is, for the model that writes a text
+        out: path of the file to write
+        quantization: the storage types wanted
+        texts: what to choose the weights for; None: a text that the model writes
+        limit_s: about how long it may take, in seconds; None: as long as it takes
+        progress: called as progress(weights done, weights in all, name of the tensor just done)
+        say: takes sentences for the user
+
+    Raises:
+        CheckpointError, NumericalError, Pyllama2Error, ValueError: as quantize() does
+    """
+    products = Products()
+    folder = WorkFolder(out, _plan(source, quantization, texts, limit_s))
+    try:
+        if texts is None:
+            text = _own_text(source, path, folder, products, limit_s, say)
+        else:
+            assert source.tokenizer is not None  # the caller has checked
+            tokenizer = load_tokenizer(source.tokenizer, source.config.vocab_size)
+            n_tokens = _affordable(source, products, limit_s)
+            text = of_texts(texts, tokenizer, source.config.max_seq_len, n_tokens)
+            for remark in text.remarks:
+                say(remark)
+        write_calibrated(Work(source, out, quantization, text, products, folder, say, progress))
+    except BaseException:
+        if folder.finished():
+            say(f"{folder.path} has {folder.finished()} finished layers; the same command goes on from there")
+        else:
+            folder.remove()
+        raise
+
+
+def _plan(
+    source: Checkpoint, quantization: Quantization, texts: list[str] | None, limit_s: float | None
+) -> dict[str, object]:
+    """What makes one calibration another than the last."""
+    stats = [os.stat(path) for path in source.files]
+    return {
+        "method": METHOD,
+        "files": [
+            [os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
+            for path, stat in zip(source.files, stats, strict=True)
+        ],
+        "config": source.config.to_json(),
+        "quantization": quantization.to_json(),
+        "text": "self" if texts is None else [hashlib.sha256(text.encode()).hexdigest() for text in texts],
+        "seconds": limit_s,
+    }
+
+
+def _affordable(source: Checkpoint, products: Products, limit_s: float | None) -> int:
+    """Tokens that a time limit leaves."""
+    if limit_s is None:
+        return TOKENS
+    window = window_size(source.config.max_seq_len)
+    return affordable_tokens(source.config, limit_s, measured_rate(products), TOKENS, window)
+
+
+def _own_text(
+    source: Checkpoint,
+    path: str,
+    folder: WorkFolder,
+    products: Products,
+    limit_s: float | None,
+    say: Callable[[str], None],
+) -> CalibrationText:
+    """The text that the model has written before an interruption, or writes now."""
+    windows = folder.text()
+    if windows is None:
+        window = window_size(source.config.max_seq_len)
+        wanted = n_windows(_affordable(source, products, None if limit_s is None else limit_s * (1 - _WRITING)), window)
+        say(f"the model writes {wanted * window} tokens of text to calibrate on")
+        with Llama(path, quant=_writer_type(source), n_ctx=window, device="cpu", seed=1) as llm:
+            started = time.monotonic()
+            windows = own_text.write(llm, min(wanted, _BATCH), window)
+            while len(windows) < wanted:
+                if limit_s is not None and time.monotonic() - started > _WRITING * limit_s:
+                    break
+                more = own_text.write(llm, min(_BATCH, wanted - len(windows)), window, len(windows))
+                windows = np.concatenate([windows, more])
+        folder.save_text(windows)
+    assert source.tokenizer is not None  # the caller has checked
+    tokenizer = load_tokenizer(source.tokenizer, source.config.vocab_size)
+    return of_windows(windows, len(tokenizer.with_bos([])))
+
+
+def _writer_type(source: Checkpoint) -> str | None:
+    """The storage type with which a model writes its text."""
+    if isinstance(source, OwnCheckpoint) and source.model.quantization.group_size:
+        return None
+    return "q8" if weight_bytes(source.config, Quantization.of("q8")) <= _WRITER_BYTES else "q4"
