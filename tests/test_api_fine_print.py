@@ -163,7 +163,7 @@ class TestEndings:
         ids = [*llm.tokenizer.encode("the fox"), 2]
         force = says(ids, len(llm.tokenize(PROMPT)))
         stream = llm.stream(PROMPT, logits_processors=[force])
-        assert [id for chunk in stream for id in chunk.token_ids] == ids[:-1]
+        assert [token_id for chunk in stream for token_id in chunk.token_ids] == ids[:-1]
         assert stream.completion.usage.completion_tokens == len(ids) and stream.completion.stop_reason == 2
 
     def test_stop_strings_across_tokens_in_every_call(self, chatml: Llama) -> None:
@@ -266,7 +266,7 @@ class TestSpecialTokens:
         plain = chatml.chat_tokens(MESSAGES)
         spelled = chatml.chat_tokens([{"role": "user", "content": text}])
         assert sorted(special & set(spelled)) == sorted(special & set(plain))
-        assert [spelled.count(id) for id in special] == [plain.count(id) for id in special]
+        assert [spelled.count(token_id) for token_id in special] == [plain.count(token_id) for token_id in special]
 
 
 class TestFiles:

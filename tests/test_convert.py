@@ -36,13 +36,13 @@ def source(tmp_path: Path) -> Path:
     return write_model(tmp_path / "source.bin", float_model(GQA, random_weights(GQA)))
 
 
-def assert_equal(found: StoredModel, expected: StoredModel) -> None:
-    assert found.config == expected.config and found.quantization == expected.quantization
-    assert list(found.weights) == list(expected.weights)
+def assert_equal(actual: StoredModel, expected: StoredModel) -> None:
+    assert actual.config == expected.config and actual.quantization == expected.quantization
+    assert list(actual.weights) == list(expected.weights)
     for name, weight in expected.weights.items():
-        assert found.weights[name].type == weight.type and found.weights[name].group_size == weight.group_size
-        assert np.array_equal(found.weights[name].data, weight.data), name
-        assert weight.scales is None or np.array_equal(found.weights[name].scales, weight.scales), name
+        assert actual.weights[name].type == weight.type and actual.weights[name].group_size == weight.group_size
+        assert np.array_equal(actual.weights[name].data, weight.data), name
+        assert weight.scales is None or np.array_equal(actual.weights[name].scales, weight.scales), name
 
 
 class TestExport:
@@ -62,8 +62,8 @@ class TestExport:
         hf = write_huggingface(tmp_path / "hf", GQA, weights)
         for folder in (meta, hf):
             pyllama2.export(folder, tmp_path / "out.bin")
-            found = StoredModel.open(tmp_path / "out.bin")
-            assert all(np.array_equal(found.weights[name].data, array) for name, array in weights.items())
+            actual = StoredModel.open(tmp_path / "out.bin")
+            assert all(np.array_equal(actual.weights[name].data, array) for name, array in weights.items())
 
     def test_tokenizer_and_template_and_source_are_kept(self, tmp_path: Path) -> None:
         path = write_tiny(tmp_path / "in.bin", template="{{ x }}")
@@ -89,8 +89,8 @@ class TestExport:
     def test_a_quantized_file_gives_the_numbers_it_stands_for(self, tmp_path: Path) -> None:
         model = quantized_model(GQA, random_weights(GQA), "q4", 32)
         pyllama2.export(write_model(tmp_path / "in.bin", model), tmp_path / "out.bin")
-        found = StoredModel.open(tmp_path / "out.bin")
-        assert all(np.array_equal(found.weights[n].data, w.dequantize()) for n, w in model.weights.items())
+        actual = StoredModel.open(tmp_path / "out.bin")
+        assert all(np.array_equal(actual.weights[n].data, w.dequantize()) for n, w in model.weights.items())
 
     def test_exporting_twice_changes_nothing(self, tmp_path: Path, source: Path) -> None:
         pyllama2.export(source, tmp_path / "a.bin")
@@ -99,11 +99,11 @@ class TestExport:
 
 
 class TestQuantize:
-    @pytest.mark.parametrize("type", ["q8", "q4"])
+    @pytest.mark.parametrize("stored", ["q8", "q4"])
     @pytest.mark.parametrize("group_size", [32, 64, 128])
-    def test_numbers(self, tmp_path: Path, source: Path, type: str, group_size: int) -> None:
-        pyllama2.quantize(source, tmp_path / "out.bin", type, group_size=group_size)
-        expected = quantized_model(GQA, random_weights(GQA), type, group_size)
+    def test_numbers(self, tmp_path: Path, source: Path, stored: str, group_size: int) -> None:
+        pyllama2.quantize(source, tmp_path / "out.bin", stored, group_size=group_size)
+        expected = quantized_model(GQA, random_weights(GQA), stored, group_size)
         assert expected.weights["output.weight"].type == "q8"
         assert_equal(StoredModel.open(tmp_path / "out.bin"), expected)
 
@@ -136,10 +136,10 @@ class TestQuantize:
 
 
 class TestInMemory:
-    @pytest.mark.parametrize("type", ["float32", "float16", "q8", "q4"])
-    def test_equals_the_file(self, source: Path, type: str) -> None:
-        model = convert_in_memory(open_checkpoint(source), Quantization.of(type))
-        assert_equal(model, quantized_model(GQA, random_weights(GQA), type))
+    @pytest.mark.parametrize("stored", ["float32", "float16", "q8", "q4"])
+    def test_equals_the_file(self, source: Path, stored: str) -> None:
+        model = convert_in_memory(open_checkpoint(source), Quantization.of(stored))
+        assert_equal(model, quantized_model(GQA, random_weights(GQA), stored))
 
     def test_numbers_stored_as_wanted_stay_mapped(self, source: Path) -> None:
         model = convert_in_memory(open_checkpoint(source), Quantization.of("float32"))

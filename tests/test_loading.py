@@ -52,12 +52,12 @@ class TestLoading:
 
     @pytest.mark.parametrize("quant", ["float16", "q8", "q4"])
     def test_quant_converts_in_memory(self, path: Path, tmp_path: Path, quant: str) -> None:
-        with Llama(path, quant=quant) as llm, Llama(write_tiny(tmp_path / "q.bin", type=quant)) as expected:
+        with Llama(path, quant=quant) as llm, Llama(write_tiny(tmp_path / "q.bin", weight_type=quant)) as expected:
             assert llm.describe()["quantization"] == quant
             assert np.array_equal(llm.logits([1, 2, 3]), expected.logits([1, 2, 3]))
 
     def test_quant_of_a_quantized_file(self, tmp_path: Path) -> None:
-        path = write_tiny(tmp_path / "q8.bin", type="q8")
+        path = write_tiny(tmp_path / "q8.bin", weight_type="q8")
         for same_type in (None, "q8"):
             Llama(path, quant=same_type).close()
         for other in ("q4", "float32"):

@@ -53,10 +53,10 @@ def environment() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("models") / "tiny.bin", type="q8")
+    return write_tiny(tmp_path_factory.mktemp("models") / "tiny.bin", weight_type="q8")
 
 
-def found(capsys: pytest.CaptureFixture[str], *arguments: Any) -> dict[str, Any]:
+def inspected(capsys: pytest.CaptureFixture[str], *arguments: Any) -> dict[str, Any]:
     assert inspect.main([*map(str, arguments), "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == "" and out.count("\n") == 1
@@ -74,7 +74,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
 
 class TestJson:
     def test_config_and_parameters(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        values = found(capsys, model)
+        values = inspected(capsys, model)
         opened = StoredModel.open(model)
         assert values["config"] == asdict(CONFIG)
         assert values["quantization"] == {**asdict(opened.quantization), "layers": []}
@@ -95,7 +95,7 @@ class TestJson:
         self, model: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         weights = StoredModel.open(model).weights
-        tensors = found(capsys, model)["tensors"]
+        tensors = inspected(capsys, model)["tensors"]
         assert [tensor["name"] for tensor in tensors] == list(weights)
         for tensor, weight in zip(tensors, weights.values(), strict=True):
             assert (tuple(tensor["shape"]), tensor["type"], tensor["nbytes"]) == (
@@ -108,10 +108,10 @@ class TestJson:
                 assert statistics[name] == pytest.approx(getattr(numbers, name)(), rel=1e-6, abs=1e-9)
 
     def test_every_field_is_in_the_help(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        values = found(capsys, model)
+        values = inspected(capsys, model)
         need = values["needs"][0]
         names = [*values, *values["tensors"][0], *values["tensors"][0]["statistics"], *need]
-        names += [*need["speed"]["int8"], *found(capsys, model, "--tokens", TEXT)]
+        names += [*need["speed"]["int8"], *inspected(capsys, model, "--tokens", TEXT)]
         for name in names:
             assert re.search(rf"\b{name}\b", inspect._EPILOG), name
 
@@ -120,7 +120,7 @@ class TestJson:
         weights["norm.weight"][:] = np.nan
         weights["output.weight"][3, 5] = np.inf
         path = write_tiny(tmp_path / "m.bin", weights=weights)
-        tensors = {tensor["name"]: tensor["statistics"] for tensor in found(capsys, path)["tensors"]}
+        tensors = {tensor["name"]: tensor["statistics"] for tensor in inspected(capsys, path)["tensors"]}
         assert tensors["norm.weight"]["mean"] is None and tensors["norm.weight"]["not_finite"] == CONFIG.dim
         assert tensors["output.weight"]["not_finite"] == 1 and tensors["output.weight"]["max"] < 10
         text = printed(capsys, path)
@@ -130,11 +130,11 @@ class TestJson:
         self, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr("pyllama2.analysis.tensor_statistics.SAMPLE", 1000)
-        read = {tensor["name"]: tensor["statistics"]["n_read"] for tensor in found(capsys, model)["tensors"]}
+        read = {tensor["name"]: tensor["statistics"]["n_read"] for tensor in inspected(capsys, model)["tensors"]}
         assert read["norm.weight"] == CONFIG.dim and read["output.weight"] < CONFIG.vocab_size * CONFIG.dim
         text = printed(capsys, model)
         assert re.search(r"\n  output .* ~-\d", text) and "~ of a sample" in text
-        exact = found(capsys, model, "--exact")["tensors"]
+        exact = inspected(capsys, model, "--exact")["tensors"]
         assert all(tensor["statistics"]["n_read"] == math.prod(tensor["shape"]) for tensor in exact)
         assert "~" not in printed(capsys, model, "--exact")
 
@@ -142,8 +142,8 @@ class TestJson:
 class TestNeeds:
     def test_memory_is_what_a_llama_takes(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """Positions of the cache come in blocks of 16, and values of a head in as many numbers."""
-        path = write_tiny(tmp_path / "m.bin", type="q4", head_dim=6)
-        values = found(capsys, path, "-c", "50")
+        path = write_tiny(tmp_path / "m.bin", weight_type="q4", head_dim=6)
+        values = inspected(capsys, path, "-c", "50")
         assert values["context"] == 50
         opened = StoredModel.open(path)
         (need,) = values["needs"]
@@ -157,18 +157,18 @@ class TestNeeds:
             assert need["total_bytes"][dtype] == opened.nbytes + expected + working
 
     @pytest.mark.parametrize("config", [CONFIG, TIED, GQA])
-    @pytest.mark.parametrize("type", ["float32", "float16", "q8", "q4"])
-    def test_bytes_per_token(self, config: Any, type: str) -> None:
-        model = quantized_model(config, random_weights(config), type, output_type="q4" if type == "q4" else None)
+    @pytest.mark.parametrize("stored", ["float32", "float16", "q8", "q4"])
+    def test_bytes_per_token(self, config: Any, stored: str) -> None:
+        model = quantized_model(config, random_weights(config), stored, output_type="q4" if stored == "q4" else None)
         embedding = 0 if config.tied_embeddings else model.weights["tok_embeddings.weight"].nbytes
         assert memory.weight_bytes_per_token(config, model.quantization) == model.nbytes - embedding
 
     @pytest.mark.parametrize(
-        ("type", "ways"),
+        ("stored", "ways"),
         [("float32", ["float32", "q8", "q4"]), ("float16", ["float16", "q8", "q4"]), ("q8", ["q8"]), ("q4", ["q4"])],
     )
-    def test_ways_to_run_are_those_that_llama_allows(self, type: str, ways: list[str], tmp_path: Path) -> None:
-        path = write_tiny(tmp_path / "m.bin", type=type)
+    def test_ways_to_run_are_those_that_llama_allows(self, stored: str, ways: list[str], tmp_path: Path) -> None:
+        path = write_tiny(tmp_path / "m.bin", weight_type=stored)
         needs = inspection.inspect_model(path).needs
         assert [need.quant for need in needs] == ways and [need.as_stored for need in needs].index(True) == 0
         for need in needs:
@@ -179,14 +179,14 @@ class TestNeeds:
     def test_speed_is_bytes_over_bandwidth_and_a_step(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(machine.ReadBandwidth, "measure", lambda self: [1.0, 2.0])
         monkeypatch.setattr(inspection, "step_seconds", lambda n_layers, n_threads: n_layers * n_threads / 1e3)
-        path = write_tiny(tmp_path / "m.bin", type="q4", max_seq_len=50_000)
+        path = write_tiny(tmp_path / "m.bin", weight_type="q4", max_seq_len=50_000)
         (need,) = inspection.inspect_model(path, n_threads=3).needs
         assert need.bandwidth == 2.0 and need.speed is not None
         config = replace(CONFIG, max_seq_len=50_000)
         for dtype, speed in need.speed.items():
-            for position, found in ((1, speed.at_start), (50_000, speed.at_end)):
+            for position, actual in ((1, speed.at_start), (50_000, speed.at_end)):
                 n_bytes = need.bytes_per_token + memory.kv_cache_bytes(config, position, dtype)
-                assert 1 / found == pytest.approx(n_bytes / 2e9 + CONFIG.n_layers * 3 / 1e3)
+                assert 1 / actual == pytest.approx(n_bytes / 2e9 + CONFIG.n_layers * 3 / 1e3)
         assert need.speed["int8"].at_end > need.speed["float32"].at_end
 
     def test_measurements_are_of_what_a_token_reads(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,23 +223,23 @@ class TestKinds:
         (path / "m.bin").write_bytes(llama2c_bytes(GQA, weights, 2, group_size=4))
         return path / "m.bin"
 
-    @pytest.mark.parametrize(("kind", "type"), [("meta", "BF16"), ("huggingface", "F16"), ("llama2.c", "Q8_0")])
-    def test_foreign(self, kind: str, type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    @pytest.mark.parametrize(("kind", "stored"), [("meta", "BF16"), ("huggingface", "F16"), ("llama2.c", "Q8_0")])
+    def test_foreign(self, kind: str, stored: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = self.write(kind, tmp_path)
-        values = found(capsys, path)
+        values = inspected(capsys, path)
         assert (values["kind"], values["quantization"], values["tokenizer"]) == (kind, None, None)
         assert [need["quant"] for need in values["needs"]] == ["float32", "q8", "q4"]
         assert not any(need["as_stored"] for need in values["needs"])
         expected = {name: tensor.read().astype(np.float64) for name, _, tensor in open_checkpoint(path).tensors()}
         for tensor in values["tensors"]:
-            assert tensor["type"] == type or len(tensor["shape"]) == 1
+            assert tensor["type"] == stored or len(tensor["shape"]) == 1
             assert tensor["statistics"]["std"] == pytest.approx(expected[tensor["name"]].std(), rel=1e-6)
             assert tensor["statistics"]["max"] == pytest.approx(expected[tensor["name"]].max())
         text = printed(capsys, path)
-        assert f"matrices in {type}" in text and "tokenizer  none" in text
+        assert f"matrices in {stored}" in text and "tokenizer  none" in text
 
     def test_a_real_one(self, smollm2_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        values = found(capsys, "smollm2")
+        values = inspected(capsys, "smollm2")
         assert values["n_parameters"] == 134_515_008 and values["tokenizer"]["eos_ids"] == [2]
         assert {tensor["type"] for tensor in values["tensors"]} == {"Q8_0", "Q4_1", "F32"}
         assert sum(tensor["nbytes"] for tensor in values["tensors"]) < smollm2_path.stat().st_size
@@ -248,9 +248,9 @@ class TestKinds:
     def test_the_bundled_model_is_the_default(
         self, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert found(capsys)["path"].endswith("stories.bin")
+        assert inspected(capsys)["path"].endswith("stories.bin")
         monkeypatch.setenv("PYLLAMA2_MODEL", str(model))
-        assert found(capsys)["path"] == found(capsys, "-m", model)["path"] == str(model)
+        assert inspected(capsys)["path"] == inspected(capsys, "-m", model)["path"] == str(model)
 
 
 class TestText:
@@ -309,8 +309,8 @@ class TestText:
 class TestTokens:
     def test_what_a_prompt_becomes(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with Llama(model) as llm:
-            ids, pieces = llm.tokenize(TEXT), [llm.tokenizer.piece(id) for id in llm.tokenize(TEXT)]
-        values = found(capsys, model, "--tokens", TEXT)
+            ids, pieces = llm.tokenize(TEXT), [llm.tokenizer.piece(token_id) for token_id in llm.tokenize(TEXT)]
+        values = inspected(capsys, model, "--tokens", TEXT)
         assert [token["id"] for token in values["tokens"]] == ids
         assert [token["text"] for token in values["tokens"]] == pieces
         assert [token["special"] for token in values["tokens"]] == [True] + [False] * (len(ids) - 1)
@@ -323,16 +323,16 @@ class TestTokens:
 
     def test_any_text(self, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         for text in ("", "<s>", "a\nb\x1b[1m", "🦊 é"):
-            values = found(capsys, model, "--tokens", text)
+            values = inspected(capsys, model, "--tokens", text)
             assert sum(token["special"] for token in values["tokens"]) == 1  # what the user types is text
             assert "\x1b" not in printed(capsys, model, "--tokens", text)
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-            assert found(capsys, model, "--tokens", "-") == values
+            assert inspected(capsys, model, "--tokens", "-") == values
 
     def test_a_model_without_bos(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = write_tiny(tmp_path / "m.bin", "bpe")
         assert printed(capsys, path, "--tokens", "").splitlines() == ["", "", "0 tokens for 0 bytes of UTF-8"]
-        assert found(capsys, path, "--tokens", "ab")["tokens"][0]["text"].startswith("a")
+        assert inspected(capsys, path, "--tokens", "ab")["tokens"][0]["text"].startswith("a")
 
     def test_a_tokenizer_file(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = write_tiny(tmp_path / "m.bin", None)
@@ -340,7 +340,7 @@ class TestTokens:
         assert "--tokenizer PATH" in capsys.readouterr().err
         (tmp_path / "t.model").write_bytes(sentencepiece_model())
         with Llama(write_tiny(tmp_path / "with.bin", spec=sentencepiece_spec())) as llm:
-            values = found(capsys, path, "--tokenizer", tmp_path / "t.model", "--tokens", TEXT)
+            values = inspected(capsys, path, "--tokenizer", tmp_path / "t.model", "--tokens", TEXT)
             assert [token["id"] for token in values["tokens"]] == llm.tokenize(TEXT)
 
 

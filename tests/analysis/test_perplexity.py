@@ -71,12 +71,12 @@ def plain(llm: Llama, against: Llama | None, text: str, window: int, stride: int
             others.append(p[ids[i]])
             agreements.append(p.argmax() == q.argmax())
     n_bytes = len(text.encode()) - len(llm.detokenize(ids[:1]).encode())
-    found = {
+    actual = {
         "perplexity": np.exp(-np.mean(scores)), "bits_per_byte": -np.sum(scores) / np.log(2) / n_bytes,
         "n_tokens": len(scores), "n_bytes": n_bytes, "window": window, "stride": stride,
     }  # fmt: skip
     if against is not None:
-        found |= {
+        actual |= {
             "kl_divergence": np.mean(divergences), "kl_divergence_p99": np.percentile(divergences, 99),
             "top_1_agreement": np.mean(agreements),
             "perplexity_ratio": np.exp(np.mean(others) - np.mean(scores)),
@@ -84,7 +84,7 @@ def plain(llm: Llama, against: Llama | None, text: str, window: int, stride: int
                 sum(sum(value - np.mean(divergences) for value in window) ** 2 for window in windows.values())
             ) / len(scores),
         }  # fmt: skip
-    return found
+    return actual
 
 
 def fields(result: Perplexity) -> dict[str, float]:
@@ -217,9 +217,9 @@ class TestCommand:
         flags = ["--against", str(other_path), "-c", "20", "--stride", "5", "-t", "1", "--device", "cpu", "--json"]
         assert __main__.main(["perplexity", "-m", str(path), "-f", str(text_file), *flags]) == 0
         result = pyllama2.perplexity(llm, TEXT, against=other, window=20, stride=5)
-        found = json.loads(capsys.readouterr().out)
-        assert found == vars(result)
-        assert all(name in command.main.__globals__["_EPILOG"] for name in found)
+        actual = json.loads(capsys.readouterr().out)
+        assert actual == vars(result)
+        assert all(name in command.main.__globals__["_EPILOG"] for name in actual)
 
     def test_conversions_are_for_the_model_alone(
         self, path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]

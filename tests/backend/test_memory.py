@@ -113,7 +113,7 @@ class TestMemory:
 
     def test_what_is_needed_is_what_is_used(self, tmp_path: Path) -> None:
         for type in ("float32", "float16", "q8", "q4"):
-            model = StoredModel.open(write_tiny(tmp_path / f"{type}.bin", type=type))
+            model = StoredModel.open(write_tiny(tmp_path / f"{type}.bin", weight_type=type))
             assert memory.weight_bytes(model.config, model.quantization) == model.nbytes
 
     @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux says it")

@@ -205,7 +205,7 @@ def messages(place: str, text: str, second: int, first: int | None = None) -> li
 
 def special(ids: list[int]) -> list[str]:
     """The names of the special tokens among ids."""
-    return [BPE.piece(id) for id in ids if id in BPE.special_tokens.values()]
+    return [BPE.piece(token_id) for token_id in ids if token_id in BPE.special_tokens.values()]
 
 
 @pytest.mark.parametrize("place", PLACES)

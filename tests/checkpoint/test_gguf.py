@@ -64,15 +64,15 @@ def test_float32_is_read_as_written(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(logits, oracle_logits(config, weights, TOKENS))
 
 
-@pytest.mark.parametrize("type", TYPES)
-def test_every_type(tmp_path: Path, type: str) -> None:
-    config = BLOCKS_OF_256 if type.endswith("K") else BLOCKS_OF_32
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_type(tmp_path: Path, kind: str) -> None:
+    config = BLOCKS_OF_256 if kind.endswith("K") else BLOCKS_OF_32
     weights = random_weights(config)
-    checkpoint = GgufCheckpoint(write_model(tmp_path / "m", config, weights, type))
+    checkpoint = GgufCheckpoint(write_model(tmp_path / "m", config, weights, kind))
     assert checkpoint.config == config
     tensors = read(checkpoint)
     for name, shape in config.tensor_shapes().items():
-        stored_type = "F32" if len(shape) == 1 else type
+        stored_type = "F32" if len(shape) == 1 else kind
         expected = gguf.quants.dequantize(stored(weights[name], stored_type), TensorType[stored_type])
         assert checkpoint.tensor(name).dtype == stored_type
         assert tensors[name].dtype == (np.float16 if stored_type == "F16" else np.float32)
@@ -310,12 +310,12 @@ def test_transposed_matrix(tmp_path: Path) -> None:
         GgufCheckpoint(write_model(tmp_path / "m", GQA, weights))
 
 
-@pytest.mark.parametrize("type", OTHER_TYPES)
-def test_other_types_are_refused_by_name(tmp_path: Path, type: str) -> None:
-    size, nbytes = gguf.GGML_QUANT_SIZES[TensorType[type]]
+@pytest.mark.parametrize("kind", OTHER_TYPES)
+def test_other_types_are_refused_by_name(tmp_path: Path, kind: str) -> None:
+    size, nbytes = gguf.GGML_QUANT_SIZES[TensorType[kind]]
     tensors = {"token_embd.weight": np.zeros((2, 256 // size * nbytes), np.uint8)}
-    path = write_gguf(tmp_path / "m", tensors, model_keys(GQA), {"token_embd.weight": type})
-    with pytest.raises(CheckpointError, match=f"tensor 'token_embd.weight' is {type}; supported are F32, F16"):
+    path = write_gguf(tmp_path / "m", tensors, model_keys(GQA), {"token_embd.weight": kind})
+    with pytest.raises(CheckpointError, match=f"tensor 'token_embd.weight' is {kind}; supported are F32, F16"):
         GgufCheckpoint(path)
 
 
@@ -332,8 +332,8 @@ def test_llama3_scaling_is_recognized(tmp_path: Path, head_dim: int, factor: flo
     config = replace(ROTATIONS, head_dim=head_dim)
     divisors = llama3_divisors(head_dim, 5e5, factor)
     assert 1 < len(set(divisors)) < len(divisors)
-    found = GgufCheckpoint(write_with_divisors(tmp_path / "m", config, divisors)).config
-    assert found == replace(config, rope_scaling=RopeScaling("llama3", factor, 1.0, 4.0, 8192))
+    result = GgufCheckpoint(write_with_divisors(tmp_path / "m", config, divisors)).config
+    assert result == replace(config, rope_scaling=RopeScaling("llama3", factor, 1.0, 4.0, 8192))
 
 
 def test_divisors_of_one_are_no_scaling(tmp_path: Path) -> None:
@@ -397,9 +397,9 @@ def test_smollm2(smollm2_path: Path) -> None:
     )
     assert checkpoint.chat_template is not None and "<|im_start|>" in checkpoint.chat_template
     assert Counter(tensor.dtype for _, _, tensor in checkpoint.tensors()) == {"Q4_1": 210, "F32": 61, "Q8_0": 1}
-    for name, type, offset in SMOLLM2_PLACES:
+    for name, kind, offset in SMOLLM2_PLACES:
         shape = checkpoint.config.tensor_shapes()[name]
-        size, nbytes = gguf.GGML_QUANT_SIZES[TensorType[type]]
+        size, nbytes = gguf.GGML_QUANT_SIZES[TensorType[kind]]
         raw = np.fromfile(smollm2_path, np.uint8, math.prod(shape) // size * nbytes, offset=offset)
-        expected = gguf.quants.dequantize(raw.reshape(shape[0], -1), TensorType[type])
+        expected = gguf.quants.dequantize(raw.reshape(shape[0], -1), TensorType[kind])
         np.testing.assert_array_equal(checkpoint.tensor(name).read(), expected)

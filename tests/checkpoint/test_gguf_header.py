@@ -175,8 +175,8 @@ def test_lying_counts(tmp_path: Path, count: int) -> None:
     assert f"{count} strings" in refusal(path, file_bytes([array_pair("k", STRING, count, string("x"))], data=b"x"))
     if count > 1 << 20:  # zeros are numbers
         sizes = {UINT32: 4, FLOAT32: 4, 0: 1, 7: 1, 10: 8, 12: 8}
-        for type, size in sizes.items():
-            message = refusal(path, file_bytes([array_pair("k", type, count, b"")], data=padding))
+        for kind, size in sizes.items():
+            message = refusal(path, file_bytes([array_pair("k", kind, count, b"")], data=padding))
             assert f"the key 'k': {count * size} bytes are wanted" in message
 
 
@@ -225,9 +225,9 @@ def test_types_of_values(tmp_path: Path) -> None:
     path = tmp_path / "m"
     nested = struct.pack("<IQ", UINT32, 1) + bytes(4)
     assert "'k' is an array of arrays" in refusal(path, file_bytes([array_pair("k", ARRAY, 1, nested)]))
-    for type in (13, 255, (1 << 32) - 1):
-        assert f"the unknown type {type}" in refusal(path, file_bytes([typed_pair("k", type, bytes(8))]))
-        assert f"the unknown type {type}" in refusal(path, file_bytes([array_pair("k", type, 1, bytes(8))]))
+    for kind in (13, 255, (1 << 32) - 1):
+        assert f"the unknown type {kind}" in refusal(path, file_bytes([typed_pair("k", kind, bytes(8))]))
+        assert f"the unknown type {kind}" in refusal(path, file_bytes([array_pair("k", kind, 1, bytes(8))]))
 
 
 def test_booleans(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_numbers_of_dimensions(tmp_path: Path, dims: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dims", "type", "message"),
+    ("dims", "kind", "message"),
     [
         ([0], 0, "has rows that are not made of F32 blocks"),
         ([4, 0], 0, "has rows that are not made of F32 blocks"),
@@ -282,8 +282,8 @@ def test_numbers_of_dimensions(tmp_path: Path, dims: list[int]) -> None:
         ([(1 << 64) - 32] * 4, 8, "should end at byte"),
     ],
 )
-def test_shapes_that_lie(tmp_path: Path, dims: list[int], type: int, message: str) -> None:
-    assert message in refusal(tmp_path / "m", file_bytes([], [tensor_entry("t", dims, type)], bytes(16)))
+def test_shapes_that_lie(tmp_path: Path, dims: list[int], kind: int, message: str) -> None:
+    assert message in refusal(tmp_path / "m", file_bytes([], [tensor_entry("t", dims, kind)], bytes(16)))
 
 
 @pytest.mark.parametrize("offset", [1, 16, 31, 33, (1 << 64) - 1])
@@ -328,14 +328,14 @@ def test_float32_is_the_decimal_that_was_meant(tmp_path: Path, value: float) -> 
 
 
 @pytest.mark.parametrize(
-    ("type", "code", "value"),
+    ("kind", "code", "value"),
     [
         (0, "B", 255), (1, "b", -1), (2, "H", 65535), (3, "h", -2), (4, "I", 1 << 31), (5, "i", -3),
         (10, "Q", (1 << 64) - 1), (11, "q", -4),
     ],
 )  # fmt: skip
-def test_whole_numbers(tmp_path: Path, type: int, code: str, value: int) -> None:
-    content = file_bytes([typed_pair("k", type, struct.pack(f"<{code}", value))])
+def test_whole_numbers(tmp_path: Path, kind: int, code: str, value: int) -> None:
+    content = file_bytes([typed_pair("k", kind, struct.pack(f"<{code}", value))])
     assert header_of(tmp_path / "m", content).metadata.find("k", int) == value
 
 

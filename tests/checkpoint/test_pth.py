@@ -279,9 +279,9 @@ class TestZipTricks:
         """Where the directory entry of a member starts."""
         return data.rindex(name) - 46
 
-    def changed(self, offset: int, format: str, value: int) -> bytes:
+    def changed(self, offset: int, layout: str, value: int) -> bytes:
         data = bytearray(self.GOOD)
-        struct.pack_into(format, data, offset, value)
+        struct.pack_into(layout, data, offset, value)
         return bytes(data)
 
     def test_compressed_member(self, tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ class TestZipTricks:
 
     def test_wrong_local_headers(self, tmp_path: Path) -> None:
         local = self.GOOD.index(b"archive/data/0") - 30
-        for offset, format, value in (
+        for offset, kind, value in (
             (0, "<I", 0),
             (6, "<H", 1),
             (18, "<I", 25),
@@ -340,7 +340,7 @@ class TestZipTricks:
             (26, "<H", 13),
             (30, "<B", 66),
         ):
-            refuse(write(tmp_path / "m.pth", self.changed(local + offset, format, value)), "data/0", "local header")
+            refuse(write(tmp_path / "m.pth", self.changed(local + offset, kind, value)), "data/0", "local header")
         entry = self.entry(self.GOOD, b"archive/data/0")
         for offset in (0, local + 1, len(self.GOOD) - 4, 0xFFFFFFF0):
             refuse(write(tmp_path / "m.pth", self.changed(entry + 42, "<I", offset)))
@@ -397,12 +397,12 @@ class TestZipTricks:
         refuse(write(tmp_path / "m.pth", buffer.getvalue()))
 
     @pytest.mark.parametrize(
-        ("offset", "format"), [(4, "<H"), (6, "<H"), (8, "<H"), (10, "<H"), (12, "<I"), (16, "<I"), (20, "<H")]
+        ("offset", "layout"), [(4, "<H"), (6, "<H"), (8, "<H"), (10, "<H"), (12, "<I"), (16, "<I"), (20, "<H")]
     )
-    def test_end_record(self, tmp_path: Path, offset: int, format: str) -> None:
+    def test_end_record(self, tmp_path: Path, offset: int, layout: str) -> None:
         end = len(self.GOOD) - 22
         for value in (1, 9, 0x7FFF, 0xFFFF):
-            refuse(write(tmp_path / "m.pth", self.changed(end + offset, format, value)))
+            refuse(write(tmp_path / "m.pth", self.changed(end + offset, layout, value)))
 
     def test_directory_too_large(self, tmp_path: Path) -> None:
         directory = bytes(5 << 20)

@@ -21,12 +21,12 @@ CONFIG = replace(GQA, dim=64, hidden_dim=96, n_heads=4, n_kv_heads=2, head_dim=1
 SPANS = [(0, 1), (0, 8), (3, 5), (7, 17), (8, 16), (30, 33)]
 
 
-def native(type: str) -> Callable[[Path], Path]:
-    return lambda path: write_model(path / "m.bin", quantized_model(CONFIG, random_weights(CONFIG), type))
+def native(dtype: str) -> Callable[[Path], Path]:
+    return lambda path: write_model(path / "m.bin", quantized_model(CONFIG, random_weights(CONFIG), dtype))
 
 
-def gguf(type: str) -> Callable[[Path], Path]:
-    return lambda path: write_gguf_model(path / "m.gguf", CONFIG, random_weights(CONFIG), type)
+def gguf(dtype: str) -> Callable[[Path], Path]:
+    return lambda path: write_gguf_model(path / "m.gguf", CONFIG, random_weights(CONFIG), dtype)
 
 
 def llama2c(version: int) -> Callable[[Path], Path]:
@@ -40,8 +40,8 @@ def llama2c(version: int) -> Callable[[Path], Path]:
 
 
 KINDS: dict[str, Callable[[Path], Path]] = {
-    **{f"native {type}": native(type) for type in ("float32", "float16", "q8", "q4")},
-    **{f"gguf {type}": gguf(type) for type in ("F32", "F16", "BF16", "Q8_0", "Q4_1")},
+    **{f"native {dtype}": native(dtype) for dtype in ("float32", "float16", "q8", "q4")},
+    **{f"gguf {dtype}": gguf(dtype) for dtype in ("F32", "F16", "BF16", "Q8_0", "Q4_1")},
     "llama2.c 0": llama2c(0),
     "llama2.c 2": llama2c(2),
     "meta": lambda path: write_meta(path, CONFIG, random_weights(CONFIG), dtype="BF16"),
@@ -65,9 +65,9 @@ def test_rows_are_those_of_the_whole(kind: str, tmp_path: Path) -> None:
             assert tensor.read_rows(0, shape[0]).sum() == pytest.approx(whole.sum(), abs=1e-3)
             continue  # their order is another, see below
         for start, stop in [*SPANS, (0, shape[0]), (shape[0] - 1, shape[0])]:
-            found = tensor.read_rows(start, min(stop, shape[0]))
-            assert found.dtype == whole.dtype
-            np.testing.assert_array_equal(found, whole[start:stop], err_msg=f"{name} {start} {stop}")
+            result = tensor.read_rows(start, min(stop, shape[0]))
+            assert result.dtype == whole.dtype
+            np.testing.assert_array_equal(result, whole[start:stop], err_msg=f"{name} {start} {stop}")
 
 
 @pytest.mark.parametrize("config", [GQA, MHA])

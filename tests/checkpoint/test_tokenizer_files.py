@@ -32,12 +32,15 @@ TEXTS = st.text(
 
 
 def pieces_of(processor: SentencePieceProcessor) -> list[tuple[str, float, int]]:
-    def kind(id: int) -> int:
-        if processor.is_unknown(id):
+    def kind(token_id: int) -> int:
+        if processor.is_unknown(token_id):
             return UNKNOWN
-        return CONTROL if processor.is_control(id) else BYTE if processor.is_byte(id) else NORMAL
+        return CONTROL if processor.is_control(token_id) else BYTE if processor.is_byte(token_id) else NORMAL
 
-    return [(processor.id_to_piece(id), processor.get_score(id), kind(id)) for id in range(processor.get_piece_size())]
+    return [
+        (processor.id_to_piece(token_id), processor.get_score(token_id), kind(token_id))
+        for token_id in range(processor.get_piece_size())
+    ]
 
 
 def llama2c_pieces(processor: SentencePieceProcessor) -> list[tuple[bytes, float]]:
@@ -52,7 +55,7 @@ def llama2c_pieces(processor: SentencePieceProcessor) -> list[tuple[bytes, float
 def huggingface_json(processor: SentencePieceProcessor, metaspace: bool = False) -> dict[str, Any]:
     """What transformers' converter makes of a SentencePiece model."""
     pieces = pieces_of(processor)
-    vocab = {text: id for id, (text, _, _) in enumerate(pieces)}
+    vocab = {text: token_id for token_id, (text, _, _) in enumerate(pieces)}
     merges = []
     for text, score, kind in pieces:
         if kind == NORMAL:
@@ -65,9 +68,9 @@ def huggingface_json(processor: SentencePieceProcessor, metaspace: bool = False)
     return {
         "version": "1.0",
         "added_tokens": [
-            {"id": id, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-             "special": True}
-            for id, (text, _, kind) in enumerate(pieces)
+            {"id": token_id, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False, "special": True}
+            for token_id, (text, _, kind) in enumerate(pieces)
             if kind in (UNKNOWN, CONTROL)
         ],
         "normalizer": None if metaspace else {"type": "Sequence", "normalizers": [prepend, replace]},
@@ -242,7 +245,7 @@ class TestLlama2c:
                 read_tokenizer_file(path, 300)
 
     @pytest.mark.parametrize(
-        ("id", "piece", "word"),
+        ("token_id", "piece", "word"),
         [
             (0, (b"<s>", 0.0), "token 0"),
             (1, (b"\n</s>\n", 0.0), "token 1"),
@@ -254,9 +257,9 @@ class TestLlama2c:
             (271, (b"<0x41>", 0.0), "damaged"),  # the text of token 68
         ],
     )
-    def test_damaged_tokens(self, tmp_path: Path, id: int, piece: tuple[bytes, float], word: str) -> None:
+    def test_damaged_tokens(self, tmp_path: Path, token_id: int, piece: tuple[bytes, float], word: str) -> None:
         pieces = llama2c_pieces(PACKAGE)
-        pieces[id] = piece
+        pieces[token_id] = piece
         refuse(tmp_path / "t", llama2c_tokenizer(pieces), word)
 
     def test_lying_lengths(self, tmp_path: Path) -> None:

@@ -94,15 +94,15 @@ class TestGenerate:
 
     def test_json(self, model: Path, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert generate.main([PROMPT, "-m", str(model), *GREEDY, "--json"]) == 0
-        found = json.loads(capsys.readouterr().out)
+        actual = json.loads(capsys.readouterr().out)
         with Llama(model) as llm:
             completion = llm.generate(PROMPT, temperature=0, max_tokens=8)
-        assert found.pop("timings").keys() == {"prompt_s", "decode_s", "prompt_tokens_per_s", "decode_tokens_per_s"}
-        assert found == {
+        assert actual.pop("timings").keys() == {"prompt_s", "decode_s", "prompt_tokens_per_s", "decode_tokens_per_s"}
+        assert actual == {
             "prompt": PROMPT, "text": expected, "token_ids": completion.token_ids, "finish_reason": "length",
             "stop_reason": None, "usage": vars(completion.usage),
         }  # fmt: skip
-        assert all(f"  {name} " in generate._EPILOG for name in [*found, "timings"])
+        assert all(f"  {name} " in generate._EPILOG for name in [*actual, "timings"])
 
     def test_the_prompt_may_come_from_a_file_or_standard_input(
         self, model: Path, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -293,9 +293,9 @@ class TestSignals:
 
     def test_ctrl_c_keeps_the_json(self, slow: Path) -> None:
         code, out, err = self.interrupted(slow, signal.SIGINT, "--json", "-v")
-        found = json.loads(out)
-        assert code == 130 and found["finish_reason"] == "cancelled" and "Traceback" not in err
-        assert len(found["token_ids"]) == found["usage"]["completion_tokens"] > 0
+        actual = json.loads(out)
+        assert code == 130 and actual["finish_reason"] == "cancelled" and "Traceback" not in err
+        assert len(actual["token_ids"]) == actual["usage"]["completion_tokens"] > 0
 
     def test_ctrl_c_during_a_long_prompt(self, slow: Path, tmp_path: Path) -> None:
         (tmp_path / "long.txt").write_text("fox " * 20_000)
@@ -335,8 +335,10 @@ class TestConversions:
         half, q4 = tmp_path / "half.bin", tmp_path / "q4.bin"
         flags = ["--dtype", "float16", "--max-seq-len", "32", "--norm-eps", "1e-6"]
         assert export.main([str(model), "-o", str(half), *flags]) == 0
-        found = StoredModel.open(half)
-        assert found.quantization.type == "float16" and found.config.max_seq_len == 32 and found.config.norm_eps == 1e-6
+        actual = StoredModel.open(half)
+        assert (
+            actual.quantization.type == "float16" and actual.config.max_seq_len == 32 and actual.config.norm_eps == 1e-6
+        )
         assert (
             quantize.main([str(half), "-o", str(q4), "--type", "q4", "--group-size", "32", "--output-type", "q4"]) == 0
         )

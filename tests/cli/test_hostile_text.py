@@ -81,9 +81,9 @@ def huggingface_tokenizer(folder: Path, evil: str, change: Callable[[dict[str, A
 def huggingface_index(folder: Path, evil: str) -> Path:
     write_huggingface(folder, CONFIG, WEIGHTS, n_files=2)
     index = folder / "model.safetensors.index.json"
-    found = json.loads(index.read_text())
-    found["weight_map"][evil] = evil
-    index.write_text(json.dumps(found))
+    values = json.loads(index.read_text())
+    values["weight_map"][evil] = evil
+    index.write_text(json.dumps(values))
     return folder
 
 
@@ -271,7 +271,7 @@ def test_a_chat(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
 def test_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt that begins like the name of BOS, which a file gives."""
     with Llama(write_tiny(tmp_path / "m.bin", max_seq_len=1000)) as llm:
-        monkeypatch.setattr(llm.tokenizer, "piece", lambda id: EVIL * 9)
+        monkeypatch.setattr(llm.tokenizer, "piece", lambda token_id: EVIL * 9)
         with pytest.warns(UserWarning, match="starts with") as caught:
             llm.generate(EVIL * 9, max_tokens=0)
     assert_safe(str(caught[0].message), 500)

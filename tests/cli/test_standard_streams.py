@@ -60,8 +60,8 @@ def shell(folder: Path, command: str) -> tuple[int, str, str]:
     ],
 )
 def test_exit_codes(folder: Path, command: str, code: int, error: str) -> None:
-    found, out, err = shell(folder, command)
-    assert (found, out) == (code, "")
+    actual, out, err = shell(folder, command)
+    assert (actual, out) == (code, "")
     assert err.endswith(error) if error.endswith("\n") or not error else error in err
 
 

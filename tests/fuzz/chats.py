@@ -61,7 +61,9 @@ def _use_messages(data: bytes) -> None:
                 refused = error
                 continue
             harmless = chat.encode([m | dict.fromkeys(m.keys() - {"role"}, "a") for m in messages])
-            assert [id for id in ids if id in special] == [id for id in harmless if id in special]
+            assert [token_id for token_id in ids if token_id in special] == [
+                token_id for token_id in harmless if token_id in special
+            ]
     if refused is not None:
         raise refused
 

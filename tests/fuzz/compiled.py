@@ -61,7 +61,7 @@ class Numbers:
 def _quantize(data: bytes) -> None:
     """quantize_matrix and products with its result: no code beyond its type, every scale finite."""
     numbers = Numbers(data)
-    type = ("q8", "q4")[numbers.below(2)]
+    kind = ("q8", "q4")[numbers.below(2)]
     group_size = (32, 64, 128, 0, 7)[numbers.below(5)]
     rows, columns, n_threads = numbers.below(20), numbers.below(200), 1 + numbers.below(3)
     matrix = numbers.floats(rows, columns)
@@ -71,10 +71,10 @@ def _quantize(data: bytes) -> None:
             matrix = matrix.astype(np.float16)
     elif variant == 2:
         matrix = matrix[::-1, ::2]
-    codes, scales = quantize_matrix(matrix, type, group_size, n_threads)
+    codes, scales = quantize_matrix(matrix, kind, group_size, n_threads)
     assert np.isfinite(scales).all()
     if matrix.size:
-        weight = Weight("w.weight", type, matrix.shape, codes, scales, group_size)
+        weight = Weight("w.weight", kind, matrix.shape, codes, scales, group_size)
         n = 1 + numbers.below(12)
         x = np.abs(numbers.floats(n, matrix.shape[1]))
         result = MatrixProduct(weight, n, n_threads)(np.where(x < 1e6, x, 1))
@@ -103,9 +103,9 @@ def _sample(data: bytes) -> None:
 
 
 @functools.cache
-def _backend(type: str, kv_dtype: str, n_threads: int) -> CpuBackend:
+def _backend(kind: str, kv_dtype: str, n_threads: int) -> CpuBackend:
     config = replace(GQA, max_seq_len=40)
-    return CpuBackend(quantized_model(config, random_weights(config), type, 32), n_threads=n_threads, kv_dtype=kv_dtype)
+    return CpuBackend(quantized_model(config, random_weights(config), kind, 32), n_threads=n_threads, kv_dtype=kv_dtype)
 
 
 # Threads that wait for each other are slow on a busy machine, so one kind has two.

@@ -63,13 +63,13 @@ def _own_files() -> list[bytes]:
     """Our files of every type, one of them with all that a file can have."""
     files = []
     with tempfile.TemporaryDirectory() as folder:
-        for type in ("float32", "float16", "q8", "q4"):
-            config = _SCALED if type == "q8" else CONFIG
-            model = quantized_model(config, random_weights(config), type, 32)
-            if type == "q4":
+        for kind in ("float32", "float16", "q8", "q4"):
+            config = _SCALED if kind == "q8" else CONFIG
+            model = quantized_model(config, random_weights(config), kind, 32)
+            if kind == "q4":
                 model.tokenizer = TokenizerSpec("bpe", TINY_BPE, None, (0,), False)
                 model.chat_template = "{{ messages[0].content }}"
-            files.append(write_model(Path(folder, type), model).read_bytes())
+            files.append(write_model(Path(folder, kind), model).read_bytes())
     return files
 
 

@@ -57,9 +57,9 @@ def _sentencepiece(with_bytes: bool) -> bytes:
 
 def _sentencepiece_as_json() -> bytes:
     """A SentencePiece model in Hugging Face's spelling."""
-    vocab = {text: id for id, (text, _, _) in enumerate(_PIECES)}
+    vocab = {text: token_id for token_id, (text, _, _) in enumerate(_PIECES)}
     return _bpe(
-        added_tokens=[{"id": id, "content": _PIECES[id][0], "special": True} for id in range(3)],
+        added_tokens=[{"id": token_id, "content": _PIECES[token_id][0], "special": True} for token_id in range(3)],
         normalizer={
             "type": "Sequence",
             "normalizers": [
@@ -86,11 +86,11 @@ def use_tokenizer(spec: TokenizerSpec, vocab_size: int | None) -> None:
     for text in _TEXTS:
         with suppress(ValueError):  # a character that the vocabulary has no token for
             ids = tokenizer.encode(text)
-            assert all(0 <= id < tokenizer.vocab_size for id in ids)
+            assert all(0 <= token_id < tokenizer.vocab_size for token_id in ids)
             assert special.isdisjoint(ids), (text, ids)
             tokenizer.decode(ids).encode()
-    for id in range(min(tokenizer.vocab_size, _VOCAB_SIZE)):
-        assert isinstance(tokenizer.token_bytes(id), bytes) and isinstance(tokenizer.piece(id), str)
+    for token_id in range(min(tokenizer.vocab_size, _VOCAB_SIZE)):
+        assert isinstance(tokenizer.token_bytes(token_id), bytes) and isinstance(tokenizer.piece(token_id), str)
 
 
 def _use_json(data: bytes) -> None:

@@ -135,7 +135,7 @@ class TestRefused:
         weights["layers.1.attention.wv.weight"] = weights["layers.1.attention.wv.weight"] * np.float32(1.01)
         others = [
             write_tiny(tmp_path / "a.bin", weights=weights),
-            write_tiny(tmp_path / "b.bin", type="q8"),
+            write_tiny(tmp_path / "b.bin", weight_type="q8"),
             write_tiny(tmp_path / "c.bin", rope_theta=20_000.0),
         ]
         for other in others:

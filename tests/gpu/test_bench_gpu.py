@@ -42,7 +42,7 @@ def test_rows(
     bench_gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench_gpu, "read_rate", lambda _: 100.0)
-    model, out = write_tiny(tmp_path / "tiny.bin", type="q4"), tmp_path / "figures.json"
+    model, out = write_tiny(tmp_path / "tiny.bin", weight_type="q4"), tmp_path / "figures.json"
     arguments = ["--model", str(model), "--json", str(out), "--prompt-tokens", "12", "--contexts", "0", "20",
                  "--sequences", "1", "5", "--new-tokens", "3", "--repeat", "1"]  # fmt: skip
     with installed_cupy("emulated"):

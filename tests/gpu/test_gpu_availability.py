@@ -117,6 +117,6 @@ class TestAuto:
         for type, said, device in (
             ("q4", "pyllama2: using cuda\n", "cuda"), ("float32", "pyllama2: using cpu (no cuda: the CUDA", "cpu")
         ):  # fmt: skip
-            with Llama(write_tiny(tmp_path / f"{type}.bin", type=type), n_threads=1, verbose=True) as llm:
+            with Llama(write_tiny(tmp_path / f"{type}.bin", weight_type=type), n_threads=1, verbose=True) as llm:
                 assert llm.describe()["device"] == device
             assert capsys.readouterr().err.startswith(said)

@@ -130,7 +130,7 @@ def test_chunks_end_in_a_few_tokens() -> None:
 @pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
 def test_texts_are_those_of_the_cpu(tmp_path: Path, kv_dtype: str, gpu: Any) -> None:
     """Through Llama: several texts together and one alone, a sampled one, prefixes that are used again."""
-    path = write_tiny(tmp_path / "tiny.bin", type="q4")
+    path = write_tiny(tmp_path / "tiny.bin", weight_type="q4")
     texts = {}
     for device in ("cpu", "cuda"):
         with Llama(path, device=device, kv_dtype=kv_dtype, n_threads=1) as llm:
@@ -250,7 +250,7 @@ def test_what_the_device_leaves_to_the_host() -> None:
 
 
 def test_texts_that_need_logits_get_them(tmp_path: Path) -> None:
-    path = write_tiny(tmp_path / "tiny.bin", type="q4")
+    path = write_tiny(tmp_path / "tiny.bin", weight_type="q4")
     found = {}
     for device in ("cpu", "cuda"):
         with Llama(path, device=device, kv_dtype="float16", n_threads=1) as llm:

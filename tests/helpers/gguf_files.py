@@ -72,16 +72,16 @@ def llama3_divisors(head_dim: int, theta: float, factor: float, context: int = 8
     return np.array(divisors, np.float32)
 
 
-def stored(array: NDArray[np.float32], type: str) -> NDArray[Any]:
+def stored(array: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     """A tensor as the writer takes it; K types, which the gguf package cannot make, are random codes and scales."""
-    if type == "F32":
+    if dtype == "F32":
         return array
-    if not type.endswith("K"):
-        return gguf.quants.quantize(array, TensorType[type])
-    size, nbytes = gguf.GGML_QUANT_SIZES[TensorType[type]]
+    if not dtype.endswith("K"):
+        return gguf.quants.quantize(array, TensorType[dtype])
+    size, nbytes = gguf.GGML_QUANT_SIZES[TensorType[dtype]]
     rows, columns = array.shape
     blocks = np.random.default_rng(len(array)).integers(0, 256, (rows, columns // size, nbytes), np.uint8)
-    scales = slice(208, 210) if type == "Q6_K" else slice(0, 4)
+    scales = slice(208, 210) if dtype == "Q6_K" else slice(0, 4)
     blocks[..., scales] = np.full(2, 1e-4, np.float16).view(np.uint8)[: scales.stop - scales.start]
     return blocks.reshape(rows, -1)
 
@@ -115,7 +115,7 @@ def write_model(
     path: Path,
     config: ModelConfig,
     weights: Mapping[str, NDArray[np.float32]],
-    type: str = "F32",
+    dtype: str = "F32",
     keys: Mapping[str, Any] | None = None,
     extra: Mapping[str, NDArray[Any]] | None = None,
 ) -> Path:
@@ -124,7 +124,7 @@ def write_model(
     types = {}
     for name, array in weights.items():
         theirs = gguf_name(name)
-        types[theirs] = "F32" if array.ndim == 1 else type
+        types[theirs] = "F32" if array.ndim == 1 else dtype
         tensors[theirs] = stored(array, types[theirs])
     return write_gguf(path, tensors | dict(extra or {}), model_keys(config) | dict(keys or {}), types)
 
@@ -146,17 +146,17 @@ def pair(name: str | bytes, value: int | float | str) -> bytes:
     ))  # fmt: skip
 
 
-def typed_pair(name: str | bytes, type: int, value: bytes) -> bytes:
-    return string(name) + struct.pack("<I", type) + value
+def typed_pair(name: str | bytes, dtype: int, value: bytes) -> bytes:
+    return string(name) + struct.pack("<I", dtype) + value
 
 
-def array_pair(name: str, type: int, count: int, elements: bytes) -> bytes:
-    return typed_pair(name, ARRAY, struct.pack("<IQ", type, count) + elements)
+def array_pair(name: str, dtype: int, count: int, elements: bytes) -> bytes:
+    return typed_pair(name, ARRAY, struct.pack("<IQ", dtype, count) + elements)
 
 
-def tensor_entry(name: str | bytes, dims: Sequence[int], type: int = 0, offset: int = 0) -> bytes:
+def tensor_entry(name: str | bytes, dims: Sequence[int], dtype: int = 0, offset: int = 0) -> bytes:
     """dims as in the file: the length of a row first."""
-    return string(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, type, offset)
+    return string(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, dtype, offset)
 
 
 def file_bytes(

@@ -76,14 +76,14 @@ def oracle_logits(
 def quantized_model(
     config: ModelConfig,
     weights: dict[str, NDArray[np.float32]],
-    type: str,
+    weight_type: str,
     group_size: int = 64,
     output_type: str | None = None,
 ) -> StoredModel:
     """A model of any storage type in memory; norms stay float32."""
     from pyllama2._cpu import quantize_matrix
 
-    model = StoredModel(config, Quantization.of(type, group_size, output_type))
+    model = StoredModel(config, Quantization.of(weight_type, group_size, output_type))
     for name, shape in config.tensor_shapes().items():
         stored = model.quantization.type_of(name, config)
         if stored in ("q8", "q4"):

@@ -30,7 +30,7 @@ CHATML = (
 def write_tiny(
     path: Path,
     kind: str | None = "sentencepiece",
-    type: str = "float32",
+    weight_type: str = "float32",
     *,
     template: str | None = None,
     spec: TokenizerSpec | None = None,
@@ -39,7 +39,7 @@ def write_tiny(
 ) -> Path:
     """One of our files, of CONFIG with changes; kind of its tokenizer is "sentencepiece", "bpe" or None."""
     changed = replace(CONFIG, **config)
-    model = quantized_model(changed, random_weights(changed) if weights is None else weights, type)
+    model = quantized_model(changed, random_weights(changed) if weights is None else weights, weight_type)
     specs = {"sentencepiece": sentencepiece_spec, "bpe": bpe_spec}
     model.tokenizer = spec if spec is not None or kind is None else specs[kind]()
     model.chat_template = template

@@ -125,9 +125,9 @@ def files(model: Path) -> None:
     exported, quantized = model.with_suffix(".float16"), model.with_suffix(".q8")
     pyllama2.export(model, exported, dtype="float16", tokenizer=None, max_seq_len=32, norm_eps=1e-5, progress=progress)
     pyllama2.quantize(str(exported), quantized, "q8", group_size=32, output_type="q4", progress=progress)
-    found: Perplexity = pyllama2.perplexity(quantized, "Once upon a time", against=exported, window=20, stride=5)
-    kl: float | None = found.kl_divergence
-    assert kl is not None and found.perplexity > 1
+    result: Perplexity = pyllama2.perplexity(quantized, "Once upon a time", against=exported, window=20, stride=5)
+    kl: float | None = result.kl_divergence
+    assert kl is not None and result.perplexity > 1
 
 
 def errors(llm: Llama) -> None:

@@ -118,13 +118,13 @@ def test_samples_are_those_of_plain_sorts(kind: str, params: tuple[float, int, f
 def test_all_instruction_sets_sample_alike(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     logits = LOGITS[kind](np.random.default_rng(2))
     uniforms = np.random.default_rng(3).random(8)
-    found = []
+    result = []
     for name in ISAS:
         monkeypatch.setenv("PYLLAMA2_CPU_ISA", name)
         highest, lowest = sample.extremes(logits)
         tokens = [sample.sample(logits, highest, *params, u) for params in PARAMS for u in uniforms]
-        found.append((highest, lowest, sample.log_sum(logits, highest), tokens))
-    assert found[1:] == found[:-1]
+        result.append((highest, lowest, sample.log_sum(logits, highest), tokens))
+    assert result[1:] == result[:-1]
 
 
 @settings(max_examples=300, deadline=None)
@@ -153,8 +153,8 @@ def test_the_nucleus_is_exact_where_its_edge_is_near(scale: float, isa: str) -> 
             for top_p, n_kept in ((mass[n - 1] * (1 - by), n), (mass[n - 1] * (1 + by), n + 1)):
                 if top_p >= 1 or not (mass[n_kept - 2] if n_kept > 1 else 0.0) <= top_p < mass[n_kept - 1]:
                     continue  # so far off that others are between
-                found = {sampled(logits, (1.0, 0, top_p, 0.0), uniform) for uniform in (0.0, 1 - 2**-53)}
-                assert found == {order[:n_kept].min(), order[:n_kept].max()}
+                result = {sampled(logits, (1.0, 0, top_p, 0.0), uniform) for uniform in (0.0, 1 - 2**-53)}
+                assert result == {order[:n_kept].min(), order[:n_kept].max()}
                 assert n_kept == len(plain_kept(logits, 1.0, 0, top_p, 0.0)[0])
 
 
@@ -170,8 +170,8 @@ def test_equals_on_both_sides_of_the_first_cut_of_the_nucleus(isa: str) -> None:
         temperature = highest / (depth + 1e-9) * (1 - 1e-15 * (2 + step / 4))
         ids, _ = plain_kept(logits, temperature, 0, 0.9, 0.0)
         assert 5 < len(ids) < 1000
-        found = {sample.sample(logits, highest, temperature, 0, 0.9, 0.0, u) for u in np.linspace(0.9, 1, 100)[:-1]}
-        assert found <= set(ids.tolist())
+        result = {sample.sample(logits, highest, temperature, 0, 0.9, 0.0, u) for u in np.linspace(0.9, 1, 100)[:-1]}
+        assert result <= set(ids.tolist())
 
 
 class TestExtremes:
@@ -223,17 +223,19 @@ class TestPenalties:
             ids = rng.integers(0, 300, 120).tolist()
             expected = logits.copy()
             with np.errstate(over="ignore"):
-                for id in set(ids[70:]) if repetition != 1 else ():
-                    value = float(logits[id])
-                    expected[id] = np.float64(value / repetition if value > 0 else value * repetition)
-                for id in set(ids[40:]):
-                    expected[id] = np.float64(expected[id]) - (presence + frequency * ids[40:].count(id))
+                for token_id in set(ids[70:]) if repetition != 1 else ():
+                    value = float(logits[token_id])
+                    expected[token_id] = np.float64(value / repetition if value > 0 else value * repetition)
+                for token_id in set(ids[40:]):
+                    expected[token_id] = np.float64(expected[token_id]) - (
+                        presence + frequency * ids[40:].count(token_id)
+                    )
             sample.penalize(logits, ids, 70, 40, repetition, presence, frequency)
             assert np.array_equal(logits, expected)
 
     def test_ids_outside_the_vocabulary_are_refused(self) -> None:
-        for id in (-1, 5, 2**40):
+        for token_id in (-1, 5, 2**40):
             logits = np.ones(5, np.float32)
-            with pytest.raises(IndexError, match=str(id)):
-                sample.penalize(logits, [0, id], 0, 0, 2.0, 0.0, 0.0)
+            with pytest.raises(IndexError, match=str(token_id)):
+                sample.penalize(logits, [0, token_id], 0, 0, 2.0, 0.0, 0.0)
             assert (logits == 1).all()

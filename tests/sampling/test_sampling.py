@@ -140,8 +140,8 @@ class TestTemperature:
         n = 20_000
         counts = Counter(sampler.sample(logits, [0], 1) for _ in range(n))
         expected = np.exp(logits / 0.7) / np.exp(logits / 0.7).sum()
-        for id, p in enumerate(expected):
-            assert abs(counts[id] / n - p) < 4 * math.sqrt(p * (1 - p) / n)
+        for token_id, p in enumerate(expected):
+            assert abs(counts[token_id] / n - p) < 4 * math.sqrt(p * (1 - p) / n)
 
 
 class TestTopK:
@@ -220,10 +220,10 @@ class TestPenalties:
     def test_repetition_counts_within_the_window(self) -> None:
         logits = [2.0, 1.9, 1.8]
         for window, expected in ((0, 0), (1, 0), (2, 0), (3, 1), (64, 1)):
-            found = sample(
+            result = sample(
                 logits, prompt=[0], generated=[2, 2], temperature=0, repetition_penalty=9, repetition_window=window
             )
-            assert found == expected, window
+            assert result == expected, window
 
     def test_presence_and_frequency_count_generated_tokens_only(self) -> None:
         logits = [2.0, 1.0]
@@ -263,10 +263,10 @@ class TestProcessors:
             ids.clear()
 
         raw = LOGITS.copy()
-        found = sample(
+        result = sample(
             raw, prompt=[1, 2], generated=[3], temperature=0, logits_processors=(first, second), repetition_penalty=2
         )
-        assert found == 2
+        assert result == 2
         assert calls[0] == ("first", [1, 2, 3], LOGITS.tolist())
         assert calls[1][2] == (LOGITS + 1).tolist() and len(calls) == 2
         assert np.array_equal(raw, LOGITS)
@@ -342,11 +342,11 @@ class TestSeeds:
         alone = Sampler(SamplingParams(temperature=2), 5)
         expected = [alone.sample(LOGITS, [0], 1) for _ in range(20)]
         a, b = Sampler(SamplingParams(temperature=2), 5), Sampler(SamplingParams(temperature=2), 6)
-        found = []
+        result = []
         for _ in range(20):
             b.sample(LOGITS, [0], 1)
-            found.append(a.sample(LOGITS, [0], 1))
-        assert found == expected
+            result.append(a.sample(LOGITS, [0], 1))
+        assert result == expected
 
 
 def plain_support(logits: NDArray[np.float32], temperature: float, top_k: int, top_p: float, min_p: float) -> set[int]:
@@ -356,11 +356,11 @@ def plain_support(logits: NDArray[np.float32], temperature: float, top_k: int, t
         order = order[:top_k]
     weights = np.exp((logits[order].astype(np.float64) - logits.max()) / temperature)
     kept, before = [], 0.0
-    for id, weight in zip(order, weights, strict=True):
+    for token_id, weight in zip(order, weights, strict=True):
         if before <= top_p * weights.sum():
-            kept.append((id, weight))
+            kept.append((token_id, weight))
         before += weight
-    return {id for id, weight in kept if weight >= min_p and weight > 0}
+    return {token_id for token_id, weight in kept if weight >= min_p and weight > 0}
 
 
 @settings(max_examples=150, deadline=None)
@@ -377,14 +377,14 @@ def test_the_support_is_that_of_the_definition(
     logits = np.asarray(values, np.float32) / 2
     expected = plain_support(logits, temperature, top_k, top_p, min_p)
     sampler = Sampler(SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p), 0)
-    found = set()
+    result = set()
     for i in range(200):  # quantiles instead of chance: every token with 0.5% is hit
         sampler._random.random = lambda i=i: (i + 0.5) / 200  # type: ignore[method-assign, misc]
-        found.add(sampler.sample(logits, [0], 1))
-    assert found <= expected
+        result.add(sampler.sample(logits, [0], 1))
+    assert result <= expected
     weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
-    mass = sum(weights[id] for id in expected)
-    assert {id for id in expected if weights[id] > 0.0051 * mass} <= found
+    mass = sum(weights[token_id] for token_id in expected)
+    assert {token_id for token_id in expected if weights[token_id] > 0.0051 * mass} <= result
 
 
 def test_a_large_vocabulary_with_all_cuts_at_once() -> None:
@@ -409,5 +409,5 @@ def test_largest_is_a_stable_sort(values: list[int], n: int) -> None:
 @given(st.lists(st.floats(-200, 1000, width=32), min_size=1, max_size=300))
 def test_log_probabilities(values: list[float]) -> None:
     logits = np.array(values, np.float32)
-    found = log_probabilities_of(logits, range(len(logits)))
-    assert np.allclose(found, log_probabilities(logits), rtol=1e-12, atol=1e-12)
+    result = log_probabilities_of(logits, range(len(logits)))
+    assert np.allclose(result, log_probabilities(logits), rtol=1e-12, atol=1e-12)

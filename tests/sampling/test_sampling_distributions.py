@@ -28,8 +28,8 @@ PROMPT_IDS, GENERATED = [0, 3, 3, 8], [1, 9, 1, 6, 1]
 
 def softmax(values: dict[int, float]) -> dict[int, float]:
     highest = max(values.values())
-    weights = {id: math.exp(value - highest) for id, value in values.items()}
-    return {id: weight / sum(weights.values()) for id, weight in weights.items()}
+    weights = {token_id: math.exp(value - highest) for token_id, value in values.items()}
+    return {token_id: weight / sum(weights.values()) for token_id, weight in weights.items()}
 
 
 def exact(
@@ -43,34 +43,34 @@ def exact(
     p = {**vars(SamplingParams(temperature=1.0, top_p=1.0)), **params}
     values = dict(enumerate(map(float, logits)))
     for step in order:
-        likeliest_first = sorted(values, key=lambda id: (-values[id], id))
+        likeliest_first = sorted(values, key=lambda token_id: (-values[token_id], token_id))
         probabilities = softmax(values)
         if step == "penalties":
             both = [*prompt, *generated]
-            for id in set(both[max(0, len(both) - p["repetition_window"]) :]) & set(values):
+            for token_id in set(both[max(0, len(both) - p["repetition_window"]) :]) & set(values):
                 penalty = p["repetition_penalty"]
-                values[id] = values[id] / penalty if values[id] > 0 else values[id] * penalty
-            for id in set(generated) & set(values):
-                values[id] -= p["presence_penalty"]
-                values[id] -= p["frequency_penalty"] * list(generated).count(id)
+                values[token_id] = values[token_id] / penalty if values[token_id] > 0 else values[token_id] * penalty
+            for token_id in set(generated) & set(values):
+                values[token_id] -= p["presence_penalty"]
+                values[token_id] -= p["frequency_penalty"] * list(generated).count(token_id)
         elif step == "logit_bias":
-            for id, bias in (p["logit_bias"] or {}).items():
-                values[id] = values.get(id, -math.inf) + bias
+            for token_id, bias in (p["logit_bias"] or {}).items():
+                values[token_id] = values.get(token_id, -math.inf) + bias
         elif step == "temperature":
-            values = {id: value / p["temperature"] for id, value in values.items()}
+            values = {token_id: value / p["temperature"] for token_id, value in values.items()}
         elif step == "top_k" and p["top_k"] > 0:
-            values = {id: values[id] for id in likeliest_first[: p["top_k"]]}
+            values = {token_id: values[token_id] for token_id in likeliest_first[: p["top_k"]]}
         elif step == "top_p":
             before, kept = 0.0, {}
-            for id in likeliest_first:
+            for token_id in likeliest_first:
                 if before <= p["top_p"]:
-                    kept[id] = values[id]
-                before += probabilities[id]
+                    kept[token_id] = values[token_id]
+                before += probabilities[token_id]
             values = kept
         elif step == "min_p":
             least = p["min_p"] * max(probabilities.values())
-            values = {id: value for id, value in values.items() if probabilities[id] >= least}
-    return {id: probability for id, probability in softmax(values).items() if probability > 0}
+            values = {token_id: value for token_id, value in values.items() if probabilities[token_id] >= least}
+    return {token_id: probability for token_id, probability in softmax(values).items() if probability > 0}
 
 
 def draw(
@@ -88,11 +88,11 @@ def chi_square(counts: Counter[int], expected: dict[int, float]) -> tuple[float,
     if not set(counts) <= set(expected):
         return math.inf, 0.0
     n = sum(counts.values())
-    cells = [(counts[id], n * p) for id, p in expected.items() if n * p >= 5]
-    rest = [(counts[id], n * p) for id, p in expected.items() if n * p < 5]
+    cells = [(counts[token_id], n * p) for token_id, p in expected.items() if n * p >= 5]
+    rest = [(counts[token_id], n * p) for token_id, p in expected.items() if n * p < 5]
     if rest:
-        cells.append((sum(found for found, _ in rest), sum(wanted for _, wanted in rest)))
-    statistic = sum((found - wanted) ** 2 / wanted for found, wanted in cells)
+        cells.append((sum(result for result, _ in rest), sum(wanted for _, wanted in rest)))
+    statistic = sum((result - wanted) ** 2 / wanted for result, wanted in cells)
     k = len(cells) - 1
     if k == 0:
         return statistic, 1e-9

@@ -183,7 +183,7 @@ class TestModels:
 
     @pytest.fixture
     def model(self, tmp_path: Path) -> Path:
-        return write_tiny(tmp_path / "model.bin", type="q8", vocab_size=2000, max_seq_len=2000)
+        return write_tiny(tmp_path / "model.bin", weight_type="q8", vocab_size=2000, max_seq_len=2000)
 
     @pytest.mark.parametrize("n_threads", [1, 2])
     def test_truncated_during_a_generation(self, model: Path, n_threads: int) -> None:

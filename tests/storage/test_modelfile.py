@@ -25,9 +25,9 @@ from pyllama2.tokenizer.base import TokenizerSpec
 SPEC = TokenizerSpec("bpe", b"{} not read here", None, (2, 5), False)
 
 
-def tiny_file(path: Path, config: ModelConfig = GQA, type: str = "float32") -> Path:
+def tiny_file(path: Path, config: ModelConfig = GQA, kind: str = "float32") -> Path:
     weights = random_weights(config)
-    model = float_model(config, weights) if type == "float32" else quantized_model(config, weights, type, 32)
+    model = float_model(config, weights) if kind == "float32" else quantized_model(config, weights, kind, 32)
     model.tokenizer = SPEC
     model.chat_template = "{{ messages }} é 🦙"
     model.source = "a test"
@@ -45,10 +45,10 @@ def join(header: dict[str, Any] | str, body: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + body
 
 
-@pytest.mark.parametrize("type", ["float32", "float16", "q8", "q4"])
+@pytest.mark.parametrize("kind", ["float32", "float16", "q8", "q4"])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_round_trip(tmp_path: Path, config: ModelConfig, type: str) -> None:
-    model = quantized_model(config, random_weights(config), type, 32)
+def test_round_trip(tmp_path: Path, config: ModelConfig, kind: str) -> None:
+    model = quantized_model(config, random_weights(config), kind, 32)
     model.tokenizer, model.chat_template, model.source = SPEC, "{{ x }} é 🦙", "somewhere"
     read = StoredModel.open(write_model(tmp_path / "m.bin", model))
     assert (read.config, read.quantization, read.tokenizer) == (model.config, model.quantization, SPEC)
@@ -63,9 +63,9 @@ def test_round_trip(tmp_path: Path, config: ModelConfig, type: str) -> None:
             assert np.array_equal(again.scales, weight.scales)
 
 
-@pytest.mark.parametrize("type", ["float32", "float16", "q8", "q4"])
-def test_the_safetensors_package_opens_it(tmp_path: Path, type: str) -> None:
-    path = tiny_file(tmp_path / "m.bin", MHA, type)
+@pytest.mark.parametrize("kind", ["float32", "float16", "q8", "q4"])
+def test_the_safetensors_package_opens_it(tmp_path: Path, kind: str) -> None:
+    path = tiny_file(tmp_path / "m.bin", MHA, kind)
     model = StoredModel.open(path)
     with safe_open(path, framework="np") as file:
         assert file.metadata()["format"] == "pyllama2"

@@ -104,13 +104,13 @@ class TestWhatIsLeftOut:
         """Where a file makes a merged token the end of text, no text becomes it, nor is the file refused."""
         parts = bpe_json()
         left, right = parts["model"]["merges"][0]
-        id = parts["model"]["vocab"][left + right]
+        token_id = parts["model"]["vocab"][left + right]
         tokenizer = load_tokenizer(bpe_spec(parts))
-        text = tokenizer.token_bytes(id).decode()
-        assert id in tokenizer.encode(text)
-        parts["added_tokens"].append({"id": id, "content": left + right, "special": True})
+        text = tokenizer.token_bytes(token_id).decode()
+        assert token_id in tokenizer.encode(text)
+        parts["added_tokens"].append({"id": token_id, "content": left + right, "special": True})
         tokenizer = load_tokenizer(bpe_spec(parts))
-        assert id not in tokenizer.encode(text) and tokenizer.decode(tokenizer.encode(text)) == text
+        assert token_id not in tokenizer.encode(text) and tokenizer.decode(tokenizer.encode(text)) == text
 
     @pytest.mark.parametrize("merge", ["a", "a b c", " a", ["a"], ["a", "b", "c"], ["a", 1], [["a"], "b"], 7, None, {}])
     def test_damaged_merges(self, merge: Any) -> None:

@@ -128,14 +128,14 @@ class TestSentencePiece:
             data = build_model([*pieces, *more], unk_id=0, bos_id=None, eos_id=None)
             return load_tokenizer(TokenizerSpec("sentencepiece", data, None, (), False))
 
-        for type in (CONTROL, USER_DEFINED):
-            names = [(f"<{i}>", 0.0, type) for i in range(10_001)]
+        for kind in (CONTROL, USER_DEFINED):
+            names = [(f"<{i}>", 0.0, kind) for i in range(10_001)]
             with pytest.raises(CheckpointError, match="10001 special tokens are more than 10000"):
                 load(*names)
             assert load(*names[:-1]).vocab_size == 10_002
             with pytest.raises(CheckpointError, match=r"the special token 'x+'\.\.\. has 129 characters"):
-                load(("x" * 129, 0.0, type))
-            assert load(("x" * 128, 0.0, type)).vocab_size == 3
+                load(("x" * 129, 0.0, kind))
+            assert load(("x" * 128, 0.0, kind)).vocab_size == 3
         with pytest.raises(CheckpointError, match=r"the piece 'x+'\.\.\. of 1025 characters is longer than 1024"):
             load(("x" * 1025, 0.0, NORMAL))
 

@@ -61,7 +61,9 @@ def merges(texts: list[str], most: int) -> list[tuple[str, str]]:
 def write_bpe(path: Path) -> None:
     """More merges than Llama-3's, as pairs; one character beyond 16 bits makes each of the text take four bytes."""
     parts = bpe_json(())
-    vocab: dict[str, int] = {token: id for id, token in enumerate([t for t in parts["model"]["vocab"] if len(t) == 1])}
+    vocab: dict[str, int] = {
+        token: token_id for token_id, token in enumerate([t for t in parts["model"]["vocab"] if len(t) == 1])
+    }
     texts = words(180_000)
     fillers = (f"{i:024}" for i in itertools.count())
     for text in itertools.islice(itertools.chain(texts, fillers), 210_000):
@@ -86,7 +88,7 @@ def write_sentencepiece_json(path: Path) -> None:
     """Every piece has all its cuts among the merges."""
     texts = words(90_000)
     names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"abcdefgh", *texts]
-    vocab = {name: id for id, name in enumerate(names)}
+    vocab = {name: token_id for token_id, name in enumerate(names)}
     pairs = [list(pair) for pair in merges(texts, MAX_MERGES)]
     added = [{"id": len(vocab) + i, "content": name, "special": True} for i, name in enumerate(special_names())]
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
@@ -97,7 +99,7 @@ def write_sentencepiece_json(path: Path) -> None:
 
 def gguf_keys(model: str) -> dict[str, Any]:
     pieces = sentencepiece_pieces()
-    keys = {"model": model, "pre": "llama-bpe", "tokens": [], "token_type": [type for _, _, type in pieces]}
+    keys = {"model": model, "pre": "llama-bpe", "tokens": [], "token_type": [kind for _, _, kind in pieces]}
     if model == "llama":
         keys |= {"tokens": [text for text, _, _ in pieces], "scores": [score for _, score, _ in pieces]}
         return {f"tokenizer.ggml.{key}": value for key, value in keys.items() if key != "pre"}
