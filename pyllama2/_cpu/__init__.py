@@ -1,4 +1,4 @@
-"""The CPU backend: Cython and OpenMP. backend.py is its face; kernels/ holds the inner loops."""
+"""The CPU backend: Cython and OpenMP. Start at backend.py. The inner loops are in kernels/."""
 
 from .threads import default_threads
 from .wait_policy import short_spins

@@ -24,17 +24,17 @@ cdef struct CacheArrays:         # see cache.py
     int64_t value_dim            # head_dim rounded up to 16
 
 
-cdef struct TokenTile:           # tokens that follow each other in the chunk and belong to one sequence
+cdef struct TokenTile:           # consecutive tokens of the chunk that belong to one sequence
     int first
     int n
     int row
-    int spans                    # of the cache, up to the last token
+    int spans                    # spans of the cache up to the last token
     int64_t first_item           # its first span with the first kv head
 
 
 cdef struct TileScratch:         # of one thread
     AttentionTile tile
-    float *queries               # what tile points at; its out, maxima and sums are the running ones or a part's
+    float *queries               # in tile, as are counts; its out, maxima and sums are the running ones or a part's
     int32_t *counts
     int32_t *positions           # (columns,) of each column's token
     float *running               # (columns, value_dim): the spans so far
@@ -51,8 +51,8 @@ cdef struct AttentionPlan:       # of one chunk
     int n_tiles
     TokenTile *tiles
     TileScratch *threads
-    bint by_spans                # spans are dealt out to the threads too, not just tiles and heads
-    int64_t n_items              # (tile, kv head, span), in this order; the following have room for each, when by_spans
+    bint by_spans                # whether threads share the spans too, not just tiles and heads
+    int64_t n_items              # number of (tile, kv head, span), in this order; with by_spans, each has a part
     int64_t part_columns
     float *parts                 # (n_items, part_columns, value_dim)
     float *part_maxima           # (n_items, part_columns)
@@ -67,7 +67,7 @@ cdef class Planner:
     cdef object parts
     cdef int allocate(self, Scratch scratch, const Heads *heads, int n_threads, int chunk) except -1
     cdef int make_plan(self, int n, const int32_t *rows, const int32_t *positions) except -1
-    cdef int _make_room(self, int64_t columns) except -1
+    cdef int _reserve_parts(self, int64_t columns) except -1
 
 
 cdef int64_t part_floats(const Heads *heads, int64_t columns) noexcept nogil

@@ -2,11 +2,11 @@
 
     out_h = sum over s <= position of softmax_s(q_h . k_s / sqrt(head_dim)) v_s
 
-Design: the columns of a tile are the queries of consecutive tokens of one sequence, for all heads that share a key
-head, so that keys and values are read once for many of them. Positions are cut into spans of SPAN, counted from 0. A
-span has a softmax of its own (kernels/attention.h), and spans are merged in order, as in online softmax
-(arXiv:1805.02867): the result depends on the sequence alone. Threads share tiles and key heads; where these are few,
-as for one token of a long sequence, they share the spans too, and merge them after a barrier.
+Design: a column is the query of one token and one head. A tile has the columns of consecutive tokens of one sequence,
+for all heads that share a key head. So keys and values are read once for many columns. Positions are cut into spans of
+SPAN, counted from 0. Each span has its own softmax (kernels/attention.h), and spans are merged in order, as in online
+softmax (arXiv:1805.02867). The result depends on the sequence alone. Threads share tiles and key heads. If there are
+few of these, as for one token of a long sequence, threads share the spans too, and merge them after a barrier.
 """
 
 from libc.math cimport sqrt
@@ -21,10 +21,10 @@ from .kernels cimport (
 from .openmp cimport share, team_barrier
 
 cdef enum:
-    TILE_COLUMNS = 64          # of a tile, unless one token has more; what it needs stays in the L2 cache
-    WIDE_POSITIONS = 64        # that kernels/attention.h widens together
-    FEW_UNITS = 8              # tiles and key heads per thread, below which threads share spans
-    PART_BYTES = 64 << 20      # and unless what they make of the spans would be larger
+    TILE_COLUMNS = 64          # columns of a tile, or those of one token; its data stay in the L2 cache
+    WIDE_POSITIONS = 64        # positions that kernels/attention.h widens together
+    FEW_UNITS = 8              # with fewer pairs of a tile and a key head per thread, threads share the spans
+    PART_BYTES = 64 << 20      # unless the results of the spans would take more than this
 
 cdef double LOG2_E = 1.4426950408889634
 
@@ -32,7 +32,7 @@ _KINDS = {"float32": CACHE_FLOAT32, "float16": CACHE_FLOAT16, "int8": CACHE_INT8
 
 
 cdef char *address_of(object array) except? NULL:
-    """NULL for None."""
+    """Address of an array's numbers. NULL for None."""
     cdef size_t address = 0 if array is None else array.ctypes.data
     return <char *> address
 
@@ -67,7 +67,7 @@ cdef inline void rotate(float *x, const float *rope_table, int64_t head_dim) noe
 
 cdef inline const void *narrowed(const Kernels *kernels, CacheKind kind, const float *x, int64_t n, void *narrow,
                                  float *scale) noexcept nogil:
-    """x (n,) in the cache's type, in place or in narrow; sets scale for int8."""
+    """x (n,) in the cache's type: x itself, or a copy in narrow. Sets scale for int8."""
     if kind == CACHE_FLOAT32:
         return x
     if kind == CACHE_FLOAT16:
@@ -102,9 +102,9 @@ cdef void rope_and_append(const Kernels *kernels, const Heads *heads, const Cach
     memcpy(cache.values + place * cache.value_dim * cache.item_size, numbers, dim * cache.item_size)
 
 
-cdef void take_queries(const Heads *heads, const TokenTile *tile, const int32_t *positions, const float *q,
+cdef void load_queries(const Heads *heads, const TokenTile *tile, const int32_t *positions, const float *q,
                        int64_t stride, TileScratch *scratch) noexcept nogil:
-    """Columns of a tile: its tokens' queries q (tokens, stride) of the heads that share a key head, scaled."""
+    """Load the columns of a tile: queries q (tokens, stride) of the heads that share a key head, scaled."""
     cdef int64_t dim = heads.head_dim, h, d
     cdef float scale = <float> (LOG2_E / sqrt(<double> dim))
     cdef float *target
@@ -123,14 +123,14 @@ cdef void take_queries(const Heads *heads, const TokenTile *tile, const int32_t 
 
 cdef void attend_span(const Kernels *kernels, const Heads *heads, const CacheArrays *cache, int64_t head, int span,
                       TileScratch *scratch) noexcept nogil:
-    """Attention of the columns that were taken to one span; head is a head_index()."""
+    """Attend from the loaded columns to one span. head is a head_index()."""
     cdef CacheSpan part
     cdef int64_t place = head * cache.n_positions + span * SPAN
     cdef int c, n = scratch.tile.n
     for c in range(n):
         scratch.counts[c] = max(0, min(<int> SPAN, scratch.positions[c] + 1 - span * <int> SPAN))
     for c in range(n, (n + ATTENTION_COLUMNS - 1) // ATTENTION_COLUMNS * ATTENTION_COLUMNS):
-        scratch.counts[c] = scratch.counts[n - 1]  # columns that are computed for nothing
+        scratch.counts[c] = scratch.counts[n - 1]  # columns that only fill up a group of 8
     part.kind, part.head_dim, part.value_dim = cache.kind, heads.head_dim, cache.value_dim
     part.keys = cache.keys + place * heads.head_dim * cache.item_size
     part.values = cache.values + place * cache.value_dim * cache.item_size
@@ -140,7 +140,7 @@ cdef void attend_span(const Kernels *kernels, const Heads *heads, const CacheArr
 
 cdef void merge(const Kernels *kernels, int64_t value_dim, int span, TileScratch *scratch, const float *part,
                 const float *maxima, const float *sums) noexcept nogil:
-    """The running attention of a tile's columns, after one more span."""
+    """Merge the results of one more span into the running ones of a tile's columns."""
     cdef int c
     for c in range(scratch.tile.n):
         if scratch.positions[c] >= span * SPAN:
@@ -150,7 +150,7 @@ cdef void merge(const Kernels *kernels, int64_t value_dim, int span, TileScratch
 
 cdef void finish(const Heads *heads, const TokenTile *tile, const float *running, const float *sums,
                  int64_t value_dim, float *out, int64_t stride) noexcept nogil:
-    """out (tokens, stride) of the heads that share a key head = what was gathered, over the sum of its weights."""
+    """out (tokens, stride) of the heads that share a key head = sums of weighted values / sums of weights."""
     cdef int64_t c, d, dim = heads.head_dim
     cdef float factor
     cdef float *target
@@ -171,16 +171,16 @@ cdef inline void into_part(TileScratch *scratch, float *part, float *maxima, flo
 
 
 cdef inline int64_t dealt(int64_t n, const Thread *thread) noexcept nogil:
-    """How many of n things a thread gets that are dealt out in turn, thread.id being its first."""
+    """How many of n items a thread gets if they are dealt out in turn: thread.id, thread.id + thread.team, ..."""
     return (n - thread.id + thread.team - 1) // thread.team
 
 
 cdef void attend(const Kernels *kernels, const Heads *heads, const CacheArrays *cache, int64_t layer,
                  const AttentionPlan *plan, const int32_t *positions, const float *q, float *out,
                  const Thread *thread) noexcept nogil:
-    """out (n, n_heads * head_dim) = attention of the chunk's queries q: this thread's share.
+    """This thread's share of out (n, n_heads * head_dim) = attention of the chunk's queries q.
 
-    The threads have to meet after it.
+    A barrier must follow.
     """
     cdef int64_t group_dim = heads.queries_per_kv * heads.head_dim, stride = heads.n_kv_heads * group_dim
     cdef int64_t unit, units = plan.n_tiles * heads.n_kv_heads, kv_head
@@ -191,12 +191,12 @@ cdef void attend(const Kernels *kernels, const Heads *heads, const CacheArrays *
     if plan.by_spans:
         attend_by_spans(kernels, heads, cache, layer, plan, positions, q, out, thread)
         return
-    # Later tokens see more: longest first, and dealt out in turn.
+    # Later tokens attend to more positions: the longest tiles come first, and are dealt out in turn.
     for i in range(dealt(units, thread)):
         unit = thread.id + i * thread.team
         tile = &plan.tiles[plan.n_tiles - 1 - unit // heads.n_kv_heads]
         kv_head = unit % heads.n_kv_heads
-        take_queries(heads, tile, positions, q + kv_head * group_dim, stride, scratch)
+        load_queries(heads, tile, positions, q + kv_head * group_dim, stride, scratch)
         into_running(scratch)
         for span in range(tile.spans):
             attend_span(kernels, heads, cache, head_index(heads, cache, layer, tile.row, kv_head), span, scratch)
@@ -210,8 +210,8 @@ cdef void attend(const Kernels *kernels, const Heads *heads, const CacheArrays *
 cdef void attend_by_spans(const Kernels *kernels, const Heads *heads, const CacheArrays *cache, int64_t layer,
                           const AttentionPlan *plan, const int32_t *positions, const float *q, float *out,
                           const Thread *thread) noexcept nogil:
-    """attend() with the spans dealt out: each is computed by one thread, into its own part, and after a barrier the
-    parts of a tile and kv head are merged by one.
+    """attend() with shared spans: one thread computes each span, into a part of its own. After a barrier, one thread
+    merges the parts of a tile and kv head.
 
         item    0      1      2      3      4      5    ...       a tile of 3 spans, 2 kv heads
                 span 0 span 1 span 2 span 0 span 1 span 2
@@ -231,7 +231,7 @@ cdef void attend_by_spans(const Kernels *kernels, const Heads *heads, const Cach
         item = tile.first_item + kv_head * tile.spans
         if item >= end or item + tile.spans <= first:
             continue
-        take_queries(heads, tile, positions, q + kv_head * group_dim, stride, scratch)
+        load_queries(heads, tile, positions, q + kv_head * group_dim, stride, scratch)
         for span in range(<int> max(0, first - item), <int> min(<int64_t> tile.spans, end - item)):
             part = (item + span) * width
             into_part(scratch, plan.parts + part * plan.value_dim, plan.part_maxima + part, plan.part_sums + part)
@@ -240,13 +240,13 @@ cdef void attend_by_spans(const Kernels *kernels, const Heads *heads, const Cach
     for i in range(dealt(units, thread)):
         unit = thread.id + i * thread.team
         tile, kv_head = &plan.tiles[unit // heads.n_kv_heads], unit % heads.n_kv_heads
-        take_parts(kernels, heads, plan, tile, tile.first_item + kv_head * tile.spans, positions, scratch)
+        merge_parts(kernels, heads, plan, tile, tile.first_item + kv_head * tile.spans, positions, scratch)
         finish(heads, tile, scratch.running, scratch.running_sums, plan.value_dim, out + kv_head * group_dim, stride)
 
 
-cdef void take_parts(const Kernels *kernels, const Heads *heads, const AttentionPlan *plan, const TokenTile *tile,
-                     int64_t item, const int32_t *positions, TileScratch *scratch) noexcept nogil:
-    """Merge the spans of a tile and key head, whose first is item."""
+cdef void merge_parts(const Kernels *kernels, const Heads *heads, const AttentionPlan *plan, const TokenTile *tile,
+                      int64_t item, const int32_t *positions, TileScratch *scratch) noexcept nogil:
+    """Merge the parts of a tile and kv head. item is the first of them."""
     cdef int c, span, columns = tile.n * <int> heads.queries_per_kv
     cdef int64_t part = item * plan.part_columns
     memcpy(scratch.running, plan.parts + part * plan.value_dim, columns * plan.value_dim * sizeof(float))
@@ -262,12 +262,12 @@ cdef void take_parts(const Kernels *kernels, const Heads *heads, const Attention
 
 
 cdef int64_t part_floats(const Heads *heads, int64_t columns) noexcept nogil:
-    """Numbers of so many columns of parts, and of what aligns them."""
+    """Number of floats of the parts of so many columns, with room to align them."""
     return columns * ((heads.head_dim + KEY_BLOCK - 1) // KEY_BLOCK * KEY_BLOCK + 2) + KEY_BLOCK
 
 
 cdef int64_t most_part_bytes(const Heads *heads, int n_threads, int chunk, int64_t n_positions) noexcept nogil:
-    """Bytes of parts that a chunk needs at most, over sequences of so many positions."""
+    """Most bytes of parts that a chunk needs, for sequences of so many positions."""
     cdef int64_t tiles = min(<int64_t> chunk, (FEW_UNITS * n_threads - 1) // heads.n_kv_heads)
     cdef int64_t columns = max(<int64_t> TILE_COLUMNS, heads.queries_per_kv) + ATTENTION_COLUMNS
     cdef int64_t spans = (n_positions + SPAN - 1) // SPAN
@@ -279,7 +279,7 @@ cdef int64_t most_part_bytes(const Heads *heads, int n_threads, int chunk, int64
 cdef class Planner:
 
     cdef int allocate(self, Scratch scratch, const Heads *heads, int n_threads, int chunk) except -1:
-        """Memory for chunks of so many tokens, from scratch."""
+        """Take memory for chunks of so many tokens from scratch."""
         cdef int64_t columns = max(<int64_t> TILE_COLUMNS, heads.queries_per_kv)
         cdef int64_t value_dim = (heads.head_dim + KEY_BLOCK - 1) // KEY_BLOCK * KEY_BLOCK
         cdef TileScratch *thread
@@ -330,11 +330,11 @@ cdef class Planner:
                          and self.heads.n_kv_heads % self.n_threads
                          and part_floats(&self.heads, plan.n_items * plan.part_columns) * 4 <= PART_BYTES)
         if plan.by_spans:
-            self._make_room(plan.n_items * plan.part_columns)
+            self._reserve_parts(plan.n_items * plan.part_columns)
         return 0
 
-    cdef int _make_room(self, int64_t columns) except -1:
-        """Parts of so many columns."""
+    cdef int _reserve_parts(self, int64_t columns) except -1:
+        """Make room for parts of so many columns."""
         cdef int64_t needed = part_floats(&self.heads, columns)
         cdef size_t address
         if self.parts is None or self.parts.size < needed:

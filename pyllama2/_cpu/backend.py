@@ -32,13 +32,19 @@ if hasattr(os, "register_at_fork"):
 class CpuBackend(Backend):
     """A model on the CPU. Weights are used where they lie, in a mapped file or in memory.
 
-    n_threads  threads of the OpenMP team; None: default_threads()
-    kv_dtype   "float32", "float16" or "int8"; None: float32 for float32 models, else float16
+    Args:
+        model: the model.
+        n_threads: threads of the OpenMP team. None: default_threads().
+        kv_dtype: type of the keys and values: "float32", "float16" or "int8". None: float32 for float32 models, else
+            float16.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     @classmethod
     def unavailable_reason(cls) -> str | None:
-        """None: every machine that could install this package has a CPU."""
+        """Return None: every machine has a CPU."""
         return None
 
     def __init__(self, model: StoredModel, *, n_threads: int | None = None, kv_dtype: str | None = None) -> None:
@@ -48,10 +54,10 @@ class CpuBackend(Backend):
         check_kv_dtype(self.kv_dtype)
         self.n_threads = n_threads
         if (team := team_size(n_threads)) < n_threads:
-            log.warning("of %d threads OpenMP gives %d; results are the same, and come later", n_threads, team)
+            log.warning("OpenMP gives %d threads instead of %d; results are the same, but take longer", team, n_threads)
         self._weight_bytes = model.nbytes
         self._is_mapped = model.file is not None
-        self._bytes_by_kind: dict[str, int] = defaultdict(int)  # "wq" of all layers together, and so on
+        self._bytes_by_kind: dict[str, int] = defaultdict(int)  # the bytes of "wq" are those of all layers
         for name, weight in model.weights.items():
             self._bytes_by_kind[name.split(".")[-2]] += weight.nbytes
         self._files = model.files()
@@ -59,18 +65,19 @@ class CpuBackend(Backend):
         self._lock = Lock()  # one batch at a time: scratch memory is shared
 
     def new_cache(self, n_rows: int, max_seq_len: int) -> CpuKVCache:
-        """An empty cache."""
+        """Make an empty cache."""
         self._forward_open()
         return CpuKVCache(self.config, n_rows, max_seq_len, self.kv_dtype)
 
     def kv_cache_bytes(self, n_rows: int, max_seq_len: int) -> int:
-        """Bytes that new_cache() reserves."""
+        """Return the bytes that new_cache() would reserve."""
         return allocated_bytes(self.config, n_rows, max_seq_len, self.kv_dtype)
 
     def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
-        """Logits (m, vocab_size) of batch.outputs; appends all tokens to the cache.
+        """Run the model on a batch, as Backend.forward() says.
 
-        Raises CheckpointError when a file that weights lie in was truncated or written over.
+        Raises:
+            CheckpointError: a file that has weights was truncated or overwritten.
         """
         if not isinstance(cache, CpuKVCache):
             raise TypeError("the cache belongs to another backend")
@@ -79,12 +86,12 @@ class CpuBackend(Backend):
             raise ValueError(AMID_A_STEP)
         with self._lock:
             logits = self._forward_open().run(batch.tokens, batch.rows, batch.positions, batch.outputs, cache)
-            for file in self._files:  # the weights may not be what they were
+            for file in self._files:  # weights that changed meanwhile give wrong logits
                 file.check()
             return logits
 
     def describe(self) -> BackendFacts:
-        """Facts. scratch_bytes includes what sampling uses, which is the same memory for all models."""
+        """Return facts. scratch_bytes includes the scratch memory of sampling, which all models share."""
         forward = self._forward_open()
         return BackendFacts(
             device="cpu",
@@ -96,7 +103,7 @@ class CpuBackend(Backend):
         )
 
     def pending_bytes(self) -> int:
-        """Scratch memory that was not written to yet, and weights of a mapped file, whose pages are only lent."""
+        """Return the bytes of scratch memory not written to yet, and of a mapped file, whose pages seem available."""
         forward = self._forward
         if forward is None:
             return 0
@@ -104,7 +111,7 @@ class CpuBackend(Backend):
         return max(0, scratch) + (self._weight_bytes if self._is_mapped else 0)
 
     def profile(self) -> Profile:
-        """Time of each step so far, waiting for the other threads included."""
+        """Return the time of each step so far. It includes waiting for the other threads."""
         forward = self._forward_open()
         few, many = forward.step_seconds
         steps = tuple(
@@ -124,7 +131,7 @@ class CpuBackend(Backend):
         return self._bytes_by_kind.get(kind, 0)
 
     def close(self) -> None:
-        """Let go of the weights and of scratch memory. A step that a signal's handler interrupts keeps them alive."""
+        """Give back the weights and scratch memory. A step that a signal's handler interrupts keeps them alive."""
         with self._lock:
             self._forward = None
             self._files.clear()

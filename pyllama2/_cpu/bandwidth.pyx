@@ -1,8 +1,8 @@
 """How fast a team of threads can read memory: the limit of decoding, which reads every weight once per token.
 
-Design: each thread sums its own share of the buffer, four streams at a time with software prefetch. One plain stream
-without prefetch reads up to a third less per thread, for want of enough cache lines on their way; wider vectors add
-next to nothing to this. What is added does not matter.
+Design: each thread sums its own share of the buffer, four streams at a time, with software prefetch. A single stream
+without prefetch reads up to a third less per thread, because too few cache lines are on their way. Wider vectors gain
+almost nothing. The sum itself has no meaning.
 """
 
 from cython.parallel cimport prange
@@ -34,11 +34,11 @@ cdef extern from *:
     uint64_t sum_streams(const uint64_t *memory, int64_t n) noexcept nogil
 
 cdef enum:
-    WORDS = 32  # of a row of memory: a cache line of each stream
+    WORDS = 32  # words of a row of memory: a cache line of each stream
 
 
 def touch(uint64_t[:, ::1] memory, int n_threads):
-    """Zero memory (n, 32), each thread the share that it reads in read(), so that it lies near that thread."""
+    """Zero memory (n, 32). Each thread zeroes the share that it reads in read(), so that it lies near that thread."""
     cdef int64_t first, last, n = memory.shape[0]
     cdef uint64_t *start = &memory[0, 0]
     cdef int part
@@ -48,7 +48,7 @@ def touch(uint64_t[:, ::1] memory, int n_threads):
 
 
 def read(const uint64_t[:, ::1] memory, int n_threads):
-    """The sum of memory (n, 32), modulo 2**64, each thread reading its share once."""
+    """Return the sum of memory (n, 32) modulo 2**64. Each thread reads its share once."""
     cdef int64_t first, last, n = memory.shape[0]
     cdef const uint64_t *start = &memory[0, 0]
     cdef uint64_t total = 0

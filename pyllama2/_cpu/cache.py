@@ -19,7 +19,7 @@ _ALIGNMENT = 64  # bytes
 def cache_arrays(
     config: ModelConfig, n_rows: int, max_seq_len: int, dtype: str
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """dtype and shape of the arrays of a cache, by name."""
+    """Return dtype and shape of the arrays of a cache, by name."""
     heads = (config.n_layers, n_rows, config.n_kv_heads, math.ceil(max_seq_len / BLOCK))
     arrays: dict[str, tuple[str, tuple[int, ...]]] = {
         "keys": (dtype, (*heads, config.head_dim, BLOCK)),
@@ -31,7 +31,7 @@ def cache_arrays(
 
 
 def allocated_bytes(config: ModelConfig, n_rows: int, max_seq_len: int, dtype: str) -> int:
-    """CpuKVCache.nbytes, before there is one."""
+    """Return what CpuKVCache.nbytes will be."""
     arrays = cache_arrays(config, n_rows, max_seq_len, dtype).values()
     return sum(math.prod(shape) * np.dtype(type).itemsize for type, shape in arrays)
 
@@ -44,8 +44,8 @@ class CpuKVCache(KVCache):
         key_scales    (n_layers, n_rows, n_kv_heads, n_blocks, 16) float32, of int8: a number is a code -127 .. 127
         value_scales  times the scale of its position
 
-    dtype is float32, float16 or int8. Memory is only taken up by the pages that were written to, which are of 2 MiB
-    where the system gives such.
+    dtype is float32, float16 or int8. Only pages that were written to take memory. A page has 2 MiB where the system
+    has such pages.
     """
 
     keys: NDArray[Any]
@@ -113,7 +113,7 @@ class CpuKVCache(KVCache):
 
 
 def _zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """np.zeros, at an address that vectors of any instruction set load from whole cache lines."""
+    """Zeros that start at a multiple of 64 bytes, so that an aligned vector lies in one cache line."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     array = np.zeros(size + _ALIGNMENT, np.uint8)
     start = -array.ctypes.data % _ALIGNMENT

@@ -1,4 +1,4 @@
-"""The tables of kernels, one per instruction set: the only module that kernels/kernels.h is compiled in."""
+"""The tables of kernels, one per instruction set. Only this module compiles kernels/kernels.h."""
 
 from .kernels cimport Kernels
 

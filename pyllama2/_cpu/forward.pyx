@@ -1,16 +1,16 @@
 """The forward pass on the CPU: the steps of model.py, in the same order under the same names.
 
-Design: tokens of any sequences are taken in chunks. For each chunk a parallel region is entered, in which every thread
-runs _run_share(): it takes its share of each step, by tokens where a step works on whole vectors, by rows of the
-matrix in products, by heads in attention, and meets the others at a barrier where the next step needs all of the
-last. A single token's vectors are short: each thread norms and quantizes them for itself, which costs less than
-meeting. Fused: quantization of activations with the norm before it; silu and its product, and the residual additions,
-with the matrix product before them.
+Design: tokens of any sequences are taken in chunks. For each chunk there is a parallel region, in which every thread
+runs _run_share(). A thread computes its share of each step: some tokens where a step works on whole vectors, some rows
+of the matrix in products, some heads in attention. Threads wait at a barrier where the next step needs all results of
+the last. The vectors of a single token are short: each thread norms and quantizes them for itself, which costs less
+than a barrier. These steps are fused: quantization with the norm before it; silu and its product, and the residual
+additions, with the matrix product before them.
 
-The layers of a prompt take long, so each has a region of its own, and Ctrl-C is heard between them. Inside a region no
+The layers of a prompt take long. So each has its own region, and signal handlers run between them. Inside a region no
 Python runs: a signal's handler may fork, and the child has only the thread that forked.
 
-A token's numbers do not depend on the other tokens of a chunk nor on the number of threads, to the bit.
+The numbers of a token depend neither on the other tokens of a chunk nor on the number of threads, to the bit.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -32,7 +32,7 @@ from .workspace cimport ChunkState, Workspace
 
 
 cdef enum:
-    FEW = 0   # chunks of up to FEW_COLUMNS tokens, which the profile keeps apart
+    FEW = 0   # chunks of up to FEW_COLUMNS tokens, which the profile counts separately
     MANY = 1
 
 
@@ -50,7 +50,7 @@ cdef enum Step:  # for the profile
     N_STEPS
 
 
-# Names of the steps, with the weights that each reads.
+# Names of the steps, and the weights that each one reads.
 STEPS = {
     "embed": (),
     "attention_norm": ("attention_norm",),
@@ -87,8 +87,8 @@ cdef class Forward:
     cdef float norm_eps
     cdef double[::1] frequencies
     cdef double[:, ::1] seconds  # (2, N_STEPS): of FEW and of MANY
-    cdef readonly list tokens    # how many tokens these were
-    cdef readonly list passes    # and how many chunks
+    cdef readonly list tokens    # number of tokens of both kinds of chunks
+    cdef readonly list passes    # number of chunks of both kinds
     cdef readonly Workspace workspace
     cdef dict weights            # of the model; kept alive
 
@@ -142,9 +142,14 @@ cdef class Forward:
 
     def run(self, const int32_t[::1] tokens, const int32_t[::1] rows, const int32_t[::1] positions,
             const int32_t[::1] outputs, cache):
-        """Logits (len(outputs), vocab_size); appends to the CpuKVCache. All indices were checked.
+        """Run the model. Signal handlers run between two layers of a prompt, and what they raise ends the run.
 
-        Signal handlers run between two layers of a prompt, and what they raise ends it.
+        Args:
+            tokens: (n,) as in a Batch that was checked, as are rows, positions and outputs.
+            cache: the CpuKVCache, to which keys and values are appended.
+
+        Returns:
+            Logits (len(outputs), vocab_size) float32.
         """
         cdef CacheArrays arrays = cache_arrays(cache)
         cdef int64_t i, start, layer, together, n = tokens.shape[0], m = outputs.shape[0]
@@ -175,7 +180,7 @@ cdef class Forward:
         return np.asarray(logits)
 
     cdef void _run_layers(self, const CacheArrays *cache, int64_t first, int64_t count) noexcept nogil:
-        """Some layers of the chunk; with the first what comes before it, with the last what comes after."""
+        """Run some layers of the chunk. With the first also what comes before it, with the last what comes after it."""
         if first == 0:
             self.state.marked = omp_get_wtime()
         with parallel(num_threads=self.n_threads):
@@ -183,7 +188,7 @@ cdef class Forward:
 
     cdef void _run_share(self, const CacheArrays *cache, int64_t first, int64_t count,
                          Thread *thread) noexcept nogil:
-        """_run_layers(), as one thread of the team does it."""
+        """Do _run_layers() as one thread of the team."""
         cdef ChunkState *state = self.state
         cdef int64_t layer
         if first == 0:
@@ -195,7 +200,7 @@ cdef class Forward:
             self._output(thread)
 
     cdef void _embed(self, const Thread *thread) noexcept nogil:
-        """x = rows of tok_embeddings; the angles of each token's position."""
+        """x = rows of tok_embeddings; rope_table = cosine and sine of the angles of each token's position."""
         cdef ChunkState *state = self.state
         cdef int t, i, half = <int> (self.heads.head_dim // 2)
         cdef double angle
@@ -209,7 +214,7 @@ cdef class Forward:
         mark(state, thread, EMBED)
 
     cdef void _output(self, Thread *thread) noexcept nogil:
-        """norm -> output: final of this chunk's outputs, and after the last chunk all logits."""
+        """norm -> output: final, of the outputs in this chunk. After the last chunk, all logits."""
         cdef ChunkState *state = self.state
         cdef int64_t dim = self.dim
         cdef Activations act
@@ -248,7 +253,7 @@ cdef inline void mark(ChunkState *state, const Thread *thread, Step step) noexce
 
 cdef inline Activations input_of(const Kernels *kernels, const Matrix *w, const ChunkState *state, const float *values,
                                  int n, Thread *thread) noexcept nogil:
-    """values (n, w.columns), complete once the threads have met, prepared for products with w."""
+    """Prepare values (n, w.columns) for products with w. Other threads may write to them until the first barrier."""
     cdef Activations act = activations(kernels, w, &thread.steps if n == 1 else &state.steps, values, n)
     team_barrier()
     if n == 1:
@@ -261,7 +266,7 @@ cdef inline Activations input_of(const Kernels *kernels, const Matrix *w, const 
 
 cdef inline Activations normed_input(const Kernels *kernels, const Matrix *w, const ChunkState *state,
                                      const float *weight, float eps, Thread *thread) noexcept nogil:
-    """RMSNorm(x), prepared for products with w."""
+    """Prepare RMSNorm(x) for products with w."""
     cdef bint alone = state.n == 1
     cdef float *normed = thread.normed if alone else state.normed
     cdef Activations act = activations(kernels, w, &thread.steps if alone else &state.steps, normed, state.n)
@@ -276,7 +281,7 @@ cdef inline Activations normed_input(const Kernels *kernels, const Matrix *w, co
 
 cdef void run_layer(const Kernels *kernels, const LayerWeights *layer, int64_t index, const Heads *heads, float eps,
                     const CacheArrays *cache, ChunkState *state, Thread *thread) noexcept nogil:
-    """One layer of model.py's Block, as one thread of the team runs it. The threads have to meet after it."""
+    """Run one layer, which is model.py's Block, as one thread of the team. A barrier must follow."""
     cdef int64_t q_dim = layer.wq.rows, kv_dim = layer.wk.rows, hidden_dim = layer.w1.rows
     cdef int64_t head_dim = heads.head_dim, group_dim = heads.queries_per_kv * heads.head_dim
     cdef int64_t unit, units, kv_head, first, count

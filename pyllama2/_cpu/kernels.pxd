@@ -1,4 +1,4 @@
-"""kernels/types.h for Cython: what each function computes is said there."""
+"""The declarations of kernels/types.h, where it says what each function computes."""
 
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t
 

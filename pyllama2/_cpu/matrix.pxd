@@ -6,12 +6,12 @@ from .kernels cimport Activations, Kernels, Matrix
 from .openmp cimport omp_get_num_threads, omp_get_thread_num
 
 cdef enum:
-    FEW_COLUMNS = 12           # up to which a matrix is taken block by block, unpacked again for each tile
-    PANEL_BYTES = 512 * 1024   # packed weights that a thread sweeps over all columns; part of the L2 cache
-    PANEL_INPUTS = 1024        # of a quantized matrix that are packed together
+    FEW_COLUMNS = 12           # up to so many, a matrix is taken block by block, and unpacked for each tile again
+    PANEL_BYTES = 512 * 1024   # of packed weights that a thread multiplies with all columns; a part of the L2 cache
+    PANEL_INPUTS = 1024        # inputs of a quantized matrix that are packed together
 
 
-cdef struct Steps:             # where activations are prepared, see struct Activations
+cdef struct Steps:             # memory for prepared activations, see struct Activations
     void *codes
     float *scales
     int32_t *offsets
@@ -19,8 +19,8 @@ cdef struct Steps:             # where activations are prepared, see struct Acti
 
 cdef struct Thread:
     int id
-    int team                   # threads of the region that is under way, see enter_team()
-    Steps steps                # of one column of its own
+    int team                   # number of threads of the current region, see enter_team()
+    Steps steps                # of one column that only this thread uses
     float *normed              # (dim,) of one token
     float *tile                # (columns, 8)
     void *panels               # packed weights of some panels, and their scales
@@ -29,12 +29,12 @@ cdef struct Thread:
 
 
 cdef class Scratch:
-    """Aligned memory that grows no more, for products with any of the matrices that it was told to cover."""
+    """Aligned memory for products with any of the matrices that cover() was called for."""
     cdef const Kernels *kernels
     cdef readonly list arrays
     cdef readonly int64_t nbytes
     cdef bint counts_only
-    cdef int64_t n_steps, n_groups, panel_bytes, panel_scales, panel_rows  # largest that a matrix wants
+    cdef int64_t n_steps, n_groups, panel_bytes, panel_scales, panel_rows  # largest that any matrix needs
 
     cdef void cover(self, const Matrix *w) noexcept
     cdef void *allocate(self, int64_t n_bytes) except? NULL
@@ -42,15 +42,15 @@ cdef class Scratch:
     cdef int allocate_thread(self, Thread *thread, int id, int64_t columns) except -1
 
 
-cdef struct PanelPlan:         # how multiply_panels() takes a matrix
-    int64_t groups             # packed at a time
+cdef struct PanelPlan:         # how multiply_panels() cuts a matrix
+    int64_t groups             # groups that are packed at a time
     int64_t bytes              # of one panel of so many groups
-    int64_t scales
-    int64_t together           # panels swept together
+    int64_t scales             # number of its scales
+    int64_t together           # panels that are unpacked before they are multiplied
 
 
 cdef inline Thread *enter_team(Thread *threads) noexcept nogil:
-    """The calling thread's entry, at the beginning of a parallel region. Its shares are those of the actual team."""
+    """Return the calling thread's entry, at the beginning of a parallel region, and note the size of the team."""
     cdef Thread *thread = &threads[omp_get_thread_num()]
     thread.team = omp_get_num_threads()
     return thread

@@ -1,9 +1,9 @@
 """Products of weight matrices with activations, shared among the threads of a team.
 
-Design: each thread takes a contiguous share of the rows, and its results depend neither on how rows were shared nor
-on how many columns there are. With few columns a block of 8 rows is the unit of work: it streams through the cores
-once, unpacked in registers for every tile of columns. With many columns the unit is a panel of more rows, which is
-unpacked once, to where it stays in cache, and swept over all columns.
+Design: each thread takes a contiguous share of the rows. Results depend neither on the shares nor on the number of
+columns. With few columns the unit of work is a block of 8 rows: it is read from memory once, and unpacked in registers
+for every tile of columns. With many columns the unit is a panel of more rows: it is unpacked once, into memory that
+stays in cache, and multiplied with all columns.
 """
 
 from cython.parallel cimport parallel
@@ -24,7 +24,7 @@ _KINDS = {"float32": FLOAT32, "float16": FLOAT16, "q8": Q8, "q4": Q4}
 
 
 def team_size(int n_threads):
-    """How many threads a parallel region gets now that asks for so many."""
+    """Return the number of threads that a parallel region now gets when it asks for n_threads."""
     return team_of(n_threads)
 
 
@@ -34,7 +34,7 @@ def end_team():
 
 
 cdef Matrix matrix_of(object weight) except *:
-    """The Matrix over the arrays of a weights.Weight, which must outlive it."""
+    """The Matrix of a weights.Weight, whose arrays must outlive it."""
     cdef Matrix matrix = matrix_of_shape(weight.type, weight.shape, weight.group_size)
     cdef size_t address = weight.data.ctypes.data
     cdef size_t scales = weight.scales.ctypes.data if weight.scales is not None else 0
@@ -57,7 +57,7 @@ cdef Matrix matrix_of_shape(str type, shape, int group_size) except *:
 
 cdef Activations activations(const Kernels *kernels, const Matrix *w, const Steps *steps, const float *values,
                              int n) noexcept nogil:
-    """n columns values (n, w.columns) for products with w, to be prepared in steps."""
+    """The Activations of n columns, values (n, w.columns), for products with w. prepare() writes them to steps."""
     cdef Activations act
     act.values, act.value_stride = values, w.columns
     act.steps, act.scales, act.offsets = steps.codes, steps.scales, steps.offsets
@@ -68,7 +68,7 @@ cdef Activations activations(const Kernels *kernels, const Matrix *w, const Step
 
 
 cdef void prepare(const Kernels *kernels, const Matrix *w, const Activations *x, int column) noexcept nogil:
-    """Write the steps of one column."""
+    """Write one column in the form that products with w want."""
     cdef int64_t first = column // x.interleave * x.interleave, lane = column % x.interleave
     cdef int32_t *steps = <int32_t *> x.steps
     cdef const Product *product = &kernels.products[<int> w.kind]
@@ -78,20 +78,20 @@ cdef void prepare(const Kernels *kernels, const Matrix *w, const Activations *x,
 
 cdef int64_t first_row(const Kernels *kernels, const Matrix *w, const Activations *x, const Thread *thread,
                        int further) noexcept nogil:
-    """The first row of the share of the thread that comes so many further."""
+    """The first row of a share: of this thread (further 0), or of the next one (further 1)."""
     cdef int64_t unit = kernels.panel_rows if x.interleave > 1 else ROW_BLOCK
     return min(w.rows, share((w.rows + unit - 1) // unit, thread.id + further, thread.team) * unit)
 
 
 cdef int first_column(const Activations *x, int n, const Thread *thread, int further) noexcept nogil:
-    """The same for n columns. Interleaved ones stay together."""
+    """The first of n columns of a share, as first_row(). Columns that are interleaved stay together."""
     cdef int units = (n + x.interleave - 1) // x.interleave
     return min(n, <int> share(units, thread.id + further, thread.team) * x.interleave)
 
 
 cdef void matmul(const Kernels *kernels, const Matrix *w, const Activations *x, int n, float *y, bint add,
                  Thread *thread) noexcept nogil:
-    """y (n, rows) = x (n, columns) times w transposed, or y += that when add is set: this thread's share of rows."""
+    """This thread's rows of y (n, rows) = x (n, columns) times w transposed. With add, y += it."""
     if x.interleave > 1:
         multiply_panels(kernels, w, x, n, y, add, thread)
     else:
@@ -108,7 +108,7 @@ cdef void multiply_blocks(const Kernels *kernels, const Matrix *w, const Activat
 
 
 cdef PanelPlan plan_panels(const Kernels *kernels, const Matrix *w) noexcept nogil:
-    """How multiply_panels() takes w: see the picture there."""
+    """How multiply_panels() cuts w: see the picture there."""
     cdef PanelPlan plan
     plan.groups = 1  # float panels take all inputs at a time
     if w.group_size:
@@ -187,8 +187,10 @@ cdef class Scratch:
             self.panel_rows = max(self.panel_rows, plan.together * self.kernels.panel_rows)
 
     cdef void *allocate(self, int64_t n_bytes) except? NULL:
-        """Zeros that start at a multiple of 64 bytes, NULL if they are only counted; what is never written to takes no
-        memory."""
+        """Zeros that start at a multiple of 64 bytes. NULL if they are only counted.
+
+        Pages that are never written to take no memory.
+        """
         cdef size_t address
         self.nbytes += n_bytes + 64
         if self.counts_only:
@@ -206,7 +208,7 @@ cdef class Scratch:
         return 0
 
     cdef int allocate_thread(self, Thread *thread, int id, int64_t columns) except -1:
-        """What a thread needs for products with so many columns."""
+        """Allocate what a thread needs for products with so many columns."""
         thread.id = id
         self.allocate_steps(&thread.steps, 1)
         thread.tile = <float *> self.allocate(columns * ROW_BLOCK * sizeof(float))
@@ -218,10 +220,15 @@ cdef class Scratch:
 
 
 cdef class MatrixProduct:
-    """Products with one weight by itself, for tests and measurements.
+    """Products with a single weight, for tests and measurements.
 
-    MatrixProduct(weight, columns, n_threads, isa)(x) is x (n, columns) float32 times weight transposed, (n, rows)
-    float32, for n up to columns.
+    MatrixProduct(...)(x) is x (n, weight's columns) times weight transposed: (n, weight's rows), both float32.
+
+    Args:
+        weight: a weights.Weight.
+        columns: largest n.
+        n_threads: threads of the team.
+        isa: the instruction set. "": the best one.
     """
 
     cdef Matrix matrix
@@ -258,7 +265,7 @@ cdef class MatrixProduct:
 
 cdef void multiply_as(const Kernels *kernels, const Matrix *w, const Activations *x, int n, float *y,
                       Thread *thread) noexcept nogil:
-    """All of a product, as one thread of the team runs it."""
+    """Compute a whole product, as one thread of the team."""
     prepare_share(kernels, w, x, n, thread)
     team_barrier()
     matmul(kernels, w, x, n, y, False, thread)
@@ -266,7 +273,7 @@ cdef void multiply_as(const Kernels *kernels, const Matrix *w, const Activations
 
 cdef void prepare_share(const Kernels *kernels, const Matrix *w, const Activations *x, int n,
                         const Thread *thread) noexcept nogil:
-    """Write the steps of this thread's share of n columns."""
+    """Prepare this thread's share of n columns."""
     cdef int c
     for c in range(first_column(x, n, thread, 0), first_column(x, n, thread, 1)):
         prepare(kernels, w, x, c)
@@ -296,7 +303,7 @@ cdef void lookup_row(const Kernels *kernels, const Matrix *w, int64_t row, float
             if w.kind == Q8:
                 y[i] = codes[(i & ~3) * ROW_BLOCK + (i & 3)] * scale
             else:
-                j = i if i < half else i - half  # the byte of the group's row; its high nibble is the second half
+                j = i if i < half else i - half  # the byte in the row's group; high nibbles are the second half
                 j = (j & ~3) * ROW_BLOCK + (j & 3)
                 y[i] = ((bytes[j] & 15 if i < half else bytes[j] >> 4) - 8) * scale
         y += w.group_size

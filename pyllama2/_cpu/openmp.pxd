@@ -1,9 +1,9 @@
-"""All that this package knows of OpenMP's run time.
+"""All that this package uses of OpenMP's run time.
 
-Design: a parallel region is entered for a chunk of tokens (forward.pyx). Every step inside it is a function of the
-thread's number and the team's size, which takes its own share of rows, tokens or heads and meets the others at
-barriers. The team's size is what the region was entered with: OpenMP may give fewer threads than were asked for
-(OMP_THREAD_LIMIT, OMP_DYNAMIC, OMP_MAX_ACTIVE_LEVELS, a region within another).
+Design: a parallel region computes layers of a chunk of tokens (forward.pyx). A step inside it knows the thread's number
+and the size of the team. It computes the thread's share of rows, tokens or heads, and waits for the others at barriers.
+The size is that of the region: OpenMP may give fewer threads than were asked for (OMP_THREAD_LIMIT, OMP_DYNAMIC,
+OMP_MAX_ACTIVE_LEVELS, a region within another).
 """
 
 from libc.stdint cimport int64_t
@@ -23,7 +23,7 @@ cdef extern from *:
       return size;
     }
 
-    /* LLVM's run time makes a forked child's teams anew by itself. */
+    /* LLVM's run time makes new teams in a forked child by itself. */
     static inline void end_idle_team(void) {
     #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 9
       omp_pause_resource_all(omp_pause_soft);
@@ -39,5 +39,5 @@ cdef extern from *:
 
 
 cdef inline int64_t share(int64_t n, int part, int parts) noexcept nogil:
-    """First of n things that belong to a part; the next part's first is where it ends."""
+    """The first of n items that a part has. The part ends where the next one begins."""
     return n * part // parts

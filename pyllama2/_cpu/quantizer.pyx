@@ -1,4 +1,4 @@
-"""Quantizers: a float matrix to the codes and scales of weights.py, in parallel over blocks of 8 rows."""
+"""Quantizers: from a float matrix to the codes and scales of weights.py. Threads share the blocks of 8 rows."""
 
 from cython.parallel cimport prange
 from libc.math cimport isnan
@@ -20,10 +20,20 @@ cdef struct Source:
 
 
 def quantize_matrix(matrix, str type, int group_size, int n_threads, str isa=""):
-    """Codes and scales of a float32 or float16 matrix (rows, columns).
+    """Quantize a matrix.
 
-    type is "q8" or "q4". Returns (codes, scales) of weights.packed_shapes(). Raises ValueError when
-    a number is not finite or too large for a float16 scale.
+    Args:
+        matrix: (rows, columns) float32 or float16.
+        type: "q8" or "q4".
+        group_size: numbers of a row that share a scale: 32, 64 or 128.
+        n_threads: threads to use.
+        isa: the instruction set. "": the best one.
+
+    Returns:
+        Codes and scales, with the shapes of weights.packed_shapes().
+
+    Raises:
+        ValueError: an argument is out of range, or a number is not finite or too large for a float16 scale.
     """
     if type not in ("q8", "q4") or group_size not in GROUP_SIZES:
         raise ValueError(f"cannot quantize to {type!r} with groups of {group_size}")
@@ -59,7 +69,7 @@ def quantize_matrix(matrix, str type, int group_size, int n_threads, str isa="")
 
 cdef int quantize_block_q8(const Kernels *kernels, const Source *source, int group_size, int64_t block,
                            uint8_t *codes, uint16_t *scales) noexcept nogil:
-    """One block of 8 rows, group after group. Returns the number of groups that could not be quantized."""
+    """Quantize one block of 8 rows, group by group. Returns the number of groups that could not be quantized."""
     cdef float[MAX_GROUP] values
     cdef int8_t[MAX_GROUP] row_codes
     cdef int64_t g
@@ -79,7 +89,7 @@ cdef int quantize_block_q8(const Kernels *kernels, const Source *source, int gro
 
 cdef int quantize_block_q4(const Kernels *kernels, const Source *source, int group_size, int64_t block,
                            uint8_t *codes, uint16_t *scales) noexcept nogil:
-    """The same, two groups of 8 rows at a time."""
+    """Quantize one block of 8 rows, two groups at a time. Returns the number of groups that could not be quantized."""
     cdef float[MAX_GROUP] values
     cdef float[MAX_GROUP * QUANTIZER_COLUMNS] columns       # (group_size, 16): the rows of one group, then the next
     cdef uint8_t[MAX_GROUP * QUANTIZER_COLUMNS] column_codes
@@ -109,7 +119,7 @@ cdef int quantize_block_q4(const Kernels *kernels, const Source *source, int gro
 
 cdef inline void load_group(const Kernels *kernels, const Source *source, int64_t row, int64_t column, int group_size,
                             float *values) noexcept nogil:
-    """values (group_size,) of one row as float32, zeros beyond the matrix."""
+    """values (group_size,) = a group of one row as float32, with zeros beyond the matrix."""
     cdef int64_t count = 0
     if row < source.rows and column < source.columns:
         count = min(<int64_t> group_size, source.columns - column)

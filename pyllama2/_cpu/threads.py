@@ -1,7 +1,7 @@
-"""How many threads to use when nobody says; to be imported before the extensions are.
+"""How many threads to use if nobody says. Import it before the compiled modules.
 
-With OMP_PROC_BIND or OMP_PLACES libgomp binds the thread that loads it to one CPU. The mask from before that says which
-CPUs the process may use.
+With OMP_PROC_BIND or OMP_PLACES libgomp binds the thread that loads it to one CPU. The affinity from before that says
+which CPUs the process may use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
 
 
 def _affinity() -> set[int]:
-    """CPUs that the calling thread may run on; empty where the system does not say."""
+    """The CPUs that the calling thread may run on. Empty if the system does not say."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
@@ -26,7 +26,7 @@ _AFFINITY_WHEN_LOADED = _affinity()
 
 
 def team_of(n_threads: int | None) -> int:
-    """n_threads, None: default_threads(). Raises ValueError unless that is between 1 and 1024."""
+    """Return n_threads, or default_threads() for None. Raises ValueError unless it is between 1 and 1024."""
     n_threads = default_threads() if n_threads is None else n_threads
     if not 1 <= n_threads <= _MAX_THREADS:
         raise ValueError(f"n_threads must be between 1 and {_MAX_THREADS}, not {shown_value(n_threads)}")
@@ -34,11 +34,12 @@ def team_of(n_threads: int | None) -> int:
 
 
 def default_threads() -> int:
-    """PYLLAMA2_NUM_THREADS, else OMP_NUM_THREADS, else the physical cores that this process may use.
+    """Return PYLLAMA2_NUM_THREADS, else OMP_NUM_THREADS, else the number of physical cores of this process.
 
-    No more than OMP_THREAD_LIMIT, unless PYLLAMA2_NUM_THREADS says so.
+    It is at most OMP_THREAD_LIMIT, unless PYLLAMA2_NUM_THREADS says more.
 
-    Raises ValueError when one of the first two is set to anything but a positive integer.
+    Raises:
+        ValueError: one of the first two is set to anything but a positive integer.
     """
     if value := os.environ.get("PYLLAMA2_NUM_THREADS"):
         return _positive("PYLLAMA2_NUM_THREADS", value)
@@ -58,7 +59,7 @@ def _positive(variable: str, value: str) -> int:
 
 
 def _physical_cores() -> int:
-    """Cores among the CPUs that the process may use; hyper-threads of one core count once."""
+    """The number of cores that the process may use. Hyper-threads of one core count once."""
     bound = any(os.environ.get(name, "false").strip().lower() != "false" for name in _BINDING)
     cpus = _AFFINITY_WHEN_LOADED if bound else _affinity()
     cores = set()
@@ -72,7 +73,7 @@ def _physical_cores() -> int:
 
 
 def _cgroup_limit() -> int:
-    """CPUs that a container's quota amounts to, rounded up; without a quota, all."""
+    """The number of CPUs that a container's quota amounts to, rounded up. Without a quota, all CPUs."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return -(-int(quota) // int(period))

@@ -1,9 +1,9 @@
-"""How long a thread spins at a barrier before it sleeps; to be imported before the extensions are.
+"""How long a thread spins at a barrier before it sleeps. Import it before the compiled modules.
 
-libgomp spins for a millisecond and more. On a machine with nothing else to do that saves a wake-up now and then; where
-another program has one of the cores, the spinning thread keeps its partner from running, at each of some hundred
-barriers a token (measured on 2 cores with 2 other busy processes: 0.9 tokens/s, and 11 with this setting). libgomp
-reads its settings from the environment once, when it is loaded.
+libgomp spins for a millisecond and more. On an idle machine that saves a wake-up now and then. If another program has
+one of the cores, a spinning thread keeps its partner from running, at each of some hundred barriers per token. Measured
+on 2 cores with 2 other busy processes: 0.9 tokens/s, and 11 with this setting. libgomp reads its settings from the
+environment once, when it is loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SPINS = "2000"  # some tens of microseconds
 
 @contextmanager
 def short_spins() -> Iterator[None]:
-    """While libgomp is loaded: its setting, unless the user made one; the environment is as before afterwards."""
+    """A block that loads libgomp with this setting, unless the user chose one. It restores the environment."""
     if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
         yield
         return

@@ -7,14 +7,14 @@ from .kernels cimport Kernels
 from .matrix cimport Scratch, Steps, Thread
 
 
-cdef struct ChunkState:  # one chunk on its way through the layers; n tokens
+cdef struct ChunkState:  # a chunk of n tokens on its way through the layers
     int n
     const int32_t *tokens
     const int32_t *rows
     const int32_t *positions
-    const int32_t *outputs   # (n_outputs,) tokens whose logits are wanted, in 0 .. n for this chunk's
+    const int32_t *outputs   # (n_outputs,) tokens whose logits are wanted; those of this chunk are in 0 .. n
     int n_outputs
-    bint last                # the chunk after which logits are computed
+    bint last                # whether it is the last chunk, after which logits are computed
     float *final             # (n_outputs, dim), normed x of the outputs
     float *logits            # (n_outputs, vocab_size)
     float *rope_table        # (n, head_dim / 2, 2)
@@ -26,10 +26,10 @@ cdef struct ChunkState:  # one chunk on its way through the layers; n tokens
     float *attention         # (n, q_dim)
     float *gate              # (n, hidden_dim)
     float *up                # (n, hidden_dim)
-    Steps steps              # of whichever vectors are multiplied next
+    Steps steps              # of the vectors that are multiplied next
     const AttentionPlan *plan
     double marked            # when the last step ended
-    double *seconds          # (N_STEPS,) spent so far on chunks of this kind
+    double *seconds          # (N_STEPS,) time of this kind of chunks so far
 
 
 cdef class Workspace:

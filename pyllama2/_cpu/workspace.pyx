@@ -12,11 +12,19 @@ from .dispatch cimport find_kernels
 
 cdef enum:
     CHUNK = 512              # tokens that go through the layers together
-    CHUNK_BYTES = 216 << 20  # unless their vectors are larger; for those of Llama-2-70B, quantized, there is room
+    CHUNK_BYTES = 216 << 20  # fewer if their vectors take more than this; those of Llama-2-70B, quantized, do not
 
 
 cdef class Workspace:
-    """Workspace(config, quantization, n_threads, isa) allocates; with counts_only it only knows its nbytes."""
+    """Scratch memory.
+
+    Args:
+        config: of the model.
+        quantization: of its weights.
+        n_threads: threads of the team.
+        isa: the instruction set. "": the best one.
+        counts_only: allocate nothing, and only count the bytes.
+    """
 
     def __cinit__(self, config, quantization, int n_threads, str isa="", bint counts_only=False):
         cdef Matrix matrix
@@ -43,7 +51,7 @@ cdef class Workspace:
         free(self.threads)
 
     def _token_bytes(self, config):
-        """Of the vectors of one token."""
+        """Bytes of the vectors of one token."""
         vectors = config.head_dim + 2 * (config.dim + config.q_dim + config.kv_dim + config.hidden_dim)
         return sizeof(float) * (vectors + self.scratch.n_steps + 2 * self.scratch.n_groups)
 
@@ -75,14 +83,14 @@ cdef class Workspace:
 
     @property
     def nbytes(self):
-        """Bytes that are taken from the start."""
+        """Bytes allocated from the start."""
         return self.scratch.nbytes
 
     def most_bytes(self, int64_t n_positions):
-        """Bytes that are taken at most for sequences of so many positions: attention may ask for more."""
+        """Return the most bytes for sequences of n_positions positions: attention may need more than nbytes."""
         return self.nbytes + most_part_bytes(&self.heads, self.n_threads, self.chunk_size, n_positions)
 
     @property
     def arrays(self):
-        """All that is allocated."""
+        """All arrays."""
         return [*self.scratch.arrays, *([] if self.planner.parts is None else [self.planner.parts])]

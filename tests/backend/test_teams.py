@@ -80,7 +80,7 @@ def test_fewer_threads_than_asked(settings: dict[str, str], digest_of_one_thread
 def test_a_word_about_fewer_threads() -> None:
     program = "import pyllama2; pyllama2.Llama(n_threads=3).generate('One day', max_tokens=2)"
     assert run(program, OMP_THREAD_LIMIT="2").stderr == (
-        "of 3 threads OpenMP gives 2; results are the same, and come later\n"
+        "OpenMP gives 2 threads instead of 3; results are the same, but take longer\n"
     )
     assert run(program).stderr == ""
 

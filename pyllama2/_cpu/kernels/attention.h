@@ -8,18 +8,18 @@
  *   ATTEND_COLUMNS        columns of a tile: ATTENTION_COLUMNS or half of it
  *   ATTEND_REGISTERS      vectors that a tile accumulates in
  *
- *   weights[c][s] = 2^(queries[c] . keys[s] * key_scales[s] - maxima[c])     queries carry log2(e) / sqrt(head_dim)
+ *   weights[c][s] = 2^(queries[c] . keys[s] * key_scales[s] - maxima[c])     queries contain log2(e) / sqrt(head_dim)
  *   out[c] = sum over s < counts[c] of weights[c][s] * value_scales[s] * values[s]
  *
- * A score is summed over head_dim in order, its lane being the position, and an output over the positions in order,
- * its lane being the place in head_dim: no order of additions depends on how columns and positions are tiled.
- * What a column does not see is never multiplied with it, so not even a NaN there can reach it.
+ * A score is summed over head_dim in order; its lane is the position. An output is summed over the positions in order;
+ * its lane is the place in head_dim. So the order of additions does not depend on how columns and positions are tiled.
+ * A position that a column does not see is never multiplied with its weights, so not even a NaN there can reach it.
  */
 
 enum {
-  NAME(vectors) = KEY_BLOCK / WIDE_ROWS, /* of the 16 positions that lie together */
-  NAME(block_positions) = 64, /* that are widened and swept together: part of the L1 cache */
-  NAME(widen_columns) = 16, /* more than so many make it worth to widen once for all */
+  NAME(vectors) = KEY_BLOCK / WIDE_ROWS, /* vectors of 16 positions */
+  NAME(block_positions) = 64, /* positions that are widened and used together: a part of the L1 cache */
+  NAME(widen_columns) = 16, /* with more columns than this, it is faster to widen once for all of them */
 };
 
 TARGET_INLINE int NAME(item_size)(const int KIND) { return KIND == CACHE_FLOAT16 ? 2 : KIND == CACHE_INT8 ? 1 : 4; }
@@ -31,7 +31,7 @@ TARGET_INLINE WIDE NAME(load_cached)(const void* p, int64_t i, const int KIND) {
   return wide_load((const float*)p + i);
 }
 
-/* Scores of C columns at GROUPS times 16 positions. What is read next lies ahead bytes further. */
+/* Scores of C columns at GROUPS times 16 positions. What is read afterwards lies ahead bytes further. */
 TARGET_INLINE void NAME(score_tile)(const void* keys, int64_t ahead, const float* scales, int64_t dim, const float* q,
                                     const int KIND, const int C, const int GROUPS, float* scores) {
   WIDE acc[ATTEND_COLUMNS][4 * NAME(vectors)];
@@ -82,8 +82,8 @@ TARGET_INLINE void NAME(score_columns)(const void* keys, int64_t ahead, const fl
                      q, KIND, C, 1, scores + g * KEY_BLOCK);
 }
 
-/* out += weights * values over positions first .. last for C columns and N vectors of head_dim. Column c sees those
- * below counts[c]; counts ascend. */
+/* out += weights * values over positions first .. last, for C columns and N vectors of head_dim. Column c sees the
+ * positions below counts[c], which ascend. */
 TARGET_INLINE void NAME(value_tile)(const void* values, int64_t ahead, int64_t dim, int first, int last,
                                     const int32_t* counts, const float* weights, const int KIND, const int C,
                                     const int N, float* out) {
@@ -147,7 +147,7 @@ TARGET_INLINE void NAME(value_columns)(const void* values, int64_t ahead, int64_
 #undef VALUE_TILE
 }
 
-/* CALL(C) with the number of columns rounded up to a constant. */
+/* CALL(C), where C is a constant: the number of columns, rounded up. */
 #define FOR_COLUMNS(n, CALL)           \
   do {                                 \
     if (ATTEND_COLUMNS > 4 && (n) > 4) \
@@ -191,8 +191,8 @@ TARGET_INLINE void NAME(value_kind)(const CacheSpan* span, const AttentionTile* 
   }
 }
 
-/* 2^x within 2 units in the last place for x <= 0; 0 below -126.5, NaN for NaN. A polynomial of degree 5 with the least
- * largest relative error for x's distance to the nearest integer k, times 2^k. */
+/* 2^x within 2 units in the last place for x <= 0; 0 below -126.5, NaN for NaN. It is 2^k, for the nearest integer k,
+ * times a polynomial of degree 5 of x - k, whose largest relative error is the least possible. */
 TARGET_INLINE WIDE NAME(exp2)(WIDE x) {
   x = wide_max(wide_set(-127.0f), x);
   WIDE shifted = wide_add(x, wide_set(ROUNDER + 127.0f)); /* k + 127 in its lowest bits */
@@ -206,7 +206,7 @@ TARGET_INLINE WIDE NAME(exp2)(WIDE x) {
   return wide_mul(p, wide_exponent(shifted));
 }
 
-/* The 16 lanes of a group become one number, halves onto halves. */
+/* The sum of the 16 lanes of a group: halves are added to halves. */
 TARGET_INLINE float NAME(total)(const WIDE* group) {
   float x[KEY_BLOCK] __attribute__((aligned(64)));
   for (int v = 0; v < NAME(vectors); v++) wide_store(x + v * WIDE_ROWS, group[v]);
@@ -222,7 +222,7 @@ TARGET_INLINE float NAME(largest)(const WIDE* group) {
   return a > b ? a : b;
 }
 
-/* n scores of one column become weights, times scales where there are any. */
+/* Turns n scores of one column into weights, times scales if there are any. */
 TARGET_INLINE void NAME(softmax)(float* scores, int n, const float* scales, float* maximum, float* sum) {
   WIDE most[NAME(vectors)], total[NAME(vectors)];
   float* tail = scores + n / KEY_BLOCK * KEY_BLOCK;
@@ -245,7 +245,7 @@ TARGET_INLINE void NAME(softmax)(float* scores, int n, const float* scales, floa
   *sum = NAME(total)(total);
 }
 
-/* CALL(KIND) with the kind as a constant. */
+/* CALL(KIND), where KIND is a constant. */
 #define FOR_KIND(kind, CALL)       \
   do {                             \
     if ((kind) == CACHE_FLOAT16)   \
@@ -303,7 +303,7 @@ TARGET static void NAME(attend)(const CacheSpan* span, const AttentionTile* tile
   }
 }
 
-/* The same column's attention to an earlier and to a later part of its sequence becomes one. */
+/* Merges a column's attention to a later part of its sequence into that to an earlier part. */
 TARGET static void NAME(merge_spans)(float* out, float* maximum, float* sum, const float* later, float later_maximum,
                                      float later_sum, int64_t dim) {
   float most = *maximum > later_maximum ? *maximum : later_maximum;

@@ -1,13 +1,13 @@
-/* The table for x86-64 with AVX2, FMA and F16C, and the one that takes the byte products of AVX-VNNI instead. */
+/* Two tables for x86-64: with AVX2, FMA and F16C; and with the byte products of AVX-VNNI, too. */
 #ifndef PYLLAMA2_AVX2_H
 #define PYLLAMA2_AVX2_H
 
 #include <cpuid.h>
 #include <immintrin.h>
 
-/* Keeps the accumulator in its register here: GCC otherwise moves the additions below all the products and spills. */
+/* Keeps an accumulator in its register. Otherwise GCC moves the additions after all products, and spills. */
 #define KEEP(x) __asm__("" : "+x"(x))
-/* Four bytes in each of 8 places. */
+/* The same four bytes 8 times. */
 #define BROADCAST_STEP(p) _mm256_castps_si256(_mm256_broadcast_ss((const float*)(p)))
 
 #define WIDE_INT __m256i
@@ -28,8 +28,8 @@
 #define wide_set(x) _mm256_set1_ps(x)
 #define wide_sub(a, b) _mm256_sub_ps(a, b)
 #define wide_max(a, b) _mm256_max_ps(a, b) /* b where one is NaN */
-#define wide_min(a, b) _mm256_min_ps(a, b) /* likewise */
-#define wide_exponent(a) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23)) /* lowest bits become it */
+#define wide_min(a, b) _mm256_min_ps(a, b) /* b where one is NaN */
+#define wide_exponent(a) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23)) /* from the lowest bits */
 #define wide_load_half(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p)))
 #define wide_load_codes(p) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p))))
 
@@ -38,7 +38,7 @@
 #define NAME(f) f##_avx2
 #define MIN8(a, b) ((v8f)_mm256_min_ps((__m256)(a), (__m256)(b)))
 #define MAX8(a, b) ((v8f)_mm256_max_ps((__m256)(a), (__m256)(b)))
-/* Sums of 8 products in 16 bits: at most 8 * 2 * 15 * 127 = 30480. */
+/* Sums of products in 16 bits: after 8 steps at most 8 * 2 * 15 * 127 = 30480. */
 #define DOT_U8(acc, u, s) _mm256_add_epi16(acc, _mm256_maddubs_epi16(u, s))
 #define SUM_U8(acc) _mm256_madd_epi16(acc, _mm256_set1_epi16(1))
 #define DOT_S16(acc, a, b) _mm256_add_epi32(acc, _mm256_madd_epi16(a, b))
@@ -88,7 +88,7 @@ TARGET static void narrow_f16_avx2(const float* x, uint16_t* y, int64_t n) {
 
 static const Kernels kernels_avx2 = {.name = "avx2", PRODUCTS, AVX2_STEPS, WIDE_STEPS(avx2)};
 
-/* Asked of the CPU where some versions of GCC and Clang do not know the name. */
+/* Some versions of GCC and Clang do not know the name f16c, so the CPU is asked. */
 static inline int cpu_has_avx2(void) {
   unsigned a, b, c, d;
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) &&

@@ -1,5 +1,6 @@
-/* The table for x86-64 with AVX-512 (F, BW, VL, DQ) and its VNNI: panels in 512-bit vectors, blocks of 8 rows in 256-bit
- * ones with twice the registers. Included after avx2.h, from which it takes what is bound by memory anyhow. */
+/* The table for x86-64 with AVX-512 (F, BW, VL, DQ) and its VNNI. Panels are computed in 512-bit vectors, blocks of 8
+ * rows in 256-bit vectors, for which there are twice as many registers. Included after avx2.h, whose functions it takes
+ * where memory is the limit. */
 #ifndef PYLLAMA2_AVX512_H
 #define PYLLAMA2_AVX512_H
 

@@ -1,16 +1,17 @@
-/* Products of blocks of 8 rows with any number of columns, cut into tiles. Included at the end of tiles256.h and tiles128.h,
- * which define
+/* Products of blocks of 8 rows with any number of columns, cut into tiles. Included at the end of tiles256.h and
+ * tiles128.h, which define
  *
  *   tile_float                ROWS rows, 1 or 2, of a float kind times COLUMNS columns
  *   tile_q8, tile_q4          a block of 8 rows times COLUMNS columns
  *   TILE_COLUMNS              columns of the largest tile of a quantized kind
  *   FLOAT_COLUMNS             columns of the largest tile of a float kind
  *
- * Tiles take their number of columns and their group size as constants and are inlined, so that their accumulators live
- * in registers; what one column computes does not depend on that number.
+ * Tiles are inlined, and their number of columns and group size are constants, so that the accumulators are in
+ * registers. The result of a column does not depend on the number of columns.
  */
 
-/* Sweeps n columns in tiles of most, and the rest in one tile; TILE(first column, constant number of columns). */
+/* Cuts n columns into tiles of most columns, and one tile of the rest. TILE gets the number of columns, a constant. Its
+ * first column is c. */
 #define SWEEP_COLUMNS(n, most, TILE)                 \
   int c = 0;                                         \
   for (; c + (most) <= (n); c += (most)) TILE(most); \
@@ -22,7 +23,7 @@
   if ((most) > 6 && (n) - c == 6) TILE(6);           \
   if ((most) > 7 && (n) - c == 7) TILE(7)
 
-/* The rows of a block two by two; one alone where there is one column, so that memory is read as a single stream. */
+/* The rows of a block, two at a time. With a single column, one at a time, so that memory is read as one stream. */
 TARGET_INLINE void NAME(block_of)(const Matrix* w, int64_t block, const Activations* x, int n, const int HALF,
                                   float* out) {
   const int64_t first = block * ROW_BLOCK, rows = w->rows - first < ROW_BLOCK ? w->rows - first : ROW_BLOCK;
@@ -54,7 +55,7 @@ TARGET static void NAME(block_f16)(const Matrix* w, int64_t block, const Activat
   NAME(block_of)(w, block, x, n, 1, out);
 }
 
-/* A function for each group size, as a constant, and the one that chooses among them. */
+/* A function for each group size, which is a constant in it, and a function that calls the right one. */
 #define BLOCK_OF_GROUP(KIND, GROUP_SIZE)                                                          \
   TARGET static void NAME(block_##KIND##_##GROUP_SIZE)(const void* codes, const uint16_t* scales, \
                                                        const Activations* x, int n, float* out) { \

@@ -1,23 +1,22 @@
 /* The inner loops of the CPU backend: one table of functions per instruction set.
  *
- * types.h       what they are given, and what a table has
+ * types.h       their arguments, and what a table has
  * vector.h      vector types, and float16 by hand
- * portable.h    steps written once with vector types, included by every table
+ * portable.h    steps written once with vector types: included by every table
  * scalar.h      the table for any machine, and the definition of what each product computes
  * tiles256.h    products with 256-bit integer vectors: included by the x86 tables, each with its dot product
- * tiles128.h    the same with 128-bit vectors, for the ARM tables
- * blocks.h      products of any number of columns by those tiles
- * panels.h      products of packed panels with vectors of either width: likewise
+ * tiles128.h    products with 128-bit vectors: included by the ARM tables
+ * blocks.h      products of any number of columns, made of those tiles
+ * panels.h      products of packed panels, with vectors of 256 or 512 bits: included by the x86 tables
  * attention.h   attention to a span of the cache, with vectors of any width: included by every table
- * quantize.h    the search for q4's scales: likewise
- * avx2.h        the tables for x86-64 with AVX2, FMA and F16C, and with AVX-VNNI besides
+ * quantize.h    the search for q4's scales, with vectors of any width: included by every table
+ * avx2.h        two tables for x86-64: with AVX2, FMA and F16C; and with AVX-VNNI, too
  * avx512.h      the table for x86-64 with AVX-512 and its VNNI
- * neon.h        the tables for 64-bit ARM, and for its dot product instructions besides
+ * neon.h        two tables for 64-bit ARM: without dot product instructions, and with them
  *
- * Nothing is compiled for the build machine's CPU: functions carry target attributes, and
- * kernels_find() takes the best table that the CPU can run. All floating-point contraction is off
- * (setup.py), so whatever is not an explicit fused multiply-add gives the same bits everywhere;
- * q8 and q4 products have one per group, in the same place in each table.
+ * Nothing is compiled for the build machine's CPU: functions have target attributes, and kernels_find() takes the best
+ * table that the CPU can run. All floating-point contraction is off (setup.py). So whatever is not an explicit fused
+ * multiply-add gives the same bits everywhere. q8 and q4 products have one per group, in the same place in each table.
  *
  * Compiled once, in dispatch.pyx.
  */

@@ -1,4 +1,4 @@
-/* The table for any ARM of 64 bits, and the one that takes the byte products of ARMv8.2's dotprod instead. */
+/* Two tables for 64-bit ARM: for any CPU; and with the byte products of ARMv8.2 (dotprod). */
 #ifndef PYLLAMA2_NEON_H
 #define PYLLAMA2_NEON_H
 
@@ -28,8 +28,8 @@ typedef union {
 #define NAME(f) f##_neon
 #define TARGET
 #define TARGET_INLINE INLINE
-/* A group's sums fit 16 bits: one lane adds at most 32 products of -8 .. 7 with -127 .. 127, 32512. Its codes being
- * signed, no offset is due. GCC must be kept from moving copies of inputs upwards as well: it spills otherwise. */
+/* The sums of a group fit 16 bits: one lane adds at most 32 products of -8 .. 7 with -127 .. 127, which is 32512. The
+ * codes are signed, so the offset is not needed. GCC must not move copies of inputs upwards, or it spills. */
 typedef struct {
   int16x8_t rows0, rows2; /* of 2 rows, 4 lanes each */
 } NeonSums;

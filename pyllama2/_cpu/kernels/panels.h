@@ -3,22 +3,23 @@
  *   NAME, TARGET, TARGET_INLINE
  *   WIDE_INT, WIDE        vectors of WIDE_ROWS int32 or float32, one number per row
  *   wide_*(...)           operations on them, see avx2.h
- *   WIDE_DOT_U8, WIDE_SUM_U8, WIDE_DOT_S16      as for tiles256.h; WIDE_FLUSH: steps after which WIDE_SUM_U8 is due
+ *   WIDE_DOT_U8, WIDE_SUM_U8, WIDE_DOT_S16      as for tiles256.h
+ *   WIDE_FLUSH            most steps before WIDE_SUM_U8 must be called
  *   PANEL_COLUMNS         columns of a tile
  *
- * A panel has 2 * WIDE_ROWS rows, and is unpacked once for all columns: step by step, 4 bytes of each row. A tile is a
- * panel times PANEL_COLUMNS columns: per step two loads of rows and one broadcast per column.
+ * A panel has 2 * WIDE_ROWS rows. It is unpacked once for all columns: step by step, 4 bytes of each row. A tile is a
+ * panel times PANEL_COLUMNS columns. Each step loads rows twice and broadcasts an input of each column.
  */
 
 enum { NAME(panel_rows) = 2 * WIDE_ROWS };
 
-/* totals += groups of the panel times the columns; STEPS are those of a group. */
+/* totals += groups of the panel times the columns. STEPS is the number of steps of a group. */
 TARGET_INLINE void NAME(panel_tile)(const char* w, const float* w_scales, int64_t n_groups, const char* x,
                                     const float* x_scales, const int32_t* offsets, const int STEPS, const int Q4_CODES,
                                     float* totals, int64_t stride) {
   enum { C = PANEL_COLUMNS };
   const int FLUSH = Q4_CODES && STEPS > WIDE_FLUSH ? WIDE_FLUSH : STEPS;
-  const int OFFSETS_LATE = Q4_CODES && WIDE_FLUSH <= STEPS; /* 32-bit sums can start from them */
+  const int OFFSETS_LATE = Q4_CODES && WIDE_FLUSH <= STEPS; /* acc has 16 bits, too few for offsets: sum has them */
   for (int64_t g = 0; g < n_groups; g++) {
     WIDE_INT sum[2][C];
     for (int c = 0; c < C; c++) sum[0][c] = sum[1][c] = OFFSETS_LATE ? wide_broadcast_int(offsets + c) : wide_zero();
@@ -175,8 +176,8 @@ TARGET_INLINE void NAME(load_block)(const Matrix* w, int64_t first, int64_t i, c
   NAME(transpose8)(v);
 }
 
-/* Inputs of one lane after the other, 16 inputs by 16, so that cache lines are read and written as a whole. Lanes are a
- * line further apart than they are long: at a distance of a power of two they would drive each other out of the cache. */
+/* Inputs lane by lane. They are packed 16 at a time, so that cache lines are read and written as a whole. There is a
+ * gap of one line between lanes: at a distance of a power of two, lanes would evict each other from the cache. */
 TARGET_INLINE void NAME(pack_float)(const Matrix* w, int64_t panel, const int HALF, float* steps) {
   const int64_t per_lane = steps_of(w) / LANES, lane_stride = per_lane * 2 * WIDE_ROWS + LANE_GAP;
   for (int64_t j = 0; j < per_lane; j++)
@@ -199,8 +200,8 @@ TARGET static void NAME(pack_f16)(const Matrix* w, int64_t panel, int64_t g0, in
   NAME(pack_float)(w, panel, 1, steps);
 }
 
-/* sums = the panel times the columns over n steps, plus earlier sums, of n_earlier arrays of SIZE numbers, the last
- * first. */
+/* sums (SIZE) = the panel times the columns over n steps, plus the n_earlier arrays of SIZE sums that lie before it,
+ * the last one first. The result takes the place of the first of these arrays. */
 TARGET_INLINE void NAME(panel_lane)(const float* w, const float* x, int64_t n, float* sums, int n_earlier) {
   enum { C = PANEL_COLUMNS, SIZE = 2 * WIDE_ROWS * C };
   WIDE acc[2][C];
@@ -223,7 +224,7 @@ TARGET_INLINE void NAME(panel_lane)(const float* w, const float* x, int64_t n, f
     for (int v = 0; v < 2; v++) wide_store(sums + (2 * c + v) * WIDE_ROWS, acc[v][c]);
 }
 
-/* Each of the 16 lanes' sums is a product of its own. They are added as SUM16 adds them: by pairs, pairs of pairs, ...
+/* The sums of each of the 16 lanes are a product of their own. They are added as by SUM16: pairs, pairs of pairs, ...
  *
  *     lane    0   8   4  12   2  10   6  14   1 ...      order[i]
  *              \ /     \ /     \ /     \ /
@@ -231,8 +232,9 @@ TARGET_INLINE void NAME(panel_lane)(const float* w, const float* x, int64_t n, f
  *                \     /         \     /
  *                   +               +
  *
- * Lanes are computed from left to right, each onto a stack of sums. pairs[i] says how many sums, of 1, 2, 4, ... lanes,
- * are complete with lane i and are added to it: 0 1 0 2 0 1 0 3 ..., the trailing ones of i in binary. */
+ * Lanes are computed from left to right, and their sums are put on a stack. pairs[i] is the number of earlier sums,
+ * of 1, 2, 4, ... lanes, that are added to those of lane i: 0 1 0 2 0 1 0 3 ..., the number of trailing ones of i in
+ * binary. */
 TARGET static void NAME(panel_float)(const Matrix* w, const void* steps, const float* scales, int64_t g0, int64_t g1,
                                      const Activations* x, int64_t c0, float* totals, int64_t total_stride) {
   enum { C = PANEL_COLUMNS, SIZE = 2 * WIDE_ROWS * C };

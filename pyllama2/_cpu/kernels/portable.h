@@ -2,12 +2,12 @@
  *
  *   NAME(f)           f with the table's suffix
  *   TARGET            the attribute that selects its instruction set
- *   MIN8(a, b), MAX8  of two v8f, since compilers make no single instruction of a comparison and a choice
+ *   MIN8(a, b), MAX8  of two v8f: compilers do not make one instruction of a comparison and a selection
  *
- * which the table undefines when it is done.
+ * which the table undefines afterwards.
  *
- * Sums run in eight lanes that are added at the end in one fixed order, so that the bits depend neither on the
- * instruction set nor on how the compiler unrolls.
+ * Sums have eight lanes, which are added at the end in a fixed order. So the bits depend neither on the instruction set
+ * nor on how the compiler unrolls.
  */
 
 TARGET static void NAME(rms_norm)(const float* x, const float* w, float eps, int64_t n, float* y) {
@@ -72,7 +72,7 @@ TARGET INLINE float NAME(largest_magnitude)(const float* x, int64_t n) {
   return most > 0x7f800000 ? INFINITY : result;
 }
 
-/* Nearest integers of x * factor, within low .. high, for n numbers, a multiple of 8. */
+/* The integers nearest to x * factor, limited to low .. high, of n numbers, n a multiple of 8. */
 TARGET INLINE void NAME(round_all)(const float* x, float factor, float low, float high, int n, float* rounded) {
   for (int i = 0; i < n; i += 8) {
     v8f v = LOAD8(x + i) * V8F(factor);
@@ -81,7 +81,7 @@ TARGET INLINE void NAME(round_all)(const float* x, float factor, float low, floa
   }
 }
 
-/* By eights, zeros after the last. */
+/* Eight numbers at a time, with zeros after the last. */
 TARGET static float NAME(quantize_vector)(const float* x, int64_t n, int8_t* codes) {
   float most = 0.0f;
   for (int64_t i = 0; i < n; i += 8) {
@@ -102,8 +102,9 @@ TARGET static float NAME(quantize_vector)(const float* x, int64_t n, int8_t* cod
   return scale;
 }
 
-/* Scale, and codes within +-limit as whole floats, of one group of activations, of which n numbers are there.
- * An infinite or NaN input makes the scale NaN, and with it every result: errors must stay visible. */
+/* Quantize one group of activations, whose numbers after the first n are zeros. Returns the scale; rounded gets the
+ * codes within +-limit, as floats. An infinite or NaN input makes the scale NaN, and so every result: errors must stay
+ * visible. */
 TARGET INLINE float NAME(quantize_activation_group)(const float* x, int64_t n, int size, float limit, float* rounded) {
   float padded[MAX_GROUP];
   if (n < size) {
@@ -118,7 +119,7 @@ TARGET INLINE float NAME(quantize_activation_group)(const float* x, int64_t n, i
   return most < INFINITY ? most / limit : NAN;
 }
 
-/* Spreads a column's steps, interleave apart. */
+/* Copies a column's steps to places that are interleave steps apart. */
 INLINE void NAME(scatter_steps)(const void* column, int64_t n, int interleave, char* steps) {
   for (int64_t s = 0; s < n; s++) memcpy(steps + s * interleave * 4, (const char*)column + s * 4, 4);
 }
@@ -160,7 +161,7 @@ TARGET static void NAME(prepare_float)(const Matrix* w, const float* x, int inte
                                        int32_t* offsets) {
   float* target = steps;
   (void)scales, (void)offsets;
-  if (interleave == 1) return; /* block() reads the values themselves */
+  if (interleave == 1) return; /* block() reads the values */
   for (int64_t lane = 0; lane < LANES; lane++)
     for (int64_t i = lane; i < steps_of(w); i += LANES, target += interleave) *target = i < w->columns ? x[i] : 0.0f;
 }
@@ -175,7 +176,7 @@ TARGET INLINE float NAME(quantize_group_constant_q8)(const float* x, const int g
   return scale;
 }
 
-/* Each group size as a constant: loops of known length become straight vector code. */
+/* The group size is a constant in each call: loops of known length become straight vector code. */
 TARGET static float NAME(quantize_group_q8)(const float* x, int group_size, int8_t* codes) {
   if (group_size == 32) return NAME(quantize_group_constant_q8)(x, 32, codes);
   if (group_size == 64) return NAME(quantize_group_constant_q8)(x, 64, codes);

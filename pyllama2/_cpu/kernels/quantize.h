@@ -1,25 +1,25 @@
-/* The search for q4's scales, with one number of a vector per row. Each table includes this file with
+/* The search for q4's scales. Each number of a vector belongs to another row. Each table includes this file with
  *
  *   NAME, TARGET, TARGET_INLINE
  *   WIDE, WIDE_ROWS       vectors of WIDE_ROWS float32, a divisor of QUANTIZER_COLUMNS
  *   wide_*(...)           operations on them, see avx2.h
  *
- * The number of largest magnitude lands on code -8, whatever its sign, since -8 has no positive
- * counterpart. From scales around that one, each with its codes c, least squares finds the best scale
- * for those codes, sum(w x c) / sum(w c c); the candidate that explains most, (sum w x c)^2 / sum(w c c),
- * is kept. The weights w, about sqrt|x|, favour large numbers a little: on SmolLM2 the mean KL divergence from
- * float32 was 0.353 with them, 0.424 with w = 1, 0.377 with |x| and 0.391 with x^2.
+ * There are codes -8 .. 7. The number of largest magnitude gets code -8, whatever its sign, since there is no 8. That
+ * gives a scale. The search tries scales around it. Each gives codes c, and least squares gives the best scale for
+ * those codes, sum(w x c) / sum(w c c). The codes with the largest (sum w x c)^2 / sum(w c c), whose error is least,
+ * are kept. The weights w, about sqrt|x|, favour large numbers a little. On SmolLM2 the mean KL divergence from float32
+ * was 0.353 with them, 0.424 with w = 1, 0.377 with |x| and 0.391 with x^2.
  *
  * No operation is fused: the bits are the same in every table.
  */
 
-/* Whole numbers within low .. high nearest to x. */
+/* The integers nearest to x, limited to low .. high. */
 #define ROUND_WITHIN(x, low, high)                                                                                    \
   wide_sub(wide_max(wide_min(wide_add(x, wide_set(ROUNDER)), wide_set(ROUNDER + (high))), wide_set(ROUNDER + (low))), \
            wide_set(ROUNDER))
 
-/* Scales of WIDE_ROWS columns, before they are float16, from units = x / largest magnitude and their weights: all
- * [group_size][QUANTIZER_COLUMNS]. sign turns the largest magnitude negative. */
+/* Scales of WIDE_ROWS columns before rounding to float16, relative to the largest magnitude. units = x / largest
+ * magnitude, and weights, are [group_size][QUANTIZER_COLUMNS]. sign makes the number of largest magnitude negative. */
 TARGET_INLINE WIDE NAME(search_scales)(const float* units, const float* weights, int group_size, WIDE sign) {
   enum { CANDIDATES = 15, TOGETHER = 3 };
   WIDE best_xc = wide_zero_float(), best_cc = wide_set(1.0f);
@@ -47,7 +47,7 @@ TARGET_INLINE WIDE NAME(search_scales)(const float* units, const float* weights,
   return best_xc / best_cc;
 }
 
-/* Units and weights of WIDE_ROWS columns; returns their largest magnitudes, and in sign what turns them negative. */
+/* Units and weights of WIDE_ROWS columns. Returns the largest magnitudes. sign makes those numbers negative. */
 TARGET_INLINE WIDE NAME(normalize_columns)(const float* x, int group_size, float* units, float* weights, WIDE* sign) {
   WIDE zero = wide_zero_float();
   __typeof__(zero > zero) most_bits = zero > zero, positive = most_bits;
@@ -63,7 +63,7 @@ TARGET_INLINE WIDE NAME(normalize_columns)(const float* x, int group_size, float
     WIDE value = wide_load(x + i * QUANTIZER_COLUMNS), unit = wide_mul(value, factor);
     positive |= value == most;
     wide_store(units + i * QUANTIZER_COLUMNS, unit);
-    /* halving the exponent: the square root within 4% */
+    /* half of the exponent: the square root within 4% */
     wide_store(weights + i * QUANTIZER_COLUMNS, (WIDE)((((__typeof__(most_bits))unit & 0x7fffffff) >> 1) + 0x1fbd1df5));
   }
   *sign =

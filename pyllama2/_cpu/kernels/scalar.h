@@ -8,7 +8,7 @@
 #define MAX8(a, b) SELECT8((a) > (b), a, b)
 #include "portable.h"
 
-/* Vectors of 4, which every machine has in some form. */
+/* Vectors of 4 floats, which every machine has in some form. */
 INLINE v4f load_half4(const uint16_t* p) {
   return (v4f){half_to_float(p[0]), half_to_float(p[1]), half_to_float(p[2]), half_to_float(p[3])};
 }

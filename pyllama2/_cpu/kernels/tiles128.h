@@ -4,13 +4,13 @@
  *   TILE_COLUMNS, FLOAT_COLUMNS     see blocks.h
  *   KEEP(x)                         keeps an accumulator in its register
  *   Q4Sums                          accumulators of 4 rows of q4
- *   ZERO_Q4(sums, offset)           start of a group; the offset is due where codes are unsigned, see kernels.h
+ *   ZERO_Q4(sums, offset)           start of a group; unsigned codes need the offset, see types.h
  *   UNPACK_Q4(bytes, low, high)     codes of 4 rows x 4 inputs from each nibble
  *   DOT_Q4(sums, codes, x, i)       sums += codes times int8 inputs 4 i .. 4 i + 3 of x
  *   KEEP_Q4(sums)                   as KEEP
  *   TOTAL_Q4(sums)                  4 int32, one per row
  *
- * One column alone has more than one chain of additions for each row: integers may be added in any order.
+ * A single column has several chains of additions for each row: integers may be added in any order.
  */
 
 TARGET_INLINE float32x4_t NAME(load_half)(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }

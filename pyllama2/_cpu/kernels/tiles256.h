@@ -1,15 +1,16 @@
 /* Products of blocks of 8 rows with a few columns, in 256-bit vectors. An x86 table includes this file with
  *
- *   NAME, TARGET          as for portable.h; TARGET_INLINE inlines besides
- *   TILE_COLUMNS          columns whose accumulators fit the registers
+ *   NAME, TARGET          as for portable.h
+ *   TARGET_INLINE         TARGET, and inlined
+ *   TILE_COLUMNS          number of columns whose accumulators fit into the registers
  *   FLOAT_COLUMNS         the same for 2 rows of float32
- *   DOT_U8(acc, u, s)     acc += products of unsigned and signed bytes; acc is what SUM_U8 turns into 8 int32 sums,
- *                         of at most 8 products of codes of q4 with int8
- *   DOT_S16(acc, a, b)    acc += sums of two products of int16, 8 int32
+ *   DOT_U8(acc, u, s)     acc += products of unsigned and signed bytes
+ *   SUM_U8(acc)           8 int32 sums, of at most 8 DOT_U8 of q4's codes with int8
+ *   DOT_S16(acc, a, b)    acc (8 int32) += sums of two products of int16
  *
- * One register holds 8 rows x 4 inputs of a quantized matrix. Each tile function takes its number of columns and its
- * group size as constants and is inlined, so that its accumulators live in registers; what one column computes does
- * not depend on that number.
+ * One register holds 8 rows x 4 inputs of a quantized matrix. Tile functions are inlined, and their number of columns
+ * and group size are constants, so that the accumulators are in registers. The result of a column does not depend on
+ * the number of columns.
  */
 
 TARGET_INLINE float NAME(sum_lanes)(__m256 low, __m256 high) { /* in the order of SUM16 */

@@ -1,5 +1,5 @@
-/* What kernels are given, what a table of them has, and what follows from a matrix's shape. Included by kernels.h, and alone by
- * the Cython modules that only call kernels; layouts are those of weights.py. */
+/* The arguments of kernels, what a table of kernels has, and what follows from a matrix's shape. Included by kernels.h,
+ * and by the Cython modules that only call kernels. Layouts are those of weights.py. */
 #ifndef PYLLAMA2_TYPES_H
 #define PYLLAMA2_TYPES_H
 
@@ -15,8 +15,9 @@ enum {
   LANE_GAP = 16, /* numbers between the lanes of a float panel */
   MAX_GROUP = 128, /* largest group of weights */
   QUANTIZER_COLUMNS = 16, /* groups that are quantized to q4 together */
-  /* How far ahead a stream of weights is asked for: into the L2 cache, and again into the L1 cache. On a Sapphire Rapids one
-   * thread's q4 products read 10.1 GB/s without asking, 15.0 with the first, 15.7 with both; a loop that only reads, 16.8. */
+  /* How many bytes ahead a stream of weights is prefetched: into the L2 cache, and again into the L1 cache. On a
+   * Sapphire Rapids, one thread's q4 products read 10.1 GB/s without prefetch, 15.0 with the first and 15.7 with
+   * both. A loop that only reads has 16.8. */
   PREFETCH_L2 = 6144,
   PREFETCH_L1 = 2048,
 };
@@ -31,53 +32,53 @@ typedef struct {
   const uint16_t* scales; /* float16 bits; NULL for float kinds */
 } Matrix;
 
-/* n columns, one per token, that a matrix is multiplied with: as float32, and in the form that the matrix's kind asks
- * for, a row of steps of 4 bytes:
+/* n columns, one per token, that a matrix is multiplied with. They are there as float32, and in the form that the
+ * matrix's kind needs, which is a row of steps of 4 bytes:
  *
  *   float kinds   one float32 a step, sorted by lane: inputs 0, 16, 32, ..., then 1, 17, 33, ...; zeros after the last
  *   q8            two int16 codes a step. int8 would add an error larger than that of the weights (on SmolLM2 a mean
  *                 KL divergence of 0.0037 to their 0.0025)
  *   q4            four int8 codes a step
  *
- * Codes are in groups of the matrix's, value = code * scale, zeros after the last input. Columns are interleaved step
- * by step, interleave at a time: column c's step s is at [c / interleave][s][c % interleave], and scales and offsets
- * likewise by group. Float kinds have steps only when interleave > 1.
+ * Codes have the groups of the matrix. A value is code * scale. After the last input there are zeros. As many columns
+ * as interleave says are interleaved step by step: step s of column c is at [c / interleave][s][c % interleave]. Scales
+ * and offsets are interleaved group by group. Float kinds have steps only when interleave > 1.
  */
 typedef struct {
   const float* values; /* [n][value_stride] */
   int64_t value_stride;
   const void* steps;
   const float* scales;
-  const int32_t* offsets; /* q4: -8 * the sum of a group's codes, which takes off the zero point of the weights */
+  const int32_t* offsets; /* q4: -8 * the sum of a group's codes, which removes the zero point of the weights */
   int64_t n_steps, n_groups; /* of one column */
   int interleave;
 } Activations;
 
-/* Products of one kind of matrix. For one (row, column) the order of additions depends on the number of inputs only,
- * and is the same in block() and panel(). */
+/* Products of one kind of matrix. For a (row, column), the order of additions depends only on the number of inputs.
+ * It is the same in block() and panel(). */
 typedef struct {
-  /* The steps of one column x (w->columns) */
+  /* Write the steps of one column x (w->columns). */
   void (*prepare)(const Matrix* w, const float* x, int interleave, void* steps, float* scales, int32_t* offsets);
-  /* out[c][r] = sum over i of w[8 block + r][i] * x[c][i]; out is [n][8]. Wants interleave == 1. */
+  /* out[c][r] = sum over i of w[8 block + r][i] * x[c][i]. out is [n][8]. interleave must be 1. */
   void (*block)(const Matrix* w, int64_t block, const Activations* x, int n, float* out);
 
-  /* Groups g0 .. g1 (float kinds: everything) of a panel of Kernels.panel_rows rows, unpacked: [step][row] of 4 bytes,
-   * and scales [group][row]. Rows beyond the matrix are zeros. */
+  /* Unpack groups g0 .. g1 (float kinds: everything) of a panel of Kernels.panel_rows rows: steps [step][row] of 4
+   * bytes and scales [group][row]. Rows beyond the matrix are zeros. */
   void (*pack)(const Matrix* w, int64_t panel, int64_t g0, int64_t g1, void* steps, float* scales);
-  /* totals[c][row] += their product with columns c0 .. c0 + interleave; float kinds set them instead. */
+  /* totals[c][row] += the product of such groups with columns c0 .. c0 + interleave. Float kinds set totals instead. */
   void (*panel)(const Matrix* w, const void* steps, const float* scales, int64_t g0, int64_t g1, const Activations* x,
                 int64_t c0, float* totals, int64_t total_stride);
 } Product;
 
 enum {
   KEY_BLOCK = 16, /* positions whose keys are interleaved */
-  SPAN = 256, /* positions, counted from 0, that share a softmax; spans are then merged in order */
+  SPAN = 256, /* positions, counted from 0, that share a softmax; spans are merged in order */
   ATTENTION_COLUMNS = 8, /* queries that are interleaved */
 };
 
 typedef enum { CACHE_FLOAT32, CACHE_FLOAT16, CACHE_INT8 } CacheKind;
 
-/* Keys and values of one key head at the positions of a span. int8: number = code * scale of the position. */
+/* Keys and values of one key head at the positions of a span. int8: a number is code * scale of the position. */
 typedef struct {
   const void* keys; /* [SPAN / 16][head_dim][16] */
   const void* values; /* [SPAN][value_dim] */
@@ -87,11 +88,13 @@ typedef struct {
   int64_t head_dim, value_dim; /* value_dim: head_dim rounded up to 16, zeros at its end */
 } CacheSpan;
 
-/* n columns: the queries of some tokens of one sequence, for heads that share a key head, in the tokens' order. */
+/* n columns: the queries of some tokens of one sequence, for heads that share a key head, in the order of the
+ * tokens. */
 typedef struct {
   int n;
   const float* queries; /* [n / 8][head_dim][8], times log2(e) / sqrt(head_dim) */
-  const int32_t* counts; /* [n] positions that are seen; they ascend, the last is not 0 and fills n up to 8 */
+  const int32_t* counts; /* [n] positions that a column sees, ascending; the last is above 0, and repeated up to a
+                          * multiple of 8 */
   float* weights; /* [n][SPAN] scratch; n rounded up to 8 */
   float* wide; /* [64][value_dim] scratch */
   float* maxima; /* [n] largest score, in units of log 2; -infinity where the count is 0 */
@@ -112,14 +115,14 @@ typedef struct {
   /* gate = silu(gate) * x */
   void (*silu_product)(float* gate, const float* x, int64_t n);
   void (*attend)(const CacheSpan* span, const AttentionTile* tile);
-  /* out (dim), maximum and sum of one column become those of both parts of its sequence; dim is a multiple of 16 */
+  /* Merge a later part of a column's sequence into out (dim), maximum and sum. dim is a multiple of 16. */
   void (*merge_spans)(float* out, float* maximum, float* sum, const float* later, float later_maximum, float later_sum,
                       int64_t dim);
-  /* Codes -127..127 of n numbers; returns their scale, not finite when one of the numbers is not. */
+  /* Codes -127..127 of n numbers. Returns their scale, which is not finite when one of the numbers is not. */
   float (*quantize_vector)(const float* x, int64_t n, int8_t* codes);
 
-  /* Codes -127..127 of one group of a row. Returns the scale, a float16's value, or NaN when
-   * the group is not finite or does not fit a float16 scale. */
+  /* Codes -127..127 of one group of a row. Returns the scale, rounded to float16. NaN if a number is not finite or the
+   * scale is too large for float16. */
   float (*quantize_group_q8)(const float* x, int group_size, int8_t* codes);
   /* Codes 0..15 and such scales of QUANTIZER_COLUMNS groups side by side: x and codes are [group_size][16]. */
   void (*quantize_columns_q4)(const float* x, int group_size, uint8_t* codes, float* scales);
@@ -142,7 +145,8 @@ INLINE int64_t steps_of(const Matrix* w) {
   return (w->columns + LANES - 1) / LANES * LANES;
 }
 
-/* From place KEY_BLOCK - n on, the least that leaves n scores of a group as they are and hides the others. */
+/* The minimum of 16 scores and the 16 numbers from place KEY_BLOCK - n on keeps the first n scores, and makes the
+ * others minus infinity. */
 #define FOUR(x) (x), (x), (x), (x)
 static const float seen_first[2 * KEY_BLOCK] = {
     FOUR(INFINITY),  FOUR(INFINITY),  FOUR(INFINITY),  FOUR(INFINITY),

@@ -9,15 +9,14 @@ typedef int32_t v8i __attribute__((vector_size(32)));
 typedef float v4f __attribute__((vector_size(16)));
 typedef int32_t v4i __attribute__((vector_size(16)));
 
-/* Macros rather than functions where a vector would be passed by value: its calling convention changes with the
- * instruction set. */
+/* Macros where a function would take a vector by value: how that is passed depends on the instruction set. */
 #define V8F(x) ((v8f){(x), (x), (x), (x), (x), (x), (x), (x)})
 #define LOAD8(p) (*(const v8f_unaligned*)(p))
 #define STORE8(p, v) (*(v8f_unaligned*)(p) = (v))
 #define LOAD4(p) (*(const v4f_unaligned*)(p))
 #define STORE4(p, v) (*(v4f_unaligned*)(p) = (v))
 #define SUM8(v) ((((v)[0] + (v)[4]) + ((v)[2] + (v)[6])) + (((v)[1] + (v)[5]) + ((v)[3] + (v)[7])))
-/* 16 lanes of an array, halves onto halves */
+/* The sum of an array of 16: halves are added to halves. */
 #define SUM16(v)                                                                                           \
   SUM8(((float[8]){(v)[0] + (v)[8], (v)[1] + (v)[9], (v)[2] + (v)[10], (v)[3] + (v)[11], (v)[4] + (v)[12], \
                    (v)[5] + (v)[13], (v)[6] + (v)[14], (v)[7] + (v)[15]}))
@@ -27,7 +26,7 @@ typedef int32_t v4i __attribute__((vector_size(16)));
 typedef v8f v8f_unaligned __attribute__((aligned(4), may_alias));
 typedef v4f v4f_unaligned __attribute__((aligned(4), may_alias));
 
-/* Asks for what a stream of weights will need. */
+/* Prefetches what a stream of weights will need. */
 INLINE void ask_ahead(const void* p) {
   __builtin_prefetch((const char*)p + PREFETCH_L2, 0, 2);
   __builtin_prefetch((const char*)p + PREFETCH_L1, 0, 3);
@@ -38,7 +37,7 @@ INLINE v4f max4(v4f a, v4f b) { /* b where one is NaN */
   return (v4f)((first & (v4i)a) | (~first & (v4i)b));
 }
 
-INLINE v4f min4(v4f a, v4f b) { /* likewise */
+INLINE v4f min4(v4f a, v4f b) { /* b where one is NaN */
   v4i first = a < b;
   return (v4f)((first & (v4i)a) | (~first & (v4i)b));
 }
