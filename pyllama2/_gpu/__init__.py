@@ -1,4 +1,4 @@
-"""The CUDA backend: CuPy and the kernels in kernels/*.cu. backend.py is its face."""
+"""The CUDA backend: CuPy, and the kernels in kernels/*.cu. Start at backend.py."""
 
 from .backend import CudaBackend
 

@@ -1,6 +1,6 @@
-"""Whether CuPy and a GPU can be used here; if not, one sentence that says what is missing and what to install.
+"""Whether CuPy and a GPU can be used here. If not, one sentence says what is missing and what to install.
 
-Nothing else imports cupy: all other modules are given it.
+Only this module imports cupy. All others get it as an argument.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ _INSTALL = 'pip install "pyllama2[gpu]"'
 
 
 def import_cupy() -> Any:
-    """The module cupy."""
+    """Return the module cupy."""
     import cupy
 
     return cupy
 
 
 def unavailable_reason() -> str | None:
-    """None when kernels can be compiled and run here, else why not."""
+    """Return None when kernels can be compiled and run here, else one sentence that says why not."""
     try:
         if importlib.util.find_spec("cupy") is None:
             return f"the package cupy is not installed ({_INSTALL})"
@@ -33,7 +33,7 @@ def unavailable_reason() -> str | None:
 
 
 def compute_capability(cupy: Any) -> int:
-    """Of the current device, as 80 for 8.0."""
+    """Return the compute capability of the current device: 80 for 8.0."""
     properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
     return int(properties["major"]) * 10 + int(properties["minor"])
 
@@ -58,7 +58,7 @@ def _no_device(cupy: Any) -> str | None:
 
 
 def _no_compiler(cupy: Any) -> str | None:
-    """CuPy compiles kernels with NVRTC, which wants the headers of the CUDA runtime, and keeps the result on disk."""
+    """CuPy compiles kernels with NVRTC, which needs the headers of the CUDA runtime, and keeps the result on disk."""
     try:
         compile_module(cupy, ["upload"], []).get_function("arrange_codes")
     except Exception as error:  # CompileException, or of a library that cannot be loaded

@@ -27,7 +27,7 @@ from .step_graphs import StepGraphs
 from .workspace import Workspace
 
 CHUNK = 256  # tokens of a prompt that are computed together
-_USUAL_CONTEXT = 2048  # memory must suffice for a sequence of this length; each cache then asks for what it needs
+_USUAL_CONTEXT = 2048  # there must be memory for a sequence of this length; new_cache() checks what it needs
 _NO_TILES = np.empty((0, 2), np.int32)
 _GREEDY = Draw(0.0)
 
@@ -35,10 +35,15 @@ _GREEDY = Draw(0.0)
 class CudaBackend(Backend):
     """A q4 or q8 model on CUDA's current device, from compute capability 6.1 on. Weights are copied there.
 
-    n_threads  is of no use here
-    kv_dtype   "float16" or "int8"; None: float16, and int8 where only that leaves room for a sequence
+    Args:
+        model: the model.
+        n_threads: not used.
+        kv_dtype: "float16" or "int8". None: float16, or int8 if only that leaves room for a sequence.
 
-    Raises BackendUnavailableError for a model that it cannot run, Pyllama2Error with the numbers when it does not fit.
+    Raises:
+        BackendUnavailableError: it cannot run this model.
+        Pyllama2Error: the model does not fit into memory. The message has the numbers.
+        ValueError: kv_dtype is another.
     """
 
     cheap_tokens = DECODE_TOKENS
@@ -46,12 +51,12 @@ class CudaBackend(Backend):
 
     @classmethod
     def unavailable_reason(cls) -> str | None:
-        """Why not, with what to install: cupy, a driver, a GPU, or CUDA's compiler and headers are missing."""
+        """Return None, or what is missing and what to install: cupy, a driver, a GPU, CUDA's compiler or headers."""
         return availability.unavailable_reason()
 
     @classmethod
     def unsupported_reason(cls, model: StoredModel, kv_dtype: str | None = None) -> str | None:
-        """Why not: the type of the weights or of keys and values, or too little memory on the device."""
+        """Return None, or why not: the type of the weights or of keys and values, or too little memory."""
         if kv_dtype not in (None, *DTYPES):
             return f"the CUDA backend has {' or '.join(DTYPES)} keys and values, not {kv_dtype}"
         reason = unsupported(model.config, model.quantization)
@@ -78,7 +83,7 @@ class CudaBackend(Backend):
             with self._stream:
                 self._model: DeviceModel | None = upload(cupy, model)
                 self._stream.synchronize()
-                for file in model.files():  # nothing of them is read from here on
+                for file in model.files():  # they are not read any more after this
                     file.check()
                 cupy.get_default_memory_pool().free_all_blocks()  # what the weights were copied through
                 self._forward: Forward | None = Forward(
@@ -87,7 +92,7 @@ class CudaBackend(Backend):
         self._graphs = StepGraphs(cupy, self._stream, GRAPHS)
 
     def new_cache(self, n_rows: int, max_seq_len: int) -> CudaKVCache:
-        """An empty cache. Raises Pyllama2Error with the numbers when there is no memory for it."""
+        """Make an empty cache. Raises Pyllama2Error, with the numbers, when there is not enough memory."""
         with self._turn():
             self.plan(n_rows, max_seq_len).check()
             if self._work is None or self._work.max_seq_len < max_seq_len:
@@ -97,17 +102,17 @@ class CudaBackend(Backend):
             return CudaKVCache(self._cupy, self.config, n_rows, max_seq_len, self.kv_dtype, self._stream)
 
     def kv_cache_bytes(self, n_rows: int, max_seq_len: int) -> int:
-        """Bytes of the device that new_cache() takes."""
+        """Return the bytes of the device that new_cache() would take."""
         return bytes_of(cache_arrays(self.config, n_rows, max_seq_len, self.kv_dtype))
 
     def plan(self, n_rows: int, max_seq_len: int) -> Plan:
-        """What the model and one cache need together, and whether that fits beside all that is there."""
+        """Plan the model with one cache, and check whether they fit beside all that is on the device."""
         resident = self._model_open().nbytes + (self._work.nbytes if self._work else 0)
         free = _free_bytes(self._cupy) + resident
         return plan(self.config, self.quantization, n_rows, max_seq_len, self.kv_dtype, CHUNK, free)
 
     def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
-        """Logits (m, vocab_size) of batch.outputs; appends all tokens to the cache."""
+        """Run the model on a batch, as Backend.forward() says."""
         cache = self._checked(batch, cache)
         logits = np.empty((len(batch.outputs), self.config.vocab_size), np.float32)
         with self._turn():
@@ -141,13 +146,13 @@ class CudaBackend(Backend):
         return cache
 
     def _few(self, part: Batch, cache: CudaKVCache, logits: NDArray[np.float32], wanted: NDArray[np.intp]) -> None:
-        """1 to 8 tokens, with all their logits or none."""
+        """Compute 1 to 8 tokens, and all their logits or none."""
         self._decode(part, cache)
         if wanted.size:
             logits[wanted] = self._workspace().fetch_logits(len(part.tokens))[part.outputs]
 
     def _decode(self, part: Batch, cache: CudaKVCache, *, samples: bool = False) -> None:
-        """A step of 1 to 8 tokens: one graph."""
+        """Compute a step of 1 to 8 tokens: one graph."""
         forward, work, n = self._forward_open(), self._workspace(), len(part.tokens)
         work.put(part, part.outputs[:0], _NO_TILES, changes=samples)
         spans = spans_of(int(part.positions.max()) + 1)
@@ -162,10 +167,10 @@ class CudaBackend(Backend):
         self._graphs.run(cache, (n, spans, part.outputs.size > 0, samples), launch)
 
     def _many(self, part: Batch, cache: CudaKVCache, logits: NDArray[np.float32], wanted: NDArray[np.intp]) -> None:
-        """A chunk of prompts, launched kernel by kernel."""
+        """Compute a chunk of prompts, launched kernel by kernel."""
         forward, work = self._forward_open(), self._workspace()
         tiles = forward.attend_prompt.tiles(part.rows)
-        outputs, places = np.unique(part.outputs, return_inverse=True)  # there is room for each token once
+        outputs, places = np.unique(part.outputs, return_inverse=True)  # there is room for each token only once
         work.put(part, outputs, tiles)
         forward.prompt_chunk(len(part.tokens), cache, len(tiles), work)
         for i in range(0, outputs.size, DECODE_TOKENS):
@@ -176,7 +181,7 @@ class CudaBackend(Backend):
             logits[wanted[asked]] = found[places[asked] - i]
 
     def describe(self) -> BackendFacts:
-        """Facts about the GPU, and how steps are launched on it."""
+        """Return facts about the GPU, the memory in use, and how steps are launched."""
         weight_bytes = self._model_open().nbytes
         properties = self._cupy.cuda.runtime.getDeviceProperties(self._device.id)
         problem = self._graphs.problem
@@ -192,16 +197,16 @@ class CudaBackend(Backend):
         )
 
     def free_bytes(self) -> int | None:
-        """Bytes of the device that a cache could have, whatever its length: room for scratch memory is left out."""
+        """Return the bytes of the device that a cache of any length can have, without what scratch memory needs."""
         with self._turn():
             longest = self.plan(1, self.config.max_seq_len)
             growth = longest.parts["workspace"] - (self._work.nbytes if self._work else 0)
             return max(0, _free_bytes(self._cupy) - longest.driver_bytes - growth)
 
     def close(self) -> None:
-        """Let go of the weights, of scratch memory and graphs, and give the device its memory back."""
+        """Give back the weights, scratch memory and graphs."""
         if self._process != os.getpid():
-            return  # they are the parent's
+            return  # they belong to the parent process
         self._closing = True
         if not self._lock.held_here:  # else a signal's handler interrupts a pass
             with self._lock, self._device, self._stream:
@@ -216,7 +221,7 @@ class CudaBackend(Backend):
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """This thread's turn: cupy's device and stream are those of the backend, which must be open."""
+        """A block for one thread at a time, with the backend's device and stream. The backend must be open."""
         self._model_open()
         if self._lock.held_here:
             raise ValueError(AMID_A_STEP)
@@ -245,11 +250,11 @@ class CudaBackend(Backend):
 
 
 def _usual_plan(model: StoredModel, kv_dtype: str | None, free_bytes: int) -> Plan:
-    """For one sequence of the usual length."""
+    """Plan the model with one sequence of the usual length."""
     context = min(model.config.max_seq_len, _USUAL_CONTEXT)
     return plan(model.config, model.quantization, 1, context, kv_dtype, CHUNK, free_bytes)
 
 
 def _free_bytes(cupy: Any) -> int:
-    """Of the current device, with what CuPy's pool keeps and nothing uses."""
+    """Free bytes of the current device, with those that CuPy's pool keeps."""
     return int(cupy.cuda.runtime.memGetInfo()[0]) + int(cupy.get_default_memory_pool().free_bytes())

@@ -1,4 +1,4 @@
-"""The KV cache of the CUDA backend: arrays on the device that its kernels read and write in place."""
+"""The KV cache of the CUDA backend: arrays on the device, which its kernels read and write in place."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..config import ModelConfig
 from .launchers.cache import CacheRows
 from .layout import Shapes, allocate
 
-KEY_BLOCK = 32  # positions whose keys are interleaved, see kernels/cache.cu
+KEY_BLOCK = 32  # positions whose keys are interleaved; see kernels/cache.cu
 _PIECE_BYTES = 16
 DTYPES = ("float16", "int8")  # the types of keys and values that the kernels have
 
 
 def positions_of(max_seq_len: int) -> int:
-    """Positions that a cache of sequences of up to max_seq_len tokens has room for."""
+    """Return the number of positions in a cache of sequences of up to max_seq_len tokens."""
     return -(-max_seq_len // KEY_BLOCK) * KEY_BLOCK
 
 
@@ -41,7 +41,7 @@ def cache_arrays(config: ModelConfig, n_rows: int, max_seq_len: int, dtype: str)
 
 @dataclass(frozen=True)
 class LayerCache:
-    """Keys and values of one layer, as kernels take them; scales are None but for int8."""
+    """Keys and values of one layer, as kernels take them. Scales are None unless the dtype is int8."""
 
     keys: Any
     values: Any
@@ -58,9 +58,13 @@ class CudaKVCache(KVCache):
         key_scales    (n_layers, n_rows, n_kv_heads, n_positions) float32, of int8: a number is a code -127 .. 127
         value_scales  times the scale of its position
 
-    cupy    the module, or what stands in for it
-    dtype   float16 or int8
-    stream  what kernels and copies are ordered by; None: cupy's current one
+    Args:
+        cupy: the module, or a stand-in.
+        config: of the model.
+        n_rows: number of sequences.
+        max_seq_len: longest sequence in tokens.
+        dtype: "float16" or "int8".
+        stream: the stream of kernels and copies. None: cupy's current one.
     """
 
     def __init__(
@@ -111,7 +115,7 @@ class CudaKVCache(KVCache):
         self.layers = ()
 
     def _fetch(self, name: str, layer: int, row: int, head: int, length: int) -> NDArray[Any]:
-        """The first length positions of a head, (length, head_dim) or (length,): one copy from the device."""
+        """Copy the first length positions of a head from the device: (length, head_dim) or (length,)."""
         array = self._arrays[name][layer, row, head]
         if name != "keys":
             return np.asarray(array[:length].get())
@@ -119,7 +123,7 @@ class CudaKVCache(KVCache):
         return blocks.transpose(0, 2, 1, 3).reshape(-1, self._config.head_dim)[:length]
 
     def _put(self, name: str, layer: int, row: int, head: int, plain: NDArray[Any]) -> None:
-        """The first positions of a head become plain; those after them stay."""
+        """Copy plain to the first positions of a head. Those after them stay as they are."""
         array, length = self._arrays[name][layer, row, head], len(plain)
         if name != "keys":
             array[:length].set(np.ascontiguousarray(plain))

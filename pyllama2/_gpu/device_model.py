@@ -14,7 +14,7 @@ from .layout import DeviceMatrix
 
 @dataclass(frozen=True)
 class DeviceLayer:
-    """One layer. Matrices that take the same vectors lie together: w1 and w3 tile by tile in turns."""
+    """One layer. Matrices with the same inputs lie together. The tiles of w1 and w3 alternate."""
 
     attention_norm: Any
     wqkv: DeviceMatrix
@@ -25,13 +25,13 @@ class DeviceLayer:
 
     @cached_property
     def wq_wk_wv(self) -> tuple[DeviceMatrix, ...]:
-        """The parts of wqkv, which are no copies."""
+        """The parts of wqkv. They are not copies."""
         return tuple(part_of(self.wqkv, i) for i in range(3))
 
 
 @dataclass(frozen=True)
 class DeviceModel:
-    """All weights; with tied embeddings the output matrix is the table."""
+    """All weights. With tied embeddings, output is tok_embeddings."""
 
     tok_embeddings: DeviceMatrix
     layers: tuple[DeviceLayer, ...]
@@ -52,7 +52,7 @@ class DeviceModel:
 
 
 def upload(cupy: Any, model: StoredModel) -> DeviceModel:
-    """A copy of a q4 or q8 model's weights in device memory, rearranged there. Goes to cupy's current stream."""
+    """Copy the weights of a q4 or q8 model to the device, and rearrange them there, on cupy's current stream."""
     uploader, weights = Uploader(cupy), model.weights
 
     def norm(name: str) -> Any:

@@ -1,10 +1,10 @@
-"""The forward pass, by model.py's steps. Neighbours are fused where a kernel does several of them.
+"""The forward pass on a GPU: the steps of model.py. A kernel may do several of them.
 
-    decode_step    1 to 8 tokens: five kernels a layer, and two more; sample() is another. Nothing depends on what the
-                   tokens are, so that a graph of the launches serves all steps
-    prompt_chunk   more tokens: a kernel for each step
+    decode_step    1 to 8 tokens: five kernels a layer, and two more. sample() is another. The launches do not depend on
+                   the tokens, so that a graph of them serves all steps.
+    prompt_chunk   more tokens: a kernel for each step.
 
-Both give the same numbers.
+Both give the same bits.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ from .workspace import Workspace
 
 
 class Forward:
-    """The kernels of one model, compiled for the GPU that it is on.
+    """The kernels of one model, compiled for its GPU. Kernels for n tokens are compiled when they are first needed.
 
-    kv_dtype            of every cache, "float16" or "int8"
-    compute_capability  of the device, as 80 for 8.0
-
-    Kernels for n tokens are compiled when n tokens come for the first time.
+    Args:
+        cupy: the module, or a stand-in.
+        config: of the model.
+        quantization: of its weights.
+        model: the weights.
+        kv_dtype: of every cache, "float16" or "int8".
+        compute_capability: of the device: 80 for 8.0.
     """
 
     def __init__(
@@ -51,7 +54,15 @@ class Forward:
         self._qkv_matvecs: dict[int, QkvMatvec] = {}
 
     def decode_step(self, n: int, cache: CudaKVCache, n_positions: int, wants_logits: bool, work: Workspace) -> None:
-        """logits of n tokens, 1 to 8, whose positions are below n_positions; their keys and values go to the cache."""
+        """Compute a step of few tokens. Their keys and values go to the cache.
+
+        Args:
+            n: number of tokens, 1 to 8. They are in work, as are their rows and positions.
+            cache: the cache.
+            n_positions: all positions are below it.
+            wants_logits: whether to compute work.logits.
+            work: scratch memory, in which Workspace.put() has put the inputs.
+        """
         model = self._model
         qkv, few = self._qkv_matvec(n), self._matvec(self._quantization.type, n)
         # embed -> attention_norm of the first layer
@@ -75,13 +86,20 @@ class Forward:
             self._matvec(model.output.type, n).product(model.output, work.final, work.logits)
 
     def sample(self, n: int, work: Workspace) -> None:
-        """sampled of the n logits of a decode_step, and from them the inputs of the next one."""
+        """Sample from the n logits of a decode_step. Tokens and positions in work become those of the next step."""
         self._sample_kernel(
             work.logits, n, self._config.vocab_size, work.draws, work.sampled, work.tokens, work.positions
         )  # fmt: skip
 
     def prompt_chunk(self, n: int, cache: CudaKVCache, n_tiles: int, work: Workspace) -> None:
-        """x of n tokens after all layers; their keys and values go to the cache. logits() follows."""
+        """Compute work.x of n tokens after all layers. Their keys and values go to the cache. logits() comes next.
+
+        Args:
+            n: number of tokens.
+            cache: the cache.
+            n_tiles: number of tiles in work.
+            work: scratch memory, in which Workspace.put() has put the inputs.
+        """
         config, model, vectors, matmul = self._config, self._model, self._vectors, self._matmul
         # embed
         vectors.embed(model.tok_embeddings, work.tokens, n, work.x)
@@ -107,12 +125,12 @@ class Forward:
             matmul(layer.w2, work.w2_input, n, work.x, accumulate=True)
 
     def logits(self, first: int, n: int, work: Workspace) -> None:
-        """norm -> output: logits 0 .. n, at most 8, of the tokens that outputs first .. first + n name."""
+        """norm -> output: work.logits[:n], n at most 8, of the tokens work.outputs[first : first + n]."""
         self._vectors.rms_norm(work.x, n, self._norm(self._model.norm, work.final), work.outputs[first : first + n])
         self._matvec(self._model.output.type, n).product(self._model.output, work.final, work.logits)
 
     def prepare(self, n: int) -> None:
-        """Compiles what a step of n tokens needs."""
+        """Compile the kernels that a step of n tokens needs."""
         self._qkv_matvec(n)
         for type in {self._quantization.type, self._model.output.type}:
             self._matvec(type, n)
@@ -121,7 +139,7 @@ class Forward:
         return Norm(weight, self._config.norm_eps, to)
 
     def _following(self, work: Workspace, wants_logits: bool) -> Iterator[Norm | None]:
-        """The norm after each layer."""
+        """The norm that is fused with the end of each layer. None: no norm."""
         for layer in self._model.layers[1:]:
             yield self._norm(layer.attention_norm, work.normed)
         yield self._norm(self._model.norm, work.final) if wants_logits else None

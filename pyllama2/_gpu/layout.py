@@ -1,4 +1,4 @@
-"""How quantized matrices and vectors lie in device memory: shapes, and what is allocated for them.
+"""How quantized matrices and vectors lie in device memory: their arrays and shapes.
 
 kernels/common.cu says what each number means.
 """
@@ -12,19 +12,26 @@ from typing import Any
 import numpy as np
 
 TILE_ROWS = 32
-PIECE = 16  # bytes that a lane loads at once
+PIECE = 16  # bytes that a lane loads at a time
 BITS = {"q4": 4, "q8": 8}
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]  # name of an array -> dtype, shape
 
 
 def groups_of(columns: int, group_size: int) -> int:
-    """Groups of one row, the last padded with zeros."""
+    """Return the number of groups of one row. The last one is padded with zeros."""
     return -(-columns // group_size)
 
 
 def matrix_arrays(type: str, parts: tuple[int, ...], columns: int, group_size: int) -> Shapes:
-    """Arrays of a matrix of these parts' rows, one part after the other (wq wk wv) or in turns (w1 w3)."""
+    """Return the arrays of a matrix.
+
+    Args:
+        type: "q4" or "q8".
+        parts: rows of each part. The parts lie one after the other (wq wk wv), or their tiles alternate (w1 w3).
+        columns: inputs.
+        group_size: inputs that share a scale.
+    """
     tiles = sum(-(-rows // TILE_ROWS) for rows in parts)
     groups = groups_of(columns, group_size)
     pieces = group_size * BITS[type] // (8 * PIECE)
@@ -35,7 +42,7 @@ def matrix_arrays(type: str, parts: tuple[int, ...], columns: int, group_size: i
 
 
 def vector_arrays(type: str, n: int, columns: int, group_size: int) -> Shapes:
-    """Arrays of n vectors that are multiplied with a matrix of this type."""
+    """Return the arrays of n vectors that are multiplied with a matrix of this type."""
     groups = groups_of(columns, group_size)
     return {
         "codes": ("int8", (n, BITS[type] // 4, groups * group_size)),
@@ -45,20 +52,26 @@ def vector_arrays(type: str, n: int, columns: int, group_size: int) -> Shapes:
 
 
 def bytes_of(shapes: Shapes) -> int:
-    """Bytes of all arrays."""
+    """Return the bytes of all arrays."""
     return sum(prod(shape) * np.dtype(dtype).itemsize for dtype, shape in shapes.values())
 
 
 def allocate(cupy: Any, shapes: Shapes) -> dict[str, Any]:
-    """The arrays, uninitialised, on cupy's current device."""
+    """Allocate arrays, uninitialised, on cupy's current device."""
     return {name: cupy.empty(shape, dtype) for name, (dtype, shape) in shapes.items()}
 
 
 @dataclass(frozen=True)
 class DeviceMatrix:
-    """A quantized matrix on the device; codes and scales as matrix_arrays() has them.
+    """A quantized matrix on the device.
 
-    parts  rows of the matrices it is made of: (rows,), (q_dim, kv_dim, kv_dim) or (hidden_dim, hidden_dim)
+    Attributes:
+        type: "q4" or "q8".
+        parts: rows of the matrices that it consists of: (rows,), (q_dim, kv_dim, kv_dim) or (hidden_dim, hidden_dim).
+        columns: inputs.
+        group_size: inputs that share a scale.
+        codes: as in matrix_arrays().
+        scales: as in matrix_arrays().
     """
 
     type: str
@@ -75,19 +88,19 @@ class DeviceMatrix:
 
     @property
     def tiles(self) -> int:
-        """Tiles of 32 rows, of all parts."""
+        """Tiles of 32 rows in all parts."""
         return int(self.scales.shape[0])
 
     @classmethod
     def empty(cls, cupy: Any, type: str, parts: tuple[int, ...], columns: int, group_size: int) -> DeviceMatrix:
-        """Memory for a matrix."""
+        """Allocate memory for a matrix."""
         arrays = allocate(cupy, matrix_arrays(type, parts, columns, group_size))
         return cls(type, parts, columns, group_size, **arrays)
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """Room for n quantized vectors on the device; arrays as vector_arrays() has them."""
+    """Memory for n quantized vectors on the device: the arrays of vector_arrays()."""
 
     type: str
     n: int
@@ -104,6 +117,6 @@ class Vectors:
 
     @classmethod
     def empty(cls, cupy: Any, type: str, n: int, columns: int, group_size: int) -> Vectors:
-        """Memory for vectors."""
+        """Allocate memory for vectors."""
         arrays = allocate(cupy, vector_arrays(type, n, columns, group_size))
         return cls(type, n, columns, group_size, **arrays)

@@ -1,10 +1,10 @@
 """What a model needs on the device, computed before anything is allocated, and whether it fits.
 
     allocated  every array by its name: the backend allocates exactly these
-    driver     what CUDA takes for itself, estimated: the context, the kernels' code and stacks, graphs
+    driver     an estimate of what CUDA takes for itself: the context, code and stacks of kernels, graphs
 
-A Plan lists the arrays of the weights, of a cache, and of the workspace. The backend makes its arrays from the plan, so
-that the two are the same to the byte.
+A Plan lists the arrays of the weights, of a cache, and of the workspace. The backend makes its arrays from the same
+functions, so that a plan is exact to the byte.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from .launchers.attention import MAX_HEAD_DIM, attend_arrays
 from .launchers.sample import DRAW_WORDS
 from .layout import BITS, Shapes, groups_of, matrix_arrays, vector_arrays
 
-# Taken by the driver, not by an array, and so not seen where a CPU stands in for the GPU: the context (about 260 MiB on
-# recent cards, of which nothing is left to free memory that is asked for later), and the modules with their stacks.
+# The driver takes these: the context (about 260 MiB on recent cards, not part of what CUDA later says is free), and the
+# modules with their stacks. They are no arrays, so the emulator on a CPU does not show them.
 CONTEXT_BYTES = 300 << 20
 MODULE_BYTES = 50 << 20
-# A graph's device memory for each of its kernels: an estimate, of parameters and of what CUDA keeps to launch them.
+# An estimate of a graph's device memory for each of its kernels: the parameters, and what CUDA keeps to launch them.
 GRAPH_NODE_BYTES = 4 << 10
-GRAPHS = 32  # of a cache that are kept at most
+GRAPHS = 32  # most graphs of a cache that are kept
 
-DECODE_TOKENS = 8  # that one step of decoding takes at most
-INPUTS = 6  # numbers for each token: itself, its row, its position, an output, two of a tile
+DECODE_TOKENS = 8  # most tokens of one step of decoding
+INPUTS = 6  # numbers of each token: its id, row and position, an output, two of a tile
 _CONTEXT_STEP = 32
 
 PARTS = {
@@ -49,7 +49,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """An array to be: its name, what it belongs to (a key of PARTS), dtype and shape."""
+    """An array that will be allocated: its name, what it belongs to (a key of PARTS), dtype and shape."""
 
     name: str
     part: str
@@ -58,7 +58,7 @@ class DeviceArray:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its numbers."""
+        """Bytes of the array."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
@@ -66,12 +66,13 @@ class DeviceArray:
 class Plan:
     """What a model and one cache need on the device.
 
-    arrays       all that is allocated
-    kv_dtype     of the cache, chosen where it was left open
-    n_rows, max_seq_len, chunk   what was planned for
-    driver_bytes what CUDA takes besides its context
-    free_bytes   of the device, once CUDA has its context; None: not known
-    problem      None when all fits, else one sentence with the numbers and what would fit
+    Attributes:
+        arrays: all arrays.
+        kv_dtype: of the cache: what was asked for, or the choice of plan().
+        n_rows, max_seq_len, chunk: as in plan().
+        driver_bytes: what CUDA takes besides its context.
+        free_bytes: free bytes of the device when CUDA has its context. None: not known.
+        problem: None when all fits, else one sentence with the numbers and what would fit.
     """
 
     arrays: tuple[DeviceArray, ...]
@@ -85,7 +86,7 @@ class Plan:
 
     @cached_property
     def parts(self) -> dict[str, int]:
-        """Bytes of each part, by its key in PARTS."""
+        """Bytes of each part, by the keys of PARTS."""
         sums = dict.fromkeys(PARTS, 0)
         for array in self.arrays:
             sums[array.part] += array.nbytes
@@ -98,16 +99,16 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """Bytes of all arrays and of what the driver takes."""
+        """Bytes of all arrays, and of all that CUDA takes."""
         return self.needed + CONTEXT_BYTES
 
     @property
     def needed(self) -> int:
-        """Bytes that must be free once CUDA has its context."""
+        """Bytes that must be free when CUDA has its context."""
         return self.allocated + self.driver_bytes
 
     def shapes(self, part: str) -> Shapes:
-        """The arrays of one part, by name."""
+        """Return the arrays of one part, by name."""
         return {array.name: (array.dtype, array.shape) for array in self.arrays if array.part == part}
 
     def check(self) -> None:
@@ -116,14 +117,14 @@ class Plan:
             raise Pyllama2Error(self.problem)
 
     def describe(self) -> str:
-        """The plan as lines of a name and a size each."""
+        """Return the plan as text. Each line has a name and a size."""
         rows = {PARTS[part]: size for part, size in self.parts.items()}
         rows |= {"CUDA context, kernels, graphs": CONTEXT_BYTES + self.driver_bytes, "total": self.total}
         return "\n".join(f"{name:30}{size / (1 << 30):7.3f} GiB" for name, size in rows.items())
 
 
 def unsupported(config: ModelConfig, quantization: Quantization) -> str | None:
-    """One sentence that says why this model cannot run on a GPU, if it cannot."""
+    """Return None, or one sentence that says why this model cannot run on a GPU."""
     if quantization.type not in BITS or quantization.output_type not in BITS:
         return (f"the CUDA backend computes with q4 and q8 weights, not {quantization.type}; "
                 "quantize the model (python -m pyllama2.quantize) or use device='cpu'")  # fmt: skip
@@ -142,13 +143,19 @@ def plan(
     chunk: int = 256,
     free_bytes: int | None = None,
 ) -> Plan:
-    """The plan for a model and one cache of n_rows sequences of up to max_seq_len tokens.
+    """Plan a model and one cache.
 
-    kv_dtype    "float16", "int8", or None: float16, and int8 where only that fits
-    chunk       tokens of a prompt that are computed together
-    free_bytes  of the device, once CUDA has its context; None: it is not asked whether anything fits
+    Args:
+        config: of the model.
+        quantization: of its weights.
+        n_rows: sequences of the cache.
+        max_seq_len: longest sequence in tokens.
+        kv_dtype: "float16" or "int8". None: float16, or int8 if only that fits.
+        chunk: tokens of a prompt that are computed together.
+        free_bytes: free bytes of the device when CUDA has its context. None: do not check whether it fits.
 
-    Raises ValueError for another kv_dtype and for counts below 1.
+    Raises:
+        ValueError: kv_dtype is another, or a number is below 1.
     """
     if n_rows < 1 or max_seq_len < 1 or chunk < 1:
         raise ValueError("n_rows, max_seq_len and chunk must be at least 1")
@@ -182,12 +189,12 @@ def _arranged(
 
 
 def driver_bytes(config: ModelConfig) -> int:
-    """What CUDA takes besides its context: the kernels' code, and graphs of decoding steps, five kernels a layer."""
+    """Return the bytes that CUDA takes besides its context: code of kernels, graphs with five kernels a layer."""
     return MODULE_BYTES + GRAPHS * GRAPH_NODE_BYTES * (5 * config.n_layers + 3)
 
 
 def weight_arrays(config: ModelConfig, quantization: Quantization) -> dict[str, Shapes]:
-    """Arrays of the weights by part, named like the tensors: wq wk wv lie together, and so do w1 w3."""
+    """Return the arrays of the weights by part, named like the tensors. wq wk wv lie together, and so do w1 w3."""
     dim, hidden_dim, q_dim, kv_dim = config.dim, config.hidden_dim, config.q_dim, config.kv_dim
     type, output_type, group_size = quantization.type, quantization.output_type, quantization.group_size
     linear: Shapes = {}
@@ -212,7 +219,7 @@ def weight_arrays(config: ModelConfig, quantization: Quantization) -> dict[str, 
 
 
 def workspace_arrays(config: ModelConfig, quantization: Quantization, max_seq_len: int, chunk: int) -> Shapes:
-    """Arrays that a forward pass writes to: of a decoding step, of a prompt's chunk, and the rope table."""
+    """Return the arrays of the workspace: for decoding steps and chunks of prompts, and the rope table."""
     dim, hidden_dim, q_dim, kv_dim = config.dim, config.hidden_dim, config.q_dim, config.kv_dim
     type, output_type, group_size = quantization.type, quantization.output_type, quantization.group_size
     few, many = DECODE_TOKENS, max(DECODE_TOKENS, chunk)
@@ -256,7 +263,7 @@ def _problem(config: ModelConfig, quantization: Quantization, plan: Plan) -> str
 
 
 def _what_fits(config: ModelConfig, quantization: Quantization, plan: Plan, free: int) -> str:
-    """The nearest setting that fits: int8 keys and values, else a smaller context with the dtype that was asked for."""
+    """The nearest settings that fit: int8 keys and values, else a smaller context with the dtype asked for, or int8."""
 
     def fits(kv_dtype: str, max_seq_len: int) -> bool:
         found = _arranged(config, quantization, plan.n_rows, max_seq_len, kv_dtype, plan.chunk, None)

@@ -1,8 +1,8 @@
-"""The text of kernels/*.cu, put together for the compiler, and the options it is compiled with.
+"""The text of kernels/*.cu, put together for the compiler, and the compiler's options.
 
-A kernel file names the files whose functions it uses in its first lines, `// Needs: common.cu, ptx.cu`. They are put
-in front of it rather than #included: a cache of compiled modules then sees every change. `#line` makes errors name
-the file. CuPy is not needed here.
+The first lines of a kernel file name the files that it needs: `// Needs: common.cu, ptx.cu`. Their text is put before
+its own. They are not #included, so that a cache of compiled modules sees every change. `#line` makes errors name the
+file. CuPy is not needed here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# No contraction: a product and a sum are rounded twice, as on the CPU, unless the kernel says fmaf.
+# No contraction: a product and a sum are rounded separately, as on the CPU, unless the kernel says fmaf.
 OPTIONS = ("--std=c++17", "--fmad=false")
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -20,9 +20,13 @@ _NEEDS = re.compile(r"^// Needs: (.+)$", re.MULTILINE)
 
 
 def source(*names: str) -> str:
-    """The text of the kernel files called names ("norm", or "norm.cu"), each once, after what they need.
+    """Return the text of kernel files, each once, after those that it needs.
 
-    Raises ValueError for a file that does not exist.
+    Args:
+        names: "norm" or "norm.cu".
+
+    Raises:
+        ValueError: a file does not exist.
     """
     parts: dict[str, str] = {}
     for name in names:
@@ -45,8 +49,11 @@ def _collect(name: str, parts: dict[str, str]) -> None:
 
 
 def compile_module(cupy: Any, names: Sequence[str], expressions: Sequence[str]) -> Any:
-    """A RawModule of these kernel files, in which the templates that expressions name are instantiated.
+    """Return a RawModule of kernel files.
 
-    cupy  the module, or what stands in for it
+    Args:
+        cupy: the module, or a stand-in.
+        names: the files, as for source().
+        expressions: templates to instantiate, such as "append<64, __half>".
     """
     return cupy.RawModule(code=source(*names), options=OPTIONS, name_expressions=tuple(expressions) or None)

@@ -1,10 +1,10 @@
-"""CUDA graphs of decoding steps: the launches of a step, recorded once and given to the GPU by one call.
+"""CUDA graphs of decoding steps: the launches of a step are recorded once. Later one call gives them to the GPU.
 
-    key   what the launches depend on: number of tokens, blocks for the sequence's length, what is wanted of logits
+    key   what the launches depend on: number of tokens, blocks for the sequence's length, whether logits are wanted
 
-Tokens, rows and positions lie in device memory, so that one graph serves every step of its key. A key's first step is
-launched kernel by kernel, which also loads the kernels; the second is recorded. Where CUDA refuses, steps go on being
-launched kernel by kernel, and problem says why. Of each cache the graphs used last are kept.
+Tokens, rows and positions are in device memory, so that one graph serves every step of its key. The first step of a key
+is launched kernel by kernel, which also loads the kernels. The second one is recorded. If CUDA refuses, all steps are
+launched kernel by kernel, and problem says why. The graphs of each cache that were used last are kept.
 """
 
 from __future__ import annotations
@@ -17,22 +17,37 @@ from .cache import CudaKVCache
 
 
 class StepGraphs:
-    """Graphs of each cache, dropped with it: a graph holds addresses, and keeps no memory alive."""
+    """The graphs of each cache. They are dropped with it: a graph has addresses, and keeps no memory alive.
+
+    Args:
+        cupy: the module, or a stand-in.
+        stream: where steps are launched.
+        most: number of graphs of a cache that are kept.
+
+    Attributes:
+        n_captured: number of graphs recorded so far.
+        problem: None while graphs work, else why they do not.
+    """
 
     def __init__(self, cupy: Any, stream: Any, most: int) -> None:
-        """most: graphs of a cache that are kept."""
         self._cupy, self._stream, self._most = cupy, stream, most
         self._graphs: WeakKeyDictionary[CudaKVCache, dict[Hashable, Any]] = WeakKeyDictionary()
         self.n_captured = 0
         self.problem: str | None = None
 
     def run(self, cache: CudaKVCache, key: Hashable, launch: Callable[[], None]) -> None:
-        """What launch() launches on the stream, which must be the current one and not the default one."""
+        """Run a step: launch it, record it, or run its graph.
+
+        Args:
+            cache: the cache that the step uses.
+            key: what the launches depend on.
+            launch: launches the step on the stream, which must be the current one and not the default one.
+        """
         graphs = self._graphs.setdefault(cache, {})
         is_known, graph = key in graphs, graphs.pop(key, None)
         if is_known and graph is None and self.problem is None:
             graph = self._capture(launch)
-        graphs[key] = graph  # the last, as the one used last
+        graphs[key] = graph  # at the end: it was used last
         if len(graphs) > self._most:
             del graphs[next(iter(graphs))]
         if graph is None or self.problem is not None:
@@ -41,17 +56,17 @@ class StepGraphs:
             graph.launch(self._stream)
 
     def n_kept(self, cache: CudaKVCache) -> int:
-        """Graphs of a cache, and steps seen once that have none yet."""
+        """Return the number of keys that are kept of a cache. One that was seen once has no graph yet."""
         return len(self._graphs.get(cache, ()))
 
     def clear(self) -> None:
-        """Forgets all graphs: the arrays that they name will be freed."""
+        """Drop all graphs: the arrays that they use will be freed."""
         self._graphs.clear()
 
     def _capture(self, launch: Callable[[], None]) -> Any:
-        """The graph of launch(), of which nothing is run yet; None where that is not possible."""
+        """Record launch() without running it. Returns the graph, or None if CUDA refuses."""
         try:
-            # Other threads of the program may allocate meanwhile.
+            # In this mode, other threads of the program may allocate meanwhile.
             self._stream.begin_capture(self._cupy.cuda.runtime.streamCaptureModeThreadLocal)
         except (AttributeError, RuntimeError) as error:  # CuPy's CUDARuntimeError is a RuntimeError
             self._give_up(error)
@@ -61,7 +76,7 @@ class StepGraphs:
             launch()
         except RuntimeError as error:
             self._give_up(error)
-        finally:  # also after Ctrl-C: the stream must not stay as it is
+        finally:  # also after Ctrl-C: the stream must not go on recording
             try:
                 graph = self._stream.end_capture()
             except RuntimeError as error:

@@ -1,5 +1,4 @@
-"""Device memory that a forward pass writes to, made from the plan's list; kept from pass to pass, so that graphs may
-hold its addresses."""
+"""Device memory that a forward pass writes to. It stays from pass to pass, so that graphs can have its addresses."""
 
 from __future__ import annotations
 
@@ -21,12 +20,16 @@ from .planner import DECODE_TOKENS, INPUTS, workspace_arrays
 class Workspace:
     """Scratch arrays for passes of up to n_tokens tokens, over sequences of up to max_seq_len.
 
-    x          (n_tokens, dim) float32, the residual stream; q, k, v, attention, gate_up and logits are the others
-    normed     quantized vectors: the input of wqkv and of w13; others are wo_input, w2_input, final (of output)
-    rope_table (max_seq_len, head_dim / 2, 2) float32, cosine and sine of each position and pair
-    tokens, rows, positions, outputs, tiles   int32, of the pass, after put()
-    draws      (8, words of a draw) uint64, after put_draws(); sampled (8,) int32
-    counters   zeros between two kernels: "last block" counts, in three parts
+    Attributes:
+        x: (n_tokens, dim) float32, the residual stream. q, k, v, attention, gate_up and logits are float32 arrays, too.
+        normed: quantized vectors, the input of wqkv and w13. wo_input, w2_input and final are the input of wo, w2 and
+            output.
+        rope_table: (max_seq_len, head_dim / 2, 2) float32, cosine and sine of each position and pair.
+        tokens, rows, positions, outputs, tiles: int32, the inputs of the pass after put().
+        draws: (8, DRAW_WORDS) uint64, after put_draws().
+        sampled: (8,) int32.
+        counter, head_counters, group_counters, attention_counters: with these a block finds out whether it is the last
+            one. They are zeros between two kernels.
     """
 
     def __init__(self, cupy: Any, config: ModelConfig, quantization: Quantization, max_seq_len: int, n_tokens: int):
@@ -60,12 +63,15 @@ class Workspace:
         self._fetched_ids = pinned(cupy, self.sampled.shape, np.int32)
 
     def put(self, part: Batch, outputs: NDArray[np.int32], tiles: NDArray[np.int32], *, changes: bool = False) -> None:
-        """Copies the inputs of a pass to the device, at once, unless it has them. What was there must not be needed.
+        """Copy the inputs of a pass to the device in one piece, unless they are there already.
 
-        part     the tokens; a pass of decoding has the same addresses, however many they are
-        outputs  indices of tokens, for norm -> output
-        tiles    (n_tiles, 2) as AttendPrompt.tiles() has them
-        changes  whether the pass makes the next one's inputs of them
+        The inputs of the last pass must not be needed any more.
+
+        Args:
+            part: the tokens. Decoding passes of any number of tokens have the same addresses.
+            outputs: indices of tokens, for norm -> output.
+            tiles: (n_tiles, 2) as AttendPrompt.tiles() returns them.
+            changes: whether the pass turns them into the inputs of the next one.
         """
         n = len(part.tokens)
         room = DECODE_TOKENS if n <= DECODE_TOKENS else self.n_tokens
@@ -80,14 +86,15 @@ class Workspace:
             self._inputs.forget()
 
     def put_draws(self, draws: Sequence[Draw]) -> None:
-        """Copies the draws of a pass, up to 8, to the device, unless it has them."""
+        """Copy the draws of a pass, at most 8, to the device, unless they are there already."""
         encode(draws, self._draws.staged)
         self._draws.push(len(self._draws.staged))
 
     def fetch_sampled(self, n: int) -> NDArray[np.int32]:
-        """The first n tokens that were sampled, valid until the next call; waits for the device.
+        """Wait for the device. Returns the first n tokens that were sampled, valid until the next call.
 
-        The device has made them, and positions that are one more, the next step's inputs: put() need not copy those.
+        The device has already put them, and the next positions, into the inputs of the next step. put() does not copy
+        those again.
         """
         sampled: NDArray[np.int32] = np.asarray(self.sampled[:n].get(out=self._fetched_ids[:n]))
         inputs = self._inputs.staged[: INPUTS * DECODE_TOKENS].reshape(INPUTS, DECODE_TOKENS)
@@ -97,47 +104,51 @@ class Workspace:
         return sampled
 
     def fetch_logits(self, n: int) -> NDArray[np.float32]:
-        """The first n vectors of logits on the host, valid until the next call; waits for the device."""
+        """Wait for the device. Returns the first n vectors of logits, valid until the next call."""
         return np.asarray(self.logits[:n].get(out=self._fetched[:n]))
 
 
 class Mirror:
-    """A device array and the host's copy of it, from which it is written when it holds something else.
+    """A device array and a copy of it on the host. What the device has already is not copied again.
 
-    device   the array, addressed by its first axis
-    staged   host memory of the same shape and dtype, to be filled before push()
+    Attributes:
+        device: the array.
+        staged: host memory of the same shape and dtype, to be filled before push().
     """
 
     def __init__(self, cupy: Any, device: Any) -> None:
         self.device = device
         self.staged = pinned(cupy, device.shape, device.dtype)
-        self._held: bytes | None = None  # by the beginning of device; None: unknown
+        self._held: bytes | None = None  # bytes at the beginning of device; None: unknown
 
     def push(self, n: int) -> None:
-        """Makes device[:n] what staged[:n] is."""
+        """Copy staged[:n] to device[:n], unless they are equal."""
         wanted = self.staged[:n].tobytes()
         if wanted != self._held:
-            self._held = None  # until the copy is made
+            self._held = None  # in case the copy fails
             self.device[:n].set(self.staged[:n])
             self._held = wanted
 
     def forget(self) -> None:
-        """Kernels are about to write to device."""
+        """Note that kernels will write to device."""
         self._held = None
 
     def confirm(self, n: int) -> None:
-        """Kernels have written to device[:n] what staged[:n] is."""
+        """Note that kernels have written to device[:n] what is in staged[:n]."""
         self._held = self.staged[:n].tobytes()
 
 
 def rope_table(config: ModelConfig, max_seq_len: int) -> NDArray[np.float32]:
-    """Cosine and sine of the angle of each position and pair, (max_seq_len, head_dim / 2, 2); float64 until the end."""
+    """Return cosine and sine of the angle of each position and pair, (max_seq_len, head_dim / 2, 2).
+
+    They are computed in float64 and rounded at the end.
+    """
     angles = np.outer(np.arange(max_seq_len, dtype=np.float64), np.asarray(config.rope_frequencies(), np.float64))
     return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
 
 
 def pinned(cupy: Any, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """Host memory that the GPU copies from and to by itself; zeros."""
+    """Allocate pinned host memory, which the GPU can read and write by itself. It is filled with zeros."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory: NDArray[Any] = np.frombuffer(cupy.cuda.alloc_pinned_memory(size), np.uint8, size)
     array: NDArray[Any] = memory.view(dtype).reshape(shape)

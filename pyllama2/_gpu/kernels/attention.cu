@@ -1,17 +1,17 @@
 // Needs: common.cu, cache.cu, softmax.cu, quantize.cu
-// Attention of single tokens to the cache, split over its length: a few tokens of any rows at any positions.
+// Attention of a few tokens, of any rows at any positions, to the cache, split over its length. For decoding.
 //
 //   out_h = sum over s <= position of softmax_s(q_h . k_s / sqrt(head_dim)) v_s
 //
-// Positions are cut at multiples of kSpan, counted from 0. One block takes one span for kQueries query heads that
-// share a key head. A thread has one position for the scores, and one place in head_dim for the values, which come
-// through shared memory; so a score is summed over head_dim in order and an output over the positions in order, as on
-// the CPU. The last block of a token and a unit to finish merges its spans, in order. The result depends on the
-// sequence alone: neither on the batch nor on the number of spans that the grid has room for. Used for decoding.
+// Positions are cut at multiples of kSpan, counted from 0. One block computes one span for a unit: kQueries query heads
+// that share a key head. For the scores a thread has one position. For the values, which come through shared memory, it
+// has one place in head_dim. So a score is summed over head_dim in order, and an output over the positions in order, as
+// on the CPU. The last block of a token and a unit to finish merges the spans, in order. The result depends on the
+// sequence alone: neither on the batch, nor on the number of spans that the grid has room for.
 
 namespace {
 
-constexpr int kChunk = 64;  // positions whose values are in shared memory together
+constexpr int kChunk = 64;  // positions whose values are in shared memory at a time
 
 template <int kHeadDim, int kQueries, class Code>
 struct AttendScratch {
@@ -22,7 +22,7 @@ struct AttendScratch {
   float sums[kQueries];
 };
 
-// How threads share the outputs: kGroups times kHeadDim threads, each with one place in head_dim of kMine queries.
+// How threads share the outputs: each of kGroups * kHeadDim threads has one place in head_dim of kMine queries.
 template <int kHeadDim, int kQueries>
 struct OutputShares {
   static_assert(kHeadDim <= kSpan, "one thread for each place in head_dim");
@@ -40,7 +40,7 @@ struct HeldChunk {
   using Piece = Raw<kPiece* static_cast<int>(sizeof(Code))>;
   Piece held[kHeld];
 
-  // values of n positions, of which only the first kChunk are taken.
+  // Loads values of the next n positions, at most kChunk of them.
   __device__ __forceinline__ void load(const Code* __restrict__ values, int n) {
     const int pieces = min(n, kChunk) * (kHeadDim / kPiece);
 #pragma unroll
@@ -78,7 +78,8 @@ __device__ __forceinline__ void score_position(const Code* __restrict__ key, con
   }
 }
 
-// out += weights * values for the thread's place d and queries group, group + kGroups, ...; n positions from first on.
+// out += weights * values, for the thread's place d and its queries group, group + kGroups, ...; n positions from first
+// on.
 template <int kHeadDim, int kQueries, class Code>
 __device__ __forceinline__ void add_values(const AttendScratch<kHeadDim, kQueries, Code>& scratch, int first, int n,
                                            int group, int d, Outputs<kHeadDim, kQueries>& out) {
@@ -109,7 +110,7 @@ __device__ __forceinline__ void add_values(const AttendScratch<kHeadDim, kQuerie
   }
 }
 
-// The block's attention to n positions of one span: what its threads gather is in out.
+// The block's attention to n positions of one span. Each thread's sums are in out.
 template <int kHeadDim, int kQueries, class Code>
 __device__ __forceinline__ void attend_span(const Code* __restrict__ key, const Code* __restrict__ values,
                                             const float* __restrict__ key_scales,
@@ -143,7 +144,7 @@ __device__ __forceinline__ void attend_span(const Code* __restrict__ key, const 
   }
 }
 
-// The spans of a token and a unit become one. A span's part is kQueries vectors, their maxima, and their sums.
+// Merges the spans of a token and a unit. A span's part has kQueries vectors, their maxima, and their sums.
 template <int kHeadDim, int kQueries>
 __device__ __forceinline__ void merge_spans(const float* parts, int n_spans, int group, int d,
                                             Outputs<kHeadDim, kQueries>& out, float* sums) {
@@ -165,8 +166,8 @@ __device__ __forceinline__ void merge_spans(const float* parts, int n_spans, int
   }
 }
 
-// Groups first .. first + n of the quantized form of a token's outputs x, of which count are there. kElsewhere: other
-// blocks wrote some of x, and it comes from the L2 cache.
+// Quantizes groups first .. first + n of a token's outputs; x has count numbers of them. kElsewhere: other blocks wrote
+// some of x, so it is read from the L2 cache.
 template <int kGroup, bool kElsewhere>
 __device__ void quantize_outputs(const float* x, int count, int bits, const Quantized& to, int token, int first,
                                  int n) {
@@ -182,14 +183,15 @@ __device__ void quantize_outputs(const float* x, int count, int bits, const Quan
 
 }  // namespace
 
-// q (n, n_kv_heads * queries_per_kv, head_dim) float32 after the rotation -> out, the same shape, and out in the
-// quantized form that a matrix of so many bits with groups of kGroup inputs is multiplied with.
+// q (n, n_kv_heads * queries_per_kv, head_dim) float32 after the rotation -> out, of the same shape, and out quantized
+// for a matrix of so many bits with groups of kGroup inputs.
 //
-//   grid      (at least the spans of the longest sequence, n_units, n); n_units = n_kv_heads * queries_per_kv / kQueries
+//   grid      (at least the spans of the longest sequence, n_units, n);
+//             n_units = n_kv_heads * queries_per_kv / kQueries
 //   block     kSpan threads
 //   scale     log2(e) / sqrt(head_dim)
-//   parts     (n, n_units, gridDim.x, kQueries, head_dim + 2) float32 scratch; not used where one span is enough
-//   counters  n * n_units + n zeros, and zeros again at the end
+//   parts     (n, n_units, gridDim.x, kQueries, head_dim + 2) float32 scratch; not used if there is one span
+//   counters  n * n_units + n zeros, which are zeros again at the end
 template <int kHeadDim, int kQueries, int kGroup, class Code>
 __global__ void __launch_bounds__(kSpan, 2)
     attend(const float* __restrict__ q, const Code* __restrict__ keys, const Code* __restrict__ values,

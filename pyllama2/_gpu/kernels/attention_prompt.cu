@@ -1,20 +1,21 @@
 // Needs: common.cu, cache.cu, softmax.cu
-// Attention of many tokens to the cache, in tiles of consecutive tokens of one row, for prompts.
+// Attention of many tokens to the cache, in tiles of consecutive tokens of one row. For prompts.
 //
 //   out_h = sum over s <= position of softmax_s(q_h . k_s / sqrt(head_dim)) v_s
 //
 // The columns of a tile are the queries of its tokens, for kQueries heads that share a key head: a key or value is read
-// once for all of them. Per span of kSpan positions, counted from 0: a thread has two positions, and their scores with
-// all columns; half a warp turns the scores of a column into weights; a thread gathers some places of head_dim for
-// some columns. Each number has the operations of attention.cu in the same order, so that prompts and single tokens
-// have the same bits, however a prompt is cut. What a column does not see is never multiplied with it.
+// once for all of them. Positions are cut into spans of kSpan, counted from 0. For each span, a thread computes the
+// scores of two positions with all columns. Half a warp turns the scores of a column into weights. Then a thread sums
+// weights * values in some places of head_dim for some columns. Each number has the operations of attention.cu in the
+// same order. So prompts and single tokens have the same bits, however a prompt is cut. A position that a column does
+// not see is never multiplied with its weights.
 
 namespace {
 
 constexpr int kPromptThreads = 128;
 constexpr int kSweeps = kSpan / kPromptThreads;  // positions of a thread
 
-// How threads share the outputs: kLanes of them have the places of head_dim, kGroups have columns of their own.
+// How threads share the outputs: kLanes threads share the places of head_dim, and each of kGroups has its own columns.
 template <int kHeadDim>
 struct PromptShares {
   static constexpr int kColumns = kHeadDim <= 128 ? 32 : 16;
@@ -28,13 +29,13 @@ struct PromptShares {
 template <int kHeadDim>
 struct PromptScratch {
   static constexpr int kColumns = PromptShares<kHeadDim>::kColumns;
-  union {  // the queries have become scores before these are stored
+  union {  // queries are not needed any more when scores are stored
     alignas(16) float queries[kHeadDim][kColumns];
     alignas(16) float weights[kColumns][kSpanStride];
   };
-  int counts[kColumns];  // positions that a column sees in all; they ascend
+  int counts[kColumns];  // positions that a column sees, ascending
   float maxima[kColumns], sums[kColumns];  // of all spans so far
-  float keep[kColumns], add[kColumns];  // how much of what was gathered, and of the last span, go on: see Merge
+  float keep[kColumns], add[kColumns];  // factors of the sums so far, and of the last span: see Merge
 };
 
 // Scores of the thread's position with every column.
@@ -64,7 +65,7 @@ __device__ __forceinline__ void score_columns(const Code* __restrict__ key, cons
 template <int kHeadDim>
 using Gathered = float[PromptShares<kHeadDim>::kMine][PromptShares<kHeadDim>::kPiece];
 
-// out += weights * values for the thread's columns, from column on, and its piece of head_dim; positions of one span.
+// out += weights * values over one span, for the thread's columns, from column on, and its piece of head_dim.
 template <int kHeadDim, class Code>
 __device__ __forceinline__ void gather(const PromptScratch<kHeadDim>& scratch, const Code* __restrict__ values,
                                        int first, int column, Gathered<kHeadDim>& out) {
@@ -158,14 +159,14 @@ __global__ void __launch_bounds__(kPromptThreads, 3)
                   int n_kv_heads, int n_positions, float scale, float* __restrict__ out) {
   using Shares = PromptShares<kHeadDim>;
   constexpr int kColumns = Shares::kColumns, kPiece = Shares::kPiece, kMine = Shares::kMine;
-  constexpr int kRun = piece_of(kHeadDim, 8);  // numbers of a query that are loaded side by side: a whole sector
+  constexpr int kRun = piece_of(kHeadDim, 8);  // numbers of a query that are loaded side by side, as a whole sector
   __shared__ PromptScratch<kHeadDim> scratch;
   const int unit = blockIdx.y, n_units = gridDim.y;
-  // Later tokens see more: longest first.
+  // Later tokens see more positions: the longest tiles come first.
   const int2 tile = reinterpret_cast<const int2*>(tiles)[gridDim.x - 1 - blockIdx.x];
   const int columns = tile.y * kQueries;
   const size_t head = static_cast<size_t>(rows[tile.x]) * n_kv_heads + unit / (n_units / n_kv_heads);
-  // Column c is query c % kQueries of token c / kQueries; those beyond the tile's are computed as its last.
+  // Column c is query c % kQueries of token c / kQueries. Columns beyond the tile's repeat its last one.
   const auto vector = [&](int c) {
     const int column = min(c, columns - 1);
     return (static_cast<size_t>(tile.x + column / kQueries) * n_units + unit) * kQueries + column % kQueries;

@@ -1,14 +1,15 @@
-// Where keys and values of one layer lie, and how a vector of head_dim numbers is put there or read.
+// Where keys and values of one layer lie, and how a vector of head_dim numbers is stored there or read.
 //
 //   keys    (n_rows, n_kv_heads, n_positions / 32, head_dim / piece, 32, piece)
 //   values  (n_rows, n_kv_heads, n_positions, head_dim)
 //   scales  (n_rows, n_kv_heads, n_positions) float32, for int8: a number is its code times the scale of its vector
 //
-// n_positions is a multiple of 32. A piece is 16 bytes (fewer where head_dim is no multiple): a lane that has one
-// position to itself reads its piece beside those of the other lanes, so that scores need no shuffles, and eight
-// positions of a piece are the 8 x 8 matrix of a tensor core. Numbers are rounded as on the CPU, whose saved rows fit.
+// n_positions is a multiple of 32. A piece has 16 bytes, or fewer if these do not divide a vector. A lane has a
+// position to itself, and reads its piece beside those of the other lanes. So scores need no shuffles. Eight positions
+// of a piece are the 8 x 8 matrix of a tensor core. Numbers are rounded as on the CPU, so that either can load a row
+// that the other saved.
 //
-// A head below is the number row * n_kv_heads + kv_head.
+// head below is row * n_kv_heads + kv_head.
 
 #include <cuda_fp16.h>
 
@@ -16,13 +17,13 @@ namespace {
 
 constexpr int kKeyBlock = 32;  // positions whose keys are interleaved
 
-// The largest power of two of numbers that divides head_dim, up to most.
+// The largest power of two, up to most, that divides head_dim.
 constexpr int piece_of(int head_dim, int most) { return head_dim % most == 0 ? most : piece_of(head_dim, most / 2); }
 
 template <int kHeadDim, class Code>
 constexpr int kKeyPiece = piece_of(kHeadDim, 16 / static_cast<int>(sizeof(Code)));
 
-// Of number d of a key.
+// Index of number d of a key.
 template <int kHeadDim, class Code>
 __device__ __forceinline__ size_t key_index(size_t head, int n_positions, int position, int d) {
   constexpr int kPiece = kKeyPiece<kHeadDim, Code>;
@@ -30,13 +31,13 @@ __device__ __forceinline__ size_t key_index(size_t head, int n_positions, int po
   return block * kKeyBlock * kHeadDim + (d / kPiece * kKeyBlock + position % kKeyBlock) * kPiece + d % kPiece;
 }
 
-// Of the first number of a value.
+// Index of the first number of a value.
 template <int kHeadDim>
 __device__ __forceinline__ size_t value_index(size_t head, int n_positions, int position) {
   return (head * n_positions + position) * kHeadDim;
 }
 
-// So many bytes, loaded at once.
+// A type of so many bytes, which are loaded at once.
 template <int kBytes>
 struct Bytes;
 template <>
@@ -65,13 +66,13 @@ __device__ __forceinline__ unsigned word_of(const uint2& raw, int i) { return i 
 __device__ __forceinline__ unsigned word_of(unsigned raw, int) { return raw; }
 __device__ __forceinline__ unsigned word_of(unsigned short raw, int) { return raw; }
 
-// Number i of what was loaded, without its scale.
+// Number i of what was loaded, not multiplied with its scale.
 template <class Code, class R>
 __device__ __forceinline__ float widened(const R& raw, int i) {
   if constexpr (sizeof(Code) == 2) {
     return __half2float(__ushort_as_half(static_cast<unsigned short>(word_of(raw, i / 2) >> i % 2 * 16)));
   } else {
-    // The code + 128 becomes the lowest byte of 2^23: one permutation and one subtraction, both exact.
+    // 2^23 with code + 128 in its lowest byte, minus 2^23 + 128: a permutation and an exact subtraction.
     const unsigned word = word_of(raw, i / 4) ^ 0x80808080u;
     return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u + i % 4)) - 8388736.0f;
   }
@@ -82,7 +83,7 @@ __device__ __forceinline__ float widened(signed char code) {
   return __uint_as_float(0x4b000000u | (static_cast<unsigned char>(code) ^ 0x80u)) - 8388736.0f;
 }
 
-// Numbers 2i and 2i + 1 of a float16 key or value: for a thread that has just rotated a pair.
+// Stores numbers 2i and 2i + 1 of a float16 key or value: for a thread that has a pair after the rotation.
 template <int kHeadDim>
 __device__ __forceinline__ void store_key_pair(__half* keys, int head, int n_positions, int position, int i, float a,
                                                float b) {
@@ -97,7 +98,7 @@ __device__ __forceinline__ void store_value_pair(__half* values, int head, int n
   *reinterpret_cast<__half2*>(values + at) = __floats2half2_rn(a, b);
 }
 
-// A vector of head_dim numbers, of which this warp's lanes bring those at lane, lane + 32, ... in x.
+// Numbers that each lane has of a vector of head_dim numbers: those at lane, lane + 32, ...
 template <int kHeadDim>
 constexpr int kPerLane = (kHeadDim + 31) / 32;
 
@@ -119,7 +120,7 @@ __device__ void store_value(__half* values, float*, int head, int n_positions, i
   }
 }
 
-// Codes -127 .. 127 of a vector, and its scale. NaN or infinity makes the scale infinite: 0 times it is NaN.
+// Codes -127 .. 127 of a vector. Returns the scale. NaN or infinity makes it infinite, and 0 times infinity is NaN.
 template <int kHeadDim>
 __device__ float quantize_vector(const float (&x)[kPerLane<kHeadDim>], signed char (&codes)[kPerLane<kHeadDim>]) {
   unsigned most = 0;  // magnitudes as integers are ordered like floats, and NaN is above infinity
@@ -160,8 +161,8 @@ __device__ void store_value(signed char* values, float* scales, int head, int n_
 
 }  // namespace
 
-// x (n, n_kv_heads, head_dim) keys and values -> the cache, one warp per token, head and kind. For tests and for
-// prompts, whose keys come from a matrix product.
+// k and v (n, n_kv_heads, head_dim) -> the cache: one block per token and head, with a warp for the key and one for the
+// value. For prompts.
 template <int kHeadDim, class Code>
 __global__ void append(const float* __restrict__ k, const float* __restrict__ v, const int* __restrict__ rows,
                        const int* __restrict__ positions, int n_kv_heads, int n_positions, Code* keys, Code* values,

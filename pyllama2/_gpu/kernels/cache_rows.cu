@@ -1,8 +1,8 @@
 // Needs: cache.cu
-// A row of a cache becomes another up to a length: for sequences that start alike, and for a cache that grows.
+// Copies the beginning of a row: for sequences that start alike, and for a cache that grows.
 
-// The first length positions of row from, of every layer and head, to row to, which may be of another cache. Grid
-// (blocks of 32 positions, n_kv_heads, n_layers), any number of threads.
+// Copies the first length positions of row `from`, of every layer and head, to row `to`, which may be of another cache.
+// Grid (blocks of 32 positions, n_kv_heads, n_layers), any number of threads.
 template <int kHeadDim, class Code>
 __global__ void copy_prefix(int from, int to, int length, const Code* from_keys, const Code* from_values,
                             const float* from_key_scales, const float* from_value_scales, int n_from_rows,
@@ -19,8 +19,8 @@ __global__ void copy_prefix(int from, int to, int length, const Code* from_keys,
               *value = reinterpret_cast<const Piece*>(from_values + at);
   Piece *new_key = reinterpret_cast<Piece*>(keys + target), *new_value = reinterpret_cast<Piece*>(values + target);
   for (int i = threadIdx.x; i < kKeyBlock * kHeadDim / kPiece; i += blockDim.x) {
-    if (i % kKeyBlock < n) new_key[i] = key[i];  // pieces of keys: 32 positions side by side
-    if (i < n * (kHeadDim / kPiece)) new_value[i] = value[i];  // of values: those of one position
+    if (i % kKeyBlock < n) new_key[i] = key[i];  // pieces of keys: 32 positions are side by side
+    if (i < n * (kHeadDim / kPiece)) new_value[i] = value[i];  // pieces of values: those of one position are
   }
   if constexpr (sizeof(Code) == 1)
     for (int s = threadIdx.x; s < n; s += blockDim.x) {

@@ -1,20 +1,21 @@
-// Sums and maxima over a warp, and the storage formats of matrices and of the vectors they are multiplied with.
+// Sums and maxima over a warp, and the formats of matrices and of the vectors that they are multiplied with.
 //
 // A quantized matrix (rows, columns) lies on the device in tiles of 32 rows, the last padded with zeros:
 //
 //   codes   (tiles, groups, group size * bits / 128, 32, 16 bytes): one lane has one row, 16 bytes at a time.
-//           q4: byte j of a row's group has input j of the group below and input group size / 2 + j above, both
-//           from 0 to 15 with zero at 8. q8: int8.
+//           q4: byte j of a row's group has input j of the group in its low nibble, and input group size / 2 + j in its
+//           high nibble, both from 0 to 15, where 8 is zero. q8: int8.
 //   scales  (tiles, groups, 32) float16
 //
 // A vector (columns,) that such a matrix is multiplied with is cut into the same groups, with zeros after its end:
 //
 //   q4      codes int8 (stride,), stride = groups * group size; scales float32 (groups,);
 //           offsets int32 (groups,), -8 times the sum of a group's codes
-//   q8      codes (2, stride) bytes: the high ones of int16 numbers, signed, then the low ones, unsigned; scales
+//   q8      codes (2, stride) bytes: the high bytes of int16 numbers, signed, then the low bytes, unsigned; scales
 //
-// Products of codes are exact integers; groups are added in order, total = fmaf(sum, weight scale * vector scale,
-// total), as on the CPU. So a product has the CPU's bits, however many columns there are and whichever kernel it is.
+// The sum of a group's products of codes is an exact integer. Groups are added in order: total = fmaf(sum, weight scale
+// * vector scale, total), as on the CPU. So a product has the CPU's bits, for any number of columns and in every
+// kernel.
 
 #include <cuda_fp16.h>
 
@@ -46,8 +47,8 @@ struct Quantized {
   int groups;  // of one vector
 };
 
-// What the last block of a launch does must come after what the others wrote: true in that block alone, whose threads
-// then see it with __ldcg. counter is 0 before and after. All threads of a block have to call it.
+// Whether this block is the last of so many blocks to come here. Its threads see what the others wrote before, if they
+// read it with __ldcg. counter is 0 before and after. All threads of a block must call it.
 __device__ __forceinline__ bool is_last_block(unsigned* counter, unsigned blocks) {
   __shared__ bool last;
   __threadfence();

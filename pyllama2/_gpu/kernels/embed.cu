@@ -1,9 +1,9 @@
 // Needs: norm.cu
-// Rows of tok_embeddings as float32, and the first layer's norm of them.
+// Rows of tok_embeddings as float32, and the first layer's attention_norm of them.
 
 namespace {
 
-// A row of a matrix in tiles (common.cu) to out (columns,), by a whole block.
+// out (columns,) = a row of a matrix in tiles (common.cu), by a whole block.
 template <int kBits, int kGroup>
 __device__ void widen_row(const signed char* __restrict__ codes, const __half* __restrict__ scales, int columns,
                           int row, float* out) {
@@ -30,8 +30,8 @@ __device__ __forceinline__ void first_norm(const float* row, const float* norm_w
 
 }  // namespace
 
-// tokens (n,) -> x (n, dim); where norm_weight is not NULL, also RMSNorm of it, quantized to codes, scales and offsets
-// for a matrix of next_bits. One block per token.
+// tokens (n,) -> x (n, dim). If norm_weight is not NULL, also RMSNorm of x, quantized to codes, scales and offsets for
+// a matrix of next_bits. One block per token.
 template <int kBits, int kGroup>
 __global__ void __launch_bounds__(kThreads)
     embed(const signed char* __restrict__ table, const __half* __restrict__ table_scales,
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads)
   first_norm<kGroup>(row, norm_weight, eps, dim, next_bits, {codes, scales, offsets, (dim + kGroup - 1) / kGroup});
 }
 
-// The same from table (vocab_size, dim) of float or __half.
+// The same for a table (vocab_size, dim) of float or __half.
 template <class Number, int kGroup>
 __global__ void __launch_bounds__(kThreads)
     embed_plain(const Number* __restrict__ table, const int* __restrict__ tokens, int dim, float* x,

@@ -1,16 +1,16 @@
 // Needs: common.cu, ptx.cu
-// Products of a quantized matrix with many vectors, for prompts: the numbers of the decode kernels, to the bit, since
-// sums of a group are exact and groups are added in the same order.
+// Products of a quantized matrix with many vectors, for prompts. They have the bits of the decode kernels: sums of a
+// group are exact, and groups are added in the same order.
 //
-// A block takes 64 rows (two tiles) and 64 vectors, and stages one group of them in shared memory at a time; a thread
-// has 4 rows and 4 vectors. This is the kernel for GPUs before sm_80; matmul_mma.cu has that of later ones.
+// A block has 64 rows (two tiles) and 64 vectors. It stages one group of them in shared memory at a time. A thread has
+// 4 rows and 4 vectors. This kernel is for GPUs before sm_80; that of later ones is in matmul_mma.cu.
 
 namespace {
 
 constexpr int kMatmulThreads = 256;
 constexpr int kBlockTiles = 2, kBlockRows = kBlockTiles * kTileRows;
 
-// Where the product of a row and a vector goes: out (n, parts, rows). Tiles of the parts (w1, w3) come in turns.
+// Where the product of a row and a vector goes: out (n, parts, rows). Tiles of the parts (w1, w3) alternate.
 struct MatmulOutput {
   float* out;
   int rows, parts, n;
@@ -24,7 +24,7 @@ struct MatmulOutput {
   }
 };
 
-// One group of a block's rows and vectors. Vectors are spaced so that eight of them lie in different banks.
+// One group of a block's rows and vectors. Vectors have a distance at which eight of them lie in different banks.
 template <int kBits, int kGroup, int kVectors>
 struct StagedGroup {
   static constexpr int kPieces = kGroup * kBits / 128;  // of 16 bytes, in a row
@@ -45,7 +45,7 @@ __device__ __forceinline__ void stage_group(StagedGroup<kBits, kGroup, kVectors>
   constexpr int kTilePieces = S::kPieces * kTileRows;
   const int t = static_cast<int>(threadIdx.x);
   for (int i = t; i < kBlockTiles * kTilePieces; i += kMatmulThreads) {
-    const int tile = min(first_tile + i / kTilePieces, tiles - 1);  // what is beyond the end is not put anywhere
+    const int tile = min(first_tile + i / kTilePieces, tiles - 1);  // what is beyond the end is not stored
     const size_t from = (static_cast<size_t>(tile) * x.groups + g) * kTilePieces + i % kTilePieces;
     to.rows[i / kTilePieces][i % kTilePieces / kTileRows][i % kTileRows] = load_once(codes + from);
   }

@@ -1,18 +1,18 @@
 // Needs: matmul.cu
-// The products of matmul.cu by tensor cores with whole numbers of 8 bits, for sm_80 and later.
+// The products of matmul.cu on tensor cores with integers of 8 bits, for sm_80 and later.
 //
-// A block of 8 warps takes 64 rows and 128 vectors, a warp 32 rows and 32 vectors. Which input a lane's bytes belong to
-// does not matter, as long as it is the same for rows and vectors: word t of 16 bytes of a row gives a lane of column t
-// its inputs below and above (q4), and word t of two pieces its inputs (q8).
+// A block of 8 warps has 64 rows and 128 vectors, a warp 32 rows and 32 vectors. The inputs of a product may have any
+// order, as long as rows and vectors have the same. So lane t of four takes word t of each piece of 16 bytes: of q4 its
+// low and its high nibbles, of q8 word t of two pieces.
 
 #if __CUDA_ARCH__ >= 800
 
 namespace {
 
 constexpr int kMmaVectors = 128;
-constexpr int kMmaRows = 2, kMmaColumns = 4;  // of 16 and of 8, that a warp has
+constexpr int kMmaRows = 2, kMmaColumns = 4;  // a warp has so many times 16 rows and 8 columns
 
-// A sum and what makes its bits those of a float: exact below 2^22.
+// The bits of a sum + kFloatBits are those of the float sum + kFloatOffset, for sums below 2^22.
 constexpr int kFloatBits = 0x4b400000;
 constexpr float kFloatOffset = 12582912.0f;
 

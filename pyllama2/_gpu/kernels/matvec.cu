@@ -1,6 +1,6 @@
 // Needs: product.cu, norm.cu, silu.cu
-// Products of the feed-forward network, of wo and of the output matrix, with what follows each of them fused to it.
-// Vectors are 1 to 8 columns, one per token. See common.cu for matrices and vectors, product.cu for the inner loop.
+// Products of the feed-forward network, of wo and of the output matrix, each fused with the steps after it. There are 1
+// to 8 vectors (columns), one per token. See common.cu for matrices and vectors, product.cu for the inner loop.
 
 // out (columns, rows) = the product.
 template <int kBits, int kGroup, int kColumns>
@@ -16,8 +16,8 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kB
   if (column < kColumns && row < rows) out[static_cast<size_t>(column) * rows + row] = total[0];
 }
 
-// residual (columns, rows) += the product; where norm_weight is not NULL the last block to finish norms the sum and
-// quantizes it to next, for a matrix of next_bits.
+// residual (columns, rows) += the product. If norm_weight is not NULL, the last block to finish norms residual, and
+// quantizes the result to next, for a matrix of next_bits.
 template <int kBits, int kGroup, int kColumns>
 __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kBlocks)
     matvec_residual(const uint4* __restrict__ codes, const __half* __restrict__ scales, int rows, int groups,
@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kB
     norm_vector<kGroup>(residual + static_cast<size_t>(c) * rows, norm_weight, eps, rows, next_bits, next, c);
 }
 
-// The matrix has the tiles of w1 and w3 in turn. gated (columns, rows) = silu(w1 x) * (w3 x), and the last block to
-// finish with a group of it quantizes the group to next. counters (groups of next,).
+// The matrix has the tiles of w1 and w3 in turn. gated (columns, rows) = silu(w1 x) * (w3 x). The last block to finish
+// a group of it quantizes the group to next. counters (groups of next,).
 template <int kBits, int kGroup, int kColumns>
 __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 2>::kBlocks)
     matvec_swiglu(const uint4* __restrict__ codes, const __half* __restrict__ scales, int rows, int groups,

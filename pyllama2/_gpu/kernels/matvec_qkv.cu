@@ -1,9 +1,9 @@
 // Needs: product.cu, norm.cu, rope.cu, cache.cu
 // wq wk wv -> rope -> kv append, in one launch for 1 to 8 tokens.
 //
-// The matrix has the tiles of wq, those of wk, and those of wv; each of the three starts a new tile. A float16 key or
-// value goes straight to the cache. An int8 one has a scale for the whole head, which may lie in several tiles: the last
-// block to finish with a head takes its numbers from scratch memory and stores them.
+// The matrix has the tiles of wq, those of wk, and those of wv; each of the three starts a new tile. float16 keys and
+// values go straight to the cache. int8 ones have a scale for a whole head, which may be in several tiles: the last
+// block to finish a head reads its numbers from scratch memory and stores them.
 
 namespace {
 
@@ -15,7 +15,7 @@ struct LayerCache {
   int n_kv_heads, n_positions;
 };
 
-// Heads of which this block has numbers and no later block will: stored from kv (columns, kv_dim).
+// Stores, from kv (columns, kv_dim), the heads of which this block has the last missing numbers.
 template <int kHeadDim, int kColumns, class Code>
 __device__ __forceinline__ void store_finished_heads(const LayerCache<Code>& cache, const float* kv, int kv_dim,
                                                      bool is_value, int tile, const int* rows, const int* positions,
@@ -39,7 +39,7 @@ __device__ __forceinline__ void store_finished_heads(const LayerCache<Code>& cac
   }
 }
 
-// This lane's number of a key or value, number i of all heads, to a float16 cache.
+// Stores this lane's number of a key or value, which is number i of all heads, in a float16 cache.
 template <int kHeadDim>
 __device__ __forceinline__ void store_number(const LayerCache<__half>& cache, bool is_value, int row, int position,
                                              int i, float number, bool there) {
@@ -54,8 +54,11 @@ __device__ __forceinline__ void store_number(const LayerCache<__half>& cache, bo
 
 }  // namespace
 
-// q (columns, q_dim) = rotated queries. rope_table (positions, head_dim / 2, 2) cosines and sines; rows and positions
-// (columns,) of the tokens; kv (2, columns, kv_dim) scratch and counters (2, n_kv_heads) zeros, both for int8 only.
+// q (columns, q_dim) = rotated queries; keys and values go to the cache.
+//
+//   rope_table       (positions, head_dim / 2, 2) cosines and sines
+//   rows, positions  (columns,) of the tokens
+//   kv, counters     (2, columns, kv_dim) scratch and (2, n_kv_heads) zeros, for int8 only
 template <int kBits, int kGroup, int kColumns, int kHeadDim, class Code>
 __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kBlocks)
     matvec_qkv(const uint4* __restrict__ codes, const __half* __restrict__ scales, int q_dim, int kv_dim, int groups,

@@ -1,19 +1,19 @@
 // Needs: common.cu, quantize.cu
-// RMSNorm, and the quantized form of its result that matrices are multiplied with.
+// RMSNorm, and quantization of its result, with which matrices are multiplied.
 //
 //   y_i = x_i / sqrt(mean(x^2) + eps) * w_i
 //
-// The sum of squares has the CPU's order (rms_norm of _cpu/kernels/portable.h), eight partial sums of every eighth
-// square, so that a norm has the CPU's bits. The additions depend on each other, dim / 8 of them: all that can be done
-// at once, squares included, is done by the whole block beforehand.
+// The sum of squares has the CPU's order (rms_norm of _cpu/kernels/portable.h): eight partial sums of every eighth
+// square. So a norm has the CPU's bits. Of these additions, dim / 8 depend on each other. The whole block computes the
+// squares beforehand, in parallel.
 
 namespace {
 
 constexpr int kThreads = 512;  // of every block that norms
-constexpr int kSquares = 2 * kThreads;  // that are in shared memory at a time
+constexpr int kSquares = 2 * kThreads;  // squares in shared memory at a time
 constexpr int kPartialSums = 8;
 
-// The sum of the squares of x (dim,), by a whole block. x may have been written by other blocks before.
+// The sum of the squares of x (dim,), by a whole block. Other blocks may have written x.
 __device__ __forceinline__ float sum_of_squares(const float* x, int dim) {
   __shared__ float squares[kSquares];
   __shared__ float total;
@@ -51,7 +51,7 @@ __device__ __forceinline__ float sum_of_squares(const float* x, int dim) {
   return total;
 }
 
-// Vector number c of to = RMSNorm of x (dim,), by a whole block. x may have been written by other blocks before.
+// Vector number c of to = RMSNorm of x (dim,), by a whole block. Other blocks may have written x.
 template <int kGroup>
 __device__ void norm_vector(const float* x, const float* __restrict__ weight, float eps, int dim, int bits,
                             const Quantized& to, int c) {
@@ -69,8 +69,8 @@ __device__ void norm_vector(const float* x, const float* __restrict__ weight, fl
 
 }  // namespace
 
-// x (n, dim) -> vectors 0 .. gridDim.x of codes, scales, offsets, for a matrix of so many bits. Vector i is made from
-// x[picked[i]], or from x[i] where picked is NULL.
+// x (n, dim) -> vectors 0 .. gridDim.x of codes, scales, offsets, for a matrix of so many bits. Vector i is the norm of
+// x[picked[i]], or of x[i] if picked is NULL.
 template <int kGroup>
 __global__ void __launch_bounds__(kThreads)
     rms_norm_quantize(const float* __restrict__ x, const float* __restrict__ weight, float eps, int dim,
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads)
   norm_vector<kGroup>(x + static_cast<size_t>(token) * dim, weight, eps, dim, bits, to, static_cast<int>(blockIdx.x));
 }
 
-// x (gridDim.x, dim) -> the same form without a norm, one block per vector.
+// x (gridDim.x, dim) -> quantized without a norm, one block per vector.
 template <int kGroup>
 __global__ void __launch_bounds__(kThreads)
     quantize(const float* __restrict__ x, int dim, int bits, signed char* codes, float* scales, int* offsets) {

@@ -1,48 +1,48 @@
 // Needs: common.cu, ptx.cu
 // Products of some tiles of a quantized matrix with 1 to 8 vectors: the inner loop of every decode kernel.
 //
-// Lane = row of the tile. The 16 warps of a block take the groups of a tile in turns, a few at a time, and keep the
-// next ones on their way from memory while they multiply. What a vector has there is the same for all lanes: a warp
-// loads it in whole sectors, and hands it round through shared memory. Each warp leaves the exact sums of its groups in
-// shared memory, where warp c adds those of vector c in the order of the groups. That costs less than shuffles would,
-// and fixes the order of additions.
+// A lane has a row of the tile. The 16 warps of a block take the groups of a tile in turn, a few at a time. While a
+// warp multiplies some groups, the next ones are on their way from memory. The codes of a vector are the same for all
+// lanes: a warp loads them in whole sectors, and distributes them through shared memory. Each warp puts the exact sums
+// of its groups into shared memory. There warp c adds those of vector c in the order of the groups. That costs less
+// than shuffles would, and fixes the order of additions.
 
 namespace {
 
 constexpr int kWarps = 16;
-constexpr int kSharedBytes = 48 * 1024;  // that a block has without being asked for more
-constexpr int kFusedBytes = 4224;  // of them, for the steps that are fused to a product
+constexpr int kSharedBytes = 48 * 1024;  // what a block can have without asking for more
+constexpr int kFusedBytes = 4224;  // a part of them, for the steps that are fused with a product
 
 template <int kBits, int kGroup, int kColumns, int kTiles>
 struct Plan {
   static constexpr int kPlanes = kBits / 4;  // of a vector
   static constexpr int kChunks = kGroup * kBits / 128;  // of 16 bytes, in one row's group
   static constexpr int kGroupBytes = kTiles * kTileRows * (4 * kColumns + 2);  // of shared memory
-  // Groups that a warp has on their way: 64 bytes a lane, as far as shared memory allows it.
+  // Groups of a warp that are on their way: 64 bytes per lane, if there is enough shared memory.
   static constexpr int kWanted = kChunks * kTiles >= 4 ? 1 : 4 / (kChunks * kTiles);
   static constexpr int kFits = 19 * 1024 / (kWarps * kGroupBytes);
   static constexpr int kAhead = kFits >= kWanted ? kWanted : kFits >= 2 && kWanted >= 2 ? 2 : 1;
   static constexpr int kStep = kAhead * kWarps;  // groups between two barriers
-  // Vectors that are multiplied at once. A loop over more of them is not unrolled, or registers would be spilled.
+  // Vectors that are multiplied at once. The loop over more of them is not unrolled, or registers would be spilled.
   static constexpr int kFew = kColumns <= 4 ? kColumns : (kColumns + 1) / 2;
   static constexpr int kAtOnce = kChunks * kTiles >= 8 ? 1 : kChunks * kTiles >= 4 && kFew > 2 ? 2 : kFew;
-  static constexpr int kPlanePieces = kAhead * kGroup / 16;  // of 16 bytes, that a warp takes of a plane
-  static constexpr int kPieces = kAtOnce * kPlanes * kPlanePieces;  // and of these vectors
+  static constexpr int kPlanePieces = kAhead * kGroup / 16;  // pieces of 16 bytes that a warp takes of a plane
+  static constexpr int kPieces = kAtOnce * kPlanes * kPlanePieces;  // and of all planes of kAtOnce vectors
   static constexpr int kSlotBytes = kWarps * kPieces * 16 + kColumns * kStep * 8;  // of shared memory
   static constexpr int kBuffers = 2 * kStep * kGroupBytes + kSlotBytes + kFusedBytes <= kSharedBytes ? 2 : 1;
   static constexpr int kPiecesOfLane = (kPieces + 31) / 32;
   static constexpr int kScalesOfLane = (kStep + 31) / 32;
-  // Two blocks on a multiprocessor as long as no registers have to be spilled for it.
+  // Two blocks on a multiprocessor, if no registers have to be spilled for it.
   static constexpr int kBlocks = kColumns == 1 && kAhead * kTiles * kChunks <= 4 ? 2 : 1;
 };
 
 template <class P, int kColumns, int kTiles>
-struct Staged {  // what the warps hand over between two barriers
+struct Staged {  // what warps give to each other between two barriers
   float sums[kTiles][kColumns][P::kStep][kTileRows];
   __half scales[kTiles][P::kStep][kTileRows];
 };
 
-// Where a warp reads the next groups of a tile's rows: codes and scales of this lane's row.
+// Where a warp reads the next groups of a tile: codes and scales of this lane's row.
 struct Place {
   const uint4* codes;
   const __half* scale;
@@ -60,7 +60,7 @@ struct RowGroup {  // one group of one row
   }
 };
 
-// What one warp multiplies with next: kAhead groups of kAtOnce vectors, on their way from memory and then handed round.
+// What one warp multiplies with next: kAhead groups of kAtOnce vectors, loaded into registers, then distributed.
 template <class P, int kGroup>
 struct WarpVectors {
   uint4 pieces[P::kPiecesOfLane];
@@ -78,7 +78,7 @@ struct WarpVectors {
     }
   }
 
-  // A warp or block has to meet after this, before it reads them.
+  // Writes them to shared memory. A barrier of the warp or block must follow before they are read.
   __device__ __forceinline__ void hand_round(uint4* slot) const {
     const int lane = threadIdx.x % 32;
     __syncwarp();  // what was there has been read
@@ -88,8 +88,8 @@ struct WarpVectors {
   }
 };
 
-// The exact sum of one group of a row times the same group of a vector, whose planes are `apart` pieces from each
-// other; of q4 without the zero point.
+// The exact sum of one group of a row times the same group of a vector, whose planes are `apart` pieces apart. The zero
+// point of q4 is not subtracted yet.
 template <int kBits, int kGroup>
 __device__ __forceinline__ int group_sum(const RowGroup<kGroup * kBits / 128>& row, const uint4* x, int apart) {
   constexpr int kChunks = kGroup * kBits / 128;
@@ -102,7 +102,7 @@ __device__ __forceinline__ int group_sum(const RowGroup<kGroup * kBits / 128>& r
   return kBits == 4 ? sum + (other >> 4) : sum * 256 + other;
 }
 
-// Scales and offsets of vector `warp` in the groups of one step, as warps that add up hold them.
+// Scales and offsets of vector `warp` in the groups of one step, as the warps that add them have them.
 template <class P, int kBits>
 struct VectorScales {
   float2 values[P::kScalesOfLane];
@@ -128,8 +128,8 @@ struct VectorScales {
   }
 };
 
-// totals[j] += groups 0 .. n of what was staged, in their order. The offset takes off q4's zero point; whole numbers
-// below 2^24 are added exactly.
+// totals[j] += groups 0 .. n of what was staged, in order. The offset subtracts q4's zero point: the sum of integers
+// below 2^24 is exact.
 template <int kBits, class S, int kTiles>
 __device__ __forceinline__ void add_groups(const S& staged, const float2* vector_scales, int n,
                                            float (&totals)[kTiles]) {
@@ -145,7 +145,7 @@ __device__ __forceinline__ void add_groups(const S& staged, const float2* vector
   }
 }
 
-// A warp's share of one step: sums of its groups, of which n are there, with kAtOnce vectors from c0 on.
+// A warp's share of one step: sums of its n groups, with kAtOnce vectors from c0 on.
 template <int kBits, int kGroup, class P, class S, int kTiles>
 __device__ __forceinline__ void multiply_groups(const RowGroup<P::kChunks> (&rows)[P::kAhead][kTiles],
                                                 const uint4* vectors, int c0, int n, S& staged) {
@@ -164,8 +164,8 @@ __device__ __forceinline__ void multiply_groups(const RowGroup<P::kChunks> (&row
   }
 }
 
-// totals[j] = row `lane` of tile first_tile + j, times vector `warp`, in the first kColumns warps; the others get
-// nothing. All threads of a block have to call it.
+// totals[j] = row `lane` of tile first_tile + j, times vector `warp`, in the first kColumns warps. Other warps get
+// nothing. All threads of a block must call it.
 template <int kBits, int kGroup, int kColumns, int kTiles>
 __device__ __forceinline__ void multiply(const uint4* __restrict__ codes, const __half* __restrict__ scales,
                                          const Quantized& x, int first_tile, float (&totals)[kTiles]) {
@@ -176,7 +176,7 @@ __device__ __forceinline__ void multiply(const uint4* __restrict__ codes, const 
   static_assert(sizeof(staged) + sizeof(vector_slots) + sizeof(scale_slots) + kFusedBytes <= kSharedBytes,
                 "a block cannot have that much shared memory");
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int group = warp * P::kAhead;  // the first of those that this warp has on their way
+  int group = warp * P::kAhead;  // the first of this warp's groups that are on their way
   Place places[kTiles];
   RowGroup<P::kChunks> rows[P::kAhead][kTiles];
   WarpVectors<P, kGroup> vectors;
@@ -202,11 +202,11 @@ __device__ __forceinline__ void multiply(const uint4* __restrict__ codes, const 
   if (warp < kColumns) vector_scales.load(x, 0);
   __syncwarp();
 
-  // n of the warp's groups are there. Whole steps know it when they are compiled.
+  // n is the number of the warp's groups that exist. In whole steps it is a constant.
   const auto do_step = [&](Staged<P, kColumns, kTiles>& here, int n) {
 #pragma unroll 1
     for (int first = 0; first < kColumns; first += P::kAtOnce) {
-      const int c0 = min(first, kColumns - P::kAtOnce);  // the last ones may be multiplied twice
+      const int c0 = min(first, kColumns - P::kAtOnce);  // the last vectors may be multiplied twice
       const bool more = first + P::kAtOnce < kColumns;
       vectors.load(x, more ? min(first + P::kAtOnce, kColumns - P::kAtOnce) : 0, more ? group : group + P::kStep);
       multiply_groups<kBits, kGroup, P>(rows, vector_slots[warp], c0, n, here);

@@ -1,5 +1,5 @@
 // Needs: norm.cu, silu.cu
-// What follows the products of a prompt, for any number of tokens.
+// The step after the products of w1 and w3, for any number of tokens.
 
 // gate_up (gridDim.x, 2, hidden_dim) -> silu(gate) * up, quantized for a matrix of so many bits: one block per token.
 template <int kGroup>

@@ -1,15 +1,15 @@
-// Instructions that CUDA has no name for, each in a function of its own, and the inner products that are made of them.
+// Instructions for which CUDA has no function, each in a function of its own, and the inner products made of them.
 
 namespace {
 
-// c + the sum of four products: bytes of a without sign, of b with sign.
+// c + the sum of four products of bytes: those of a are unsigned, those of b signed.
 __device__ __forceinline__ int dp4a_unsigned_signed(unsigned a, int b, int c) {
   asm("dp4a.u32.s32 %0, %1, %2, %0;" : "+r"(c) : "r"(a), "r"(b));
   return c;
 }
 
-// sum and other += 16 bytes of a row's codes (32 of q4) times those of a vector, exactly: of q4 the nibbles below, and 16
-// times those above; of q8 the vector's high bytes, and its low ones.
+// sum and other += exact products of 16 bytes of a row's codes with a vector's codes. q4: sum gets the low nibbles,
+// other 16 times the high nibbles. q8: sum gets the vector's high bytes, other its low bytes.
 template <int kBits>
 __device__ __forceinline__ void dot_piece(const uint4& row, const uint4& first, const uint4& second, int& sum,
                                           int& other) {
@@ -27,7 +27,7 @@ __device__ __forceinline__ void dot_piece(const uint4& row, const uint4& first, 
   }
 }
 
-// Sixteen bytes that are read once: they do not displace what the L1 cache holds.
+// Sixteen bytes that are read only once: they do not evict anything from the L1 cache.
 __device__ __forceinline__ uint4 load_once(const uint4* p) {
 #if __CUDA_ARCH__ < 700
   return __ldg(p);
@@ -40,9 +40,10 @@ __device__ __forceinline__ uint4 load_once(const uint4* p) {
 #endif
 }
 
-// c (16 rows, 8 columns) += a (16, 32) times b (32, 8), whole numbers of 8 bits, by one warp (sm_80 and later). With
-// g = lane / 4 and t = lane % 4: a = rows g, g + 8 at inputs 4t .. 4t + 3, then both at 16 further on; b = column g at
-// inputs 4t .. 4t + 3, and 16 further on; c = row g at columns 2t, 2t + 1, then row g + 8.
+// c (16 rows, 8 columns) += a (16, 32) times b (32, 8), integers of 8 bits, by one warp (sm_80 and later). With g =
+// lane / 4 and t = lane % 4, the lane has: of a, rows g and g + 8 at inputs 4t .. 4t + 3, then both at inputs that are
+// 16 higher; of b, column g at inputs 4t .. 4t + 3, then 16 higher; of c, row g at columns 2t and 2t + 1, then row g +
+// 8.
 #if __CUDA_ARCH__ >= 800
 __device__ __forceinline__ void mma_signed(int (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

@@ -1,14 +1,14 @@
 // Needs: common.cu
-// Vectors of floats to the quantized form that a matrix is multiplied with; see common.cu for the form.
+// Quantization of the vectors that a matrix is multiplied with. See common.cu for their form.
 //
 //   codes_i = round(x_i / scale_g), scale_g = max |x| of the group / limit, limit = 127 (q4) or 32767 (q8)
 //
-// as on the CPU, to the bit. A group with an infinite number or NaN gets the scale NaN, and so does every product:
-// errors must stay visible.
+// The result has the CPU's bits. A group with an infinite number or NaN gets the scale NaN, which makes every product
+// NaN: errors must stay visible.
 
 namespace {
 
-// Group g of vector number c, of which this warp's lanes bring x[k] = number k * 32 + lane, zeros after its end.
+// Quantizes group g of vector number c. x[k] is the lane's number k * 32 + lane of the group, or zero after its end.
 template <int kBits, int kGroup>
 __device__ __forceinline__ void quantize_group(const float (&x)[kGroup / 32], const Quantized& to, int c, int g) {
   constexpr float kLimit = kBits == 4 ? 127.0f : 32767.0f;

@@ -2,8 +2,8 @@
 
 namespace {
 
-// The rotated number of a lane that has number i of a head, when all lanes of a warp have consecutive numbers from an
-// even one on. angle: cosine and sine of the pair's angle.
+// The rotated number of a lane that has number i of a head. The lanes of a warp have consecutive numbers, the first of
+// which is even. angle has the cosine and sine of the pair's angle.
 __device__ __forceinline__ float rotated(float value, int i, float2 angle) {
   const float other = __shfl_xor_sync(0xffffffffu, value, 1);
   return i % 2 == 0 ? value * angle.x - other * angle.y : other * angle.y + value * angle.x;

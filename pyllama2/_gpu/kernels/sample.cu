@@ -1,9 +1,9 @@
 // Needs: common.cu
 // The token that follows, sampled from a vector of logits by the rules of sampler.py: one block for each vector.
 //
-// Weights e^((logit - highest) / temperature) are whole multiples of 2^-44, lesser ones 0, so that sums are exact in
-// whatever order the threads add. Each edge (of the top_k, of the nucleus, and the token on which the draw falls) is
-// found a digit at a time from the mass at each value of the digit, as a radix sort would; nothing is sorted.
+// Weights e^((logit - highest) / temperature) are multiples of 2^-44, smaller ones are 0. So sums are exact in any
+// order. There are three edges: of the top_k, of the nucleus (top_p), and the token on which the draw falls. Each is
+// found a digit at a time, from the mass of each value of the digit, as in a radix sort. Nothing is sorted.
 
 namespace {
 
@@ -27,7 +27,7 @@ struct Draw {
   Mass uniform;
 };
 
-// Keys of ids, the lowest first; ids of such keys.
+// Keys of ids, so that the lowest id has the largest key. The same function turns a key into its id.
 struct LowIdsFirst {
   __device__ __forceinline__ unsigned operator()(int i) const { return (1u << kIdBits) - 1 - static_cast<unsigned>(i); }
 };
@@ -35,23 +35,23 @@ struct LowIdsFirst {
 struct SampleStorage {
   unsigned low[kBins], high[kBins];  // mass of each bin
   Mass of_warp[kSampleWarps];
-  unsigned digit;  // what one thread found
+  unsigned digit;  // what one thread has found, as are before and mass
   Mass before, mass;
 };
 
-// An unsigned number in the order of finite logits; others are above all.
+// An integer in the order of the logits. NaN and infinite logits are above all others.
 __device__ __forceinline__ unsigned ordered(float logit) {
   const unsigned bits = __float_as_uint(logit + 0.0f);  // -0 equals 0
   if ((bits & 0x7f800000u) == 0x7f800000u) return 0xffffffffu;
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// Ordered by logit, of equals the lower id first.
+// Keys in the order of the logits. Of equal logits, the lower id has the larger key.
 __device__ __forceinline__ Mass rank_key(float logit, int id) {
   return static_cast<Mass>(ordered(logit)) << 32 | (0xffffffffu - static_cast<unsigned>(id));
 }
 
-// Of values of all threads of a block, before anything else is in the storage; every thread gets it.
+// The largest v of a block, which every thread gets. The storage must not be in use.
 __device__ Mass block_largest(Mass v, SampleStorage& storage) {
   for (int offset = 16; offset > 0; offset /= 2) v = max(v, __shfl_xor_sync(kAllLanes, v, offset));
   if (threadIdx.x % 32 == 0) storage.of_warp[threadIdx.x / 32] = v;
@@ -77,8 +77,8 @@ struct Edge {
   Mass mass;  // of this key
 };
 
-// Of the tokens 0 .. n, the smallest key before which (the largest first) the mass is at most target, which is below
-// the sum of all. key_of(i) has kBits bits; mass_of(i) is 0 for a token that does not count. All threads get the edge.
+// The smallest key of tokens 0 .. n for which the mass of all larger keys is at most target. target is below the mass
+// of all tokens. key_of(i) has kBits bits. mass_of(i) is 0 for a token that does not count. All threads get the edge.
 template <int kBits, typename KeyOf, typename MassOf>
 __device__ Edge find_edge(int n, Mass target, KeyOf key_of, MassOf mass_of, SampleStorage& storage) {
   Edge edge = {0, 0, 0};
@@ -92,14 +92,15 @@ __device__ Edge find_edge(int n, Mass target, KeyOf key_of, MassOf mass_of, Samp
       if (digit_end < kBits && key >> digit_end != edge.key >> digit_end) continue;
       const Mass mass = mass_of(i);
       if (mass == 0) continue;
-      // Two additions of 32 bits are faster than one of 64, and as exact: whoever makes the lower half overflow carries.
+      // Two additions of 32 bits are faster than one of 64. The thread that makes the lower half overflow adds the
+      // carry.
       const unsigned bin = (key >> shift) & ((1u << (digit_end - shift)) - 1), low = static_cast<unsigned>(mass);
       const unsigned old = atomicAdd(&storage.low[bin], low);
       const unsigned high = static_cast<unsigned>(mass >> 32) + (old + low < old ? 1u : 0u);
       if (high != 0) atomicAdd(&storage.high[bin], high);
     }
     __syncthreads();
-    // Bins in descending order, two to a thread: what is before each.
+    // The mass before each bin, in descending order of the bins. A thread has two bins.
     const int bin = kBins - 1 - 2 * static_cast<int>(threadIdx.x), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const Mass first = static_cast<Mass>(storage.high[bin]) << 32 | storage.low[bin];
     const Mass second = static_cast<Mass>(storage.high[bin - 1]) << 32 | storage.low[bin - 1];
@@ -125,12 +126,12 @@ __device__ Edge find_edge(int n, Mass target, KeyOf key_of, MassOf mass_of, Samp
   return edge;
 }
 
-// The rank key of the last token that is kept, when the mass before it may be at most target. Tokens of equal logits
-// weigh the same.
+// The rank key of the last token that is kept: the last one before which the mass is at most target. Tokens of equal
+// logits have equal masses.
 template <typename MassOf>
 __device__ Mass last_kept(const float* logits, int n, Mass target, MassOf mass_of, SampleStorage& storage) {
   const Edge edge = find_edge<kLogitBits>(n, target, [=](int i) { return ordered(logits[i]); }, mass_of, storage);
-  // mass_of may leave out some of the equals, but none with a lower id than one that it counts.
+  // mass_of may exclude some tokens with this logit, but none with a lower id than one that it counts.
   const auto is_equal = [=](int i) { return ordered(logits[i]) == edge.key && mass_of(i) > 0 ? Mass(1) : Mass(0); };
   Mass equals = 0;
   for (int i = threadIdx.x; i < n; i += kSampleThreads) equals += is_equal(i);
@@ -166,8 +167,8 @@ __device__ int draw_token(const float* logits, int n, const Draw& draw, float hi
 
 }  // namespace
 
-// logits (n, vocab_size), draws (n,) -> sampled (n,), -1 for a vector that is not finite. tokens[i] becomes the draw
-// and positions[i] one more: the next step's input, unless that is known better.
+// logits (n, vocab_size), draws (n,) -> sampled (n,), -1 for logits that are not finite. tokens[i] becomes the sampled
+// token and positions[i] one more: the input of the next step, unless the host copies another there.
 extern "C" __global__ void __launch_bounds__(kSampleThreads, 1)
     sample(const float* __restrict__ logits, int vocab_size, const Draw* __restrict__ draws, int* __restrict__ sampled,
            int* __restrict__ tokens, int* __restrict__ positions) {

@@ -1,18 +1,19 @@
 // Needs: common.cu
-// The arithmetic that both attention kernels share: softmax of the scores of one query over one span of positions, and
-// the merge of spans, each with the CPU's operations in the CPU's order (see _cpu/kernels/attention.h), so that
-// attention has the CPU's bits (sources are compiled with --fmad=false). Only exp2f() of the merge differs, by its last bits, from one machine to another.
+// The arithmetic of both attention kernels: softmax of the scores of one query over one span of positions, and the
+// merge of spans. Both have the CPU's operations in the CPU's order (_cpu/kernels/attention.h), and no contraction
+// (--fmad=false), so that attention has the CPU's bits. Only exp2f() of the merge differs between machines, in its last
+// bits.
 //
 //   weight_s = 2^(score_s - maximum), sum = sum of the weights
-//   two spans: a common maximum, and what belongs to a smaller one times 2^(it - maximum)
+//   merge of two spans: both are multiplied with 2^(their maximum - the larger maximum), and added
 
 namespace {
 
 constexpr int kSpan = 256;  // positions, counted from 0, that share a softmax
-constexpr int kSpanStride = kSpan + 16;  // of the scores of a query: half a warp each for two queries, no bank twice
+constexpr int kSpanStride = kSpan + 16;  // between the scores of two queries: two half warps read different banks
 constexpr int kHalfWarp = 16;
 
-// Minus infinity, which NVRTC has no name for.
+// Minus infinity, for which NVRTC has no name.
 __device__ __forceinline__ float lowest() { return __uint_as_float(0xff800000u); }
 
 // 2^x within 2 units in the last place for x <= 0; 0 below -126.5, NaN for NaN.
@@ -30,8 +31,8 @@ __device__ __forceinline__ float exp2_polynomial(float x) {
   return p * __uint_as_float(__float_as_uint(shifted) << 23);
 }
 
-// n scores of one query become weights, times scales where there are any, by half a warp whose lanes are mask. All of
-// its lanes have the maximum and the sum.
+// Turns n scores of one query into weights, times scales if there are any, by half a warp whose lanes are in mask. All
+// of its lanes get the maximum and the sum.
 __device__ __forceinline__ void softmax_of_span(float* scores, int n, const float* __restrict__ scales, unsigned mask,
                                                 float& maximum, float& sum) {
   const int lane = threadIdx.x % kHalfWarp;
@@ -49,13 +50,13 @@ __device__ __forceinline__ void softmax_of_span(float* scores, int n, const floa
   for (int offset = 8; offset > 0; offset /= 2) sum += __shfl_xor_sync(mask, sum, offset);
 }
 
-// How much of what was gathered, and of a later span, goes into both together.
+// The factors of the sums so far, and of those of a later span, in their common sums.
 struct Merge {
   float keep, add;
   __device__ __forceinline__ float operator()(float out, float later) const { return fmaf(later, add, out * keep); }
 };
 
-// The maximum and the sum become those of both.
+// Makes maximum and sum those of both.
 __device__ __forceinline__ Merge merge_softmax(float& maximum, float& sum, float later_maximum, float later_sum) {
   const float most = maximum > later_maximum ? maximum : later_maximum;
   const Merge merge = {exp2f(maximum - most), exp2f(later_maximum - most)};

@@ -1,9 +1,9 @@
 // Needs: common.cu
-// A quantized matrix of our file, eight rows interleaved by four inputs (weights.py), to tiles of 32 rows (common.cu).
-// Both lay a row's words of four bytes in the same order, so that codes of either kind are just moved.
+// From a quantized matrix of our file, eight rows interleaved by four inputs (weights.py), to tiles of 32 rows
+// (common.cu). In both, a row's words of four bytes have the same order, so that codes of either kind are only moved.
 
-// from (rows / 8, words, 8), to (tiles, words / 4, 32, 4), words of 4 bytes of one row. Tile t of the matrix becomes
-// tile first_tile + t * tile_step of to. One thread per word: grid (words / 4, tiles), 128 threads.
+// from (rows / 8, words, 8), to (tiles, words / 4, 32, 4): words of 4 bytes of one row. Tile t of the matrix becomes
+// tile first_tile + t * tile_step of `to`. One thread per word: grid (words / 4, tiles), 128 threads.
 extern "C" __global__ void arrange_codes(const unsigned* __restrict__ from, unsigned* __restrict__ to, int row_blocks,
                                          int words, int first_tile, int tile_step) {
   const int row = static_cast<int>(threadIdx.x) / 4, chunk = static_cast<int>(blockIdx.x);

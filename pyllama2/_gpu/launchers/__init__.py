@@ -1,5 +1,5 @@
-"""Launchers: one function or small class per kernel, which knows its arguments, its grid and its block.
+"""Launchers: a small class for each kernel, which knows its arguments, its grid and its block.
 
-CuPy, or what stands in for it, is always an argument. Launchers check the shapes and dtypes that a kernel relies on;
-the kernels check nothing. A launch goes to cupy's current stream.
+CuPy, or a stand-in, is always an argument. Launchers check the shapes and dtypes that a kernel relies on, since kernels
+check nothing. A launch goes to cupy's current stream.
 """

@@ -1,7 +1,7 @@
-"""Attention to the cache of one layer: of single tokens, split over its length, and of a prompt's tokens in tiles.
+"""Attention to the cache of one layer: of a few tokens, split over its length; and of a prompt's tokens, in tiles.
 
-Both give the same bits for a token, whatever else is in the batch. A launch must come after the tokens' own keys and
-values were appended.
+Both give the same bits for a token, whatever else is in the batch. Before a launch, the tokens' own keys and values
+must have been appended.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
     from ..cache import LayerCache
 
 SPAN = 256  # positions that share a softmax, as in kernels/softmax.cu
-_CHUNK = 64  # positions whose values are in shared memory together
-_SHARED_BYTES = 48 << 10  # that every GPU lets a block have
-_MOST_QUERIES = 8  # of a block
+_CHUNK = 64  # positions whose values are in shared memory at a time
+_SHARED_BYTES = 48 << 10  # shared memory that a block can have on every GPU
+_MOST_QUERIES = 8  # query heads of a block
 _PROMPT_THREADS = 128
 MAX_HEAD_DIM = 256
 _LOG2_E = 1.4426950408889634
 
 
 def queries_of(config: ModelConfig) -> int:
-    """Query heads, of those that share a key head, that one block serves."""
+    """Return how many of the query heads that share a key head one block computes."""
     head_dim, shared = config.head_dim, config.n_heads // config.n_kv_heads
-    room = _SHARED_BYTES - 64 - _CHUNK * head_dim * 2  # chunk of float16 values
+    room = _SHARED_BYTES - 64 - _CHUNK * head_dim * 2  # without a chunk of float16 values
     most = min(_MOST_QUERIES, room // (4 * (head_dim + SPAN + 16 + 2)))
     return max(n for n in range(1, max(2, most + 1)) if shared % n == 0)
 
 
 def spans_of(n_positions: int) -> int:
-    """Spans that so many positions, counted from 0, are cut into."""
+    """Return the number of spans of so many positions, counted from 0."""
     return -(-n_positions // SPAN)
 
 
 def attend_arrays(config: ModelConfig, n: int, max_seq_len: int) -> Shapes:
-    """Scratch arrays of Attend for up to n tokens; counters must be zeros at first."""
+    """Return the scratch arrays of Attend for up to n tokens. counters must be zeros at first."""
     units = config.n_heads // queries_of(config)
     return {
         "parts": ("float32", (n, units, spans_of(max_seq_len), queries_of(config), config.head_dim + 2)),
@@ -54,7 +54,7 @@ def attend_arrays(config: ModelConfig, n: int, max_seq_len: int) -> Shapes:
 
 
 class _Attention:
-    """What both launchers have in common: sizes, and the arguments that a kernel starts with."""
+    """What both launchers have in common: sizes, and the first arguments of the kernels."""
 
     def __init__(self, config: ModelConfig, kv_dtype: str) -> None:
         if config.head_dim > MAX_HEAD_DIM:
@@ -75,12 +75,16 @@ class _Attention:
 
 
 class Attend(_Attention):
-    """Attention of a few tokens, one block for each span of each token: decoding.
+    """Attention of a few tokens, for decoding. There is a block for each span of each token.
 
-    kv_dtype    of the cache, "float16" or "int8"
-    group_size  of the quantized vectors that the result goes to
+    Args:
+        cupy: the module, or a stand-in.
+        config: of the model.
+        kv_dtype: of the cache, "float16" or "int8".
+        group_size: of the quantized result.
 
-    Raises ValueError for heads that are too wide.
+    Raises:
+        ValueError: heads are too wide.
     """
 
     def __init__(self, cupy: Any, config: ModelConfig, kv_dtype: str, group_size: int) -> None:
@@ -93,11 +97,17 @@ class Attend(_Attention):
         self, q: Any, cache: LayerCache, rows: Any, positions: Any, n: int, n_positions: int, parts: Any, counters: Any,
         out: Any, to: Vectors,
     ) -> None:  # fmt: skip
-        """out (n, n_heads * head_dim) float32 = attention of q, of the same shape; to = the same, quantized.
+        """Launch the kernel.
 
-        rows, positions   int32 (n,) of the tokens
-        n_positions       above every token's position; the launch has blocks for so many
-        parts, counters   as attend_arrays() has them
+        Args:
+            q: (n, n_heads * head_dim) float32 queries after the rotation.
+            cache: of one layer.
+            rows, positions: (n,) int32 of the tokens.
+            n: number of tokens.
+            n_positions: all positions are below it. The launch has blocks for so many positions.
+            parts, counters: the arrays of attend_arrays().
+            out: (n, n_heads * head_dim) float32 for the result.
+            to: vectors for the result, quantized.
         """
         spans = spans_of(n_positions)
         if to.columns != self._config.q_dim or to.group_size != self._group_size:
@@ -114,9 +124,15 @@ class Attend(_Attention):
 
 
 class AttendPrompt(_Attention):
-    """Attention of many tokens in tiles of consecutive tokens of one row: prompts.
+    """Attention of many tokens, for prompts, in tiles of consecutive tokens of one row.
 
-    Raises ValueError for heads that are too wide.
+    Args:
+        cupy: the module, or a stand-in.
+        config: of the model.
+        kv_dtype: of the cache, "float16" or "int8".
+
+    Raises:
+        ValueError: heads are too wide.
     """
 
     def __init__(self, cupy: Any, config: ModelConfig, kv_dtype: str) -> None:
@@ -126,7 +142,14 @@ class AttendPrompt(_Attention):
         self.tile_tokens = (32 if config.head_dim <= 128 else 16) // self._queries
 
     def tiles(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Tiles of tokens of these rows: (n_tiles, 2) first token and number of tokens. At most one for each token."""
+        """Cut tokens into tiles.
+
+        Args:
+            rows: (n,) the row of each token.
+
+        Returns:
+            (n_tiles, 2): first token and number of tokens of each tile. There are at most n tiles.
+        """
         changes = np.flatnonzero(np.diff(rows)) + 1
         tiles = [
             (first, min(self.tile_tokens, end - first))
@@ -138,10 +161,16 @@ class AttendPrompt(_Attention):
     def __call__(
         self, q: Any, cache: LayerCache, rows: Any, positions: Any, n: int, tiles: Any, n_tiles: int, out: Any
     ) -> None:
-        """out (n, n_heads * head_dim) float32 = attention of q, of the same shape.
+        """Launch the kernel.
 
-        rows, positions  int32 (n,) of the tokens
-        tiles            int32 (n_tiles, 2) on the device, as tiles() has them
+        Args:
+            q: (n, n_heads * head_dim) float32 queries after the rotation.
+            cache: of one layer.
+            rows, positions: (n,) int32 of the tokens.
+            n: number of tokens.
+            tiles: (n_tiles, 2) int32 on the device, as tiles() returns them.
+            n_tiles: number of tiles.
+            out: (n, n_heads * head_dim) float32 for the result.
         """
         inputs = self._inputs(q, cache, rows, positions, n)
         expect_at_least("tiles", tiles, "int32", 2 * n_tiles)

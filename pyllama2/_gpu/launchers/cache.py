@@ -1,4 +1,4 @@
-"""Appending keys and values of a prompt to the cache, and copying rows."""
+"""Appends keys and values of a prompt to the cache, and copies rows."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ _THREADS = 128
 
 
 class Append:
-    """k and v after the rotation -> the cache of one layer, for any number of tokens."""
+    """Appends keys and values of any number of tokens to the cache of one layer."""
 
     def __init__(self, cupy: Any, head_dim: int, kv_dtype: str) -> None:
         name = f"append<{head_dim}, {CODES[kv_dtype]}>"
         self._kernel = compile_module(cupy, ["cache"], [name]).get_function(name)
 
     def __call__(self, k: Any, v: Any, rows: Any, positions: Any, n: int, cache: Any) -> None:
-        """cache, a LayerCache, gets k and v float32 (n, n_kv_heads * head_dim) at rows and positions int32 (n,)."""
+        """Launch the kernel.
+
+        Args:
+            k: (n, n_kv_heads * head_dim) float32 keys after the rotation.
+            v: (n, n_kv_heads * head_dim) float32 values.
+            rows, positions: (n,) int32 of the tokens.
+            n: number of tokens.
+            cache: the LayerCache.
+        """
         n_kv_heads, head_dim = cache.values.shape[1], cache.values.shape[3]
         for name, array in (("k", k), ("v", v)):
             expect_at_least(name, array, "float32", n * n_kv_heads * head_dim)
@@ -31,7 +39,7 @@ class Append:
 
 
 class CacheRows:
-    """Copies of rows, within a cache or from one to another."""
+    """Copies rows within a cache, or from one cache to another."""
 
     def __init__(self, cupy: Any, head_dim: int, kv_dtype: str) -> None:
         name = f"copy_prefix<{head_dim}, {CODES[kv_dtype]}>"
@@ -40,7 +48,7 @@ class CacheRows:
     def copy_prefix(
         self, source: dict[str, Any], src_row: int, target: dict[str, Any], dst_row: int, length: int
     ) -> None:
-        """The first length positions of dst_row become those of src_row; arrays as cache_arrays() names them."""
+        """Copy the first length positions of src_row to dst_row. source and target have the names of cache_arrays()."""
         n_layers, _, n_kv_heads, _, _ = target["values"].shape
         grid = (-(-length // 32), n_kv_heads, n_layers)
         self._kernel(grid, (_THREADS,), (*integers(src_row, dst_row, length), *_rows(source), *_rows(target)))

@@ -1,4 +1,4 @@
-"""Products of quantized matrices with many vectors, and rotation: prompts."""
+"""Products of quantized matrices with many vectors, and rotation, for prompts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .matvec import matrix_arguments
 
 _THREADS = 256
 _BLOCK_TILES = 2
-_FIRST_MMA = 80  # compute capability
+_FIRST_MMA = 80  # the first compute capability with such tensor cores
 
 
 def part_of(matrix: DeviceMatrix, i: int) -> DeviceMatrix:
-    """Part i of a matrix whose parts lie one after the other (wq, wk or wv of the three); no copy."""
+    """Return part i of a matrix whose parts lie one after the other, as wq, wk and wv do. It is not a copy."""
     first = sum(-(-rows // TILE_ROWS) for rows in matrix.parts[:i])
     tiles = slice(first, first + -(-matrix.parts[i] // TILE_ROWS))
     return DeviceMatrix(
@@ -27,9 +27,13 @@ def part_of(matrix: DeviceMatrix, i: int) -> DeviceMatrix:
 
 
 class Matmul:
-    """Products of q4 or q8 matrices with any number of vectors: the bits of Matvec's.
+    """Products of q4 or q8 matrices with any number of vectors. They have the bits of Matvec's.
 
-    compute_capability  of the device, as 80 for 8.0: tensor cores are used from there on
+    Args:
+        cupy: the module, or a stand-in.
+        type: of the matrices, "q4" or "q8".
+        group_size: of the matrices.
+        compute_capability: of the device: 80 for 8.0. From 8.0 on, tensor cores are used.
     """
 
     def __init__(self, cupy: Any, type: str, group_size: int, compute_capability: int) -> None:
@@ -39,7 +43,18 @@ class Matmul:
         self._kernel = compile_module(cupy, [kernel], [name]).get_function(name)
 
     def __call__(self, matrix: DeviceMatrix, x: Vectors, n: int, out: Any, *, accumulate: bool = False) -> None:
-        """out float32 (n, rows) = the products of vectors 0 .. n, or += them; (n, 2, rows) for w1 and w3 in turns."""
+        """Launch the kernel.
+
+        Args:
+            matrix: one matrix, or several of the same size whose tiles alternate.
+            x: the vectors.
+            n: number of vectors.
+            out: (n, rows) float32 for the products; (n, 2, rows) for w1 and w3.
+            accumulate: add the products to out.
+
+        Raises:
+            ValueError: matrix, x and out do not go together.
+        """
         weights, vectors = matrix_arguments(matrix, x, n)
         parts = len(matrix.parts)
         if len(set(matrix.parts)) != 1:
@@ -57,7 +72,16 @@ class Rope:
         self._kernel = compile_module(cupy, ["rope"], []).get_function("rope")
 
     def __call__(self, x: Any, n: int, width: int, head_dim: int, rope_table: Any, positions: Any) -> None:
-        """x float32 (n, width) in place; rope_table float32 (positions, head_dim / 2, 2), positions int32 (n,)."""
+        """Rotate x in place.
+
+        Args:
+            x: (n, width) float32.
+            n: number of tokens.
+            width: n_heads * head_dim, or n_kv_heads * head_dim.
+            head_dim: of the heads.
+            rope_table: (max_seq_len, head_dim / 2, 2) float32.
+            positions: (n,) int32 of the tokens.
+        """
         expect_at_least("x", x, "float32", n * width)
         expect_at_least("positions", positions, "int32", n)
         blocks = max(1, min(64, width // 512))

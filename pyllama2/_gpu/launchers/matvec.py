@@ -1,4 +1,4 @@
-"""Products of quantized matrices with 1 to 8 vectors, each with the steps that are fused to it: decoding."""
+"""Products of quantized matrices with 1 to 8 vectors, each fused with the steps after it, for decoding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _KERNELS = {"product": "matvec", "residual": "matvec_residual", "swiglu": "matve
 
 
 def matrix_arguments(matrix: DeviceMatrix, x: Vectors, n: int) -> tuple[Any, ...]:
-    """Codes and scales of matrix and the arrays of n vectors x, as kernels take them; ValueError when they differ."""
+    """Return codes and scales of matrix, and the arrays of n vectors x, as kernels take them.
+
+    Raises ValueError if they do not go together.
+    """
     if (matrix.type, matrix.columns, matrix.group_size) != (x.type, x.columns, x.group_size):
         raise ValueError(f"a {matrix.type} matrix of {matrix.columns} columns in groups of {matrix.group_size} cannot "
                          f"take {x.type} vectors of {x.columns} in groups of {x.group_size}")  # fmt: skip
@@ -25,13 +28,17 @@ def matrix_arguments(matrix: DeviceMatrix, x: Vectors, n: int) -> tuple[Any, ...
 
 
 class Matvec:
-    """Products of q4 or q8 matrices with exactly so many vectors.
+    """Products of q4 or q8 matrices with a fixed number of vectors.
 
-    type        of the matrices, "q4" or "q8"
-    n_columns   vectors, 1 to 8
-    methods     that are going to be called: their kernels are compiled now
+    Args:
+        cupy: the module, or a stand-in.
+        type: of the matrices, "q4" or "q8".
+        group_size: of the matrices.
+        n_columns: number of vectors, 1 to 8.
+        methods: those that will be called. Their kernels are compiled now.
 
-    Raises ValueError for another number of vectors.
+    Raises:
+        ValueError: n_columns is out of range.
     """
 
     def __init__(
@@ -44,16 +51,21 @@ class Matvec:
         self._kernels = {method: module.get_function(name) for method, name in names.items()}
 
     def product(self, matrix: DeviceMatrix, x: Vectors, out: Any) -> None:
-        """out (n_columns, rows) float32 = the products."""
+        """Write the products to out, (n_columns, rows) float32."""
         weights, vectors = matrix_arguments(matrix, x, self.n_columns)
         (rows,) = matrix.parts
         expect_at_least("out", out, "float32", self.n_columns * rows)
         self._kernels["product"]((matrix.tiles,), (THREADS,), (*weights, *integers(rows, matrix.groups), *vectors, out))
 
     def residual(self, matrix: DeviceMatrix, x: Vectors, residual: Any, counter: Any, norm: Norm | None = None) -> None:
-        """residual (n_columns, rows) float32 += the products; then norm of it, where one is given.
+        """Add the products to residual, then norm it.
 
-        counter  uint32 (1,), zero before and after
+        Args:
+            matrix: the matrix.
+            x: the vectors.
+            residual: (n_columns, rows) float32.
+            counter: (1,) uint32, zero before and after.
+            norm: of residual. None: no norm.
         """
         weights, vectors = matrix_arguments(matrix, x, self.n_columns)
         (rows,) = matrix.parts
@@ -64,10 +76,14 @@ class Matvec:
         self._kernels["residual"]((matrix.tiles,), (THREADS,), arguments)
 
     def swiglu(self, matrix: DeviceMatrix, x: Vectors, gated: Any, to: Vectors, counters: Any) -> None:
-        """to = silu(w1 x) * (w3 x), quantized; matrix has the tiles of w1 and w3 in turns.
+        """Compute silu(w1 x) * (w3 x), quantized.
 
-        gated      float32 (n_columns, hidden_dim) scratch
-        counters  uint32 (groups of to,), zero before and after
+        Args:
+            matrix: w1 and w3, whose tiles alternate.
+            x: the vectors.
+            gated: (n_columns, hidden_dim) float32 scratch.
+            to: vectors for the result.
+            counters: (groups of to,) uint32, zeros before and after.
         """
         weights, vectors = matrix_arguments(matrix, x, self.n_columns)
         rows, same_rows = matrix.parts
@@ -81,10 +97,18 @@ class Matvec:
 
 
 class QkvMatvec:
-    """wq wk wv -> rope -> kv append for exactly n_columns tokens.
+    """wq wk wv -> rope -> kv append for a fixed number of tokens.
 
-    head_dim  of queries, keys and values
-    kv_dtype  of the cache, "float16" or "int8"
+    Args:
+        cupy: the module, or a stand-in.
+        type: of the matrices, "q4" or "q8".
+        group_size: of the matrices.
+        n_columns: number of tokens, 1 to 8.
+        head_dim: of queries, keys and values.
+        kv_dtype: of the cache, "float16" or "int8".
+
+    Raises:
+        ValueError: n_columns is out of range.
     """
 
     def __init__(self, cupy: Any, type: str, group_size: int, n_columns: int, head_dim: int, kv_dtype: str) -> None:
@@ -110,14 +134,19 @@ class QkvMatvec:
         key_scales: Any = None,
         value_scales: Any = None,
     ) -> None:
-        """q (n_columns, q_dim) float32 = rotated queries; keys and values go to the cache.
+        """Launch the kernel.
 
-        matrix            of wq, wk and wv, one after the other
-        rope_table        float32 (positions, head_dim / 2, 2): cosine and sine of each position and pair
-        rows, positions   int32 (n_columns,) of the tokens
-        kv, counters      float32 (2, n_columns, kv_dim) scratch and uint32 (2, n_kv_heads) zeros, for int8; else None
-        n_positions       that the cache has room for
-        keys, values      of one layer, as kernels/cache.cu has them; scales for int8
+        Args:
+            matrix: wq, wk and wv, one after the other.
+            x: the vectors.
+            rope_table: (max_seq_len, head_dim / 2, 2) float32, cosine and sine of each position and pair.
+            rows, positions: (n_columns,) int32 of the tokens.
+            q: (n_columns, q_dim) float32 for the rotated queries.
+            kv: (2, n_columns, kv_dim) float32 scratch for int8, else None.
+            counters: (2, n_kv_heads) uint32 zeros for int8, else None.
+            n_positions: positions of the cache.
+            keys, values: of one layer, as in kernels/cache.cu.
+            key_scales, value_scales: for int8, else None.
         """
         weights, vectors = matrix_arguments(matrix, x, self.n_columns)
         q_dim, kv_dim, _ = matrix.parts

@@ -1,4 +1,4 @@
-"""Samples tokens from logits on the device."""
+"""Samples tokens from logits on the device, by the rules of sampler.py."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .arguments import expect_at_least
 
 THREADS = 1024
 MAX_VOCAB_SIZE = 1 << 22
-# As Draw in sample.cu.
+# The struct Draw of sample.cu.
 DRAW = np.dtype(
     [("temperature", "f4"), ("top_k", "i4"), ("top_p", "u8"), ("min_p", "u8"), ("uniform", "u8")]
 )  # fmt: skip
-DRAW_WORDS = DRAW.itemsize // 8  # uint64
+DRAW_WORDS = DRAW.itemsize // 8  # of uint64
 _FRACTION, _WEIGHT = 1 << 64, 1 << 44
 
 
 def encode(draws: Sequence[Draw], out: NDArray[np.uint64]) -> None:
-    """draws as the kernel takes them, to the first rows of out (n, DRAW_WORDS)."""
+    """Write draws to the first rows of out (n, DRAW_WORDS), as the kernel takes them."""
     rows = out[: len(draws)].view(DRAW).reshape(-1)
     for i, draw in enumerate(draws):
         top_p = 0 if draw.top_p >= 1 else max(1, int(draw.top_p * _FRACTION))
@@ -32,7 +32,7 @@ def encode(draws: Sequence[Draw], out: NDArray[np.uint64]) -> None:
 
 
 class Sample:
-    """Samples tokens, greedily or by random numbers, by the rules of sampler.py."""
+    """Samples tokens: the likeliest one, or one by a random number."""
 
     def __init__(self, cupy: Any) -> None:
         self._kernel = compile_module(cupy, ["sample"], []).get_function("sample")
@@ -40,10 +40,15 @@ class Sample:
     def __call__(
         self, logits: Any, n: int, vocab_size: int, draws: Any, sampled: Any, tokens: Any, positions: Any
     ) -> None:
-        """sampled int32 (n,) = a token for each of logits (n, vocab_size); -1 where they are not finite.
+        """Launch the kernel.
 
-        draws              uint64 (n, DRAW_WORDS), as encode() makes them
-        tokens, positions  int32 (n,): become the next step's input, the token and one more
+        Args:
+            logits: (n, vocab_size) float32.
+            n: number of tokens to sample.
+            vocab_size: of the model.
+            draws: (n, DRAW_WORDS) uint64, as encode() writes them.
+            sampled: (n,) int32 for the tokens; -1 where logits are not finite.
+            tokens, positions: (n,) int32. They become the input of the next step: the token, and the position + 1.
         """
         if vocab_size > MAX_VOCAB_SIZE:
             raise ValueError(f"a vocabulary may have {MAX_VOCAB_SIZE} tokens, not {vocab_size}")

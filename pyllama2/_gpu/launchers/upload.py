@@ -1,4 +1,4 @@
-"""Matrices of a model file to the device: copied as they lie in the file, and rearranged there (kernels/upload.cu)."""
+"""Copies matrices of a model file to the device, and rearranges them there (kernels/upload.cu)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .arguments import integers
 class Uploader:
     """Makes device matrices of quantized weights.
 
-    Scratch memory on the device is as large as the largest weight so far; it goes with this object.
+    It has scratch memory on the device, as large as the largest weight so far.
     """
 
     def __init__(self, cupy: Any) -> None:
@@ -26,11 +26,14 @@ class Uploader:
         self._scratch: dict[str, Any] = {}
 
     def matrix(self, *weights: Weight, in_turns: bool = False) -> DeviceMatrix:
-        """One matrix of the rows of all weights, each from a new tile on.
+        """Make one matrix of the rows of all weights. Each weight begins with a new tile.
 
-        in_turns  tile by tile from each weight in turn (w1 w3), rather than one weight after the other (wq wk wv)
+        Args:
+            weights: quantized weights of one type, width and group size.
+            in_turns: the tiles of the weights alternate (w1 w3). Otherwise one weight follows the other (wq wk wv).
 
-        Raises ValueError when the weights do not go together or are not quantized.
+        Raises:
+            ValueError: the weights do not go together, or are not quantized.
         """
         first = weights[0]
         if any((w.type, w.shape[1], w.group_size) != (first.type, first.shape[1], first.group_size) for w in weights):
@@ -52,7 +55,7 @@ class Uploader:
     def _arrange(self, weight: Weight, matrix: DeviceMatrix, first_tile: int, step: int, tiles: int) -> None:
         assert weight.scales is not None
         blocks, groups, _ = weight.scales.shape
-        words = weight.data.size // (blocks * ROW_BLOCK * 4)  # of 4 bytes, in a row
+        words = weight.data.size // (blocks * ROW_BLOCK * 4)  # words of 4 bytes in a row
         codes = self._copy("codes", weight.data.reshape(-1).view(np.uint8))
         scales = self._copy("scales", weight.scales.reshape(-1))
         pieces = words * 4 // PIECE

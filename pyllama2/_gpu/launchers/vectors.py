@@ -1,4 +1,4 @@
-"""Embedding, RMSNorm and quantization of vectors: one block of threads per token."""
+"""Embedding, RMSNorm and quantization of vectors. There is one block of threads for each token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ THREADS = 512
 
 @dataclass(frozen=True)
 class Norm:
-    """An RMSNorm that a kernel fuses with the step before it: its weight (dim,), and where its result goes."""
+    """An RMSNorm that is fused with the step before it.
+
+    Attributes:
+        weight: (dim,) float32.
+        eps: added to the mean square.
+        to: vectors for the result.
+    """
 
     weight: Any
     eps: float
@@ -24,14 +30,14 @@ class Norm:
 
 
 def vector_arguments(x: Vectors, n: int) -> tuple[Any, Any, Any]:
-    """The arrays of at least n vectors as kernels take them."""
+    """Return the arrays of x as kernels take them. Raises ValueError if x has fewer than n vectors."""
     if x.n < n:
         raise ValueError(f"there is room for {x.n} vectors, not for {n}")
     return x.codes, x.scales, x.offsets
 
 
 def norm_arguments(norm: Norm | None, dim: int, n: int, group_size: int) -> tuple[Any, ...]:
-    """weight, eps, bits, codes, scales, offsets of a fused norm; NULLs where there is none."""
+    """Return weight, eps, bits, codes, scales and offsets of a fused norm, as kernels take them. None gives NULLs."""
     if norm is None:
         return NULL, np.float32(0), np.int32(0), NULL, NULL, NULL
     if norm.to.columns != dim or norm.to.group_size != group_size:
@@ -44,7 +50,10 @@ def norm_arguments(norm: Norm | None, dim: int, n: int, group_size: int) -> tupl
 class VectorKernels:
     """RMSNorm, quantization and embedding for groups of one size.
 
-    table_type  of tok_embeddings: "q4", "q8", "float16" or "float32"
+    Args:
+        cupy: the module, or a stand-in.
+        group_size: of the quantized vectors.
+        table_type: of tok_embeddings: "q4", "q8", "float16" or "float32".
     """
 
     def __init__(self, cupy: Any, group_size: int, table_type: str) -> None:
@@ -58,7 +67,15 @@ class VectorKernels:
         self._norm, self._quantize, self._swiglu, self._embed = (module.get_function(name) for name in names)
 
     def embed(self, table: Any, tokens: Any, n: int, x: Any, norm: Norm | None = None) -> None:
-        """x (n, dim) = rows of table, a DeviceMatrix or an array (vocab_size, dim), that tokens (n,) name."""
+        """Look up embeddings.
+
+        Args:
+            table: a DeviceMatrix, or an array (vocab_size, dim).
+            tokens: (n,) int32.
+            n: number of tokens.
+            x: (n, dim) float32 for the embeddings.
+            norm: of x. None: no norm.
+        """
         quantized = isinstance(table, DeviceMatrix)
         dim = table.columns if quantized else table.shape[1]
         if (table.type if quantized else str(table.dtype)) != self._table_type:
@@ -70,7 +87,14 @@ class VectorKernels:
         self._embed((n,), (THREADS,), arguments)
 
     def rms_norm(self, x: Any, n: int, norm: Norm, picked: Any = None) -> None:
-        """norm.to vectors 0 .. n = RMSNorm of x[picked[i]], or of x[i]; x (tokens, dim), picked int32 (n,)."""
+        """Norm n vectors.
+
+        Args:
+            x: (tokens, dim) float32.
+            n: number of results.
+            norm: the norm, and where the results go.
+            picked: (n,) int32, rows of x. None: the first n rows.
+        """
         dim = norm.to.columns
         weight, eps, bits, *to = norm_arguments(norm, dim, n, self._group_size)
         expect_at_least("x", x, "float32", dim if picked is not None else n * dim)
@@ -78,11 +102,11 @@ class VectorKernels:
         self._norm((n,), (THREADS,), (x, weight, eps, np.int32(dim), chosen, bits, *to))
 
     def quantize(self, x: Any, n: int, to: Vectors) -> None:
-        """Vectors 0 .. n of to = x (n, columns), quantized."""
+        """Quantize x, (n, columns) float32. The results go to vectors 0 .. n of to."""
         expect_at_least("x", x, "float32", n * to.columns)
         self._quantize((n,), (THREADS,), (x, *integers(to.columns, BITS[to.type]), *vector_arguments(to, n)))
 
     def swiglu(self, gate_up: Any, n: int, to: Vectors) -> None:
-        """Vectors 0 .. n of to = silu(gate) * up, quantized; gate_up (n, 2, hidden_dim)."""
+        """Compute silu(gate) * up of gate_up, (n, 2, hidden_dim) float32, quantized, to vectors 0 .. n of to."""
         expect_at_least("gate_up", gate_up, "float32", 2 * n * to.columns)
         self._swiglu((n,), (THREADS,), (gate_up, *integers(to.columns, BITS[to.type]), *vector_arguments(to, n)))
