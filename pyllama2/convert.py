@@ -106,14 +106,14 @@ def write_converted(source: Checkpoint, out: str, quantization: Quantization, pr
     """Write an open checkpoint as one of our files. Matrices are quantized by the search that needs no data.
 
     Args:
-        source: stays open
-        out: path of the file to write
-        quantization: the storage types wanted
-        progress: called as progress(weights done, weights in all, name of the tensor just done)
+        source: stays open.
+        out: path of the file to write.
+        quantization: the storage types wanted.
+        progress: called as progress(weights done, weights in all, name of the tensor just done).
 
     Raises:
-        CheckpointError: a number is not finite or does not fit into its storage type, or out cannot be written
-        ValueError: out is a file of the source
+        CheckpointError: a number is not finite or does not fit into its storage type, or out cannot be written.
+        ValueError: out is a file of the source.
     """
     check_target(out, source.files)
     model = _without_weights(source, quantization)
@@ -158,7 +158,7 @@ def quantized_weight(name: str, array: NDArray[Any], kind: StorageType) -> Weigh
     """Quantize a float32 or float16 matrix by the search for the best scales, which needs no data.
 
     Raises:
-        CheckpointError: a number is not finite or too large
+        CheckpointError: a number is not finite or too large.
     """
     from ._cpu import quantize_matrix
 

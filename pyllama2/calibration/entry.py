@@ -39,25 +39,25 @@ def quantize(
     on from there, after the last layer that was done.
 
     Args:
-        source: one of our files, or any other checkpoint
-        out: path of the file to write
-        type: "q8" or "q4"
-        group_size: number of weights that share a scale: 32, 64 or 128
-        output_type: type of the output matrix, "q8" or "q4"; None: "q8"
+        source: one of our files, or any other checkpoint.
+        out: path of the file to write.
+        type: "q8" or "q4".
+        group_size: number of weights that share a scale: 32, 64 or 128.
+        output_type: type of the output matrix, "q8" or "q4"; None: "q8".
         calibrate: the text to choose the weights for: paths of UTF-8 files, or "self" for a text that the model
             writes itself. False: a search that needs no text, and loses more. None: "self" for q4, False for q8 and
-            for models without a tokenizer
-        calibrate_seconds: about how long calibration may take: fewer tokens are used then; None: as long as it takes
-        progress: called as progress(weights done, weights in all, name of the tensor just done)
+            for models without a tokenizer.
+        calibrate_seconds: about how long calibration may take: fewer tokens are used then; None: as long as it takes.
+        progress: called as progress(weights done, weights in all, name of the tensor just done).
         say: called with sentences for the user: how long it takes, what is wrong with the text, what was lost;
-            None: they go to the log
+            None: they go to the log.
 
     Raises:
         CheckpointError: the source or a text cannot be read, a number is not finite or does not fit, or out cannot be
-            written
-        Pyllama2Error: the model cannot write a text here
-        TypeError: an argument is of the wrong type
-        ValueError: an argument is wrong, for example out is a file of the source, or the text is too short
+            written.
+        Pyllama2Error: the model cannot write a text here.
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is wrong, for example out is a file of the source, or the text is too short.
     """
     for name, value in (("type", type), ("output_type", "q8" if output_type is None else output_type)):
         if arguments.string(name, value) not in ("q8", "q4"):

@@ -24,8 +24,8 @@ class Tokens:
     """Which tokens the streams have, one window after another.
 
     Attributes:
-        windows: int32 (n_windows, tokens of a window)
-        n_training: the first windows, which matrices are quantized for; the others are held out
+        windows: int32 (n_windows, tokens of a window).
+        n_training: the first windows, which matrices are quantized for; the others are held out.
     """
 
     windows: NDArray[np.int32]
@@ -53,9 +53,9 @@ class MatrixLoss:
     """What a matrix lost: the share of its outputs' mean square that is error, on the text.
 
     Attributes:
-        name: the tensor's
-        own: error of rounding, with the inputs that it gets
-        total: difference to the unquantized model
+        name: the tensor's.
+        own: error of rounding, with the inputs that it gets.
+        total: difference to the unquantized model.
     """
 
     name: str
@@ -67,10 +67,10 @@ class LayerCalibrator:
     """Quantizes layers in order.
 
     Args:
-        config: the model's
-        tokens: of the text
-        products: what multiplies matrices
-        streams: the embeddings of all tokens; afterwards the residual streams after the layers so far
+        config: the model's.
+        tokens: of the text.
+        products: what multiplies matrices.
+        streams: the embeddings of all tokens; afterwards the residual streams after the layers so far.
     """
 
     def __init__(self, config: ModelConfig, tokens: Tokens, products: Products, streams: Pair) -> None:
@@ -84,9 +84,9 @@ class LayerCalibrator:
         """Quantize the next layer, and take the streams through it.
 
         Args:
-            layer: its number
-            read: returns a tensor of the model as float32, by its name
-            types: of the four steps
+            layer: its number.
+            read: returns a tensor of the model as float32, by its name.
+            types: of the four steps.
 
         Returns:
             The layer's tensors by their names, and what each matrix lost.

@@ -24,16 +24,16 @@ def write(llm: Llama, n_windows: int, window: int, first: int = 0) -> NDArray[np
     """Let a model write windows of text.
 
     Args:
-        llm: the model, opened with a seed, so that it repeats itself
-        n_windows: how many
-        window: tokens of each: llm.n_ctx
-        first: number of the first of them, by which beginnings are chosen
+        llm: the model, opened with a seed, so that it repeats itself.
+        n_windows: how many.
+        window: tokens of each: llm.n_ctx.
+        first: number of the first of them, by which beginnings are chosen.
 
     Returns:
         Token ids (n_windows, window), BOS included.
 
     Raises:
-        ValueError: the model has no tokenizer
+        ValueError: the model has no tokenizer.
     """
     beginnings = [_beginning(llm.tokenizer, first + i) for i in range(n_windows)]
     texts = llm.generate(beginnings, temperature=1.0, top_p=1.0, max_tokens=window - 1, ignore_eos=True)

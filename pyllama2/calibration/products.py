@@ -23,7 +23,7 @@ class Products:
     """Products with a number of threads.
 
     Args:
-        n_threads: None: the usual number
+        n_threads: None: the usual number.
     """
 
     def __init__(self, n_threads: int | None = None) -> None:

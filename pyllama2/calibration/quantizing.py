@@ -34,14 +34,14 @@ class Work:
     """What a calibration needs to know.
 
     Attributes:
-        source: the open checkpoint
-        out: path of the file to write
-        quantization: the storage types
-        text: what the weights are chosen for
-        products: what multiplies matrices
-        folder: what was done before an interruption
-        say: takes sentences for the user
-        progress: called as progress(weights done, weights in all, name of the tensor just done)
+        source: the open checkpoint.
+        out: path of the file to write.
+        quantization: the storage types.
+        text: what the weights are chosen for.
+        products: what multiplies matrices.
+        folder: what was done before an interruption.
+        say: takes sentences for the user.
+        progress: called as progress(weights done, weights in all, name of the tensor just done).
     """
 
     source: Checkpoint
@@ -61,8 +61,8 @@ def write_calibrated(work: Work) -> CalibrationRecord:
         What the file says of its calibration.
 
     Raises:
-        CheckpointError: the file cannot be written
-        NumericalError: the model computes numbers that are not finite
+        CheckpointError: the file cannot be written.
+        NumericalError: the model computes numbers that are not finite.
     """
     config = work.source.config
     embeddings = _plain_weight(work, "tok_embeddings.weight")

@@ -41,17 +41,17 @@ def calibrate(
     """Write a calibrated file.
 
     Args:
-        source: an open checkpoint with a tokenizer
-        path: where it is, for the model that writes a text
-        out: path of the file to write
-        quantization: the storage types wanted
-        texts: what to choose the weights for; None: a text that the model writes
-        limit_s: about how long it may take, in seconds; None: as long as it takes
-        progress: called as progress(weights done, weights in all, name of the tensor just done)
-        say: takes sentences for the user
+        source: an open checkpoint with a tokenizer.
+        path: where it is, for the model that writes a text.
+        out: path of the file to write.
+        quantization: the storage types wanted.
+        texts: what to choose the weights for; None: a text that the model writes.
+        limit_s: about how long it may take, in seconds; None: as long as it takes.
+        progress: called as progress(weights done, weights in all, name of the tensor just done).
+        say: takes sentences for the user.
 
     Raises:
-        CheckpointError, NumericalError, Pyllama2Error, ValueError: as quantize() does
+        CheckpointError, NumericalError, Pyllama2Error, ValueError: as quantize() does.
     """
     products = Products()
     folder = WorkFolder(out, _plan(source, quantization, texts, limit_s))

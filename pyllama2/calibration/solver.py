@@ -34,9 +34,9 @@ class Solution:
     """Codes and scales of a matrix (rows, columns), whose columns are padded to whole groups.
 
     Attributes:
-        codes: int8 (rows, groups * group_size), signed
-        scales: float16 (rows, groups)
-        losses: float32 (rows,), mean over tokens of the squared error of each output, against the corrected target
+        codes: int8 (rows, groups * group_size), signed.
+        scales: float16 (rows, groups).
+        losses: float32 (rows,), mean over tokens of the squared error of each output, against the corrected target.
     """
 
     codes: NDArray[np.int8]
@@ -50,9 +50,9 @@ class Inputs:
 
     Attributes:
         order: int64 (padded columns,), the column that comes first, second, ...
-        importance: float32 (padded columns,), the diagonal of H in this order, damped
-        factor: U of gptq.pyx for H in this order, damped
-        correction_factor: that of the correction's damping; None: without a correction
+        importance: float32 (padded columns,), the diagonal of H in this order, damped.
+        factor: U of gptq.pyx for H in this order, damped.
+        correction_factor: that of the correction's damping; None: without a correction.
     """
 
     order: NDArray[np.int64]
@@ -65,13 +65,13 @@ class Inputs:
         """Order and factor the second moments of inputs.
 
         Args:
-            products: what multiplies matrices
-            moments: H, float32 (columns, columns)
-            group_size: inputs that share a scale
-            corrected: whether there is going to be a correction
+            products: what multiplies matrices.
+            moments: H, float32 (columns, columns).
+            group_size: inputs that share a scale.
+            corrected: whether there is going to be a correction.
 
         Raises:
-            NumericalError: the moments are not finite
+            NumericalError: the moments are not finite.
         """
         columns = len(moments)
         padding = -columns % group_size
@@ -102,15 +102,15 @@ def solve(
     """Quantize a matrix for its inputs.
 
     Args:
-        products: what multiplies matrices
-        matrix: W, float32 (rows, columns)
-        inputs: the matrix's, of the same group_size
-        cross: mean((y - x) x'), float32 (columns, columns); None: without a correction
-        kind: "q4" or "q8"
-        group_size: inputs that share a scale
+        products: what multiplies matrices.
+        matrix: W, float32 (rows, columns).
+        inputs: the matrix's, of the same group_size.
+        cross: mean((y - x) x'), float32 (columns, columns); None: without a correction.
+        kind: "q4" or "q8".
+        group_size: inputs that share a scale.
 
     Raises:
-        ValueError: a number is not finite, or too large for a float16 scale
+        ValueError: a number is not finite, or too large for a float16 scale.
     """
     rows, n = len(matrix), len(inputs.order)
     width = BLOCK // group_size * group_size
@@ -161,7 +161,7 @@ def inverse_factor(products: Products, matrix: Matrix) -> Matrix:
     If matrix, with rows and columns in reverse, is L L' then U is L^-1 in reverse.
 
     Raises:
-        NumericalError: the matrix is not positive definite
+        NumericalError: the matrix is not positive definite.
     """
     return np.ascontiguousarray(_inverse_of_factor(products, matrix[::-1, ::-1])[::-1, ::-1])
 

@@ -39,11 +39,11 @@ class CalibrationText:
     """Tokens in windows, and where they come from.
 
     Attributes:
-        kind: "self" or "given"
-        tokens: the windows, held-out ones last
-        sha256: of each text, or of the tokens
-        starts: window_hash() of each window that is used
-        remarks: what is wrong with the text, a sentence each
+        kind: "self" or "given".
+        tokens: the windows, held-out ones last.
+        sha256: of each text, or of the tokens.
+        starts: window_hash() of each window that is used.
+        remarks: what is wrong with the text, a sentence each.
     """
 
     kind: str
@@ -62,13 +62,13 @@ def of_texts(texts: Sequence[str], tokenizer: Tokenizer, max_seq_len: int, most_
     """Cut texts into windows.
 
     Args:
-        texts: at least one
-        tokenizer: the model's
-        max_seq_len: of the model
-        most_tokens: to use
+        texts: at least one.
+        tokenizer: the model's.
+        max_seq_len: of the model.
+        most_tokens: to use.
 
     Raises:
-        ValueError: together they have fewer than two windows
+        ValueError: together they have fewer than two windows.
     """
     window = window_size(max_seq_len)
     bos = tokenizer.with_bos([])

@@ -30,11 +30,11 @@ class WorkFolder:
     """The folder of one piece of work.
 
     Args:
-        out: the file that is being made
-        plan: what the work is, as JSON; files of another plan are removed
+        out: the file that is being made.
+        plan: what the work is, as JSON; files of another plan are removed.
 
     Raises:
-        CheckpointError: the folder cannot be made
+        CheckpointError: the folder cannot be made.
     """
 
     def __init__(self, out: str, plan: dict[str, Any]) -> None:
@@ -97,10 +97,10 @@ class WorkFolder:
         """Read a finished layer.
 
         Args:
-            layer: its number
-            shapes: of its tensors, by their names
-            types: of its matrices
-            matrices: in the order in which they were quantized
+            layer: its number.
+            shapes: of its tensors, by their names.
+            types: of its matrices.
+            matrices: in the order in which they were quantized.
         """
         weights = {}
         with np.load(os.path.join(self.path, f"layer.{layer}.npz"), allow_pickle=False) as arrays:

@@ -21,17 +21,17 @@ class CalibrationRecord:
     """How a file's weights were chosen, and what they lost on tokens that had no part in it.
 
     Attributes:
-        method: such as "GPTQ, asymmetric"
-        text: "self" for a text that the model wrote, else "given"
-        n_tokens: tokens that the weights were chosen for
-        window: tokens of a window
-        sha256: of each text given, or of the token ids that the model wrote
-        starts: for each window that was used, a short hash of its first tokens: see window_hash()
-        n_held_out: tokens of the same text that the following were measured on
-        kl_divergence: mean KL(unquantized || quantized), in nats
-        kl_standard_error: of that mean, over windows
-        top_1_agreement: share of tokens for which both rank the same token first
-        perplexity_ratio: the quantized model's over the unquantized model's
+        method: such as "GPTQ, asymmetric".
+        text: "self" for a text that the model wrote, else "given".
+        n_tokens: tokens that the weights were chosen for.
+        window: tokens of a window.
+        sha256: of each text given, or of the token ids that the model wrote.
+        starts: for each window that was used, a short hash of its first tokens: see window_hash().
+        n_held_out: tokens of the same text that the following were measured on.
+        kl_divergence: mean KL(unquantized || quantized), in nats.
+        kl_standard_error: of that mean, over windows.
+        top_1_agreement: share of tokens for which both rank the same token first.
+        perplexity_ratio: the quantized model's over the unquantized model's.
     """
 
     method: str
@@ -55,7 +55,7 @@ class CalibrationRecord:
         """Make the record from what to_json() wrote. Fields that are not known are left out.
 
         Raises:
-            ValueError: text is not such a record
+            ValueError: text is not such a record.
         """
         values = json.loads(text)
         if not isinstance(values, dict):

@@ -48,11 +48,11 @@ class StorageType:
     """How the numbers of one matrix are stored.
 
     Attributes:
-        type: the storage type
-        group_size: inputs that share a scale; 0 for float types
+        type: the storage type.
+        group_size: inputs that share a scale; 0 for float types.
 
     Raises:
-        ValueError: the two do not go together
+        ValueError: the two do not go together.
     """
 
     type: WeightType
@@ -72,7 +72,7 @@ class StorageType:
         """Make the type from what str() gave.
 
         Raises:
-            ValueError: text is not such a string
+            ValueError: text is not such a string.
         """
         kind, _, size = text.partition("/") if isinstance(text, str) else ("", "", "")
         if size not in map(str, GROUP_SIZES):
@@ -171,7 +171,7 @@ class Quantization:
         """Make the quantization from the JSON object of to_json().
 
         Raises:
-            TypeError, ValueError: a field is unknown, missing or wrong
+            TypeError, ValueError: a field is unknown, missing or wrong.
         """
         values = json.loads(text)
         layers = values.pop("layers", [])
@@ -235,11 +235,11 @@ class Weight:
         """Lay out chosen codes and scales: the inverse of dequantize().
 
         Args:
-            name: Meta's name of the tensor
-            kind: q8 or q4 and the group size
-            shape: the logical shape (rows, columns)
-            codes: signed, (rows, groups * group_size), zero beyond the columns
-            scales: (rows, groups)
+            name: Meta's name of the tensor.
+            kind: q8 or q4 and the group size.
+            shape: the logical shape (rows, columns).
+            codes: signed, (rows, groups * group_size), zero beyond the columns.
+            scales: (rows, groups).
         """
         rows, groups = scales.shape
         padding = ((0, -rows % ROW_BLOCK), (0, 0))
