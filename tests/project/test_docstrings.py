@@ -34,6 +34,11 @@ def test_entries_are_seen() -> None:
     assert entries(docstring, "Raises") == ["ValueError: never."] and entries(docstring, "Attributes") == []
 
 
+def names_of(texts: list[str]) -> list[str]:
+    """What entries are about; one entry may be about several: "rows, positions: ..."."""
+    return [name.lstrip("*") for text in texts for name in text.partition(":")[0].split(", ")]
+
+
 def parameters(node: ast.FunctionDef | ast.ClassDef) -> list[str]:
     """Names of the parameters of a function, or of a class's __init__."""
     if isinstance(node, ast.ClassDef):
@@ -48,7 +53,7 @@ def parameters(node: ast.FunctionDef | ast.ClassDef) -> list[str]:
 def test_arguments(path: Path) -> None:
     """Where any is documented, all are, in their order."""
     for node, docstring in documented(path):
-        names = [entry.partition(":")[0].lstrip("*") for entry in entries(docstring, "Args")]
+        names = names_of(entries(docstring, "Args"))
         assert names in ([], parameters(node)), f"{node.name}: {names}"
 
 
@@ -57,7 +62,7 @@ def test_fields_of_dataclasses(path: Path) -> None:
     for node, docstring in documented(path):
         if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
             fields = [field.target.id for field in node.body if isinstance(field, ast.AnnAssign)]  # type: ignore[union-attr]
-            names = [entry.partition(":")[0] for entry in entries(docstring, "Attributes")]
+            names = names_of(entries(docstring, "Attributes"))
             assert names in ([], fields), f"{node.name}: {names}"
 
 
