@@ -81,7 +81,7 @@ class TestPages:
 
 def test_the_check_is_able_to_fail() -> None:
     page = ROOT / "docs" / "llama.md"
-    good = ["llama.svg", "../README.md#licence", "#sizes", "../pyllama2/model.py#L1-L20", "https://example.org"]
+    good = ["llama.svg", "../README.md#speed", "#sizes", "../pyllama2/model.py#L1-L20", "https://example.org"]
     assert [problem(page, target) for target in good] == [None] * len(good)
     bad = ["nothing.md", "#nothing", "../README.md#nothing", "../pyllama2/model.py#L999999", "../../etc", "http://a.b"]
     bad += ["../pyllama2/model.py#L20-L1", "../pyllama2/model.py#L0", "../pyllama2/model.py#class"]

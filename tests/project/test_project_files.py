@@ -80,6 +80,10 @@ def test_the_image_gets_what_the_wheel_is_made_of() -> None:
     assert all((ROOT / name).exists() for name in kept)
 
 
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150
+
+
 def test_the_changelog_keeps_its_form() -> None:
     headings = re.findall(r"^(##+) (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[0] == ("##", "[Unreleased]")
