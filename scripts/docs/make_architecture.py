@@ -1,10 +1,11 @@
-"""Write what is made in docs/architecture.md: the picture of the layers and the table of rooms, from the imports.
+"""Write what is made in docs/architecture.md: the picture of the layers, the table of rooms, and links to lines.
 
     python scripts/docs/make_architecture.py            # write them
     python scripts/docs/make_architecture.py --check    # exit 1 if the page is not what would be written
 
 A room is a folder of pyllama2/ or a file beside the folders. The page's text is written by hand. The part between
-`<!-- made: NAME -->` and `<!-- end -->` is made here. Run the script after an import or a room has changed.
+`<!-- made: NAME -->` and `<!-- end -->` is made here from the imports. Links to lines (source_links.py) are defined at
+the end of the page. Run the script after a change of imports, rooms or lines.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from source_links import definitions
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "pyllama2"
@@ -138,7 +141,10 @@ def page(text: str) -> str:
         if not (mark and end_mark):
             raise SystemExit(f"{PAGE.name} should have a part {start.strip()} ... {end}")
         text = "\n".join([before + mark, *make(), "", end + after])
-    return text
+    body, mark, _ = text.partition("<!-- made: links -->\n")
+    if not mark:
+        raise SystemExit(f"{PAGE.name} should end with a part <!-- made: links -->")
+    return body + mark + "\n".join(["", *definitions(body), ""])
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "scripts" / "random_models"))
 
 from llama_picture import LETTERS, letters_of, picture  # noqa: E402
 from make_random_model import SHAPES  # noqa: E402
-from source_links import link_to  # noqa: E402
+from source_links import definitions, link_to  # noqa: E402
 
 from pyllama2.analysis.inspection import PARTS, parameters_by_part  # noqa: E402
 from pyllama2.backend.kv_cache import KV_DTYPES  # noqa: E402
@@ -55,55 +55,61 @@ MEANING = {
 
 # Steps of the forward pass: name, what is computed, places in model.py and in _cpu, the inner loop.
 STEPS = [
-    ("embed", "x = rows of tok_embeddings", "model.Transformer.forward", "forward.pyx _embed", "matrix.pyx lookup_row"),
+    (
+        "embed",
+        "x = rows of tok_embeddings",
+        "model.py Transformer.forward",
+        "forward.pyx _embed",
+        "matrix.pyx lookup_row",
+    ),
     (
         "attention_norm",
         "w x / sqrt(mean(x²) + eps)",
-        "model.RMSNorm.forward",
+        "model.py RMSNorm.forward",
         "forward.pyx normed_input",
         "portable.h rms_norm",
     ),
     (
         "wq wk wv",
         "q = Wq x, k = Wk x, v = Wv x",
-        "model.Attention.forward",
+        "model.py Attention.forward",
         "forward.pyx # attention_norm -> wq wk wv",
         "matrix.pyx matmul",
     ),
     (
         "rope, kv append",
         "turn each pair of q and k by position × frequency; keep k and v",
-        "model.apply_rope",
+        "model.py apply_rope",
         "forward.pyx # rope -> kv append",
         "attention.pyx rope_and_append",
     ),
     (
         "attention",
         "softmax(q · k / sqrt(E)) v, over the tokens so far",
-        "model.Attention.forward",
+        "model.py Attention.forward",
         "attention.pyx attend",
         "attention.h attend",
     ),
-    ("wo + residual", "x += Wo attended", "model.Block.forward", "forward.pyx # wo + residual", "matrix.pyx matmul"),
+    ("wo + residual", "x += Wo attended", "model.py Block.forward", "forward.pyx # wo + residual", "matrix.pyx matmul"),
     (
         "ffn_norm",
         "w x / sqrt(mean(x²) + eps)",
-        "model.RMSNorm.forward",
+        "model.py RMSNorm.forward",
         "forward.pyx normed_input",
         "portable.h rms_norm",
     ),
     (
         "w1 w3, silu *",
         "silu(W1 x) × (W3 x)",
-        "model.FeedForward.forward",
+        "model.py FeedForward.forward",
         "forward.pyx # ffn_norm -> w1 w3 -> silu *",
         "portable.h silu_product",
     ),
-    ("w2 + residual", "x += W2 hidden", "model.Block.forward", "forward.pyx # w2 + residual", "matrix.pyx matmul"),
+    ("w2 + residual", "x += W2 hidden", "model.py Block.forward", "forward.pyx # w2 + residual", "matrix.pyx matmul"),
     (
         "norm, output",
         "logits = Wout RMSNorm(x)",
-        "model.Transformer.forward",
+        "model.py Transformer.forward",
         "forward.pyx _output",
         "matrix.pyx matmul",
     ),
@@ -121,9 +127,7 @@ def page(text: str) -> str:
         new = "\n".join([f"<!-- made: {name} -->", *_TABLES[name](), "<!-- end -->"])
         body, count = block.subn(lambda match, new=new: new, body)
         assert count == 1, name
-    places = sorted(set(re.findall(r"\]\[([^\]]+)\]", body)))
-    links = [f"[{place}]: {link_to(place)}" for place in places]
-    return body + "\n".join(["<!-- made: links -->", "", *links]) + "\n"
+    return body + "\n".join(["<!-- made: links -->", "", *definitions(body)]) + "\n"
 
 
 def row(cells: Iterable[object]) -> str:
@@ -269,7 +273,7 @@ def steps() -> list[str]:
     """Make the table of the forward pass, with links."""
 
     def link(place: str) -> str:
-        text = place.removeprefix("model.") if place.startswith("model.") else place.partition(" ")[2].lstrip("# ")
+        text = place.partition(" ")[2].lstrip("# ")
         return f"[`{text}`]({link_to(place)})"
 
     rows = [[f"`{name}`", formula, *map(link, places)] for name, formula, *places in STEPS]

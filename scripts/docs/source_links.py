@@ -1,10 +1,14 @@
 """Makes links from a page in docs/ to lines of the source.
 
-A place is named by a file's name and what stands in it:
+A place is a file of the package and what stands in it. A file is named by its path in pyllama2/, or by its name alone
+when no other file has it:
 
-    model.Attention.forward      a class or function of pyllama2/model.py, by its qualified name
-    forward.pyx run_layer        a function of a file of _cpu or its kernels
-    forward.pyx # attention      a comment line there, and what follows it up to the next blank line
+    model.py Attention.forward      a class or function, by its qualified name
+    generation/engine.py Engine
+    forward.pyx run_layer           a function of Cython or C
+    forward.pyx # attention         a comment line, and what follows it up to the next blank line
+
+A page links to a place by [text][PLACE]. definitions() says where these lead.
 """
 
 from __future__ import annotations
@@ -15,24 +19,32 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-_CPU = ROOT / "pyllama2" / "_cpu"
+PACKAGE = ROOT / "pyllama2"
 
 
 class PlaceNotFound(ValueError):
     """There is no such place in the source, or more than one."""
 
 
+def definitions(page: str) -> list[str]:
+    """The lines `[PLACE]: link` for the places that a page links to, in alphabetical order. Raises PlaceNotFound."""
+    places = {" ".join(place.split()) for place in re.findall(r"\]\[([^\]]+)\]", page)}
+    return [f"[{place}]: {link_to(place)}" for place in sorted(places)]
+
+
 def link_to(place: str) -> str:
     """The path relative to docs/, and the lines: ../pyllama2/model.py#L38-L50. Raises PlaceNotFound."""
-    if place.startswith("model."):
-        path = ROOT / "pyllama2" / "model.py"
-        first, last = _python_lines(path, place.removeprefix("model."))
+    name, _, what = place.partition(" ")
+    paths = [PACKAGE / name] if (PACKAGE / name).is_file() else list(PACKAGE.rglob(name))
+    if len(paths) != 1:
+        raise PlaceNotFound(f"{place}: there are {len(paths)} files {name}")
+    path = paths[0]
+    if what.startswith("#"):
+        first, last = _comment_lines(path, what)
+    elif path.suffix == ".py":
+        first, last = _python_lines(path, what)
     else:
-        name, _, what = place.partition(" ")
-        path = next((folder / name for folder in (_CPU, _CPU / "kernels") if (folder / name).exists()), _CPU / name)
-        if not path.exists():
-            raise PlaceNotFound(f"{place}: there is no {name}")
-        first, last = _comment_lines(path, what) if what.startswith("#") else _function_lines(path, what)
+        first, last = _function_lines(path, what)
     return f"../{path.relative_to(ROOT).as_posix()}#L{first}-L{last}"
 
 
@@ -44,11 +56,11 @@ def _lines(path: Path) -> list[str]:
 def _python_lines(path: Path, qualified: str) -> tuple[int, int]:
     node: ast.AST = ast.parse(path.read_text())
     for name in qualified.split("."):
-        kinds = (ast.ClassDef, ast.FunctionDef)
+        kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         found = [child for child in getattr(node, "body", []) if isinstance(child, kinds) and child.name == name]
-        if len(found) != 1:
+        if not found:
             raise PlaceNotFound(f"{path.name} has no {qualified}")
-        node = found[0]
+        node = found[-1]  # after its overloads
     return node.lineno, node.end_lineno or node.lineno
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import make_architecture
 import pytest
+import source_links
 
 PAGE = make_architecture.PAGE.read_text()
 
@@ -37,17 +38,20 @@ def test_layers() -> None:
         make_architecture.layers({"a": {"b"}, "b": {"a"}, "c": set()})
 
 
-def test_names_are_in_the_files_that_they_link_to() -> None:
-    """A link [`Class.method`](file) names something that is defined in the file."""
-    links = re.findall(r"\[`([\w.]+)`\]\(\.\./(pyllama2/[\w./]+\.(?:pyx|py|h|cu))\)", PAGE)
-    names = [(name, path) for name, path in links if name != path.split("/")[-1]]
-    assert len(names) > 20
-    for name, path in names:
-        text = (make_architecture.ROOT / path).read_text()
-        for part in name.split("."):
-            assert re.search(rf"\b(?:class|def|struct|cdef [\w ]+) {part}\b", text), (name, path)
+def test_links_lead_to_the_lines_of_what_they_name() -> None:
+    """A link [`Class.method`][file Class.method] has the name of its place, whose definition begins its lines."""
+    links = re.findall(r"\[`([^`]+)`\]\s?\[([\w./]+) ([\w.]+)\]", PAGE)
+    assert len(links) > 40
+    for text, path, name in links:
+        assert text == name
+        place, _, lines = source_links.link_to(f"{path} {name}").removeprefix("../").partition("#L")
+        first, last = (int(n) for n in lines.split("-L"))
+        source = (make_architecture.ROOT / place).read_text().splitlines()[first - 1 : last]
+        assert re.match(rf" *(?:class|def|async def|cdef [\w ]+) {name.split('.')[-1]}\b", source[0]), source[0]
 
 
 def test_a_page_without_its_marks_is_refused() -> None:
     with pytest.raises(SystemExit, match="made: picture"):
         make_architecture.page("# Architecture\n")
+    with pytest.raises(SystemExit, match="made: links"):
+        make_architecture.page(PAGE.partition("<!-- made: links -->")[0])

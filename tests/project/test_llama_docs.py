@@ -113,9 +113,9 @@ class TestSourceLinks:
         return (ROOT / "docs" / path).read_text().splitlines()[first - 1 : last]
 
     def test_lead_to_the_whole_of_a_place(self) -> None:
-        lines = self.lines("model.Attention.forward")
+        lines = self.lines("model.py Attention.forward")
         assert lines[0].startswith("    def forward(self, x: Tensor, cos") and "return self.wo(" in lines[-1]
-        lines = self.lines("model.RMSNorm")
+        lines = self.lines("model.py RMSNorm")
         assert lines[0] == "class RMSNorm(nn.Module):" and "* self.weight" in lines[-1]
         lines = self.lines("forward.pyx _output")
         assert lines[0].startswith("    cdef void _output(") and "mark(" in lines[-1]
@@ -128,7 +128,7 @@ class TestSourceLinks:
 
     @pytest.mark.parametrize(
         "place",
-        ["model.Nothing", "model.Attention.nothing", "forward.pyx nothing", "nothing.pyx x", "forward.pyx # no"],
+        ["model.py Nothing", "model.py Attention.nothing", "forward.pyx nothing", "nothing.pyx x", "forward.pyx # no"],
     )
     def test_what_is_not_there(self, place: str) -> None:
         with pytest.raises(source_links.PlaceNotFound):

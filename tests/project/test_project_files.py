@@ -46,7 +46,7 @@ def steps(workflow: Any) -> Iterator[dict[str, Any]]:
 def test_hooks_have_the_versions_that_ci_installs() -> None:
     locked = newest_locked()
     pinned = {repo["repo"].rpartition("/")[2]: repo for repo in read_yaml(ROOT / ".pre-commit-config.yaml")["repos"]}
-    assert set(pinned) == {*PACKAGES, "pre-commit-hooks"}
+    assert set(pinned) == {*PACKAGES, "pre-commit-hooks", "local"}
     for repository, package in PACKAGES.items():
         assert pinned[repository]["rev"].removeprefix("v") == locked[package], repository
     (mypy,) = pinned["mirrors-mypy"]["hooks"]
