@@ -191,6 +191,7 @@ def serving(command: str) -> Iterator[str]:
             assert process.wait(60) == 0
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_runs_as_written(page: Path, checkout: Path) -> None:
     """A page's server runs until the page ends."""
