@@ -85,6 +85,9 @@ class TestPages:
         listed = re.findall(r"^::: [\w.]+?(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
         assert {name for name in pyllama2.__all__ if name != "__version__"} <= set(listed)
         assert len(set(listed)) == len(listed)
+        places = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+        for name in ("export", "quantize", "perplexity"):
+            assert make_pages.public_names()[f"pyllama2.{name}"] in places, name
 
     def test_lines_of_source_pages_have_anchors(self, folder: Path) -> None:
         text = (ROOT / "pyllama2" / "model.py").read_text()
