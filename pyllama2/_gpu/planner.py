@@ -128,6 +128,8 @@ def unsupported(config: ModelConfig, quantization: Quantization) -> str | None:
     if quantization.type not in BITS or quantization.output_type not in BITS:
         return (f"the CUDA backend computes with q4 and q8 weights, not {quantization.type}; "
                 "quantize the model (python -m pyllama2.quantize) or use device='cpu'")  # fmt: skip
+    if quantization.layers:
+        return "the CUDA backend computes models whose layers are all of one type; use device='cpu'"
     if config.head_dim > MAX_HEAD_DIM:
         return (f"the CUDA backend computes heads of up to {MAX_HEAD_DIM} numbers, not {config.head_dim}; "
                 "use device='cpu'")  # fmt: skip

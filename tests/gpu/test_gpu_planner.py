@@ -24,7 +24,7 @@ from pyllama2._gpu.planner import (
 )
 from pyllama2.config import ModelConfig
 from pyllama2.errors import Pyllama2Error
-from pyllama2.storage.weights import Quantization
+from pyllama2.storage.weights import Quantization, StorageType
 
 GIB = 1 << 30
 LLAMA2_7B = ModelConfig(
@@ -117,6 +117,8 @@ def test_the_sentence_names_numbers_and_what_would_fit() -> None:
 
 def test_what_the_gpu_cannot_run() -> None:
     assert unsupported(GQA, Q4) is None
+    mixed = replace(Q4, layers=((StorageType("q8", 64), *(StorageType("q4", 32),) * 3),) * GQA.n_layers)
+    assert "all of one type" in str(unsupported(GQA, mixed))
     for type in ("float32", "float16"):
         found = plan(GQA, Quantization.of(type), 1, 10)
         assert found.problem is not None and "q4 and q8" in found.problem and not found.arrays
