@@ -33,7 +33,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.p
 from benchmarking import Worker, machine, say, table
 
 from pyllama2 import Llama
-from pyllama2.bench import Spread
+from pyllama2.analysis.benchmark import Spread
 
 _STREAMS, _TOKENS = 32, 64
 _CLIENTS, _CLIENT_TOKENS = (1, 8, 32), 32

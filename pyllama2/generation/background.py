@@ -1,6 +1,6 @@
 """Streams that a thread of their own generates, for programs that must not wait, such as an event loop's.
 
-    start(stream), wake()     any thread -> the thread: Scheduler.step() for all streams together -> updated()
+    start(stream), wake()     any thread -> the thread: Scheduler.step() for all streams together -> updated(...)
     take(stream)              the program, after updated(): the chunks that have come
 
 The thread lives as long as there is something to generate: an idle program has none. updated() only says that something
@@ -25,10 +25,11 @@ class Background:
 
     Args:
         scheduler: what generates the streams.
-        updated: called in the background's thread after each step of the model. It must not raise or wait.
+        updated: called in the background's thread after each step of the model, with True if a stream has begun or
+            ended in it. It must not raise or wait.
     """
 
-    def __init__(self, scheduler: Scheduler, updated: Callable[[], None]) -> None:
+    def __init__(self, scheduler: Scheduler, updated: Callable[[bool], None]) -> None:
         self._scheduler = scheduler
         self._updated = updated
         self._lock = threading.Lock()  # guards the next two
@@ -83,11 +84,17 @@ class Background:
             except BaseException as error:  # of the model, so it concerns all of them
                 for job in active:
                     job.error = job.error or error
-            now = time.monotonic()
-            for job in active:
-                job.first_at = job.first_at or (now if job.queue else None)
-                job.last_at = now
-            self._updated()
+            self._updated(self._note_times(active))
+
+    def _note_times(self, active: list[Job]) -> bool:
+        """Note when streams began and ended. Returns whether any did now."""
+        now, urgent = time.monotonic(), False
+        for job in active:
+            job.last_at = now
+            if job.first_at is None and job.queue:
+                job.first_at, urgent = now, True
+            urgent = urgent or job.ended
+        return urgent
 
     def _active(self) -> list[Job] | None:
         """The streams to advance; none when closed ones are to be retired only. None: there is nothing to do."""

@@ -121,8 +121,8 @@ class Engine:
         """Make n streams of one request. The i-th has the request's seed + i."""
         return [self._stream(replace(request, seed=(request.seed + i) % SEED_LIMIT)) for i in range(n)]
 
-    def background(self, updated: Callable[[], None]) -> Background:
-        """Make what generates streams in a thread of its own. updated() is called after each step; see Background."""
+    def background(self, updated: Callable[[bool], None]) -> Background:
+        """Make what generates streams in a thread of its own. updated is called after each step; see Background."""
         return Background(self._scheduler, updated)
 
     def _require_backend(self) -> Backend:

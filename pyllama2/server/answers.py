@@ -17,6 +17,7 @@ from typing import Any
 from ..generation.chunk import TokenLogprob, Usage
 from ..tokenizer.base import Tokenizer
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 
@@ -51,9 +52,9 @@ def event(data: dict[str, Any]) -> bytes:
     return b"data: " + to_json(data) + b"\n\n"
 
 
-def to_json(data: dict[str, Any]) -> bytes:
+def to_json(data: Any) -> bytes:
     """JSON without spaces, in ASCII: a text may hold line separators that clients would split at."""
-    return json.dumps(data, separators=(",", ":")).encode()
+    return _ENCODER.encode(data).encode()
 
 
 def usage_of(usages: Sequence[Usage], n_choices: int) -> dict[str, Any]:
@@ -94,6 +95,8 @@ class Form(ABC):
         self._shows_usage = shows_usage
         self._head = {"id": self.id, "object": self.object, "created": int(time.time()), "model": model}
         self._tail = {"system_fingerprint": f"fp_{fingerprint}"}
+        head = to_json({**self._head, "object": self.event_object, **self._tail})
+        self._event_head = b"data: " + head.removesuffix(b"}") + b',"choices":'  # most of an event is always the same
 
     def whole(self, parts: Sequence[Part], usage: dict[str, Any]) -> dict[str, Any]:
         """The answer with all texts."""
@@ -116,8 +119,8 @@ class Form(ABC):
     def _choice(self, part: Part) -> dict[str, Any]: ...
 
     def _event(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:
-        shown = {"usage": usage} if self._shows_usage else {}
-        return event({**self._head, "object": self.event_object, **self._tail, "choices": choices, **shown})
+        shown = b',"usage":' + to_json(usage) if self._shows_usage else b""
+        return self._event_head + to_json(choices) + shown + b"}\n\n"
 
 
 class CompletionForm(Form):

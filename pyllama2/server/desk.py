@@ -22,6 +22,10 @@ from .work import Choice, Work
 
 # Updates of a streamed text that may wait for its reader.
 AHEAD = 512
+# Up to so many texts, what each step of the model gives is sent at once. Of more, only beginnings and ends are: the
+# rest waits for so many seconds times the texts, so that sending takes a small share of the time that the model needs.
+_FEW = 4
+_PAUSE_S = 0.0015
 
 
 class Desk:
@@ -42,7 +46,8 @@ class Desk:
         self._waiting: deque[tuple[Work, Choice]] = deque()
         self._running: dict[Choice, Work] = {}
         self._n_entering = 0
-        self._called = False  # whether _look() will run
+        self._called = False  # whether _look() will run at once
+        self._timer: asyncio.TimerHandle | None = None  # when it will run anyway
         self._closing = False
         self._seconds_a_text = 1.0  # a moving average
 
@@ -128,9 +133,9 @@ class Desk:
         for work in list(self._works):
             work.fail(error)
 
-    def _updated(self) -> None:
+    def _updated(self, urgent: bool) -> None:
         """In the background's thread."""
-        if not self._called:
+        if not self._called and (urgent or self._timer is None):
             self._called = True
             with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._look)
@@ -138,6 +143,10 @@ class Desk:
     def _look(self) -> None:
         """Tell requests what is new, and let those that wait begin."""
         self._called = False  # before looking: what comes meanwhile is looked at again
+        if self._timer is not None:
+            self._timer.cancel()
+        n = len(self._running)
+        self._timer = self._loop.call_later(n * _PAUSE_S, self._look) if n > _FEW else None
         for choice, work in list(self._running.items()):
             job = choice.stream.job
             if work.figures.first is None:
@@ -168,7 +177,7 @@ class Desk:
             self._running[choice] = work
             self._background.start(choice.stream, AHEAD if work.live else None)
             if choice.stream.job.ended:  # it may not generate anything
-                self._updated()
+                self._updated(True)
 
     def _part(self, choice: Choice, chunks: list[Chunk]) -> Part:
         logprobs = None

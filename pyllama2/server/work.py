@@ -88,7 +88,8 @@ class Work:
         self.live = live
         self.figures = figures
         self.error: ApiError | None = None
-        self._ping_s = ping_s
+        self._ping_s = None if ping_s is None else ping_s / 2
+        self._quiet = 0  # times that _ping() has slept since the last part
         self.timer: asyncio.TimerHandle | None = None  # of the time that the request may take
         self._news = asyncio.Event()
 
@@ -114,22 +115,26 @@ class Work:
             ApiError: the request has failed.
         """
         open_choices = list(self.choices)
-        loop = asyncio.get_running_loop()
-        quiet = asyncio.Event()
-        while open_choices:
-            timer = None if self._ping_s is None else loop.call_later(self._ping_s, self._ping, quiet)
-            await self._news.wait()
-            if timer is not None:
-                timer.cancel()
-            self._news.clear()
-            if self.error is not None:
-                raise self.error
-            parts = [part for choice in open_choices for part in take(choice)]
-            open_choices = [choice for choice in open_choices if not choice.ended]
-            if parts or quiet.is_set():
-                quiet.clear()
-                yield parts
+        pinger = None if self._ping_s is None else asyncio.ensure_future(self._ping(self._ping_s))
+        try:
+            while open_choices:
+                await self._news.wait()
+                self._news.clear()
+                if self.error is not None:
+                    raise self.error
+                parts = [part for choice in open_choices for part in take(choice)]
+                open_choices = [choice for choice in open_choices if not choice.ended]
+                if parts or self._quiet > 1:
+                    self._quiet = 0
+                    yield parts
+        finally:
+            if pinger is not None:
+                pinger.cancel()
 
-    def _ping(self, quiet: asyncio.Event) -> None:
-        quiet.set()
-        self._news.set()
+    async def _ping(self, seconds: float) -> None:
+        """Count how long nothing has come, and tell it after one to two times so many seconds."""
+        while True:
+            await asyncio.sleep(seconds)
+            self._quiet += 1
+            if self._quiet > 1:
+                self.tell()

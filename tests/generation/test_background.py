@@ -25,7 +25,7 @@ class News:
 
     def __init__(self, llm: Llama) -> None:
         self._event = threading.Event()
-        self.background: Background = llm.background(self._event.set)
+        self.background: Background = llm.background(lambda urgent: self._event.set())
 
     def collect(self, *streams: Stream) -> list[str]:
         """The texts of streams up to their ends."""
