@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from ..errors import CheckpointError, Pyllama2Error
 from ..process.forking import renew_after_fork
+from ..process.interrupts import Interrupts
 from ..process.locks import Lock
 from ..shown import shown
 from .stand_ins import StandIns
@@ -83,11 +84,11 @@ class TemplateRenderer:
             Pyllama2Error: the process cannot be started.
         """
         data = json.dumps(variables).encode()
-        with self._lock:
+        with self._lock, Interrupts() as interrupts:
             worker, self._worker = self._worker, None
             if worker is None or not worker.is_running():  # something may have killed it
                 worker = _Worker()
-            status, text = worker.ask(self._template, data, self._timeout_s)
+            status, text = worker.ask(self._template, data, self._timeout_s, interrupts)
             self._worker = worker
         if status == b"+":
             return text
@@ -101,7 +102,8 @@ class TemplateRenderer:
         with self._lock:
             worker, self._worker = self._worker, None
         if worker is not None:
-            worker.end()
+            with Interrupts():
+                worker.end()
 
     def _forget_parent(self) -> None:
         """In a forked child: leave the process to the parent."""
@@ -135,22 +137,22 @@ class _Worker:
     def is_running(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, template: bytes, variables: bytes, timeout_s: float) -> tuple[bytes, str]:
-        """Send a question and return the status and text of the answer.
+    def ask(self, template: bytes, variables: bytes, timeout_s: float, interrupts: Interrupts) -> tuple[bytes, str]:
+        """Send a question and return the status and text of the answer. The caller holds signals back.
 
         After an exception, this object must not be used again. Raises Pyllama2Error if the process does not start, and
         CheckpointError if it dies, which it does timeout_s after it has the question at the latest.
         """
         if not self._is_ready:
             try:
-                self._exchange(b"", READY, START_TIMEOUT_S)
+                self._exchange(b"", READY, START_TIMEOUT_S, interrupts)
             except (TimeoutError, EOFError) as error:
                 raise Pyllama2Error(f"the process that renders the chat template did not start: {error}") from None
             self._is_ready = True
         number = next(self._numbers)
         question = QUESTION.pack(number, len(template), len(variables)) + template + variables
         try:
-            return self._exchange(question, number, timeout_s)
+            return self._exchange(question, number, timeout_s, interrupts)
         except TimeoutError:
             raise CheckpointError(f"the chat template did not finish within {timeout_s:g} s") from None
         except EOFError:
@@ -158,10 +160,11 @@ class _Worker:
                 "the chat template ended the process that renders it, by its use of memory or otherwise"
             ) from None
 
-    def _exchange(self, question: bytes, number: int, timeout_s: float) -> tuple[bytes, str]:
+    def _exchange(self, question: bytes, number: int, timeout_s: float, interrupts: Interrupts) -> tuple[bytes, str]:
         """Send a question and return the status and text of the answer of that number.
 
-        An exception ends the process. Raises TimeoutError if the answer takes longer than timeout_s, and EOFError if
+        An exception ends the process: here, since what a signal's handler raises while this object is destroyed would
+        be lost. Raises TimeoutError if the answer takes longer than timeout_s, and EOFError if
         the process dies or answers something else.
         """
         process = self._process
@@ -176,8 +179,9 @@ class _Worker:
         timer.start()
         answer = None
         try:
-            _write(process.stdin, question)
-            answer = _read_answer(process.stdout, number)
+            with interrupts.allowed():
+                _write(process.stdin, question)
+                answer = _read_answer(process.stdout, number)
         except (OSError, EOFError):
             pass
         finally:

@@ -288,6 +288,35 @@ def test_a_second_interrupt_leaves_no_answer_behind(
     assert [echo.render({"who": who}) for who in ("Bob", "Carol")] == ["Bob", "Carol"]
 
 
+def test_no_interrupt_is_lost_while_the_process_is_ended(
+    echo: TemplateRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be if the process ended with the object, as Python ignores what a destructor raises."""
+
+    class Interrupted(threading.Timer):
+        def cancel(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+            super().cancel()
+
+    def close_pipes(process: subprocess.Popen[bytes]) -> None:
+        signal.raise_signal(signal.SIGINT)
+        own_close_pipes(process)
+
+    assert echo.render({"who": "warm"}) == "warm"
+    pid, own_close_pipes, ignored = worker_of(echo), template_renderer._close_pipes, []
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(sys, "unraisablehook", ignored.append)
+            patch.setattr(threading, "Timer", Interrupted)
+            patch.setattr(template_renderer, "_close_pipes", close_pipes)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            echo.render({"who": "Alice", "slow": 10})
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not ignored and not is_running(pid)
+
+
 def test_an_answer_to_another_question_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_renderer, "_START", STAND_IN.replace("OFFSET", "1"))
     with pytest.raises(CheckpointError, match="ended the process that renders it"):
