@@ -10,7 +10,7 @@ from ..config import ModelConfig
 from .products import Products
 
 _SIDE = 1024  # of the matrices that are multiplied to measure
-_OVERHEAD = 1.35  # what transposing, packing, attention and the rounding itself add; measured on SmolLM2
+_OVERHEAD = 1.35  # an allowance for transposing, packing, attention and the rounding itself
 
 
 def step_shapes(config: ModelConfig) -> tuple[tuple[int, int], ...]:

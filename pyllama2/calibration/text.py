@@ -27,7 +27,7 @@ _FEW = 4096  # below which a sentence says that more would be better
 _HELD_OUT = 8  # of so many windows one is held out
 _MOST_HELD_OUT = 4
 
-# When is a text a bad one? Measured on prose, manuals, code, lists and lines that repeat: see docs/quantization.md.
+# When is a text a bad one? Rules of thumb, on the careful side: each only prints a sentence.
 _REPEATED = 6.0  # how many times smaller zlib makes it
 _SCRIPT = 0.3  # share of letters that are not Latin
 _CUT = 0.8  # tokens per character
