@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from ..storage.model_file import StoredModel
 from ..storage.weights import ROW_BLOCK, Weight
 from .base import Checkpoint, LazyTensor
-from .tokenizer_files import read_tokenizer_file
 
 
 class OwnCheckpoint(Checkpoint):
@@ -28,6 +27,8 @@ class OwnCheckpoint(Checkpoint):
         self.config = self.model.config
         self.tokenizer = self.model.tokenizer
         if tokenizer is not None:
+            from .tokenizer_files import read_tokenizer_file  # as late as the readers, see readers.py
+
             self.tokenizer = read_tokenizer_file(tokenizer, self.config.vocab_size)
         self.chat_template = self.model.chat_template
         self.files = [os.fspath(path), *([] if tokenizer is None else [tokenizer])]

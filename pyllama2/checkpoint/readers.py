@@ -1,4 +1,7 @@
-"""open_checkpoint(): the reader for what is at a path."""
+"""open_checkpoint(): the reader for what is at a path.
+
+Readers of other projects' files are imported when one is needed, so that the import of the package is faster.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,7 @@ from ..storage.mapped import MappedFile
 from ..storage.model_file import is_model_file
 from ..storage.safetensors import looks_like_safetensors
 from .base import Checkpoint
-from .file_kinds import describe_file
-from .gguf import GgufCheckpoint, is_gguf
-from .huggingface import INDEX, SINGLE, HuggingFaceCheckpoint
-from .llama2c import Llama2cCheckpoint, is_llama2c
-from .meta import MetaCheckpoint, shard_names
 from .own_file import OwnCheckpoint
-from .pth import is_zip
 
 
 def open_checkpoint(
@@ -45,7 +42,7 @@ def open_checkpoint(
     if not os.path.exists(path):
         raise CheckpointError(f"there is no file or directory {path}")
     reader = _directory_reader(path) if os.path.isdir(path) else _file_reader(path)
-    if reader is HuggingFaceCheckpoint and not os.path.isdir(path):
+    if reader.kind == "huggingface" and not os.path.isdir(path):
         path = os.path.dirname(path) or os.curdir
     checkpoint = reader(path, None if tokenizer is None else os.fspath(tokenizer))
     if max_seq_len is not None:
@@ -56,6 +53,9 @@ def open_checkpoint(
 
 
 def _directory_reader(path: str) -> type[Checkpoint]:
+    from .huggingface import INDEX, SINGLE, HuggingFaceCheckpoint
+    from .meta import MetaCheckpoint, shard_names
+
     has_weights = any(os.path.exists(os.path.join(path, name)) for name in (SINGLE, INDEX))
     if has_weights and os.path.exists(os.path.join(path, "config.json")):
         return HuggingFaceCheckpoint
@@ -75,16 +75,25 @@ def _directory_reader(path: str) -> type[Checkpoint]:
 
 def _file_reader(path: str) -> type[Checkpoint]:
     with MappedFile(path) as file:
-        if is_model_file(file):
-            return OwnCheckpoint
-        if is_gguf(file):
-            return GgufCheckpoint
-        if looks_like_safetensors(file):
-            if os.path.exists(os.path.join(os.path.dirname(path), "config.json")):
-                return HuggingFaceCheckpoint
-            raise CheckpointError(f"{path} is a safetensors file, but there is no config.json of its model beside it")
-        if is_zip(file):
-            return MetaCheckpoint
-        if is_llama2c(file):
-            return Llama2cCheckpoint
-        raise CheckpointError(f"{path} is no checkpoint; it looks like {describe_file(file)}")
+        return OwnCheckpoint if is_model_file(file) else _foreign_reader(path, file)
+
+
+def _foreign_reader(path: str, file: MappedFile) -> type[Checkpoint]:
+    from .file_kinds import describe_file
+    from .gguf import GgufCheckpoint, is_gguf
+    from .huggingface import HuggingFaceCheckpoint
+    from .llama2c import Llama2cCheckpoint, is_llama2c
+    from .meta import MetaCheckpoint
+    from .pth import is_zip
+
+    if is_gguf(file):
+        return GgufCheckpoint
+    if looks_like_safetensors(file):
+        if os.path.exists(os.path.join(os.path.dirname(path), "config.json")):
+            return HuggingFaceCheckpoint
+        raise CheckpointError(f"{path} is a safetensors file, but there is no config.json of its model beside it")
+    if is_zip(file):
+        return MetaCheckpoint
+    if is_llama2c(file):
+        return Llama2cCheckpoint
+    raise CheckpointError(f"{path} is no checkpoint; it looks like {describe_file(file)}")

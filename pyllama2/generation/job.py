@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from .completion import Completion
 from .generation import Generation, Update
 from .prefix_cache import CacheRow, common_prefix
 
+# What a step computes for each output: logits (m, vocab_size), or m tokens that the device sampled.
+Results = NDArray[np.float32] | list[int]
 # Most updates that wait for a text's consumer.
 AHEAD = 4
 
@@ -151,7 +154,7 @@ class Handover:
         return self.late or self.part.job.waiting is None
 
 
-def advance(part: StepInput, results: NDArray[np.float32] | list[int]) -> None:
+def advance(part: StepInput, results: Results) -> None:
     """Let a text take tokens until one differs from its guess.
 
     results are logits (1 + guesses, vocab_size), or tokens that the device sampled. An exception ends the text.
@@ -195,3 +198,16 @@ def batch_of(parts: Sequence[StepInput]) -> Batch:
         positions += range(part.start, part.start + len(fed))
         outputs += range(len(tokens) - part.n_outputs, len(tokens))
     return Batch(*(np.array(column, np.int32) for column in (tokens, rows, positions, outputs)))
+
+
+def split_results(parts: Sequence[StepInput], results: Results) -> Iterator[tuple[StepInput, Results]]:
+    """Yield the inputs that want results, and their results.
+
+    Args:
+        parts: the inputs of one step.
+        results: of all outputs of batch_of(parts).
+    """
+    ends = accumulate(part.n_outputs for part in parts)
+    for part, end in zip(parts, ends, strict=True):
+        if part.n_outputs:
+            yield part, results[end - part.n_outputs : end]

@@ -22,9 +22,6 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..backend.base import AMID_A_STEP, Backend, Batch
 from ..backend.kv_cache import KVCache
 from ..errors import ClosedError, NumericalError, Pyllama2Error
@@ -35,7 +32,7 @@ from ..sampling.sampler import Draw
 from .completion import Completion
 from .generation import Generation, Update
 from .handover import Handovers
-from .job import Job, SamplingTime, StepInput, advance, batch_of, settle
+from .job import Job, Results, SamplingTime, StepInput, advance, batch_of, settle, split_results
 from .prefix_cache import MAX_ROWS, PrefixCache
 
 # Texts of one list that exist at a time: those in rows, and as many that come next, since rows may become free while
@@ -283,14 +280,10 @@ class Scheduler:
             with interrupts.allowed():
                 results = self._compute(parts, batch, self._rows.cache)
             elapsed = time.perf_counter() - started
-            sampling, first = [], 0
+            sampling = list(split_results(parts, results))
             for part in parts:
-                last = first + part.n_outputs
-                if last > first:
-                    sampling.append((part, results[first:last]))
                 part.row.ids += part.tokens + part.guesses
                 part.job.text.add_time(elapsed)
-                first = last
             self._sample(sampling, own, interrupts)
             has_prompt = any(len(part.tokens) > 1 for part in parts)
             self.sampling_time.add(time.perf_counter() - started - elapsed, has_prompt=has_prompt)
@@ -298,7 +291,7 @@ class Scheduler:
         if not self._jobs:
             self._rows.trim()
 
-    def _compute(self, parts: Sequence[StepInput], batch: Batch, cache: KVCache) -> NDArray[np.float32] | list[int]:
+    def _compute(self, parts: Sequence[StepInput], batch: Batch, cache: KVCache) -> Results:
         """Logits (m, vocab_size) of the batch's outputs, or m tokens if the device can sample for all texts."""
         draws: list[Draw] = []
         for part in parts:
@@ -312,7 +305,7 @@ class Scheduler:
 
     def _sample(
         self,
-        sampling: list[tuple[StepInput, NDArray[np.float32] | list[int]]],
+        sampling: list[tuple[StepInput, Results]],
         own: Collection[int],
         interrupts: Interrupts,
     ) -> None:

@@ -18,7 +18,8 @@ from helpers.tiny_tokenizers import SPECIAL, bpe_json, sentencepiece_model
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from pyllama2.checkpoint import Checkpoint, open_checkpoint
+from pyllama2.checkpoint import open_checkpoint
+from pyllama2.checkpoint.base import Checkpoint
 from pyllama2.checkpoint.huggingface import HuggingFaceCheckpoint
 from pyllama2.config import ModelConfig, RopeScaling
 from pyllama2.errors import CheckpointError

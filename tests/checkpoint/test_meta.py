@@ -17,7 +17,8 @@ from helpers.tiny import GQA, MHA, WIDE_HEADS, oracle_logits, random_weights
 from helpers.tiny_tokenizers import bpe_json, sentencepiece_model
 from numpy.typing import NDArray
 
-from pyllama2.checkpoint import Checkpoint, open_checkpoint
+from pyllama2.checkpoint import open_checkpoint
+from pyllama2.checkpoint.base import Checkpoint
 from pyllama2.checkpoint.meta import MetaCheckpoint
 from pyllama2.config import ModelConfig, RopeScaling
 from pyllama2.errors import CheckpointError
