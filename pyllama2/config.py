@@ -41,7 +41,7 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "llama3"):
-            raise ValueError(f"rope scaling {self.kind!r} is not supported (linear and llama3 are)")
+            raise ValueError(f"rope scaling {str(self.kind)[:40]!r} is not supported (linear and llama3 are)")
         _check_float("rope scaling factor", self.factor, 1e-3, 1e6)
         _check_float("low_freq_factor", self.low_freq_factor, 1e-6, 1e6)
         _check_float("high_freq_factor", self.high_freq_factor, 1e-6, 1e6)

@@ -222,10 +222,10 @@ class Transformer(nn.Module):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if "config" not in metadata:
-                raise ValueError(f"{os.fspath(path)} is not a pyllama2 file")
+                raise ValueError(f"{os.fspath(path)!r} is not a pyllama2 file")
             config = ModelConfig.from_json(metadata["config"])
             if any(name.endswith(".scales") for name in file.keys()):  # noqa: SIM118 (not a dict)
-                raise ValueError(f"{os.fspath(path)} is quantized; this model computes in float32")
+                raise ValueError(f"{os.fspath(path)!r} is quantized; this model computes in float32")
             weights = {name: file.get_tensor(name).float() for name in config.tensor_shapes()}
         with torch.device("meta"):  # no memory for weights that are replaced at once
             model = cls(config)

@@ -54,7 +54,7 @@ def default_threads() -> int:
 def _positive(variable: str, value: str) -> int:
     value = value.strip()
     if not value.isdecimal() or int(value) < 1:
-        raise ValueError(f"{variable} must be a positive integer, not {value!r}")
+        raise ValueError(f"{variable} must be a positive integer, not {shown_value(value)}")
     return int(value)
 
 

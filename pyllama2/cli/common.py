@@ -22,7 +22,7 @@ from ..errors import Pyllama2Error
 from ..generation.completion import Completion
 from ..llama import Llama
 from ..sampling.params import SamplingParams
-from ..shown import for_terminal, one_line, shown
+from ..shown import for_terminal, one_line, shown, shown_value
 from .progress import progress_bar
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -196,7 +196,7 @@ class _OneLine(logging.Formatter):
 def _set_up_log(verbose: bool) -> None:
     name = os.environ.get("PYLLAMA2_LOG_LEVEL", "").upper() or "WARNING"
     if name not in _LEVELS:
-        raise ValueError(f"PYLLAMA2_LOG_LEVEL must be {', '.join(_LEVELS).lower()}, not {name.lower()!r}")
+        raise ValueError(f"PYLLAMA2_LOG_LEVEL must be {', '.join(_LEVELS).lower()}, not {shown_value(name.lower())}")
     if verbose and name != "DEBUG":
         name = "INFO"
     handler = logging.StreamHandler(sys.stderr)

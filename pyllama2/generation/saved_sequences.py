@@ -27,6 +27,7 @@ from ..backend.base import Backend
 from ..backend.kv_cache import saved_arrays
 from ..errors import CheckpointError
 from ..process.interrupts import Interrupts
+from ..shown import shown
 from ..storage.mapped import MappedFile
 from ..storage.model_file import StoredModel
 from ..storage.new_file import NewFile
@@ -172,7 +173,9 @@ class StateFile:
                 name: self._array(self._tensors[f"{index}.{name}"])[:, :, : len(ids)] for name in self._layout.names
             }
             if not all(all_finite(part) for view in views.values() if view.dtype.kind == "f" for part in view):
-                log.warning("%s: sequence %d has numbers that are not finite, and is left out", self._file.path, index)
+                log.warning(
+                    "%s: sequence %d has numbers that are not finite, and is left out", shown(self._file.path), index
+                )
                 continue
             row = rows.add(ids, longest)
             if row is not None:

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import ModelConfig
+from ..shown import shown_value
 
 WeightType = Literal["float32", "float16", "q8", "q4"]
 GROUP_SIZES = (32, 64, 128)
@@ -61,7 +62,9 @@ class StorageType:
     def __post_init__(self) -> None:
         sizes = GROUP_SIZES if self.type in ("q8", "q4") else (0,)
         if self.type not in get_args(WeightType) or self.group_size not in sizes:
-            raise ValueError(f"there is no storage type {self.type!r} in groups of {self.group_size!r}")
+            raise ValueError(
+                f"there is no storage type {shown_value(self.type)} in groups of {shown_value(self.group_size)}"
+            )
 
     def __str__(self) -> str:
         """Such as q4/64, or float16."""
@@ -76,7 +79,7 @@ class StorageType:
         """
         kind, _, size = text.partition("/") if isinstance(text, str) else ("", "", "")
         if size not in map(str, GROUP_SIZES):
-            raise ValueError(f"a storage type is written like q4/64, not {str(text)[:40]!r}")
+            raise ValueError(f"a storage type is written like q4/64, not {shown_value(text)}")
         return cls(cast(WeightType, kind), int(size))
 
 
@@ -102,7 +105,9 @@ class Quantization:
     def __post_init__(self) -> None:
         for value in (self.type, self.output_type):
             if value not in get_args(WeightType):
-                raise ValueError(f"weight type must be one of {', '.join(get_args(WeightType))}, not {value!r}")
+                raise ValueError(
+                    f"weight type must be one of {', '.join(get_args(WeightType))}, not {shown_value(value)}"
+                )
         if self.type in ("float32", "float16"):
             if self.output_type != self.type or self.group_size != 0:
                 raise ValueError(f"a {self.type} model has one type and no groups")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,16 @@ from helpers.foreign import llama2c_bytes, llama2c_tokenizer, write_huggingface,
 from helpers.tiny import quantized_model, random_weights, write_model
 from helpers.tiny_llama import CONFIG, write_tiny
 from helpers.tiny_tokenizers import bpe_json, bpe_spec
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from pyllama2 import Llama, Pyllama2Error, chat, generate, inspect
 from pyllama2.cli import conversation
+from pyllama2.config import RopeScaling
+from pyllama2.model import Transformer
 from pyllama2.storage.safetensors import make_header
 from pyllama2.storage.tensor_info import TensorInfo
+from pyllama2.storage.weights import Quantization, StorageType
 
 export = importlib.import_module("pyllama2.export")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -229,13 +236,50 @@ def test_arguments(path: Path, text: str, arguments: list[str], capsys: pytest.C
 
 
 def test_the_environment(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("LOG_LEVEL", "NUM_THREADS", "DEVICE", "MODEL"):
+    for name, text in itertools.product(("LOG_LEVEL", "NUM_THREADS", "DEVICE", "MODEL"), (EVIL, "\x1b" * 30_000)):
         with monkeypatch.context() as patch:
-            patch.setenv(f"PYLLAMA2_{name}", EVIL)
+            patch.setenv(f"PYLLAMA2_{name}", text)
             assert generate.main(["-n", "0", *(["-m", str(path)] if name != "MODEL" else [])]) == 1
         error = capsys.readouterr().err
         assert_safe(error)
         assert error.count("\n") == 1
+
+
+def test_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of the library, which a program may send anywhere."""
+    state, bad = tmp_path / "state", tmp_path / EVIL
+    with Llama(write_tiny(tmp_path / "m.bin")) as llm:
+        llm.generate([5, 6], max_tokens=1)
+        llm.save_state(state)
+        with safe_open(state, "np") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            metadata = file.metadata()
+        save_file({name: a if a.dtype.kind == "i" else a * np.nan for name, a in arrays.items()}, bad, metadata)
+        llm.load_state(bad)
+    (record,) = caplog.records
+    assert "not finite" in record.getMessage() and record.getMessage().isprintable()
+
+
+def another_programs_file(folder: Path) -> Path:
+    save_file({"a": ROW}, folder / EVIL)
+    return folder / EVIL
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda folder: Transformer.load(another_programs_file(folder)),
+        lambda folder: StorageType(LONG, 32),
+        lambda folder: StorageType.parse(LONG),
+        lambda folder: Quantization(LONG, "q8", 32),
+        lambda folder: RopeScaling(LONG, 1.0),
+        lambda folder: replace(CONFIG, dim=LONG),
+    ],
+)
+def test_errors_of_other_functions(tmp_path: Path, call: Callable[[Path], object]) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        call(tmp_path)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 600
 
 
 def test_templates(tmp_path: Path) -> None:
