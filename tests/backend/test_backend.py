@@ -12,7 +12,6 @@ from helpers.backend_contract import TOKENS, BackendContract, all_logits
 from helpers.quantized_reference import reference_logits
 from helpers.tiny import CONFIGS, GQA, MHA, TIED, oracle_logits, quantized_model, random_weights
 
-from pyllama2 import backend as registry
 from pyllama2._cpu import CpuBackend, default_threads
 from pyllama2.backend import select_backend
 from pyllama2.backend.base import Backend, Batch
@@ -161,7 +160,7 @@ class TestSelection:
             select_backend("tpu")
 
     def test_registry_names_classes(self) -> None:
-        assert set(registry._REGISTRY) == {"cpu", "cuda"}
+        assert set(devices._REGISTRY) == {"cpu", "cuda"}
 
 
 class TestSettings:
