@@ -13,7 +13,7 @@ from helpers.quantized_reference import reference_logits
 from helpers.tiny import CONFIGS, GQA, MHA, TIED, oracle_logits, quantized_model, random_weights
 
 from pyllama2._cpu import CpuBackend, default_threads
-from pyllama2.backend import select_backend
+from pyllama2.backend import devices, select_backend
 from pyllama2.backend.base import Backend, Batch
 from pyllama2.config import ModelConfig
 from pyllama2.errors import BackendUnavailableError, ClosedError
