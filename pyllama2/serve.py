@@ -22,7 +22,7 @@ from .llama import Llama
 from .shown import shown, shown_value
 
 if TYPE_CHECKING:
-    from pyllama2.server.app import App
+    from .server.app import App
 
 _EPILOG = """\
   pyllama2 serve -m smollm2

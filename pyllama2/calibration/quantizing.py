@@ -8,6 +8,7 @@ from math import exp, prod, sqrt
 
 import numpy as np
 
+from .._cpu.layer_steps import LayerSteps
 from ..analysis.evaluation import divergence
 from ..checkpoint.base import Checkpoint
 from ..convert import Progress, as_float, quantized_weight
@@ -158,11 +159,9 @@ def _plain_weight(work: Work, name: str) -> Weight:
     kind = work.quantization.storage_of(name, work.source.config)
     array = work.source.tensor(name).read()
     if kind.group_size:
-        weight = quantized_weight(name, array, kind)
-    else:
-        array = as_float(name, array, np.dtype(np.float32))
-        weight = Weight(name, "float32", array.shape, array.copy())
-    return weight
+        return quantized_weight(name, array, kind)
+    array = as_float(name, array, np.dtype(np.float32))
+    return Weight(name, "float32", array.shape, array.copy())
 
 
 def _embedded(work: Work, embeddings: Weight) -> Pair:
@@ -185,8 +184,6 @@ class Measured:
 
 def _measure(work: Work, streams: Pair, norm: Weight, output: Weight) -> Measured:
     """Compare the predictions of both streams after the last layer."""
-    from .._cpu.layer_steps import LayerSteps
-
     tokens, config = work.text.tokens, work.source.config
     steps = LayerSteps(config, work.products.n_threads)
     name = "tok_embeddings.weight" if config.tied_embeddings else "output.weight"

@@ -27,9 +27,9 @@ from .stored_tensor import StoredTensor
 from .tensor_names import TensorNames, check_tensors
 from .tokenizer_files import read_tokenizer_file
 
-__all__ = ["GgufCheckpoint", "is_gguf"]
+__all__ = ["NAMES", "GgufCheckpoint", "is_gguf"]
 
-_NAMES = TensorNames(
+NAMES = TensorNames(
     "blk",
     {
         "tok_embeddings": "token_embd",
@@ -60,7 +60,7 @@ class GgufCheckpoint(Checkpoint):
         self.config = _read_config(self._file, header)
         self._tensors = header.tensors
         shapes = {name: info.shape for name, info in header.tensors.items() if name != _ROPE_FACTORS}
-        check_tensors(self._file.path, self.config, shapes, _NAMES.of)
+        check_tensors(self._file.path, self.config, shapes, NAMES.of)
         self.files = [self._file.path]
         if tokenizer is None:
             self.tokenizer = read_tokenizer(header.metadata, self.config.vocab_size)
@@ -71,7 +71,7 @@ class GgufCheckpoint(Checkpoint):
         self.source = f"GGUF {shown(os.path.basename(self._file.path))}"
 
     def tensor(self, name: str) -> LazyTensor:
-        info = self._tensors[_NAMES.of(name)]
+        info = self._tensors[NAMES.of(name)]
         if info.dtype not in BLOCK_TYPES:
             return StoredTensor(self._file, info.dtype, info.shape, info.offset).lazy()
         release = partial(self._file.release, info.offset, info.nbytes)

@@ -36,7 +36,7 @@ from .tensor_names import TensorNames, check_tensors
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_NAMES = TensorNames(
+NAMES = TensorNames(
     "model.layers",
     {
         "tok_embeddings": "model.embed_tokens",
@@ -66,7 +66,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         self._mapped: list[MappedFile] = []
         self._tensors = self._map_tensors(folder)
         shapes = {n: info.shape for n, (_, info) in self._tensors.items() if not _is_unused(n, self.config)}
-        check_tensors(folder, self.config, shapes, _NAMES.of)
+        check_tensors(folder, self.config, shapes, NAMES.of)
         for name in shapes:
             file, info = self._tensors[name]
             check_dtype(file.path, name, info.dtype)
@@ -77,7 +77,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         self.source = f"Hugging Face checkpoint {shown(os.path.basename(os.path.abspath(folder)))}"
 
     def tensor(self, name: str) -> LazyTensor:
-        file, info = self._tensors[_NAMES.of(name)]
+        file, info = self._tensors[NAMES.of(name)]
         stored = StoredTensor(file, info.dtype, info.shape, info.offset)
         if name.endswith("attention.wq.weight"):
             return replace(stored.lazy(), read=partial(_unpermuted, stored, self.config.n_heads))

@@ -41,6 +41,7 @@ from random_tokenizer import sentencepiece_model
 from random_weights import RandomWeights
 
 from pyllama2._cpu import quantize_matrix
+from pyllama2.checkpoint.huggingface import NAMES
 from pyllama2.config import ModelConfig
 from pyllama2.storage.model_file import ModelWriter, StoredModel
 from pyllama2.storage.weights import Quantization, Weight
@@ -54,20 +55,6 @@ SHAPES: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
     "70b": (ModelConfig(8192, 28672, 80, 64, 8, 128, 32000, 4096), {"multiple_of": 4096, "ffn_dim_multiplier": 1.3}),
 }
 _JOINED_ON_COLUMNS = ("tok_embeddings.weight", "attention.wo.weight", "feed_forward.w2.weight")
-_HF_NAMES = {
-    "tok_embeddings": "model.embed_tokens",
-    "attention_norm": "input_layernorm",
-    "attention.wq": "self_attn.q_proj",
-    "attention.wk": "self_attn.k_proj",
-    "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "feed_forward.w1": "mlp.gate_proj",
-    "feed_forward.w2": "mlp.down_proj",
-    "feed_forward.w3": "mlp.up_proj",
-    "norm": "model.norm",
-    "output": "lm_head",
-}
 
 
 def write_meta(folder: str, config: ModelConfig, weights: RandomWeights, extra: dict[str, Any], n_shards: int) -> None:
@@ -162,7 +149,7 @@ def write_hf(folder: str, config: ModelConfig, weights: RandomWeights) -> None:
     end = 0
     for name, shape in weights.shapes.items():
         start, end = end, end + 2 * math.prod(shape)
-        header[_hf_name(name)] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
+        header[NAMES.of(name)] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with open(os.path.join(folder, "model.safetensors"), "wb") as file:
@@ -170,14 +157,6 @@ def write_hf(folder: str, config: ModelConfig, weights: RandomWeights) -> None:
         for name in weights.shapes:
             n_heads = {"wq": config.n_heads, "wk": config.n_kv_heads}.get(name.split(".")[-2], 0)
             _write_array(file, permuted(weights[name], n_heads) if n_heads else weights[name])
-
-
-def _hf_name(name: str) -> str:
-    name = name.removesuffix(".weight")
-    if not name.startswith("layers."):
-        return f"{_HF_NAMES[name]}.weight"
-    _, layer, rest = name.split(".", 2)
-    return f"model.layers.{layer}.{_HF_NAMES[rest]}.weight"
 
 
 def permuted(matrix: NDArray[Any], n_heads: int) -> NDArray[Any]:

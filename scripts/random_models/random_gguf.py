@@ -18,6 +18,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 from random_tokenizer import vocabulary
 
+from pyllama2.checkpoint.gguf import NAMES
 from pyllama2.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -26,20 +27,6 @@ if TYPE_CHECKING:
 TYPES = ("f32", "f16", "q8_0", "q4_0")
 _BLOCK_SIZE = 32  # numbers of a quantized block
 _CHUNK = 1 << 20  # numbers that are quantized at a time, so that temporary arrays are small
-_NAMES = {
-    "tok_embeddings": "token_embd",
-    "norm": "output_norm",
-    "output": "output",
-    "attention_norm": "attn_norm",
-    "attention.wq": "attn_q",
-    "attention.wk": "attn_k",
-    "attention.wv": "attn_v",
-    "attention.wo": "attn_output",
-    "ffn_norm": "ffn_norm",
-    "feed_forward.w1": "ffn_gate",
-    "feed_forward.w2": "ffn_down",
-    "feed_forward.w3": "ffn_up",
-}
 
 
 def write_gguf(path: str, config: ModelConfig, weights: RandomWeights, type: str) -> None:
@@ -58,7 +45,7 @@ def write_gguf(path: str, config: ModelConfig, weights: RandomWeights, type: str
         quantized = kind is not GGMLQuantizationType.F32 and kind is not GGMLQuantizationType.F16
         dtype = np.dtype(np.uint8 if quantized else np.float32 if kind is GGMLQuantizationType.F32 else np.float16)
         file_shape = (*shape[:-1], row_bytes) if quantized else shape
-        writer.add_tensor_info(_gguf_name(name), file_shape, dtype, nbytes, raw_dtype=kind if quantized else None)
+        writer.add_tensor_info(NAMES.of(name), file_shape, dtype, nbytes, raw_dtype=kind if quantized else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -106,14 +93,6 @@ def quantized(numbers: NDArray[np.float16], type: GGMLQuantizationType) -> NDArr
     return np.concatenate(
         [gguf.quants.quantize(part.astype(np.float32).reshape(-1, _BLOCK_SIZE), type) for part in parts]
     )
-
-
-def _gguf_name(name: str) -> str:
-    stem = name.removesuffix(".weight")
-    if not stem.startswith("layers."):
-        return f"{_NAMES[stem]}.weight"
-    _, layer, rest = stem.split(".", 2)
-    return f"blk.{layer}.{_NAMES[rest]}.weight"
 
 
 def _add_config(writer: gguf.GGUFWriter, config: ModelConfig) -> None:

@@ -22,6 +22,12 @@ from helpers.tiny_llama import write_tiny
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-a-key-for-the-tests"
+ENDLESS: dict[str, Any] = {  # a request that outlives every test
+    "model": "My-model",
+    "prompt": "x",
+    "max_tokens": 90_000,
+    "extra_body": {"ignore_eos": True},
+}
 pytestmark = pytest.mark.subprocess
 
 
@@ -96,16 +102,10 @@ def run(*arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]
 def test_a_signal_lets_requests_end_and_refuses_others(start: Callable[..., Process], model: Path, number: int) -> None:
     server = start("-m", model, "--grace", 60)
     client = server.client()
-    fields: dict[str, Any] = {
-        "model": "My-model",
-        "prompt": "x",
-        "max_tokens": 1500,
-        "extra_body": {"ignore_eos": True},
-    }
     kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     kept.request("GET", "/health")
     kept.getresponse().read()
-    stream = client.completions.create(stream=True, **fields)
+    stream = client.completions.create(stream=True, **ENDLESS | {"max_tokens": 1500})
     next(stream)
     server.process.send_signal(number)
     deadline = time.monotonic() + 30
@@ -123,19 +123,13 @@ def test_a_signal_lets_requests_end_and_refuses_others(start: Callable[..., Proc
 
 def test_what_outlives_the_grace_ends_with_an_error(start: Callable[..., Process], model: Path) -> None:
     server = start("-m", model, "--grace", 0.5)
-    fields: dict[str, Any] = {
-        "model": "My-model",
-        "prompt": "x",
-        "max_tokens": 90_000,
-        "extra_body": {"ignore_eos": True},
-    }
-    stream = server.client().completions.create(stream=True, **fields)
+    stream = server.client().completions.create(stream=True, **ENDLESS)
     next(stream)
     failed: list[Exception] = []
 
     def ask() -> None:
         try:
-            server.client().completions.create(**fields)
+            server.client().completions.create(**ENDLESS)
         except openai.APIStatusError as error:
             failed.append(error)
 
@@ -161,13 +155,7 @@ def metrics(server: Process) -> str:
 
 def test_a_second_signal_does_not_wait(start: Callable[..., Process], model: Path) -> None:
     server = start("-m", model, "--grace", 600)
-    fields: dict[str, Any] = {
-        "model": "My-model",
-        "prompt": "x",
-        "max_tokens": 90_000,
-        "extra_body": {"ignore_eos": True},
-    }
-    stream = server.client().completions.create(stream=True, **fields)
+    stream = server.client().completions.create(stream=True, **ENDLESS)
     next(stream)
     server.process.send_signal(signal.SIGINT)
     time.sleep(0.5)

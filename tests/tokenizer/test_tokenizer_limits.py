@@ -68,7 +68,7 @@ def write_bpe(path: Path) -> None:
     fillers = (f"{i:024}" for i in itertools.count())
     for text in itertools.islice(itertools.chain(texts, fillers), 210_000):
         vocab[text] = len(vocab)
-    vocab["\\U0001f600"] = len(vocab)
+    vocab["\U0001f600"] = len(vocab)
     parts["model"] |= {"vocab": vocab, "merges": merges(texts, 290_000)}
     parts["added_tokens"] = [
         {"id": len(vocab) + i, "content": name, "special": i % 2 == 0, "normalized": True}
