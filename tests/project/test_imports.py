@@ -53,14 +53,14 @@ def room_of(name: str) -> str:
 
 
 def imports_of(path: Path, *, when_loaded: bool = False) -> Iterator[str]:
-    """Full names of what a file imports; with when_loaded not those inside functions, which come later."""
+    """Full names of what a file imports; with when_loaded not those inside functions or for type checkers alone."""
     tree = ast.parse(path.read_text())
     later: set[ast.AST] = set()
     for node in ast.walk(tree):
         if when_loaded and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             later.update(ast.walk(node))
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            later.update(n for n in ast.walk(node) if not (isinstance(n, ast.ImportFrom) and n.level))
+            later.update(n for n in ast.walk(node) if when_loaded or not (isinstance(n, ast.ImportFrom) and n.level))
     package = ("pyllama2", *path.relative_to(PACKAGE).parent.parts)
     for node in ast.walk(tree):
         if node in later:
