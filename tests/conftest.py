@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,13 +35,20 @@ def signals_are_not_ignored() -> None:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
-@pytest.fixture
-def shared_data() -> Path:
-    """Reference data that is not part of the project; tests that want it skip without it."""
-    folder = ROOT.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("the folder ../shared/data is not there")
-    return folder
+@pytest.fixture(scope="session")
+def other_models() -> Path:
+    """A folder with files of other projects, which tests/data/README.md lists."""
+    folder = os.environ.get("PYLLAMA2_TEST_MODELS")
+    if not folder:
+        pytest.skip("PYLLAMA2_TEST_MODELS names no folder of models")
+    return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def smollm2_reference() -> list[dict[str, Any]]:
+    """Prompts with token ids, greedy continuations and log-probabilities, computed by another program in float32."""
+    entries: list[dict[str, Any]] = json.loads((ROOT / "tests" / "data" / "smollm2_reference.json").read_text())
+    return entries
 
 
 @pytest.fixture(scope="session")

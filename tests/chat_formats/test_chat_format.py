@@ -92,8 +92,8 @@ class TestLlama2:
         expected += [bos, *self.PACKAGE.encode(turns[-1])]
         assert self.CHAT.encode(messages) == expected
 
-    def test_with_the_real_vocabulary(self, shared_data: Path) -> None:
-        data = (shared_data / "llama2-tokenizer.model").read_bytes()
+    def test_with_the_real_vocabulary(self, other_models: Path) -> None:
+        data = (other_models / "llama2-tokenizer.model").read_bytes()
         tokenizer = load_tokenizer(TokenizerSpec("sentencepiece", data, 1, (2,), True))
         chat = make_chat_format(tokenizer, None)
         assert chat.name == "llama2"

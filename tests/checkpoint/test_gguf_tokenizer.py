@@ -153,8 +153,8 @@ def test_text_cannot_end_a_sequence(tmp_path: Path) -> None:
     assert tokenizer.special_tokens["</s>"] == 2
 
 
-def test_llama2_vocabulary(tmp_path: Path, shared_data: Path) -> None:
-    data = (shared_data / "llama2-tokenizer.model").read_bytes()
+def test_llama2_vocabulary(tmp_path: Path, other_models: Path) -> None:
+    data = (other_models / "llama2-tokenizer.model").read_bytes()
     keys = sentencepiece_keys(data)
     write_gguf(tmp_path / "m", {}, {f"tokenizer.{key}": value for key, value in keys.items()})
     spec = read_tokenizer(read_header(MappedFile(tmp_path / "m")).metadata, 32000)
@@ -359,13 +359,13 @@ def test_special_tokens_of_any_length(tmp_path: Path, kind: str) -> None:
         read(tmp_path / "m", keys)
 
 
-def test_smollm2(smollm2_path: Path, shared_data: Path) -> None:
+def test_smollm2(smollm2_path: Path, smollm2_reference: list[dict[str, Any]]) -> None:
     checkpoint = GgufCheckpoint(smollm2_path)
     spec = checkpoint.tokenizer
     assert spec is not None and (spec.bos_id, spec.eos_ids, spec.add_bos) == (1, (2,), False)
     package = tokenizers.Tokenizer.from_str(spec.data.decode())
     ours = load_tokenizer(spec, checkpoint.config.vocab_size)
     assert ours.special_tokens["<|im_end|>"] == 2 and len(ours.special_tokens) == 17
-    for case in json.loads((shared_data / "smollm2_reference.json").read_text()):
+    for case in smollm2_reference:
         assert package.encode(case["prompt"]).ids == case["ids"]
         assert ours.encode(case["prompt"]) == case["ids"]

@@ -88,13 +88,13 @@ def test_overrides(tmp_path: Path) -> None:
         open_checkpoint(path, norm_eps=7)
 
 
-def test_stories260k(shared_data: Path) -> None:
-    checkpoint = open_checkpoint(shared_data / "stories260K.bin", tokenizer=shared_data / "tok512.bin")
+def test_stories260k(other_models: Path) -> None:
+    checkpoint = open_checkpoint(other_models / "stories260K.bin", tokenizer=other_models / "tok512.bin")
     assert checkpoint.config == ModelConfig(
         dim=64, hidden_dim=172, n_layers=5, n_heads=8, n_kv_heads=4, head_dim=8, vocab_size=512, max_seq_len=512,
         tied_embeddings=True,
     )  # fmt: skip
-    assert checkpoint.files == [str(shared_data / "stories260K.bin"), str(shared_data / "tok512.bin")]
+    assert checkpoint.files == [str(other_models / "stories260K.bin"), str(other_models / "tok512.bin")]
     assert checkpoint.tokenizer is not None
     tokenizer = load_tokenizer(checkpoint.tokenizer, 512)
     prompt = tokenizer.encode("Once upon a time")

@@ -135,8 +135,8 @@ class TestBuildModel:
             with pytest.raises(ValueError, match=next(iter(ids))):
                 build_model([("a", 0.0, NORMAL)] * 3, **({"unk_id": 0, "bos_id": None, "eos_id": None} | ids))
 
-    def test_llama2(self, shared_data: Path) -> None:
-        package = SentencePieceProcessor(model_file=str(shared_data / "llama2-tokenizer.model"))
+    def test_llama2(self, other_models: Path) -> None:
+        package = SentencePieceProcessor(model_file=str(other_models / "llama2-tokenizer.model"))
         built = SentencePieceProcessor(model_proto=build_model(pieces_of(package), unk_id=0, bos_id=1, eos_id=2))
         rng = random.Random(0)
         for _ in range(300):
@@ -220,8 +220,8 @@ class TestLlama2c:
         assert data[:4] == b"\n\0\0\0"
         assert load(tmp_path / "t.bin", data).vocab_size == 340
 
-    def test_tok512(self, shared_data: Path) -> None:
-        tokenizer = load_tokenizer(read_tokenizer_file(shared_data / "tok512.bin", 512))
+    def test_tok512(self, other_models: Path) -> None:
+        tokenizer = load_tokenizer(read_tokenizer_file(other_models / "tok512.bin", 512))
         assert tokenizer.encode("Once upon a time") == [403, 407, 261, 378]
         text = "  Tom said: “no!”\n\n漢字"
         assert tokenizer.decode(tokenizer.encode(text)) == text

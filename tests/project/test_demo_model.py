@@ -24,7 +24,6 @@ import story_grammar as grammar  # noqa: E402
 # A whole story is pinned to its first sentences: float32 sums may differ in their order on another instruction set.
 GREEDY = ", a lively, daring girl called Ida lived in a warm cabin near a wild larch. One day in March, Ida was to do"
 BUNDLED = Path(str(files("pyllama2.data") / "stories.bin"))
-OTHER, OTHER_TOKENIZER = (ROOT.parent / "shared" / "data" / name for name in ("stories260K.bin", "tok512.bin"))
 NAMES = {*grammar.word_lists()["girl"], *grammar.word_lists()["boy"]}
 
 
@@ -136,10 +135,10 @@ class TestBundledModel:
         assert texts[0] == texts[1]
         assert texts[0].startswith(GREEDY)
 
-    @pytest.mark.skipif(not OTHER.exists(), reason="stories260K is not there")
-    def test_held_out_stories_are_predicted_better_than_by_stories260k(self) -> None:
+    def test_held_out_stories_are_predicted_better_than_by_stories260k(self, other_models: Path) -> None:
         text = grammar.held_out_stories(5)
-        with Llama() as ours, Llama(OTHER, tokenizer=OTHER_TOKENIZER) as theirs:
+        other, tokenizer = other_models / "stories260K.bin", other_models / "tok512.bin"
+        with Llama() as ours, Llama(other, tokenizer=tokenizer) as theirs:
             bits = [np.mean([perplexity(llm, story).bits_per_byte for story in text]) for llm in (ours, theirs)]
         assert bits[0] < bits[1]
 

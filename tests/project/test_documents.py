@@ -46,6 +46,7 @@ NOT_RUN = {
     r"python scripts/demo_model/check_demo_model\.py": "also judges the time of a start; see test_demo_model.py",
     r"python benchmarks/bench_generation\.py": "takes minutes",
     r"python benchmarks/bench_server\.py": "takes minutes",
+    r"python benchmarks/how_close\.py": "takes minutes; test_real_models.py compares its figures with the README's",
     r"python benchmarks/bench_vs_llama_cpp\.py": "takes an hour, and llama-cpp-python",
 }
 # What is run in place of a command that installs first: the README's story.

@@ -83,10 +83,10 @@ def test_an_unknown_id_is_refused() -> None:
         Detokenizer(TOKENIZERS["bpe"]).push(10**6)
 
 
-def test_llama2_streams_like_sentencepiece_decodes(shared_data: Path) -> None:
+def test_llama2_streams_like_sentencepiece_decodes(other_models: Path) -> None:
     from sentencepiece import SentencePieceProcessor
 
-    data = (shared_data / "llama2-tokenizer.model").read_bytes()
+    data = (other_models / "llama2-tokenizer.model").read_bytes()
     tokenizer = load_tokenizer(TokenizerSpec("sentencepiece", data, 1, (2,), True))
     package = SentencePieceProcessor(model_proto=data)
 

@@ -42,8 +42,8 @@ class TestSentencePiece:
         if "\ufffd" not in text + expected:  # of which the two put different numbers
             assert text == expected
 
-    def test_llama2(self, shared_data: Path) -> None:
-        data = (shared_data / "llama2-tokenizer.model").read_bytes()
+    def test_llama2(self, other_models: Path) -> None:
+        data = (other_models / "llama2-tokenizer.model").read_bytes()
         tokenizer = load_tokenizer(TokenizerSpec("sentencepiece", data, 1, (2,), True), 32000)
         package = SentencePieceProcessor(model_proto=data)
         assert tokenizer.encode("Hello world") == [15043, 3186]

@@ -167,13 +167,13 @@ class TestBpe:
         assert refused == {0x04, 0x06, 0x13, 0x14, 0x16, 0x1D}
         assert tokenizer.encode("<|im_start|>a") == [44, 108, 306, 79, 3738, 108, 46, 81]
 
-    def test_smollm2_reference(self, smollm2_path: Path, shared_data: Path) -> None:
+    def test_smollm2_reference(self, smollm2_path: Path, smollm2_reference: list[dict[str, Any]]) -> None:
         from pyllama2.checkpoint.gguf import GgufCheckpoint
 
         checkpoint = GgufCheckpoint(smollm2_path)
         assert checkpoint.tokenizer is not None
         tokenizer = load_tokenizer(checkpoint.tokenizer, checkpoint.config.vocab_size)
-        for entry in json.loads((shared_data / "smollm2_reference.json").read_text()):
+        for entry in smollm2_reference:
             assert tokenizer.encode(entry["prompt"]) == entry["ids"]
             assert tokenizer.decode(entry["greedy"]) == entry["text"].removesuffix("<|im_end|>")
 
