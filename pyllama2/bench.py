@@ -8,10 +8,17 @@ import sys
 from contextlib import closing
 from typing import Any
 
+if __name__ == "__main__":  # before the imports below, which take a while: Ctrl-C then ends them quietly
+    from .cli.program import main as run_program
+
+    sys.exit(run_program(["bench", *sys.argv[1:]]))
+
 from .analysis.benchmark import run_benchmark
 from .backend import select_backend
-from .cli.common import CommandParser, add_model_flags, positive, run_command
+from .cli.common import add_model_flags, naming_environment, positive
+from .cli.parser import CommandParser
 from .cli.progress import progress_bar
+from .cli.running import run_command
 from .errors import ContextLengthError
 from .loading import find_model, load_model
 from .shown import for_json
@@ -32,6 +39,24 @@ bytes).
 """
 
 
+def make_parser() -> CommandParser:
+    """Return the parser of the command's arguments."""
+    parser = CommandParser("bench", "Measure how fast a model runs here.", _EPILOG)
+    add = parser.add_argument
+    add(
+        "--prompt-tokens",
+        type=positive,
+        metavar="N",
+        help=f"tokens of prompt (default: {_PROMPT_TOKENS} if it fits)",
+    )
+    add("--new-tokens", type=positive, metavar="N", help=f"tokens to decode (default: {_NEW_TOKENS}, if they fit)")
+    add("--context", type=_not_negative, default=0, metavar="N", help="position of the first decoded token")
+    add("--repeat", type=positive, default=3, metavar="N", help="measurements of each")
+    add("--json", action="store_true", help="print one JSON object")
+    add_model_flags(parser)
+    return parser
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
@@ -41,15 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser("bench", "Measure how fast a model runs here.", _EPILOG)
-    add = parser.add_argument
-    add("--prompt-tokens", type=positive, metavar="N", help=f"length of the prompt ({_PROMPT_TOKENS}, if it fits)")
-    add("--new-tokens", type=positive, metavar="N", help=f"tokens to decode ({_NEW_TOKENS}, if they fit)")
-    add("--context", type=_not_negative, default=0, metavar="N", help="position of the first decoded token (0)")
-    add("--repeat", type=positive, default=3, metavar="N", help="measurements of each (%(default)s)")
-    add("--json", action="store_true", help="print one JSON object")
-    add_model_flags(parser)
-    return run_command(parser, argv, _bench)
+    return run_command(make_parser(), argv, _bench)
 
 
 def _not_negative(text: str) -> int:
@@ -59,7 +76,7 @@ def _not_negative(text: str) -> int:
 def _bench(args: argparse.Namespace) -> int:
     select_backend(args.device)  # before weights are converted, which may take long
     path = find_model(args.model)
-    with progress_bar("convert") as progress:
+    with naming_environment(args.model), progress_bar("convert") as progress:
         model = load_model(
             path,
             quant=args.quant,
@@ -95,7 +112,3 @@ def _lengths(args: Any, n_ctx: int) -> tuple[int, int]:
             f"and it has {n_ctx}"
         )
     return n_prompt, n_new
-
-
-if __name__ == "__main__":
-    sys.exit(main())

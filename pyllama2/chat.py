@@ -8,23 +8,29 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+if __name__ == "__main__":  # before the imports below, which take a while: Ctrl-C then ends them quietly
+    from .cli.program import main as run_program
+
+    sys.exit(run_program(["chat", *sys.argv[1:]]))
+
 from .chat_formats import CHAT_FORMATS
 from .chat_formats.base import n_system
 from .cli.common import (
-    CommandParser,
     add_model_flags,
     add_sampling_flags,
     open_model,
-    run_command,
     sampling_params,
     timings_line,
     write_text,
 )
 from .cli.conversation import Messages, read_messages, without_oldest_turns, write_messages
+from .cli.parser import CommandParser
+from .cli.running import run_command
 from .errors import CheckpointError, ContextLengthError
 from .generation.completion import Completion
 from .llama import Llama
@@ -33,8 +39,8 @@ from .shown import one_line, shown
 from .tokenizer.base import utf8
 
 _COMMANDS = """\
-  /reset         forget the conversation, except for the system prompt; also /clear
-  /system TEXT   replace the system prompt from now on; without TEXT, do without one
+  /reset         forget all but the system prompt; also /clear
+  /system TEXT   replace the system prompt; without TEXT, do without one
   /save PATH     write the messages to a file, as JSON
   /load PATH     go on with the messages of a file
   /stats         tokens, speeds, and how much of the context is used
@@ -56,6 +62,20 @@ the context if that is less, fit into the context.
 """
 
 
+def make_parser() -> CommandParser:
+    """Return the parser of the command's arguments."""
+    parser = CommandParser("chat", "Talk to a model.", _EPILOG)
+    parser.add_argument("-s", "--system", help="the system prompt")
+    parser.add_argument("-p", "--prompt", metavar="FIRST_MESSAGE", help="the first message, before any that is read")
+    parser.add_argument("--single-turn", action="store_true", help="end after one answer")
+    parser.add_argument("--template", choices=CHAT_FORMATS, help="the chat format (default: the model's own)")
+    parser.add_argument("--drop-oldest", action="store_true", help="forget the oldest turns when the context is full")
+    parser.about_words = _about_words
+    add_model_flags(parser)
+    add_sampling_flags(parser)
+    return parser
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
@@ -65,15 +85,14 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser("chat", "Talk to a model.", _EPILOG)
-    parser.add_argument("-s", "--system", help="the system prompt")
-    parser.add_argument("-p", "--prompt", metavar="FIRST_MESSAGE", help="the first message, before any that is read")
-    parser.add_argument("--single-turn", action="store_true", help="end after one answer")
-    parser.add_argument("--template", choices=CHAT_FORMATS, help="the chat format (default: the model's own)")
-    parser.add_argument("--drop-oldest", action="store_true", help="forget the oldest turns when the context is full")
-    add_model_flags(parser)
-    add_sampling_flags(parser)
+    parser = make_parser()
     return run_command(parser, argv, lambda args: _chat(parser, args))
+
+
+def _about_words(words: list[str], args: argparse.Namespace) -> str:
+    """What to type instead of a message or a model without its flag."""
+    text = shown(shlex.quote(" ".join(words)))
+    return f"-p {text} asks a message, and -m {text} names a model"
 
 
 def _chat(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
@@ -285,7 +304,3 @@ class _Chat:
     def _refuse(self, message: str) -> None:
         self.refused = True
         print(one_line(message), file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,9 +5,29 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .cli.common import CommandParser, positive, run_command
+if __name__ == "__main__":  # before the imports below, which take a while: Ctrl-C then ends them quietly
+    from .cli.program import main as run_program
+
+    sys.exit(run_program(["export", *sys.argv[1:]]))
+
+from .cli.common import positive
+from .cli.parser import CommandParser
 from .cli.progress import progress_bar
+from .cli.running import run_command
 from .convert import export
+
+
+def make_parser() -> CommandParser:
+    """Return the parser of the command's arguments."""
+    parser = CommandParser("export", "Turn a checkpoint into a model file.")
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="Meta's or Hugging Face's directory, .gguf, llama2.c .bin, model file")
+    add("-o", "--output", required=True, metavar="OUT", help="the file to write")
+    add("--dtype", choices=("float32", "float16"), default="float32", help="type of the matrices")
+    add("--tokenizer", metavar="PATH", help="a tokenizer file, for checkpoints without one")
+    add("--max-seq-len", type=positive, metavar="N", help="longest sequence in tokens, instead of the checkpoint's")
+    add("--norm-eps", type=float, metavar="X", help="epsilon of RMSNorm, instead of the checkpoint's")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,15 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser("export", "Turn a checkpoint into a model file.")
-    add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", help="Meta's or Hugging Face's directory, .gguf, llama2.c .bin, model file")
-    add("-o", "--output", required=True, metavar="OUT", help="the file to write")
-    add("--dtype", choices=("float32", "float16"), default="float32", help="type of the matrices (%(default)s)")
-    add("--tokenizer", metavar="PATH", help="a tokenizer file, for checkpoints without one")
-    add("--max-seq-len", type=positive, metavar="N", help="longest sequence in tokens, instead of the checkpoint's")
-    add("--norm-eps", type=float, metavar="X", help="epsilon of RMSNorm, instead of the checkpoint's")
-    return run_command(parser, argv, _export)
+    return run_command(make_parser(), argv, _export)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -44,9 +56,7 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
 # pyllama2.export is the function. Importing this file would put the module in its place.
 export.main = main  # type: ignore[attr-defined]
+export.make_parser = make_parser  # type: ignore[attr-defined]
 sys.modules[__name__] = export  # type: ignore[assignment]

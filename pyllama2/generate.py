@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from dataclasses import asdict
 
+if __name__ == "__main__":  # before the imports below, which take a while: Ctrl-C then ends them quietly
+    from .cli.program import main as run_program
+
+    sys.exit(run_program(["generate", *sys.argv[1:]]))
+
 from .cli.common import (
-    CommandParser,
     add_model_flags,
     add_sampling_flags,
     open_model,
     read_text,
-    run_command,
     sampling_params,
     timings_line,
     write_text,
 )
+from .cli.parser import CommandParser
+from .cli.running import run_command
 from .generation.completion import Completion
-from .shown import for_json
+from .shown import for_json, shown
 
 _EPILOG = """\
 The prompt is printed before its continuation. A prompt that is read from a file or standard input is
@@ -40,6 +46,19 @@ they are spelled, as \\x1b. Pipes and files get the text as it is.
 """
 
 
+def make_parser() -> CommandParser:
+    """Return the parser of the command's arguments."""
+    parser = CommandParser("generate", "Continue a text.", _EPILOG)
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help='the text to continue; "-" reads standard input')
+    parser.add_argument("-f", "--file", help='read the prompt from a file; "-" is standard input')
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.add_argument("--no-stream", action="store_true", help="print the text when it is complete")
+    parser.about_words = _about_words
+    add_model_flags(parser)
+    add_sampling_flags(parser)
+    return parser
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
@@ -49,14 +68,14 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser("generate", "Continue a text.", _EPILOG)
-    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help='the text to continue; "-" reads standard input')
-    parser.add_argument("-f", "--file", help='read the prompt from a file; "-" is standard input')
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    parser.add_argument("--no-stream", action="store_true", help="print the text when it is complete")
-    add_model_flags(parser)
-    add_sampling_flags(parser)
+    parser = make_parser()
     return run_command(parser, argv, lambda args: _generate(parser, args))
+
+
+def _about_words(words: list[str], args: argparse.Namespace) -> str:
+    """What to type instead of a prompt without quotes."""
+    prompt = shlex.quote(" ".join([args.prompt, *words]))
+    return f"a prompt of several words needs quotes: pyllama2 generate {shown(prompt)}"
 
 
 def _generate(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
@@ -98,7 +117,3 @@ def _json_fields(completion: Completion) -> dict[str, object]:
     fields = asdict(completion)
     del fields["logprobs"], fields["n_echoed"]  # no flag asks for them
     return fields
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,10 +8,17 @@ import os
 import sys
 from dataclasses import asdict
 
+if __name__ == "__main__":  # before the imports below, which take a while: Ctrl-C then ends them quietly
+    from .cli.program import main as run_program
+
+    sys.exit(run_program(["inspect", *sys.argv[1:]]))
+
 from .analysis.inspection import Inspection, inspect_model, tokenize_text
-from .cli.common import CommandParser, positive, read_text, run_command
+from .cli.common import naming_environment, positive, read_text, thread_count
 from .cli.inspection_text import report, tokens_report
+from .cli.parser import CommandParser
 from .cli.progress import progress_bar
+from .cli.running import run_command
 from .loading import find_model
 from .shown import for_json
 from .tokenizer.base import Tokenizer
@@ -44,15 +51,8 @@ or, with --tokens, text, n_tokens, n_bytes and tokens: id, text, bytes (hexadeci
 """
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the arguments; None: those of the process.
-
-    Returns:
-        The exit code.
-    """
+def make_parser() -> CommandParser:
+    """Return the parser of the command's arguments."""
     parser = CommandParser("inspect", "Say what is in a model, and what it needs.", _EPILOG)
     add = parser.add_argument
     model_help = "a model file or checkpoint, or smollm2 (default: PYLLAMA2_MODEL, else the demo model)"
@@ -64,14 +64,32 @@ def main(argv: list[str] | None = None) -> int:
     add("--json", action="store_true", help="print one JSON object")
     add("--tokenizer", metavar="PATH", help="a tokenizer file, for checkpoints without one")
     add("-c", "--ctx", type=positive, metavar="CTX", help="tokens to have memory for (default: the model's context)")
-    add("-t", "--threads", type=positive, help="threads (default: PYLLAMA2_NUM_THREADS, else the physical cores)")
+    add("-t", "--threads", type=thread_count, help="threads (default: PYLLAMA2_NUM_THREADS, else the physical cores)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: the arguments; None: those of the process.
+
+    Returns:
+        The exit code.
+    """
+    parser = make_parser()
     return run_command(parser, argv, lambda args: _inspect(parser, args))
 
 
 def _inspect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.path is not None and args.model is not None:
         parser.error("give either MODEL or -m, not both")
-    path = find_model(args.path if args.path is not None else args.model)
+    model = args.path if args.path is not None else args.model
+    with naming_environment(model):
+        return _inspect_model(find_model(model), args)
+
+
+def _inspect_model(path: str, args: argparse.Namespace) -> int:
     if args.tokens is not None:
         text = read_text("-", "the text") if args.tokens == "-" else args.tokens
         ids, tokenizer = tokenize_text(path, text, tokenizer=args.tokenizer)
@@ -112,7 +130,3 @@ def _tokens_json(text: str, ids: list[int], tokenizer: Tokenizer) -> str:
     ]
     counts = {"n_tokens": len(ids), "n_bytes": len(text.encode())}
     return for_json(json.dumps({"text": text, **counts, "tokens": tokens}, ensure_ascii=False))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,9 +8,16 @@ import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 
+if __name__ == "__main__":  # before the imports below, which take a while: Ctrl-C then ends them quietly
+    from .cli.program import main as run_program
+
+    sys.exit(run_program(["perplexity", *sys.argv[1:]]))
+
 from .analysis.evaluation import Perplexity, perplexity
-from .cli.common import CommandParser, add_model_flags, open_model, positive, read_text, run_command
+from .cli.common import add_model_flags, open_model, positive, read_text
+from .cli.parser import CommandParser
 from .cli.progress import progress_bar
+from .cli.running import run_command
 from .shown import shown
 
 _EPILOG = """\
@@ -29,9 +36,24 @@ taken as it is: --quant and --kv-dtype are for -m alone.
   bits_per_byte      the same in bits, per byte of UTF-8
   n_tokens, n_bytes  what was scored
   window, stride     in tokens, as they were used
-  kl_divergence, kl_standard_error, kl_divergence_p99, top_1_agreement, perplexity_ratio   null without --against
+  kl_divergence, kl_standard_error, kl_divergence_p99, top_1_agreement,
+  perplexity_ratio   null without --against
   documents          a list of such objects, one for each of several texts; else null
 """
+
+
+def make_parser() -> CommandParser:
+    """Return the parser of the command's arguments."""
+    description = "Say how well a model predicts a text, and how close it is to another model."
+    parser = CommandParser("perplexity", description, _EPILOG)
+    parser.add_argument(
+        "-f", "--file", required=True, nargs="+", metavar="TEXT", help='texts, UTF-8; "-" is standard input'
+    )
+    parser.add_argument("--against", metavar="MODEL", help="a model to compare with, of the same vocabulary")
+    parser.add_argument("--stride", type=positive, metavar="N", help="tokens a window scores (default: half of it)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add_model_flags(parser, ctx_help="tokens of a window (default: the model's context, but at most 1024)")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,15 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    description = "Say how well a model predicts a text, and how close it is to another model."
-    parser = CommandParser("perplexity", description, _EPILOG)
-    parser.add_argument(
-        "-f", "--file", required=True, nargs="+", metavar="TEXT", help='texts, UTF-8; "-" is standard input'
-    )
-    parser.add_argument("--against", metavar="MODEL", help="a model to compare with, of the same vocabulary")
-    parser.add_argument("--stride", type=positive, metavar="N", help="tokens a window scores (default: half of it)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    add_model_flags(parser, ctx_help="tokens of a window (default: the model's context, but at most 1024)")
+    parser = make_parser()
     return run_command(parser, argv, lambda args: _perplexity(parser, args))
 
 
@@ -107,9 +121,7 @@ def _document_lines(documents: tuple[Perplexity, ...], paths: list[str]) -> list
     return lines
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
 # pyllama2.perplexity is the function. Importing this file would put the module in its place.
 perplexity.main = main  # type: ignore[attr-defined]
+perplexity.make_parser = make_parser  # type: ignore[attr-defined]
 sys.modules[__name__] = perplexity  # type: ignore[assignment]

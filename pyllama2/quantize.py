@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 
+if __name__ == "__main__":  # before the imports below, which take a while: Ctrl-C then ends them quietly
+    from .cli.program import main as run_program
+
+    sys.exit(run_program(["quantize", *sys.argv[1:]]))
+
 from .calibration import quantize
-from .cli.common import CommandParser, run_command
+from .cli.parser import CommandParser
 from .cli.progress import progress_bar
+from .cli.running import run_command
 from .shown import one_line
 from .storage.weights import GROUP_SIZES
 
@@ -21,21 +27,20 @@ An interrupted calibration leaves its finished layers in the folder OUT.partial;
 """
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the arguments; None: those of the process.
-
-    Returns:
-        The exit code.
-    """
+def make_parser() -> CommandParser:
+    """Return the parser of the command's arguments."""
     parser = CommandParser("quantize", "Make a model file smaller.", _EPILOG)
     add = parser.add_argument
     add("source", metavar="IN", help="a model file, or any checkpoint that export reads")
     add("-o", "--output", required=True, metavar="OUT", help="the file to write")
     add("--type", choices=("q8", "q4"), required=True, help="8 or 4 bits per weight")
-    add("--group-size", type=int, choices=GROUP_SIZES, default=64, help="weights that share a scale (%(default)s)")
+    add(
+        "--group-size",
+        type=int,
+        choices=GROUP_SIZES,
+        default=64,
+        help="weights that share a scale",
+    )
     add("--output-type", choices=("q8", "q4"), help="type of the output matrix (default: q8)")
     add(
         "--calibrate",
@@ -45,6 +50,19 @@ def main(argv: list[str] | None = None) -> int:
     )
     add("--no-calibrate", action="store_true", help="choose the weights without a text: quick, and loses more")
     add("--calibrate-seconds", type=float, metavar="S", help="about how long calibration may take")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: the arguments; None: those of the process.
+
+    Returns:
+        The exit code.
+    """
+    parser = make_parser()
     return run_command(parser, argv, lambda args: _quantize(parser, args))
 
 
@@ -73,9 +91,7 @@ def _quantize(parser: CommandParser, args: argparse.Namespace) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
 # pyllama2.quantize is the function. Importing this file would put the module in its place.
 quantize.main = main  # type: ignore[attr-defined]
+quantize.make_parser = make_parser  # type: ignore[attr-defined]
 sys.modules[__name__] = quantize  # type: ignore[assignment]

@@ -16,7 +16,14 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from .cli.common import CommandParser, add_model_flags, open_model, positive, read_text, run_command
+if __name__ == "__main__":  # before the imports below, which take a while: Ctrl-C then ends them quietly
+    from .cli.program import main as run_program
+
+    sys.exit(run_program(["serve", *sys.argv[1:]]))
+
+from .cli.common import add_model_flags, open_model, positive, read_text
+from .cli.parser import CommandParser
+from .cli.running import run_command
 from .errors import Pyllama2Error
 from .llama import Llama
 from .shown import shown, shown_value
@@ -26,7 +33,7 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
   pyllama2 serve -m smollm2
-  curl http://127.0.0.1:8000/v1/completions -H "Content-Type: application/json" -d '{"prompt": "One day"}'
+  curl http://127.0.0.1:8000/v1/completions --json '{"prompt": "One day"}'
 
 Any client of OpenAI's works with the base URL http://127.0.0.1:8000/v1. GET /docs describes the interface.
 
@@ -121,6 +128,52 @@ def check_key(key: str) -> None:
         raise ValueError("an API key must have 8 to 512 visible ASCII characters and no spaces")
 
 
+def make_parser() -> CommandParser:
+    """Return the parser of the command's arguments."""
+    parser = CommandParser("serve", "Serve a model over HTTP, with OpenAI's interface.", _EPILOG)
+    parser.allow_abbrev = False  # --api-key KEY must not become --api-key-file
+    add = parser.add_argument_group("server").add_argument
+    add("--host", default="127.0.0.1", help="the address to listen to")
+    add("--port", type=_number(int, 0, 65535), default=8000, help="0 takes a free one")
+    add("--name", action="append", metavar="NAME", help="the model's name for clients; may be repeated")
+    add("--api-key-file", metavar="FILE", help="API keys, one a line (default: PYLLAMA2_API_KEY, if it is set)")
+    add("--no-auth", action="store_true", help="ask for no key, even if others can reach the address")
+    add("--allowed-host", action="append", default=[], metavar="NAME", help="a further host name; may be repeated")
+    add("--cors-origin", action="append", default=[], metavar="ORIGIN", help="whose pages may ask; may be repeated")
+    add("--max-concurrent", type=positive, default=32, metavar="N", help="texts at a time")
+    add(
+        "--max-queue",
+        type=_number(int, 0),
+        default=128,
+        metavar="N",
+        help="requests that may wait",
+    )
+    add(
+        "--timeout",
+        type=_number(float, 0.001),
+        default=600.0,
+        metavar="S",
+        help="seconds for a request",
+    )
+    add("--grace", type=_number(float, 0), default=30.0, metavar="S", help="seconds for the end")
+    add("--max-body", type=positive, default=4 << 20, metavar="BYTES", help="largest request")
+    add(
+        "--temperature",
+        type=_number(float, 0, 2),
+        default=1.0,
+        help="of requests that name none",
+    )
+    add("--top-p", type=_number(float, 0, 1), default=1.0, help="of requests that name none")
+    add(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="form of the log on stderr",
+    )
+    add_model_flags(parser)
+    return parser
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
@@ -130,25 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser("serve", "Serve a model over HTTP, with OpenAI's interface.", _EPILOG)
-    parser.allow_abbrev = False  # --api-key KEY must not become --api-key-file
-    add = parser.add_argument_group("server").add_argument
-    add("--host", default="127.0.0.1", help="the address to listen to (%(default)s)")
-    add("--port", type=_number(int, 0, 65535), default=8000, help="0 takes a free one (%(default)s)")
-    add("--name", action="append", metavar="NAME", help="the model's name for clients; may be repeated")
-    add("--api-key-file", metavar="FILE", help="API keys, one a line (default: PYLLAMA2_API_KEY, if it is set)")
-    add("--no-auth", action="store_true", help="ask for no key, even if others can reach the address")
-    add("--allowed-host", action="append", default=[], metavar="NAME", help="a further host name; may be repeated")
-    add("--cors-origin", action="append", default=[], metavar="ORIGIN", help="whose pages may ask; may be repeated")
-    add("--max-concurrent", type=positive, default=32, metavar="N", help="texts at a time (%(default)s)")
-    add("--max-queue", type=_number(int, 0), default=128, metavar="N", help="requests that may wait (%(default)s)")
-    add("--timeout", type=_number(float, 0.001), default=600.0, metavar="S", help="seconds for a request (%(default)g)")
-    add("--grace", type=_number(float, 0), default=30.0, metavar="S", help="seconds for the end (%(default)g)")
-    add("--max-body", type=positive, default=4 << 20, metavar="BYTES", help="largest request (%(default)s)")
-    add("--temperature", type=_number(float, 0, 2), default=1.0, help="of requests that name none (%(default)g)")
-    add("--top-p", type=_number(float, 0, 1), default=1.0, help="of requests that name none (%(default)g)")
-    add("--log-format", choices=("text", "json"), default="text", help="form of the log on stderr (%(default)s)")
-    add_model_flags(parser)
+    parser = make_parser()
     return run_command(parser, argv, lambda args: _serve(parser, args))
 
 
@@ -242,7 +277,3 @@ def _import_packages() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise Pyllama2Error(f'{error.name} is missing: pip install "pyllama2[serve]"') from None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,5 +12,5 @@ cdef const Kernels *find_kernels(str isa) except NULL:
     cdef bytes name = isa.encode()
     cdef const Kernels *kernels = kernels_find(name)
     if kernels is NULL:
-        raise ValueError(f"this CPU has no instruction set {isa!r}")
+        raise ValueError(f"this CPU has no instruction set {isa!r} (PYLLAMA2_CPU_ISA)")
     return kernels

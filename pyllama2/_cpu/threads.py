@@ -51,6 +51,11 @@ def default_threads() -> int:
     return max(1, min(n_threads, int(limit))) if limit.isdecimal() else n_threads
 
 
+def n_processors() -> int:
+    """Return the number of processors that this process may use. Hyper-threads count each."""
+    return len(_usable()) or os.cpu_count() or 1
+
+
 def _positive(variable: str, value: str) -> int:
     value = value.strip()
     if not value.isdecimal() or int(value) < 1:
@@ -58,12 +63,16 @@ def _positive(variable: str, value: str) -> int:
     return int(value)
 
 
+def _usable() -> set[int]:
+    """The CPUs that the process may use. Empty if the system does not say."""
+    bound = any(os.environ.get(name, "false").strip().lower() != "false" for name in _BINDING)
+    return _AFFINITY_WHEN_LOADED if bound else _affinity()
+
+
 def _physical_cores() -> int:
     """The number of cores that the process may use. Hyper-threads of one core count once."""
-    bound = any(os.environ.get(name, "false").strip().lower() != "false" for name in _BINDING)
-    cpus = _AFFINITY_WHEN_LOADED if bound else _affinity()
     cores = set()
-    for cpu in cpus:
+    for cpu in _usable():
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         try:
             cores.add(siblings.read_text())

@@ -1,208 +1,23 @@
-"""What the commands share: flags, exit codes, signals, and errors in one sentence.
-
-Exit codes: 0 for success, 1 for an error (one sentence on stderr), 2 for wrong usage, 130 after Ctrl-C,
-143 after SIGTERM.
-"""
+"""What the commands share: flags of the model and of sampling, and what they do with them."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import os
-import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from .._cpu.threads import n_processors
 from ..backend.kv_cache import KV_DTYPES
-from ..errors import Pyllama2Error
+from ..errors import CheckpointError
 from ..generation.completion import Completion
 from ..llama import Llama
 from ..sampling.params import SamplingParams
-from ..shown import for_terminal, one_line, shown, shown_value
+from ..shown import for_terminal
 from .progress import progress_bar
-
-_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-
-
-class CommandParser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors quote arguments on one line, without control characters.
-
-    Args:
-        command: the name of the command.
-        description: what it does, in one sentence.
-        epilog: what its help says after the list of flags; printed as it is.
-    """
-
-    def __init__(self, command: str, description: str, epilog: str | None = None) -> None:
-        super().__init__(
-            prog=f"pyllama2 {command}",
-            description=description,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        """Print the usage and the message, and end with exit code 2."""
-        super().error(one_line(message))
-
-    def print_help(self, file: Any = None) -> None:
-        """Write the help. Errors of the file are raised; argparse's own method ignores them.
-
-        Args:
-            file: where to write; None: stdout.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        (sys.stdout if file is None else file).write(self.format_help())
-
-
-def run_command(parser: argparse.ArgumentParser, argv: list[str] | None, command: Callable[[Any], int]) -> int:
-    """Parse the arguments and run a command on them.
-
-    Args:
-        parser: knows the flags of the command.
-        argv: the arguments; None: those of the process.
-        command: takes the parsed arguments and returns an exit code. It calls parser.error() for wrong usage, and
-            lets errors of files and models pass.
-
-    Returns:
-        The exit code of the process.
-    """
-
-    def work() -> int:
-        with _signals_as_exceptions(), _warnings_as_sentences(parser.prog):
-            args = parser.parse_args(argv)
-            _set_up_log(verbose=getattr(args, "verbose", False))
-            return command(args)
-
-    return run_guarded(parser.prog, work)
-
-
-def run_guarded(prog: str, work: Callable[[], int]) -> int:
-    """Run work, and print an error in one sentence on stderr.
-
-    Args:
-        prog: the name of the command, which begins the sentence.
-        work: returns an exit code.
-
-    Returns:
-        The exit code of work, or that of the exception that it raised. A closed pipe is no error: 0.
-    """
-    _use_streams()
-    try:
-        try:
-            code = work()
-        except SystemExit as end:  # --help, wrong usage, or a signal
-            code = end.code if isinstance(end.code, int) else 0
-        sys.stdout.flush()  # while an error can still be reported
-        sys.stderr.flush()
-        return code
-    except KeyboardInterrupt:
-        _say("")
-        return 130
-    except BrokenPipeError:  # the reader of our output has ended
-        _discard_output()
-        return 0
-    except OSError as error:
-        _discard_output()  # otherwise writing the rest fails again when the interpreter ends
-        return _fail(prog, f"{shown(error.filename)}: {error.strerror}" if error.filename else str(error.strerror))
-    except MemoryError as error:
-        return _fail(prog, f"not enough memory: {error}".removesuffix(": "))
-    except (Pyllama2Error, ValueError) as error:
-        return _fail(prog, str(error))
-
-
-def _fail(prog: str, message: str) -> int:
-    _say(f"{prog}: {message}")
-    return 1
-
-
-def _say(message: str) -> None:
-    """Print one line on stderr, if it can be written to."""
-    with suppress(OSError):
-        print(one_line(message), file=sys.stderr, flush=True)
-
-
-def _use_streams() -> None:
-    """Set up the standard streams.
-
-    All of them use UTF-8, whatever the locale says. Input bytes that are not UTF-8 become lone surrogates, as Python
-    has them in file names: a line of a chat may hold the name of a file. On output they are escaped.
-
-    A stream that was closed when the process began is replaced by the null device. This also takes its file
-    descriptor. Otherwise a model file could get that descriptor, and printed text would be written into the file.
-    """
-    for name, mode, errors in (
-        ("stdin", "r", "surrogateescape"), ("stdout", "w", "backslashreplace"), ("stderr", "w", "backslashreplace")
-    ):  # fmt: skip
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8", errors=errors))  # noqa: SIM115 (stays open)
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors=errors)
-
-
-def _discard_output() -> None:
-    """Send stdout and stderr to the null device where they cannot be written."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            with suppress(OSError):  # the stream has no file descriptor
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-@contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into SystemExit, so that temporary files are removed, as after Ctrl-C."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    caught = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = [signal.signal(number, end) for number in caught]
-    try:
-        yield
-    finally:
-        for number, handler in zip(caught, previous, strict=True):
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _warnings_as_sentences(prog: str) -> Iterator[None]:
-    """Print warnings without their file and line, which tell a user nothing."""
-
-    def show(message: Warning | str, *place: Any, **more: Any) -> None:
-        _say(f"{prog}: {message}")
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
-
-
-class _OneLine(logging.Formatter):
-    """A formatter that writes each record on one line, without control characters."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Format a record as one line."""
-        return one_line(super().format(record))
-
-
-def _set_up_log(verbose: bool) -> None:
-    name = os.environ.get("PYLLAMA2_LOG_LEVEL", "").upper() or "WARNING"
-    if name not in _LEVELS:
-        raise ValueError(f"PYLLAMA2_LOG_LEVEL must be {', '.join(_LEVELS).lower()}, not {shown_value(name.lower())}")
-    if verbose and name != "DEBUG":
-        name = "INFO"
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine("%(name)s: %(message)s"))
-    logging.basicConfig(handlers=[handler])
-    logging.getLogger("pyllama2").setLevel(name)
 
 
 def write_text(text: str) -> None:
@@ -219,6 +34,29 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return value
+
+
+def thread_count(text: str) -> int:
+    """Parse a number of threads, at most the processors that this process may use. For argparse's type=."""
+    wanted, most = positive(text), n_processors()
+    if wanted > most:
+        warnings.warn(f"{wanted} threads are more than the {most} processors here: {most} are used", stacklevel=2)
+    return min(wanted, most)
+
+
+@contextmanager
+def naming_environment(model: str | None) -> Iterator[None]:
+    """Say in an error about a model that the environment named it, if no flag did.
+
+    Args:
+        model: what -m says; None: nothing.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        if model is not None or not os.environ.get("PYLLAMA2_MODEL"):
+            raise
+        raise CheckpointError(f"{error} (the environment variable PYLLAMA2_MODEL names this model)") from error
 
 
 def read_text(path: str, what: str) -> str:
@@ -252,7 +90,7 @@ def add_model_flags(
     add("--tokenizer", metavar="PATH", help="a tokenizer file, for checkpoints without one")
     add("--quant", choices=("q8", "q4"), help="convert the weights in memory (default: a checkpoint's as float32)")
     add("-c", "--ctx", type=positive, metavar="CTX", help=ctx_help)
-    add("-t", "--threads", type=positive, help="threads (default: PYLLAMA2_NUM_THREADS, else the physical cores)")
+    add("-t", "--threads", type=thread_count, help="threads (default: PYLLAMA2_NUM_THREADS, else the physical cores)")
     add("--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: PYLLAMA2_DEVICE, else auto)")
     add("--kv-dtype", choices=KV_DTYPES, help="type of keys and values (default: the device's)")
     add("--no-prompt-lookup", action="store_true", help="do not guess tokens from what the text has said before")
@@ -265,7 +103,7 @@ def open_model(args: argparse.Namespace) -> Llama:
     Raises:
         Pyllama2Error, ValueError: as Llama() does.
     """
-    with progress_bar("convert") as progress:
+    with naming_environment(args.model), progress_bar("convert") as progress:
         llm = Llama(
             args.model,
             device=args.device,
@@ -286,18 +124,29 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that sampling_params() reads."""
     default = SamplingParams()
     add = parser.add_argument_group("sampling").add_argument
-    add("-n", "--max-tokens", type=int, default=default.max_tokens, help="most tokens to generate (%(default)s)")
-    add("--temperature", type=float, default=default.temperature, help="0 is greedy (%(default)s)")
+    add(
+        "-n",
+        "--max-tokens",
+        type=int,
+        default=default.max_tokens,
+        help="most tokens to generate",
+    )
+    add("--temperature", type=float, default=default.temperature, help="0 is greedy")
     add("--greedy", action="store_true", help="the same as --temperature 0")
     add(
         "--top-p",
         type=float,
         default=default.top_p,
-        help="the likeliest tokens up to this mass; 1 is off (%(default)s)",
+        help="the likeliest tokens up to this mass; 1 is off",
     )
-    add("--top-k", type=int, default=default.top_k, help="the likeliest so many tokens; 0 is off (%(default)s)")
-    add("--min-p", type=float, default=default.min_p, help="no token below this share of the likeliest (%(default)s)")
-    add("--repetition-penalty", type=float, default=default.repetition_penalty, help="1 is off (%(default)s)")
+    add("--top-k", type=int, default=default.top_k, help="the likeliest so many tokens; 0 is off")
+    add(
+        "--min-p",
+        type=float,
+        default=default.min_p,
+        help="no token below this share of the likeliest",
+    )
+    add("--repetition-penalty", type=float, default=default.repetition_penalty, help="1 is off")
     add("--seed", type=int, help="the same seed gives the same text (default: another each time)")
     add("--stop", action="append", default=[], metavar="S", help="end the text before this string; may be repeated")
 
