@@ -13,7 +13,6 @@ import re
 import stat
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 if __name__ == "__main__":  # before the imports below, which take a while: Ctrl-C then ends them quietly
@@ -22,6 +21,7 @@ if __name__ == "__main__":  # before the imports below, which take a while: Ctrl
     sys.exit(run_program(["serve", *sys.argv[1:]]))
 
 from .cli.common import add_model_flags, open_model, positive, read_text
+from .cli.naming import model_name
 from .cli.parser import CommandParser
 from .cli.running import run_command
 from .errors import Pyllama2Error
@@ -115,13 +115,6 @@ def create_app(
     )
 
 
-def model_name(path: str) -> str:
-    """The name of a model for clients: that of its file or folder, without the folders above and without the ending."""
-    name = PurePath(path).name
-    stem = re.sub(r"\.(bin|gguf|pth|safetensors)$", "", name)
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-") or "pyllama2"
-
-
 def check_key(key: str) -> None:
     """Raise ValueError unless key can be sent in a header. The message does not show it."""
     if not re.fullmatch(r"[\x21-\x7e]{8,512}", key):
@@ -204,10 +197,9 @@ def _serve(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     log.propagate = False
     log.setLevel(logging.INFO)
     with open_socket(args.host, args.port) as bound, open_model(args) as llm:
-        path = args.model or os.environ.get("PYLLAMA2_MODEL") or "stories"
         app = create_app(
             llm,
-            names=args.name or model_name(path),
+            names=args.name or model_name(args.model),
             api_keys=keys,
             host=args.host,
             allowed_hosts=args.allowed_host,

@@ -26,6 +26,7 @@ COMMANDS = {
     "generate": "continue a text",
     "chat": "talk to a model",
     "serve": "serve a model over HTTP, with OpenAI's interface",
+    "batch": "answer the requests of a file, many at a time",
     "perplexity": "say how well a model predicts a text",
     "export": "turn a checkpoint into a model file",
     "quantize": "make a model file smaller",

