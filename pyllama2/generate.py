@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import random
 import shlex
+import stat
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 
 if __name__ == "__main__":  # before the imports below, which take a while: Ctrl-C then ends them quietly
     from .cli.program import main as run_program
@@ -20,6 +24,7 @@ from .cli.common import (
     add_model_flags,
     add_sampling_flags,
     open_model,
+    positive,
     read_text,
     sampling_params,
     timings_line,
@@ -28,12 +33,18 @@ from .cli.common import (
 from .cli.parser import CommandParser
 from .cli.running import run_command
 from .generation.completion import Completion
-from .shown import for_json, shown
+from .llama import Llama
+from .sampling.params import SEED_LIMIT, SamplingParams
+from .shown import for_json, for_terminal, shown
 
 _EPILOG = """\
-The prompt is printed before its continuation. A prompt that is read from a file or standard input is
-UTF-8; one line break at its end is not part of it. A terminal gets no control characters, which could steer it:
-they are spelled, as \\x1b. Pipes and files get the text as it is.
+The prompt is printed before its continuation, unless --no-echo is given. Without PROMPT and -f, it is read from \
+standard input if that is a pipe or a file. What is read is UTF-8; one line break at its end is not part of the prompt.
+A terminal gets no control characters, which could steer it: they are spelled, as \\x1b. Pipes and files get the text as
+it is.
+
+--variants generates several texts, with the seeds S, S + 1 and so on, S being that of --seed. A line of three hyphens
+stands between them, and with --json there is one object a line.
 
 --json prints one object with the fields
   prompt         as it was given
@@ -43,16 +54,24 @@ they are spelled, as \\x1b. Pipes and files get the text as it is.
   stop_reason    the stop string or the token id that ended the text, else null
   usage          prompt_tokens, completion_tokens, cached_tokens
   timings        prompt_s, decode_s, prompt_tokens_per_s, decode_tokens_per_s
+  logprobs       with --logprobs: token_id, token, logprob and top for each token
+  seed           with --variants
 """
 
 
 def make_parser() -> CommandParser:
     """Return the parser of the command's arguments."""
     parser = CommandParser("generate", "Continue a text.", _EPILOG)
-    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help='the text to continue; "-" reads standard input')
-    parser.add_argument("-f", "--file", help='read the prompt from a file; "-" is standard input')
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    parser.add_argument("--no-stream", action="store_true", help="print the text when it is complete")
+    add = parser.add_argument
+    add("prompt", nargs="?", metavar="PROMPT", help='the text to continue; "-" reads standard input')
+    add("-f", "--file", help='read the prompt from a file; "-" is standard input')
+    add("--no-echo", action="store_true", help="print the continuation without the prompt")
+    add("--no-stream", action="store_true", help="print the text when it is complete")
+    add("-q", "--quiet", action="store_true", help="print no timings and no hints")
+    add("--json", action="store_true", help="print one JSON object instead of text")
+    add("--logprobs", type=int, metavar="N", help="print how likely each token was, and the N likeliest, on stderr")
+    add("--variants", type=positive, nargs="?", const=3, metavar="N", help="generate N texts; 3 if N is left out")
+    add("--state", metavar="FILE", help="go on from what FILE has computed, if it exists, and keep it there")
     parser.about_words = _about_words
     add_model_flags(parser)
     add_sampling_flags(parser)
@@ -81,39 +100,97 @@ def _about_words(words: list[str], args: argparse.Namespace) -> str:
 def _generate(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.prompt is not None and args.file is not None:
         parser.error("give either PROMPT or -f, not both")
-    params = sampling_params(parser, args)
+    if args.logprobs is not None and args.logprobs < 0:
+        parser.error(f"--logprobs must be at least 0, not {args.logprobs}")
+    params = replace(sampling_params(parser, args), logprobs=args.logprobs)
     prompt = _read_prompt(args)
-    live = not args.json and not args.no_stream
     code = 0
     with open_model(args) as llm:
-        stream = llm.stream(prompt, params)
-        if live:
-            write_text(prompt)
-        try:
-            for chunk in stream:
-                if live:
-                    write_text(chunk.text)
-        except KeyboardInterrupt:
-            code = 130
-        completion = stream.completion
-        if args.json:
-            print(for_json(json.dumps({"prompt": prompt, **_json_fields(completion)}, ensure_ascii=False)))
-        else:
-            write_text(("" if live else prompt + completion.text) + "\n")
-        print(timings_line(llm, completion, args.verbose), file=sys.stderr)
+        if llm.has_chat_template and not args.quiet:
+            print("(this model has a chat template: pyllama2 chat asks it questions)", file=sys.stderr)
+        if args.state is not None and os.path.exists(args.state):
+            llm.load_state(args.state)
+        for i, one in enumerate(_variants(params, args.variants)):
+            if i and not args.json:
+                print("---")
+            code = code or _print_one(llm, prompt, one, args)
+            if code:
+                break
+        if args.state is not None:
+            llm.save_state(args.state)
         if args.verbose:
             print(llm.profile(), file=sys.stderr)
     return code
 
 
+def _variants(params: SamplingParams, n: int | None) -> Iterator[SamplingParams]:
+    """The parameters of each text."""
+    if n is None:
+        yield params
+        return
+    seed = random.getrandbits(32) if params.seed is None else params.seed
+    for i in range(n):
+        yield replace(params, seed=(seed + i) % SEED_LIMIT)
+
+
+def _print_one(llm: Llama, prompt: str, params: SamplingParams, args: argparse.Namespace) -> int:
+    """Generate a text and print it. Returns 130 after Ctrl-C, else 0."""
+    live = not args.json and not args.no_stream
+    echo = "" if args.no_echo else prompt
+    code = 0
+    stream = llm.stream(prompt, params)
+    if live:
+        write_text(echo)
+    try:
+        for chunk in stream:
+            if live:
+                write_text(chunk.text)
+    except KeyboardInterrupt:
+        code = 130
+    completion = stream.completion
+    if args.json:
+        fields = {"prompt": prompt, **_json_fields(completion, params, args)}
+        print(for_json(json.dumps(fields, ensure_ascii=False)), flush=True)
+    else:
+        write_text(("" if live else echo + completion.text) + "\n")
+        if completion.logprobs is not None:
+            _print_logprobs(completion)
+    if not args.quiet:
+        line = timings_line(llm, completion, args.verbose)
+        print(line if args.variants is None else f"seed {params.seed}; {line}", file=sys.stderr)
+    return code
+
+
 def _read_prompt(args: argparse.Namespace) -> str:
     path = "-" if args.prompt == "-" else args.file
+    if path is None and args.prompt is None and _stdin_has_text():
+        path = "-"
     if path is None:
         return args.prompt or ""
     return read_text(path, "the prompt").removesuffix("\n").removesuffix("\r")
 
 
-def _json_fields(completion: Completion) -> dict[str, object]:
+def _stdin_has_text() -> bool:
+    """Whether standard input is a pipe or a file: not a terminal, not the null device, not closed."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _json_fields(completion: Completion, params: SamplingParams, args: argparse.Namespace) -> dict[str, object]:
     fields = asdict(completion)
-    del fields["logprobs"], fields["n_echoed"]  # no flag asks for them
-    return fields
+    del fields["n_echoed"]
+    if completion.logprobs is None:
+        del fields["logprobs"]
+    return fields if args.variants is None else {**fields, "seed": params.seed}
+
+
+def _print_logprobs(completion: Completion) -> None:
+    """A line for each token: its log-probability, and the likeliest tokens with theirs."""
+    for entry in completion.logprobs or ():
+        others = "  ".join(f"{text!r} {logprob:.3f}" for _, text, logprob in entry.top)
+        print(
+            for_terminal(f"{entry.logprob:8.3f}  {entry.token!r:<16}  {others}".rstrip(), sys.stderr), file=sys.stderr
+        )

@@ -18,6 +18,7 @@ from ..llama import Llama
 from ..sampling.params import SamplingParams
 from ..shown import for_terminal
 from .progress import progress_bar
+from .sampling_flags import add_penalty_flags, with_escapes
 
 
 def write_text(text: str) -> None:
@@ -113,6 +114,7 @@ def open_model(args: argparse.Namespace) -> Llama:
             kv_dtype=args.kv_dtype,
             tokenizer=args.tokenizer,
             prompt_lookup=not args.no_prompt_lookup,
+            context=getattr(args, "context_mode", "stop"),
             progress=progress,
         )
     facts = ", ".join(f"{name} {value}" for name, value in llm.describe().items() if name != "config")
@@ -147,8 +149,13 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         help="no token below this share of the likeliest",
     )
     add("--repetition-penalty", type=float, default=default.repetition_penalty, help="1 is off")
+    add_penalty_flags(add, default)
     add("--seed", type=int, help="the same seed gives the same text (default: another each time)")
-    add("--stop", action="append", default=[], metavar="S", help="end the text before this string; may be repeated")
+    stop_help = r"end the text before this string, where \n is a line break; may be repeated"
+    add("--stop", action="append", type=with_escapes, default=[], metavar="S", help=stop_help)
+    roll_help = "what a full context does to the text: it ends, or goes on with the beginning and the newest half"
+    add("--context", dest="context_mode", choices=("stop", "roll"), default="stop", help=roll_help)
+    add("--ignore-eos", action="store_true", help="go on after the model's own end of the text")
 
 
 def sampling_params(parser: argparse.ArgumentParser, args: argparse.Namespace) -> SamplingParams:
@@ -160,6 +167,11 @@ def sampling_params(parser: argparse.ArgumentParser, args: argparse.Namespace) -
             top_k=args.top_k,
             min_p=args.min_p,
             repetition_penalty=args.repetition_penalty,
+            repetition_window=args.repetition_window,
+            presence_penalty=args.presence_penalty,
+            frequency_penalty=args.frequency_penalty,
+            logit_bias=dict(args.logit_bias) or None,
+            ignore_eos=args.ignore_eos,
             max_tokens=args.max_tokens,
             stop=args.stop,
             seed=args.seed,

@@ -49,6 +49,7 @@ FLAGS = {
     "--stop-sequence": "--stop",
     "--reverse-prompt": "--stop",
     "--chat-template": "--template",
+    "--no-display-prompt": "--no-echo",
     "--model-path": "--model",
     "--hf-repo": "--model ORG/NAME",
     "-hf": "--model ORG/NAME",
