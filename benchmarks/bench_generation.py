@@ -31,7 +31,7 @@ from benchmarking import machine, table
 import pyllama2
 from pyllama2 import Llama
 from pyllama2.analysis.benchmark import Spread
-from pyllama2.loading import find_model
+from pyllama2.model_names import find_model
 
 _TOGETHER, _TOGETHER_TOKENS = 16, 64
 _HISTORY_TOKENS, _TURNS = 1500, 9

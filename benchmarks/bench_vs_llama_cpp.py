@@ -43,7 +43,7 @@ from engines import OurApi, OurEngine
 from pyllama2._cpu import default_threads
 from pyllama2.analysis.bandwidth import ReadBandwidth
 from pyllama2.analysis.benchmark import Spread
-from pyllama2.loading import find_model
+from pyllama2.model_names import find_model
 
 OURS, THEIRS = "pyllama2", "llama_cpp"
 _THEIR_TYPES = {"q4": "q4_0", "q8": "q8_0", "float32": "f32"}

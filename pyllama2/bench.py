@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from contextlib import closing
 from typing import Any
@@ -15,12 +14,14 @@ if __name__ == "__main__":  # before the imports below, which take a while: Ctrl
 
 from .analysis.benchmark import run_benchmark
 from .backend import select_backend
+from .checkpoint.title import title_of
 from .cli.common import add_model_flags, naming_environment, positive
 from .cli.parser import CommandParser
 from .cli.progress import progress_bar
 from .cli.running import run_command
 from .errors import ContextLengthError
-from .loading import find_model, load_model
+from .loading import load_model
+from .model_names import find_model
 from .shown import for_json
 
 _PROMPT_TOKENS, _NEW_TOKENS = 512, 64
@@ -90,7 +91,7 @@ def _bench(args: argparse.Namespace) -> int:
     n_ctx = args.ctx or model.config.max_seq_len
     n_prompt, n_new = _lengths(args, n_ctx)
     with closing(backend_class(model, n_threads=args.threads, kv_dtype=args.kv_dtype)) as backend:
-        name = os.path.basename(os.path.abspath(path))
+        name = title_of(path)
         report = run_benchmark(name, model, backend, n_prompt, n_new, args.context, args.repeat)
     print(for_json(report.to_json()) if args.json else report)
     return 0

@@ -23,6 +23,7 @@ from . import arguments
 from .checkpoint import open_checkpoint
 from .checkpoint.base import Checkpoint
 from .errors import CheckpointError
+from .model_names import find_model
 from .process.interrupts import Interrupts
 from .shown import shown, shown_value
 from .storage.model_file import ModelWriter, StoredModel
@@ -51,7 +52,7 @@ def export(
     that uses the old file keeps it.
 
     Args:
-        checkpoint: a file or a directory.
+        checkpoint: a file, a directory, or the name of a model, as Llama() takes it.
         out: path of the file to write.
         dtype: type of the matrices, "float32" or "float16"; norms stay float32.
         tokenizer: path of a tokenizer file that replaces the checkpoint's own.
@@ -69,8 +70,9 @@ def export(
         raise ValueError(f"dtype must be float32 or float16, not {shown_value(dtype)}")
     target = arguments.path("out", out)
     arguments.function("progress", progress)
+    arguments.path("checkpoint", checkpoint)
     opened = open_checkpoint(
-        arguments.path("checkpoint", checkpoint),
+        find_model(checkpoint, needs_tokenizer=tokenizer is None),
         tokenizer=None if tokenizer is None else arguments.path("tokenizer", tokenizer),
         max_seq_len=None if max_seq_len is None else arguments.integer("max_seq_len", max_seq_len, 1, 1 << 31),
         norm_eps=None if norm_eps is None else arguments.real("norm_eps", norm_eps),

@@ -21,7 +21,7 @@ def make_parser() -> CommandParser:
     """Return the parser of the command's arguments."""
     parser = CommandParser("export", "Turn a checkpoint into a model file.")
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", help="Meta's or Hugging Face's directory, .gguf, llama2.c .bin, model file")
+    add("checkpoint", metavar="CHECKPOINT", help="a directory of Meta or Hugging Face, .gguf, .bin, or a model's name")
     add("-o", "--output", required=True, metavar="OUT", help="the file to write")
     add("--dtype", choices=("float32", "float16"), default="float32", help="type of the matrices")
     add("--tokenizer", metavar="PATH", help="a tokenizer file, for checkpoints without one")

@@ -19,7 +19,7 @@ from .cli.inspection_text import report, tokens_report
 from .cli.parser import CommandParser
 from .cli.progress import progress_bar
 from .cli.running import run_command
-from .loading import find_model
+from .model_names import find_model
 from .shown import for_json
 from .tokenizer.base import Tokenizer
 
@@ -55,7 +55,9 @@ def make_parser() -> CommandParser:
     """Return the parser of the command's arguments."""
     parser = CommandParser("inspect", "Say what is in a model, and what it needs.", _EPILOG)
     add = parser.add_argument
-    model_help = "a model file or checkpoint, or smollm2 (default: PYLLAMA2_MODEL, else the demo model)"
+    model_help = (
+        "a model file, a checkpoint, or a name such as smollm2 or ORG/NAME (default: PYLLAMA2_MODEL, else demo)"
+    )
     add("path", nargs="?", metavar="MODEL", help=model_help)
     add("-m", "--model", help="the same")
     add("--tokens", metavar="TEXT", help='show how a text is tokenized; "-" reads standard input')

@@ -31,8 +31,9 @@ from .generation.prompt import Prompt, checked_ids, is_list_of_prompts, naming_p
 from .generation.saved_sequences import load_state, save_state
 from .generation.scoring import logits_of, scores_of
 from .generation.stream import Stream, pulled_in_threads
-from .loading import find_model, load_model
+from .loading import load_model
 from .memory import check_logits_fit
+from .model_names import find_model
 from .sampling.params import SamplingParams, check_seed
 from .shown import one_line, shown_value
 from .tokenizer.base import Tokenizer
@@ -52,8 +53,8 @@ class Llama(Engine):
     generation on the CPU ends in CheckpointError until the model is loaded again.
 
     Args:
-        model: one of our files, any checkpoint that export() reads, or "smollm2". None: the environment variable
-            PYLLAMA2_MODEL, else the bundled demo model.
+        model: one of our files, any checkpoint that export() reads, or the name of a model: ORG/NAME on the Hugging
+            Face hub, "smollm2" or "demo". None: the environment variable PYLLAMA2_MODEL, else the bundled demo model.
         device: "cpu", "cuda" or "auto", which is the first that can be used. None: the environment variable
             PYLLAMA2_DEVICE, else "auto".
         n_ctx: longest sequence in tokens. None: what the model was made for.
@@ -108,13 +109,14 @@ class Llama(Engine):
             None if number is None else arguments.integer(name, number)
             for name, number in (("n_ctx", n_ctx), ("n_threads", n_threads))
         )
-        model = None if model is None else arguments.path("model", model)
+        if model is not None:
+            arguments.path("model", model)
         tokenizer = None if tokenizer is None else arguments.path("tokenizer", tokenizer)
         arguments.boolean("verbose", verbose)
         arguments.function("progress", progress)
         seed = None if seed is None else check_seed(seed)
         select_backend(device)  # before weights are converted, which may take long
-        path = find_model(model)
+        path = find_model(model, needs_tokenizer=tokenizer is None)
         stored = load_model(
             path,
             quant=quant,

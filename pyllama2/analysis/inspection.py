@@ -27,6 +27,7 @@ from ..checkpoint.own_file import OwnCheckpoint
 from ..config import ModelConfig
 from ..convert import Progress
 from ..memory import available_bytes, kv_cache_bytes, needed_bytes, weight_bytes, weight_bytes_per_token
+from ..model_names import find_model
 from ..storage.calibration_record import CalibrationRecord
 from ..storage.weights import Quantization
 from ..tokenizer import load_tokenizer
@@ -201,7 +202,7 @@ def inspect_model(
     Nothing is converted, and only a part of a tensor is in memory at a time.
 
     Args:
-        path: a model file, or any checkpoint that export() reads.
+        path: a model file, any checkpoint that export() reads, or the name of a model, as Llama() takes it.
         tokenizer: path of a tokenizer, for checkpoints without one.
         n_ctx: tokens of a sequence; None: what the model was made for.
         n_threads: threads of the measurements; None: as Llama() chooses.
@@ -217,6 +218,7 @@ def inspect_model(
     from .._cpu.threads import team_of
 
     n_threads = team_of(n_threads)
+    path = find_model(path, needs_tokenizer=tokenizer is None)
     with closing(open_checkpoint(path, tokenizer=tokenizer)) as checkpoint:
         config = checkpoint.config
         if n_ctx is not None and not 1 <= n_ctx <= config.max_seq_len:
@@ -225,7 +227,7 @@ def inspect_model(
         spec = checkpoint.tokenizer
         own = checkpoint.model if isinstance(checkpoint, OwnCheckpoint) else None
         return Inspection(
-            path=os.fspath(path),
+            path=path,
             kind=checkpoint.kind,
             source=checkpoint.source,
             files={file: os.path.getsize(file) for file in checkpoint.files},
@@ -252,7 +254,7 @@ def tokenize_text(
     """Tokenize a text as a prompt.
 
     Args:
-        path: a model file, or any checkpoint that export() reads.
+        path: a model file, any checkpoint that export() reads, or the name of a model, as Llama() takes it.
         text: the prompt.
         tokenizer: path of a tokenizer, for checkpoints without one.
 
@@ -263,6 +265,7 @@ def tokenize_text(
         CheckpointError: a file cannot be read.
         ValueError: the model has no tokenizer, or the tokenizer cannot express the text.
     """
+    path = find_model(path, needs_tokenizer=tokenizer is None)
     with closing(open_checkpoint(path, tokenizer=tokenizer)) as checkpoint:
         if checkpoint.tokenizer is None:
             raise ValueError("the model has no tokenizer; give the path of one (--tokenizer PATH)")

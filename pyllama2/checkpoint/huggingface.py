@@ -32,6 +32,7 @@ from .huggingface_tokenizer import read_tokenizer
 from .json_file import JsonObject
 from .stored_tensor import StoredTensor, check_dtype
 from .tensor_names import TensorNames, check_tensors
+from .title import title_of
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -74,7 +75,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         self.tokenizer = directory_tokenizer.spec
         self.chat_template = directory_tokenizer.chat_template
         self.files = [config_file.path, *(file.path for file in self._mapped), *directory_tokenizer.files]
-        self.source = f"Hugging Face checkpoint {shown(os.path.basename(os.path.abspath(folder)))}"
+        self.source = f"Hugging Face checkpoint {shown(title_of(folder))}"
 
     def tensor(self, name: str) -> LazyTensor:
         file, info = self._tensors[NAMES.of(name)]

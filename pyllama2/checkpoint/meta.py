@@ -29,6 +29,7 @@ from .json_file import JsonObject
 from .pth import read_pth
 from .stored_tensor import StoredTensor
 from .tensor_names import check_tensors
+from .title import title_of
 from .tokenizer_files import read_tokenizer_file
 
 _log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class MetaCheckpoint(Checkpoint):
         self.tokenizer = read_tokenizer_file(tokenizer_path, self.config.vocab_size) if tokenizer_path else None
         self.chat_template = None
         self.files = [params.path, *shard_paths, *([tokenizer_path] if tokenizer_path else [])]
-        self.source = f"Meta checkpoint {shown(os.path.basename(os.path.abspath(folder)))}"
+        self.source = f"Meta checkpoint {shown(title_of(folder))}"
 
     def tensor(self, name: str) -> LazyTensor:
         pieces = self._pieces[name]

@@ -87,7 +87,11 @@ def add_model_flags(
 ) -> None:
     """Add the flags that open_model() reads."""
     add = parser.add_argument_group("model").add_argument
-    add("-m", "--model", help="a model file or checkpoint, or smollm2 (default: PYLLAMA2_MODEL, else the demo model)")
+    add(
+        "-m",
+        "--model",
+        help="a model file, a checkpoint, or a name such as smollm2 or ORG/NAME (default: PYLLAMA2_MODEL, else demo)",
+    )
     add("--tokenizer", metavar="PATH", help="a tokenizer file, for checkpoints without one")
     add("--quant", choices=("q8", "q4"), help="convert the weights in memory (default: a checkpoint's as float32)")
     add("-c", "--ctx", type=positive, metavar="CTX", help=ctx_help)

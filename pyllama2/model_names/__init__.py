@@ -1,0 +1,13 @@
+"""From the name of a model to its files: paths, names of the Hugging Face hub, smollm2, demo. Start at find_model().
+
+find.py        find_model(): what a name means, and which place is looked at first
+hub_name.py    ORG/NAME:REVISION/FILE and its other spellings
+choice.py      which files of a repository make a model
+cached.py      models in the local cache of the hub
+download.py    files from the hub into the cache
+known.py       the names that can be used here now, for lists and suggestions
+"""
+
+from .find import find_model
+
+__all__ = ["find_model"]

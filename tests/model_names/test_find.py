@@ -1,0 +1,271 @@
+"""find_model(): paths, names of this package, the cache of the hub, and the hub."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.hub import COMMIT, Hub
+from helpers.tiny_llama import write_tiny
+
+import pyllama2
+from pyllama2.errors import CheckpointError
+from pyllama2.model_names import find_model
+from pyllama2.model_names.cached import cached_repos
+
+NEEDED = {"config.json", "tokenizer.model", "model.safetensors"}
+
+
+class TestDownload:
+    def test_a_model_is_downloaded_once(self, hub: Hub, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+        path = find_model("tests/model")
+        assert Path(path) == cache / "models--tests--model" / "snapshots" / COMMIT
+        assert set(os.listdir(path)) == NEEDED == set(hub.downloads())
+        assert "there is no tests/model here or in the cache; asking" in caplog.text
+        assert "downloading 3 files of tests/model (" in caplog.text and str(cache) in caplog.text
+        hub.requests.clear()
+        caplog.clear()
+        assert find_model("tests/model") == find_model("hf:tests/model") == find_model(f"tests/model:{COMMIT}") == path
+        assert hub.requests == [] and caplog.text == ""
+
+    def test_it_generates(self, hub: Hub, one_thread: None) -> None:
+        with pyllama2.Llama("hf:tests/model") as llm:
+            assert llm.describe()["source"] == "Hugging Face checkpoint tests/model"
+            assert llm.generate("Once", max_tokens=2).usage.completion_tokens == 2
+
+    def test_a_file(self, hub: Hub) -> None:
+        path = find_model("tests/gguf/tiny-Q4_0.gguf")
+        assert Path(path).read_bytes() == hub.repos["tests/gguf"].files["tiny-Q4_0.gguf"]
+        assert hub.downloads() == ["tiny-Q4_0.gguf"]
+        assert find_model("tests/gguf:q8_0").endswith("tiny-Q8_0.gguf")
+
+    def test_one_of_several_files_is_chosen_and_named(self, hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+        assert find_model("tests/gguf").endswith("tiny-Q8_0.gguf")
+        assert "of 3 GGUF files tiny-Q8_0.gguf is taken; others: tiny-F16.gguf, tiny-Q4_0.gguf" in caplog.text
+
+    def test_a_file_that_is_in_the_cache_serves_the_repository(self, hub: Hub) -> None:
+        path = find_model("tests/gguf/tiny-Q4_0.gguf")
+        hub.requests.clear()
+        assert find_model("tests/gguf") == path and hub.requests == []
+
+    def test_revisions(self, hub: Hub) -> None:
+        hub.repos["tests/model"].revisions = ("main", "v1.0", "refs/pr/1")
+        assert find_model("tests/model:v1.0") == find_model("tests/model")
+        with pytest.raises(CheckpointError, match=r"tests/model has no branch, tag or commit 'v2'"):
+            find_model("tests/model:v2")
+
+    def test_a_broken_connection_is_taken_up_again(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)  # usually 10 MB
+        hub.cut_after = [5000]
+        path = find_model("tests/gguf/tiny-F16.gguf")
+        assert Path(path).read_bytes() == hub.repos["tests/gguf"].files["tiny-F16.gguf"]
+        starts = [start for method, _, start in hub.requests if method == "GET" and start]
+        assert starts == ["bytes=5000-"]
+
+    def test_finished_files_are_not_downloaded_again(self, hub: Hub) -> None:
+        repo = hub.repos["tests/model"]
+        repo.false["model.safetensors"] = bytes(len(repo.files["model.safetensors"]))
+        with pytest.raises(CheckpointError):
+            find_model("tests/model")
+        hub.requests.clear()
+        repo.false.clear()
+        find_model("tests/model")
+        assert hub.downloads() == ["model.safetensors"]
+
+    def test_a_cache_without_the_tokenizer_is_completed(self, hub: Hub) -> None:
+        path = Path(find_model("tests/model"))
+        (path / "tokenizer.model").unlink()
+        hub.requests.clear()
+        assert find_model("tests/model", needs_tokenizer=False) == str(path) and hub.requests == []
+        assert find_model("tests/model") == str(path) and (path / "tokenizer.model").exists()
+
+
+class TestFailures:
+    @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+    def test_a_wrong_hash(self, hub: Hub, cache: Path, name: str) -> None:
+        repo = hub.repos["tests/model"]
+        repo.false[name] = bytes(len(repo.files[name]))
+        with pytest.raises(CheckpointError, match=rf"{name} of tests/model arrived damaged: its hash .* try again"):
+            find_model("tests/model")
+        assert not any(file.name == name for file in cache.rglob("*"))
+        assert all(file.stat().st_size for file in cache.rglob("blobs/*"))
+        repo.false.clear()
+        find_model("tests/model")
+
+    def test_a_missing_model(self, hub: Hub) -> None:
+        host = hub.url.removeprefix("http://")
+        expected = f"there is no tests/modell here, in the cache, or on {host}; check the spelling .*HF_TOKEN"
+        with pytest.raises(CheckpointError, match=expected):
+            find_model("tests/modell")
+        find_model("tests/model")
+        with pytest.raises(CheckpointError, match=r"did you mean tests/model?"):
+            find_model("tests/modell")
+
+    def test_a_private_model(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        hub.repos["tests/model"].token = "hf_secret"
+        with pytest.raises(CheckpointError, match=r"a private model needs a token \(HF_TOKEN"):
+            find_model("tests/model")
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        assert os.path.isdir(find_model("tests/model"))
+
+    def test_a_gated_model(self, hub: Hub) -> None:
+        hub.repos["tests/model"].error = "GatedRepo"
+        with pytest.raises(
+            CheckpointError, match=r"gated: accept its terms at https://.*/tests/model, and give a token"
+        ):
+            find_model("tests/model")
+
+    @pytest.mark.parametrize(("status", "hint"), [(401, "give a token"), (403, "give a token"), (500, "try again")])
+    def test_a_status(self, hub: Hub, status: int, hint: str) -> None:
+        hub.repos["tests/model"].files = {"config.json": b"{}"}  # not asked for
+        hub.status = status
+        with pytest.raises(CheckpointError, match=rf"(status {status}.*{hint}|a private model needs a token)"):
+            find_model("tests/model")
+
+    def test_a_slow_hub(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.2)
+        hub.stall_s = 1
+        with pytest.raises(CheckpointError, match=r"took too long to answer.*HF_HUB_DOWNLOAD_TIMEOUT"):
+            find_model("tests/model")
+
+    def test_no_network(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+        with pytest.raises(
+            CheckpointError, match=r"cannot get tests/model from 127.0.0.1:9 .*models that are in the cache"
+        ):
+            find_model("tests/model")
+
+    def test_offline(self, hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = find_model("tests/model")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        hub.requests.clear()
+        assert find_model("tests/model") == path
+        with pytest.raises(CheckpointError, match=r"tests/gguf is not in the cache .*HF_HUB_OFFLINE forbids"):
+            find_model("tests/gguf")
+        assert hub.requests == []
+
+    def test_a_full_disk(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 70 << 20})())
+        find_model("tests/gguf")  # small enough
+        monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 64 << 20})())
+        with pytest.raises(CheckpointError, match=r"tests/model needs .* kB on the disk of .*, which has 67.1 MB left"):
+            find_model("tests/model")
+
+    def test_a_cache_that_cannot_be_written(self, hub: Hub, cache: Path) -> None:
+        cache.write_text("a file, where the folder should be")
+        with pytest.raises(CheckpointError, match=r"HF_HOME"):
+            find_model("tests/model")
+
+    def test_nothing_to_read(self, hub: Hub, tmp_path: Path) -> None:
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x" / "pytorch_model.bin").write_text("x")
+        hub.add("tests/pickles", tmp_path / "x")
+        with pytest.raises(CheckpointError, match=r"tests/pickles has no model .* converted to safetensors"):
+            find_model("tests/pickles")
+        assert hub.downloads() == []
+
+
+class TestPlaces:
+    def test_a_path_wins(self, hub: Hub) -> None:
+        os.mkdir("tests")
+        path = write_tiny(Path("tests/model"))
+        assert find_model("tests/model") == find_model(path) == "tests/model"
+        assert hub.requests == []
+
+    def test_what_looks_like_a_path_is_not_asked_for(self, hub: Hub) -> None:
+        os.mkdir("models")
+        write_tiny(Path("models/llama.bin"))
+        for text, hint in (
+            ("models/lama.bin", "; did you mean models/llama.bin?"),
+            ("models/other", "; if a model of the Hugging Face hub is meant, write hf:models/other"),
+            ("other/model.gguf", "; if a model of the Hugging Face hub is meant, write hf:other/model.gguf"),
+            ("./tests/model", ""),
+            ("model", ""),
+        ):
+            with pytest.raises(CheckpointError) as caught:
+                find_model(text)
+            assert str(caught.value) == f"there is no file or directory {text}{hint}"
+        assert find_model(Path("tests/model")) == "tests/model"  # a Path is a path
+        assert hub.requests == []
+
+    def test_a_url_of_another_place(self, hub: Hub) -> None:
+        with pytest.raises(CheckpointError, match=r"is no name of a model on the hub; write hf:ORG/NAME"):
+            find_model("https://example.org/tests/model")
+        assert hub.requests == []
+
+    def test_misspellings(self, hub: Hub) -> None:
+        write_tiny(Path("llama-7b.bin"))
+        find_model("tests/gguf/tiny-Q4_0.gguf")
+        for text, meant in (
+            ("smolm2", "smollm2"), ("llama-7b", "llama-7b.bin"), ("lama-7b.bin", "llama-7b.bin"), ("demos", "demo"),
+            ("gguf", "tests/gguf"),
+        ):  # fmt: skip
+            with pytest.raises(CheckpointError, match=rf"no file or directory {text}; did you mean {meant}\?"):
+                find_model(text)
+
+    def test_demo(self) -> None:
+        assert find_model("demo").endswith("stories.bin") and os.path.isfile(find_model("demo"))
+
+    def test_a_ready_made_cache(self, hub: Hub, hub_files: Path, cache: Path) -> None:
+        """As others make it: blobs and links; a link that leads nowhere is a file that is not there."""
+        folder = cache / "models--made--before"
+        snapshot = folder / "snapshots" / ("1" * 40)
+        for sub in ("blobs", "refs", f"snapshots/{'1' * 40}"):
+            (folder / sub).mkdir(parents=True)
+        (folder / "refs" / "main").write_text("1" * 40)
+        for name in NEEDED:
+            (folder / "blobs" / name).write_bytes((hub_files / "model" / name).read_bytes())
+            (snapshot / name).symlink_to(Path("..", "..", "blobs", name))
+        assert find_model("made/before") == str(snapshot)
+        assert cached_repos() == ["made/before"] and hub.requests == []
+        (folder / "blobs" / "model.safetensors").unlink()
+        with pytest.raises(CheckpointError, match=r"there is no made/before"):
+            find_model("made/before")
+
+    def test_a_damaged_cache(self, hub: Hub, cache: Path) -> None:
+        branch = cache / "models--tests--model" / "refs" / "main"
+        branch.parent.mkdir(parents=True)
+        for text in ("../../../etc", ""):
+            branch.write_text(text)
+            assert os.path.isdir(find_model("tests/model"))
+        branch.write_bytes(b"\xff")
+        with pytest.raises(CheckpointError, match=r"tests/model cannot be downloaded to .*is a file in it damaged"):
+            find_model("tests/model")
+
+
+@pytest.mark.subprocess
+def test_commands_take_names(hub: Hub, tmp_path: Path) -> None:
+    """By the environment alone, in a process of its own; and every command that reads a model."""
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pyllama2", *words], capture_output=True, text=True, timeout=120,
+            env={**os.environ, "PYLLAMA2_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a little fox who lived in the forest. " * 3)
+    export = run("export", "tests/model", "-o", str(tmp_path / "a.bin"))
+    assert export.returncode == 0 and "downloading 3 files of tests/model" in export.stderr, export.stderr
+    for words in (
+        ("generate", "-m", "tests/model", "-n", "2", "Once"),
+        ("perplexity", "-m", "tests/model", "--against", "tests/model", "-f", str(text)),
+        ("inspect", "tests/model"),
+        ("inspect", "-m", "tests/model", "--tokens", "Once"),
+        ("bench", "-m", "tests/model", "--prompt-tokens", "4", "--new-tokens", "2", "--repeat", "1"),
+    ):
+        result = run(*words)
+        assert result.returncode == 0 and "downloading" not in result.stderr, (words, result.stderr)
+    missing = run("export", "tests/none", "-o", str(tmp_path / "x.bin"))
+    assert missing.returncode == 1 and "\npyllama2 export: there is no tests/none here" in missing.stderr
+    assert "Traceback" not in missing.stderr and not (tmp_path / "x.bin").exists()
+
+
+def test_python_functions_take_names(hub: Hub, tmp_path: Path) -> None:
+    logging.getLogger("pyllama2").setLevel(logging.NOTSET)
+    pyllama2.export("tests/gguf/tiny-Q8_0.gguf", tmp_path / "a.bin")
+    assert (tmp_path / "a.bin").exists()
