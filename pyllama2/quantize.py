@@ -33,7 +33,8 @@ def make_parser() -> CommandParser:
     add = parser.add_argument
     add("source", metavar="IN", help="a model file, or any checkpoint that export reads")
     add("-o", "--output", required=True, metavar="OUT", help="the file to write")
-    add("--type", choices=("q8", "q4"), required=True, help="8 or 4 bits per weight")
+    add("--type", choices=("q8", "q4"), help="8 or 4 bits per weight")
+    add("--bits", type=float, metavar="B", help="bits per weight, such as 4.5 or 5, spent where the model gains most")
     add(
         "--group-size",
         type=int,
@@ -71,6 +72,10 @@ def _quantize(parser: CommandParser, args: argparse.Namespace) -> int:
         parser.error("--no-calibrate goes with neither --calibrate nor --calibrate-seconds")
     if args.calibrate_seconds is not None and not args.calibrate_seconds > 0:
         parser.error("--calibrate-seconds must be above 0")
+    if args.type is None and args.bits is None:
+        parser.error("give --type or --bits")
+    if args.bits is not None and (args.type == "q8" or args.no_calibrate):
+        parser.error("--bits goes with neither --type q8 nor --no-calibrate")
     calibrate = False if args.no_calibrate else "self" if args.calibrate == ["self"] else args.calibrate
 
     def say(sentence: str) -> None:
@@ -80,9 +85,10 @@ def _quantize(parser: CommandParser, args: argparse.Namespace) -> int:
         quantize(
             args.source,
             args.output,
-            args.type,
+            args.type or "q4",
             group_size=args.group_size,
             output_type=args.output_type,
+            bits=args.bits,
             calibrate=calibrate,
             calibrate_seconds=args.calibrate_seconds,
             progress=progress,

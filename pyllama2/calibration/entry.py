@@ -12,6 +12,7 @@ from ..convert import FilePath, Progress, check_target, write_converted
 from ..errors import CheckpointError
 from ..shown import shown, shown_value
 from ..storage.weights import GROUP_SIZES, Quantization
+from .budget import BASE, bounds
 
 log = logging.getLogger("pyllama2")
 
@@ -23,6 +24,7 @@ def quantize(
     *,
     group_size: int = 64,
     output_type: str | None = None,
+    bits: float | None = None,
     calibrate: FilePath | Sequence[FilePath] | bool | None = None,
     calibrate_seconds: float | None = None,
     progress: Progress | None = None,
@@ -44,6 +46,9 @@ def quantize(
         type: "q8" or "q4".
         group_size: number of weights that share a scale: 32, 64 or 128.
         output_type: type of the output matrix, "q8" or "q4"; None: "q8".
+        bits: bits a weight of the layers' matrices, scales included, such as 5.0. They are spent on groups of 32 to
+            128 and on 8 bits where the model gains most by them on the text; type must be "q4", and group_size does
+            not count. None: all have one type.
         calibrate: the text to choose the weights for: paths of UTF-8 files, or "self" for a text that the model
             writes itself. False: a search that needs no text, and loses more. None: "self" for q4, False for q8 and
             for models without a tokenizer.
@@ -64,13 +69,16 @@ def quantize(
             raise ValueError(f"{name} must be q8 or q4, not {shown_value(value)}")
     if arguments.integer("group_size", group_size) not in GROUP_SIZES:
         raise ValueError(f"group_size must be 32, 64 or 128 for the type {type}, not {shown_value(group_size)}")
+    if bits is not None and (type != "q4" or calibrate is False):
+        raise ValueError("bits go with the type q4, and with a calibration")
+    bits = None if bits is None else arguments.real("bits", bits)
     target = arguments.path("out", out)
     arguments.function("progress", progress)
     arguments.function("say", say)
     if calibrate_seconds is not None and arguments.real("calibrate_seconds", calibrate_seconds) <= 0:
         raise ValueError(f"calibrate_seconds must be above 0, not {shown_value(calibrate_seconds)}")
     texts = _texts(calibrate)
-    quantization = Quantization.of(type, int(group_size), output_type)
+    quantization = Quantization.of(type, int(group_size) if bits is None else BASE.group_size, output_type)
     path = arguments.path("source", source)
     with closing(open_checkpoint(path)) as opened:
         if calibrate is None and type == "q4" and opened.tokenizer is not None:
@@ -80,10 +88,14 @@ def quantize(
             return
         if opened.tokenizer is None:
             raise ValueError("the model has no tokenizer; without one it cannot be calibrated (calibrate=False)")
+        if bits is not None:
+            least, most = bounds(opened.config)
+            if not least <= bits <= most:
+                raise ValueError(f"bits must be from {least:.3f} to {most:.3f} for this model, not {shown_value(bits)}")
         check_target(target, opened.files)
         from .request import calibrate as write_calibrated  # not before: it loads the CPU backend
 
-        write_calibrated(opened, path, target, quantization, texts, calibrate_seconds, progress, say or log.info)
+        write_calibrated(opened, path, target, quantization, texts, calibrate_seconds, progress, say or log.info, bits)
 
 
 def _texts(calibrate: FilePath | Sequence[FilePath] | bool | None) -> list[str] | None:

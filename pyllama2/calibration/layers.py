@@ -63,6 +63,11 @@ class MatrixLoss:
     total: float
 
 
+def finer_name(name: str) -> str:
+    """Return the name that the finer version of a tensor has."""
+    return f"{name}:finer"
+
+
 class LayerCalibrator:
     """Quantizes layers in order.
 
@@ -79,7 +84,11 @@ class LayerCalibrator:
         self._steps = LayerSteps(config, products.n_threads)
 
     def quantize(
-        self, layer: int, read: Callable[[str], Matrix], types: tuple[StorageType, ...]
+        self,
+        layer: int,
+        read: Callable[[str], Matrix],
+        types: tuple[StorageType, ...],
+        finer: StorageType | None = None,
     ) -> tuple[dict[str, Weight], list[MatrixLoss]]:
         """Quantize the next layer, and take the streams through it.
 
@@ -87,9 +96,10 @@ class LayerCalibrator:
             layer: its number.
             read: returns a tensor of the model as float32, by its name.
             types: of the four steps.
+            finer: a second type, of the same group size, that the matrices are quantized to as well.
 
         Returns:
-            The layer's tensors by their names, and what each matrix lost.
+            The layer's tensors by their names, those of the finer type by finer_name(), and what each matrix lost.
         """
         prefix = f"layers.{layer}."
         weights: dict[str, Weight] = {}
@@ -97,7 +107,7 @@ class LayerCalibrator:
 
         def step(index: int, inputs: Pair) -> list[Pair]:
             names = [f"{prefix}{name}.weight" for name in STEPS[index]]
-            outputs = self._step(names, inputs, [read(name) for name in names], types[index], weights, losses)
+            outputs = self._step(names, inputs, [read(name) for name in names], types[index], finer, weights, losses)
             return outputs
 
         def normed(name: str) -> Pair:
@@ -124,6 +134,7 @@ class LayerCalibrator:
         inputs: Pair,
         matrices: list[Matrix],
         kind: StorageType,
+        finer: StorageType | None,
         weights: dict[str, Weight],
         losses: list[MatrixLoss],
     ) -> list[Pair]:
@@ -139,6 +150,9 @@ class LayerCalibrator:
             solution = solve(products, matrix, factored, cross, kind.type, kind.group_size)
             weight = Weight.of_codes(name, kind, matrix.shape, solution.codes, solution.scales)
             weights[name] = weight
+            if finer is not None:
+                second = solve(products, matrix, factored, cross, finer.type, finer.group_size)
+                weights[finer_name(name)] = Weight.of_codes(name, finer, matrix.shape, second.codes, second.scales)
             exact = products.times(inputs.exact, matrix)
             quantized = products.of(weight, inputs.quantized)
             outputs.append(Pair(exact, quantized))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,10 +19,13 @@ from ..memory import weight_bytes
 from ..storage.weights import Quantization
 from ..tokenizer import load_tokenizer
 from . import own_text
+from .budget import FINER, Types, bits_of, choose_types
 from .estimate import affordable_tokens, measured_rate
 from .products import Products
-from .quantizing import METHOD, Work, write_calibrated
+from .quantizing import METHOD, write_calibrated
+from .survey import part_of, survey
 from .text import TOKENS, CalibrationText, n_windows, of_texts, of_windows, window_size
+from .work import Work
 from .work_folder import WorkFolder
 
 _WRITER_BYTES = 4 << 30  # a model that takes more as q8 writes its text as q4
@@ -37,6 +42,7 @@ def calibrate(
     limit_s: float | None,
     progress: Progress | None,
     say: Callable[[str], None],
+    bits: float | None = None,
 ) -> None:
     """Write a calibrated file.
 
@@ -49,12 +55,13 @@ def calibrate(
         limit_s: about how long it may take, in seconds; None: as long as it takes.
         progress: called as progress(weights done, weights in all, name of the tensor just done).
         say: takes sentences for the user.
+        bits: bits a weight of the layers' matrices, for mixed types; None: those of quantization.
 
     Raises:
         CheckpointError, NumericalError, Pyllama2Error, ValueError: as quantize() does.
     """
     products = Products()
-    folder = WorkFolder(out, _plan(source, quantization, texts, limit_s))
+    folder = WorkFolder(out, _plan(source, quantization, texts, limit_s, bits))
     try:
         if texts is None:
             text = _own_text(source, path, folder, products, limit_s, say)
@@ -65,17 +72,41 @@ def calibrate(
             text = of_texts(texts, tokenizer, source.config.max_seq_len, n_tokens)
             for remark in text.remarks:
                 say(remark)
-        write_calibrated(Work(source, out, quantization, text, products, folder, say, progress))
+        work = Work(source, out, quantization, text, products, folder, say, progress)
+        if bits is not None:
+            work = replace(work, quantization=replace(quantization, layers=_mixed_types(work, bits)))
+        write_calibrated(work)
     except BaseException:
-        if folder.finished():
+        if folder.finished() or folder.has_survey():
             say(f"{folder.path} has {folder.finished()} finished layers; the same command goes on from there")
         else:
             folder.remove()
         raise
 
 
+def _mixed_types(work: Work, bits: float) -> Types:
+    """The types of all steps for so many bits, chosen before an interruption or now."""
+    types = work.folder.types()
+    if types is None:
+        work.say("measuring on a part of the text where bits count")
+        folder = work.folder.survey()
+        text = replace(work.text, tokens=part_of(work.text.tokens))
+        losses = survey(replace(work, folder=folder, text=text, progress=None, finer=FINER))
+        types = choose_types(work.source.config, bits, losses)
+        work.folder.save_types(types)
+        folder.remove()
+    counts = Counter(str(kind) for layer in types for kind in layer)
+    named = ", ".join(f"{n} x {name}" for name, n in sorted(counts.items()))
+    work.say(f"{bits_of(work.source.config, types):.3f} bits a weight: {named}, of {counts.total()} steps of layers")
+    return types
+
+
 def _plan(
-    source: Checkpoint, quantization: Quantization, texts: list[str] | None, limit_s: float | None
+    source: Checkpoint,
+    quantization: Quantization,
+    texts: list[str] | None,
+    limit_s: float | None,
+    bits: float | None,
 ) -> dict[str, object]:
     """What makes one calibration another than the last."""
     stats = [os.stat(path) for path in source.files]
@@ -89,6 +120,7 @@ def _plan(
         "quantization": quantization.to_json(),
         "text": "self" if texts is None else [hashlib.sha256(text.encode()).hexdigest() for text in texts],
         "seconds": limit_s,
+        "bits": bits,
     }
 
 

@@ -2,6 +2,8 @@
 
     OUT.partial/plan.json       what the work is: another plan does not go on with it
     OUT.partial/text.npy        windows that the model wrote
+    OUT.partial/types.json      the storage types of the layers' steps, if they were chosen for a number of bits
+    OUT.partial/survey.partial  the work that chooses them: such a folder, with layers
     OUT.partial/layer.N.npz     the finished tensors of layer N, and what its matrices lost
     OUT.partial/streams.N.npy   both residual streams after layer N; only the newest is kept
 
@@ -65,6 +67,27 @@ class WorkFolder:
     def save_text(self, windows: NDArray[np.int32]) -> None:
         """Keep windows that the model wrote."""
         self._write("text.npy", lambda file: np.save(file, windows))
+
+    def types(self) -> tuple[tuple[StorageType, ...], ...] | None:
+        """The storage types of all steps, None if they are not chosen yet."""
+        try:
+            with open(os.path.join(self.path, "types.json"), encoding="utf-8") as file:
+                return tuple(tuple(map(StorageType.parse, layer)) for layer in json.load(file))
+        except FileNotFoundError:
+            return None
+
+    def save_types(self, types: tuple[tuple[StorageType, ...], ...]) -> None:
+        """Keep the storage types of all steps."""
+        text = json.dumps([[str(kind) for kind in layer] for layer in types])
+        self._write("types.json", lambda file: file.write(text.encode()))
+
+    def survey(self) -> WorkFolder:
+        """Return the folder, inside this one, of the work that finds out what the types should be."""
+        return WorkFolder(os.path.join(self.path, "survey"), {})
+
+    def has_survey(self) -> bool:
+        """Whether that work was begun, or has been done."""
+        return any(os.path.exists(os.path.join(self.path, name)) for name in ("survey" + SUFFIX, "types.json"))
 
     def finished(self) -> int:
         """The number of layers that are done, and whose streams are there."""

@@ -261,6 +261,16 @@ class TestText:
         else:
             assert any(remark in found for found in remarks)
 
+    def test_one_subject_is_said(self) -> None:
+        """Documents of one program, and prose on eighteen subjects."""
+        tokenizer = load_tokenizer(sentencepiece_spec(), CONFIG.vocab_size)
+        root = Path(__file__).parents[2]
+        pages = "\n".join(path.read_text() for path in sorted((root / "docs").glob("*.md")))
+        prose = (root / "tests" / "data" / "prose.txt").read_text()
+        for text, expected in ((pages, True), (prose, False), (prose[:3000], False)):
+            remarks = text_remarks([text], [], tokenizer)
+            assert any("of one subject" in remark for remark in remarks) == expected
+
 
 class TestCommand:
     def test_it_prints_what_it_does(

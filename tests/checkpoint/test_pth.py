@@ -7,7 +7,6 @@ import os
 import struct
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.work import at_most
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -47,10 +47,8 @@ def rezip(data: bytes, changes: dict[str, bytes | None] | None = None, **options
 
 
 def refuse(path: Path, *words: str) -> None:
-    start = time.perf_counter()
-    with pytest.raises(CheckpointError) as caught:
+    with at_most(lines=2_000_000), pytest.raises(CheckpointError) as caught:
         read_pth(path)
-    assert time.perf_counter() - start < 5
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < 600
     message = str(caught.value).replace(str(path), "")  # whose name has words of the test's
