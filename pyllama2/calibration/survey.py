@@ -1,0 +1,134 @@
+"""What each step of each layer loses as q4, measured on the calibration text.
+
+The layers are calibrated as q4 in groups of 64 on a part of the text. Then each step by itself gets 8 bits, and the
+model's KL divergence from the unquantized one is measured on the windows that are held out, by the CPU backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._cpu.backend import CpuBackend
+from .._cpu.layer_steps import LayerSteps
+from ..backend.base import Batch
+from ..convert import quantized_weight
+from ..storage.model_file import StoredModel
+from ..storage.weights import STEPS, Quantization, StorageType, Weight
+from .budget import BASE, CANDIDATES, FINER, StepLoss
+from .layers import Tokens, finer_name
+from .products import Matrix
+from .work import Work, calibrate_layers, exact_output, finished_layer, plain_weight, read, tensor_names
+
+_PART = 4  # of so many training windows one is used
+_TOKENS = 1024  # that KL is measured on
+_MOST_BYTES = 256 << 20  # of the probabilities of these tokens
+
+
+def survey(work: Work) -> dict[tuple[int, int], StepLoss]:
+    """Measure the losses of all steps.
+
+    Args:
+        work: of q4 in groups of 64, with a folder of its own, and FINER as its finer type.
+
+    Returns:
+        What each (layer, step) loses.
+    """
+    assert work.quantization == Quantization.of(BASE.type, BASE.group_size, work.quantization.output_type)
+    assert work.finer == FINER
+    config = work.source.config
+    embeddings = plain_weight(work, "tok_embeddings.weight")
+    calibrate_layers(work, embeddings)
+    model = StoredModel(config, work.quantization)
+    norm = plain_weight(work, "norm.weight")
+    weights = {embeddings.name: embeddings, norm.name: norm}
+    if not config.tied_embeddings:
+        weights["output.weight"] = plain_weight(work, "output.weight")
+    for layer in range(config.n_layers):
+        found = finished_layer(work, layer)[0]
+        weights |= {name: found[name] for name in tensor_names(work, layer)}
+    divergence = _Divergence(work, norm)
+    before = divergence.of(replace(model, weights=weights))
+    losses = {}
+    for layer in range(config.n_layers):
+        finer = finished_layer(work, layer)[0]
+        for step, names in enumerate(STEPS):
+            full = [f"layers.{layer}.{name}.weight" for name in names]
+            types = [[BASE] * len(STEPS) for _ in range(config.n_layers)]
+            types[layer][step] = FINER
+            quantization = replace(work.quantization, layers=tuple(map(tuple, types)))
+            changed = weights | {name: replace(finer[finer_name(name)], name=name) for name in full}
+            after = divergence.of(replace(model, quantization=quantization, weights=changed))
+            losses[layer, step] = StepLoss(before - after, _errors(work, full))
+        work.say(f"measured layer {layer + 1} of {config.n_layers}")
+    return losses
+
+
+def part_of(tokens: Tokens) -> Tokens:
+    """Return some of the training windows, evenly, and all that are held out."""
+    n = max(1, tokens.n_training // _PART)
+    training = [i * tokens.n_training // n for i in range(n)]
+    return Tokens(tokens.windows[[*training, *range(tokens.n_training, len(tokens.windows))]], n)
+
+
+def _errors(work: Work, names: list[str]) -> dict[StorageType, float]:
+    """The square error of each candidate without calibration, over that of BASE, for matrices together."""
+    sums = dict.fromkeys(CANDIDATES, 0.0)
+    for name in names:
+        matrix = read(work, name)
+        for kind in CANDIDATES:
+            difference = (quantized_weight(name, matrix, kind).dequantize() - matrix).reshape(-1)
+            sums[kind] += float(np.dot(difference, difference))
+        work.source.tensor(name).release()
+    return {kind: total / max(sums[BASE], 1e-30) for kind, total in sums.items()}
+
+
+class _Divergence:
+    """KL from the unquantized model on the tokens that are held out."""
+
+    def __init__(self, work: Work, norm: Weight) -> None:
+        tokens, config = work.text.tokens, work.source.config
+        held_out = tokens.windows[tokens.n_training :]
+        most = max(len(held_out), min(_TOKENS, _MOST_BYTES // (4 * config.vocab_size)))
+        self._length = min(held_out.shape[1], most // len(held_out))
+        self._windows = held_out[:, : self._length]
+        self._n_threads = work.products.n_threads
+        streams = work.folder.streams()
+        assert streams is not None  # of the last layer
+        steps = LayerSteps(config, self._n_threads)
+        output = exact_output(work)
+        width = tokens.windows.shape[1]
+        self._probabilities, self._sums = [], []
+        for window in range(tokens.n_training, len(tokens.windows)):
+            x = streams.exact[window * width : window * width + self._length]
+            logits = work.products.of(output, steps.rms_norm(x, norm.data))
+            logits -= _log_normalizers(logits)[:, None]
+            p = np.exp(logits)
+            self._sums.append(np.einsum("ij,ij->i", p, logits, dtype=np.float64))  # -entropies
+            self._probabilities.append(p)
+
+    def of(self, model: StoredModel) -> float:
+        """Return the mean KL of a model, in nats."""
+        values = [
+            negative - np.einsum("ij,ij->i", p, logits) + _log_normalizers(logits)
+            for p, negative, logits in zip(self._probabilities, self._sums, self._logits(model), strict=True)
+        ]
+        return float(np.mean(values, dtype=np.float64))
+
+    def _logits(self, model: StoredModel) -> Iterator[Matrix]:
+        backend = CpuBackend(model, n_threads=self._n_threads, kv_dtype="float32")
+        cache = backend.new_cache(len(self._windows), self._length)
+        for row, window in enumerate(self._windows.tolist()):
+            logits = backend.forward(Batch.of_sequence(window, row, outputs="all"), cache)
+            yield logits - logits.max(axis=1, keepdims=True)
+        cache.close()
+        backend.close()
+
+
+def _log_normalizers(logits: NDArray[np.float32]) -> NDArray[Any]:
+    highest = logits.max(axis=1)
+    return np.asarray(highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1, dtype=np.float64)))
