@@ -1,27 +1,24 @@
 """Prints the README's table of how close a model in fewer bits, or with a smaller cache, is to the same in float32.
 
     python benchmarks/how_close.py                                  # SmolLM2, a few minutes
-    python benchmarks/how_close.py --model DIR --text prose.txt --types q4 --calibrate
+    python benchmarks/how_close.py --files plain.bin calibrated.bin # of files that quantize made of it
 
 The text is tests/data/prose.txt, which nothing was calibrated on. Its parts are scored one by one, from their first
-tokens on. Figures are those of `pyllama2 perplexity --against`. --calibrate adds q4 as `pyllama2 quantize` writes it.
+tokens on. Figures are those of `pyllama2 perplexity --against`.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyllama2
 from pyllama2 import Llama
 from pyllama2.analysis.evaluation import Perplexity, perplexity
 
 PROSE = Path(__file__).resolve().parents[1] / "tests" / "data" / "prose.txt"
 WEIGHTS = {"q8": "q8, groups of 64", "q4": "q4, groups of 64, converted in memory"}
 CACHES = ("float16", "int8")
-CALIBRATED = "q4, groups of 64, by `quantize`"
 
 
 def documents(path: Path) -> list[str]:
@@ -29,23 +26,23 @@ def documents(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").strip().split("\n\n\n")
 
 
-def measure(model: str, texts: list[str], types: tuple[str, ...] = ("q8", "q4")) -> Iterator[tuple[str, Perplexity]]:
+def measure(model: str, texts: list[str]) -> Iterator[tuple[str, Perplexity]]:
     """Yield a row's name and figures, for the types of weights, then for those of keys and values."""
     with Llama(model, quant="float32", kv_dtype="float32") as exact:
-        for quant in types:
+        for quant, name in WEIGHTS.items():
             with Llama(model, quant=quant, kv_dtype="float32") as llm:
-                yield WEIGHTS[quant], perplexity(llm, texts, against=exact)
+                yield name, perplexity(llm, texts, against=exact)
         for kv_dtype in CACHES:
             with Llama(model, quant="float32", kv_dtype=kv_dtype) as llm:
                 yield f"float32, keys and values in {kv_dtype}", perplexity(llm, texts, against=exact)
 
 
-def measure_calibrated(model: str, texts: list[str]) -> Perplexity:
-    """Return the figures of the file that quantize() writes without being asked for anything."""
-    with tempfile.TemporaryDirectory() as folder, Llama(model, quant="float32", kv_dtype="float32") as exact:
-        pyllama2.quantize(model, f"{folder}/q4.bin", type="q4")
-        with Llama(f"{folder}/q4.bin", kv_dtype="float32") as llm:
-            return perplexity(llm, texts, against=exact)
+def measure_files(model: str, texts: list[str], files: list[Path]) -> Iterator[tuple[str, Perplexity]]:
+    """Yield a row's name and figures, for files that were made of the model."""
+    with Llama(model, quant="float32", kv_dtype="float32") as exact:
+        for path in files:
+            with Llama(path, kv_dtype="float32") as llm:
+                yield f"{path.name}, {path.stat().st_size / 1e6:.1f} MB", perplexity(llm, texts, against=exact)
 
 
 def row(name: str, found: Perplexity) -> str:
@@ -60,15 +57,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2", help="a model with float weights (default: smollm2)")
     parser.add_argument("--text", type=Path, default=PROSE, help="the text (default: tests/data/prose.txt)")
-    parser.add_argument("--types", nargs="*", choices=list(WEIGHTS), default=list(WEIGHTS), help="types of weights")
-    parser.add_argument("--calibrate", action="store_true", help="also a calibrated file")
+    parser.add_argument("--files", nargs="+", type=Path, help="model files to measure (default: the README's rows)")
     args = parser.parse_args()
     texts = documents(args.text)
     print("| | mean KL divergence, nats | the most likely token agrees |\n|---|---|---|")
-    for name, found in measure(args.model, texts, tuple(args.types)):
+    rows = measure_files(args.model, texts, args.files) if args.files else measure(args.model, texts)
+    for name, found in rows:
         print(row(name, found), flush=True)
-    if args.calibrate:
-        print(row(CALIBRATED, measure_calibrated(args.model, texts)))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,18 @@ def pytest_report_header() -> str:
     return f"instruction sets: {', '.join(instruction_sets.HERE)}; not on this CPU: {', '.join(absent)}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by what they are about and what they need; slow, stress and subprocess stand at the tests."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if item.path.is_relative_to(ROOT / "tests" / "gpu"):
+            item.add_marker("gpu")
+        if fixtures & {"smollm2_path", "other_models"}:
+            item.add_marker("real_model")
+        if "cupy" in fixtures:  # its emulator compiles the kernels, and runs a thread of the GPU after the other
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def signals_are_not_ignored() -> None:
     """Programs started in the background ignore Ctrl-C, and so would those that the tests start and interrupt."""

@@ -270,6 +270,7 @@ class TestSpecialTokens:
 
 
 class TestFiles:
+    @pytest.mark.slow
     def test_an_interrupted_quantize_leaves_the_file_that_was_there(self, path: Path, tmp_path: Path) -> None:
         out = tmp_path / "out.bin"
         pyllama2.quantize(path, out, "q8")

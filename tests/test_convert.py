@@ -282,6 +282,7 @@ class TestFailures:
         assert sorted(p.name for p in tmp_path.iterdir()) == ["out.bin", "source.bin"]
         assert out.read_text() == "old"
 
+    @pytest.mark.subprocess
     @pytest.mark.parametrize("limit", [100, 3000, 100_000])
     def test_a_full_disk(self, tmp_path: Path, source: Path, limit: int) -> None:
         """A limit on the size of files fails like a full disk: in the header, and amid the weights."""
@@ -306,6 +307,7 @@ class TestFailures:
         assert all(a[0] < b[0] for a, b in pairwise(calls))
 
 
+@pytest.mark.subprocess
 def test_memory_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
     """Exporting and quantizing a model of 96 MB, in tensors of 4 MB, takes a fraction of that."""
     config = replace(CONFIG, dim=512, hidden_dim=2048, n_layers=6, vocab_size=2048)

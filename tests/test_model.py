@@ -98,6 +98,7 @@ def test_gradients_reach_every_parameter() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_load_from_our_file(config: ModelConfig, tmp_path: Path) -> None:
     weights = random_weights(config, seed=2)

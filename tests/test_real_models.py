@@ -13,6 +13,8 @@ from helpers.tiny import log_probabilities
 import pyllama2
 from pyllama2 import Llama
 
+pytestmark = pytest.mark.slow
+
 # What llama2.c says of stories260K with temperature 0 (its doc/stories260K.md).
 STORIES260K = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a "
@@ -73,7 +75,6 @@ class TestHowClose:
         expected = "cd9865de8501a20a4f12f5cc48bbf942b2e8f0b5b892eb6be0d3da54eb32b542"
         assert hashlib.sha256(how_close.PROSE.read_bytes()).hexdigest() == expected
 
-    @pytest.mark.slow
     def test_figures_are_the_readmes(self, smollm2_path: Path) -> None:
         lines = (Path(__file__).parents[1] / "README.md").read_text().splitlines()
         for name, found in how_close.measure("smollm2", how_close.documents(how_close.PROSE)):

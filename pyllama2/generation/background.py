@@ -62,10 +62,9 @@ class Background:
         Raises:
             Exception: what ended the stream, after its last chunk was taken.
         """
-        was_paused = stream.job.paused
         chunks = stream.take()
-        if was_paused:
-            self.wake()
+        if stream.job.ahead is not None and not stream.job.ended:
+            self.wake()  # it may have paused before, even since the beginning of this call
         return chunks
 
     def wake(self) -> None:

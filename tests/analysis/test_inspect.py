@@ -238,6 +238,7 @@ class TestKinds:
         text = printed(capsys, path)
         assert f"matrices in {stored}" in text and "tokenizer  none" in text
 
+    @pytest.mark.slow
     def test_a_real_one(self, smollm2_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         values = inspected(capsys, "smollm2")
         assert values["n_parameters"] == 134_515_008 and values["tokenizer"]["eos_ids"] == [2]
@@ -245,6 +246,7 @@ class TestKinds:
         assert sum(tensor["nbytes"] for tensor in values["tensors"]) < smollm2_path.stat().st_size
         assert "<|im_start|>" in values["chat_template"]
 
+    @pytest.mark.slow
     def test_the_bundled_model_is_the_default(
         self, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -286,6 +288,7 @@ class TestText:
         text = printed(capsys, write_model(tmp_path / "m.bin", model))
         assert "\x1b" not in text and "\x07" not in text and r"\x1b]0;owned\x07\nnext" in text
 
+    @pytest.mark.subprocess
     def test_colours_are_for_terminals(self, model: Path) -> None:
         for variables, expected in (({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)):
             for arguments in (["--tokens", TEXT], []):
@@ -365,6 +368,7 @@ class TestExitCodes:
             out, err = capsys.readouterr()
             assert out == "" and err.count("\n") == 1 and re.search(match, err)
 
+    @pytest.mark.slow
     def test_damaged_files(self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """Cut anywhere, or with a byte of its header changed: a sentence, or a report of another model."""
         data, path = model.read_bytes(), tmp_path / "damaged.bin"
@@ -380,6 +384,7 @@ class TestExitCodes:
                 out, err = capsys.readouterr()
                 assert (code, err) == (0, "") or (code == 1 and out == "" and err.count("\n") == 1)
 
+    @pytest.mark.subprocess
     def test_from_the_shell(self, model: Path) -> None:
         command = [sys.executable, "-m", "pyllama2.inspect"]
         result = subprocess.run([*command, ROOT], capture_output=True, text=True, timeout=60)
@@ -391,6 +396,7 @@ class TestExitCodes:
         assert __main__.main(["inspect", str(model)]) == 0
         assert capsys.readouterr().out.startswith("model ")
 
+    @pytest.mark.subprocess
     def test_the_standard_library_keeps_its_module(self) -> None:
         """Whatever is imported first; the module of this name is inside the package alone."""
         code = "import pyllama2.inspect, inspect, dataclasses; print(inspect.__file__)"

@@ -92,11 +92,13 @@ def fields(result: Perplexity) -> dict[str, float]:
 
 
 class TestFunction:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("window", "stride"), [(64, 32), (20, 19), (20, 1), (9, 4), (2, 1)])
     def test_is_the_definition(self, llm: Llama, window: int, stride: int) -> None:
         result = pyllama2.perplexity(llm, TEXT, window=window, stride=stride)
         assert fields(result) == pytest.approx(plain(llm, None, TEXT, window, stride), rel=1e-5)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("window", "stride"), [(64, 32), (9, 4), (2, 1)])
     def test_against_is_the_definition(
         self, llm: Llama, other: Llama, window: int, stride: int, monkeypatch: pytest.MonkeyPatch
@@ -110,6 +112,7 @@ class TestFunction:
         assert result.kl_divergence is not None and result.kl_divergence > 0
         assert result.top_1_agreement is not None and result.top_1_agreement < 1
 
+    @pytest.mark.slow
     def test_without_bos(self, tmp_path: Path) -> None:
         with Llama(write_tiny(tmp_path / "m.bin", spec=bpe_spec(bos_id=None))) as llm:
             for window, stride in ((30, 29), (8, 3), (2, 1)):
@@ -128,6 +131,7 @@ class TestFunction:
         assert (result.kl_divergence, result.kl_divergence_p99, result.top_1_agreement) == (0, 0, 1)
         assert result.perplexity == pytest.approx(pyllama2.perplexity(llm, TEXT).perplexity)
 
+    @pytest.mark.slow
     def test_several_texts(self, llm: Llama, other: Llama) -> None:
         texts = [TEXT, TEXT[20:90] + "another fox"]
         result = pyllama2.perplexity(llm, texts, against=other, window=20)
@@ -205,6 +209,7 @@ class TestCommand:
         )
         assert err == ""  # no bar where there is no terminal
 
+    @pytest.mark.slow
     def test_json_and_flags(
         self,
         path: Path,
@@ -230,6 +235,7 @@ class TestCommand:
         assert "KL divergence: 0.0" in out and "KL divergence: 0.000000 " not in out
         assert "top-1 agreement: " in out
 
+    @pytest.mark.subprocess
     def test_standard_input(self, path: Path, text_file: Path) -> None:
         arguments = [sys.executable, "-m", "pyllama2.perplexity", "-m", path]
         runs = [
@@ -266,6 +272,7 @@ class TestCommand:
             out, err = capsys.readouterr()
             assert out == "" and match in err and err.count("\n") == 1
 
+    @pytest.mark.subprocess
     def test_the_module_is_the_function_too(self, path: Path) -> None:
         code = (
             "import sys, pyllama2.perplexity, pyllama2\n"

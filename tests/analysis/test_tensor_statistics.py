@@ -39,6 +39,7 @@ def test_halves_do_not_overflow() -> None:
     assert (result.mean, result.std) == (pytest.approx(numbers[0, 0].item()), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [1, 1000, SAMPLE, 3 * SAMPLE])
 def test_a_sample_is_spread_over_the_tensor(columns: int) -> None:
     rows = 8 * (4 * SAMPLE // columns // 8 or 1) + 8

@@ -54,6 +54,7 @@ def all_logits(backend: CpuBackend, tokens: list[int]) -> NDArray[np.float32]:
     return backend.forward(Batch.of_sequence(tokens, outputs="all"), backend.new_cache(1, N))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 def test_float32_equals_the_oracle(heads: tuple[int, int, int], isa: str) -> None:
     config = config_of(heads)
@@ -61,6 +62,7 @@ def test_float32_equals_the_oracle(heads: tuple[int, int, int], isa: str) -> Non
     assert np.abs(all_logits(make(heads, "float32"), TOKENS) - expected).max() < 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 def test_bits_depend_on_the_sequence_alone(heads: tuple[int, int, int], kv_dtype: str, isa: str) -> None:

@@ -42,6 +42,7 @@ def test_float_logits_equal_the_oracle(config: ModelConfig, name: str, isa: str)
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FORMATS if name.startswith("q")])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_quantized_logits_equal_the_definition(config: ModelConfig, name: str, isa: str) -> None:
@@ -53,6 +54,7 @@ def test_quantized_logits_equal_the_definition(config: ModelConfig, name: str, i
     assert errors.max() < (3e-2 if type == "q4" else 2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("config", [GQA, MHA, TIED], ids=["gqa", "mha", "tied"])
 def test_bits_depend_on_the_sequence_alone(config: ModelConfig, name: str, isa: str) -> None:
@@ -89,6 +91,7 @@ def test_instruction_sets_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> N
         assert np.median(error) < (1e-5 if name == "float32" else 2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["float32", "q4g64"])
 def test_long_prompts_are_taken_in_chunks(name: str) -> None:
     config = replace(GQA, max_seq_len=800)
@@ -113,6 +116,7 @@ class TestContract(BackendContract):
     make = staticmethod(make)
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_a_long_prompt() -> None:
     config = replace(MHA, max_seq_len=20_000)
     backend = make(config, "float32", n_threads=1)
@@ -131,6 +135,7 @@ def test_ctrl_c_during_a_long_prompt() -> None:
     assert np.array_equal(backend.forward(Batch.of_sequence(TOKENS, outputs="all"), cache), expected)
 
 
+@pytest.mark.slow
 def test_nan_and_infinite_weights_stay_visible() -> None:
     for name in FORMATS:
         type, group_size = FORMATS[name]

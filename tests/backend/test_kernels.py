@@ -29,6 +29,7 @@ def native() -> dict[str, str]:
     return digests("native")
 
 
+@pytest.mark.subprocess
 def test_all_tables_give_the_same(native: dict[str, str]) -> None:
     assert "scalar" in native
     assert len({digest for table, digest in native.items() if table != "scalar"}) <= 1

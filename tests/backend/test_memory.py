@@ -176,6 +176,7 @@ def run(code: str, *arguments: object) -> list[float]:
 class TestProcess:
     """What a process really has in memory."""
 
+    @pytest.mark.subprocess
     def test_scores_of_a_large_vocabulary(self, tmp_path: Path) -> None:
         model = quantized_model(LARGE_VOCABULARY, random_weights(LARGE_VOCABULARY), "float32")
         code = """
@@ -190,6 +191,7 @@ print(most() - before)
 """
         assert max(run(code, write_model(tmp_path / "m.bin", model))) < 300e6
 
+    @pytest.mark.subprocess
     @pytest.mark.parametrize("quant", ["float32", "q8"])
     def test_what_describe_says(self, tmp_path: Path, quant: str) -> None:
         """Its figures are what the process grew by, with one text in the cache and with several."""

@@ -39,6 +39,7 @@ def scales_of(weight: Weight) -> np.ndarray:
     return scales[: weight.shape[0]].astype(np.float32)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(matrices, st.sampled_from(GROUPS))
 def test_q8_is_the_definition(matrix: np.ndarray, group_size: int) -> None:
@@ -52,6 +53,7 @@ def test_q8_is_the_definition(matrix: np.ndarray, group_size: int) -> None:
     assert np.all(np.abs(grouped(back, group_size) - groups) <= bound)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(matrices, st.sampled_from(GROUPS))
 def test_q4_is_no_worse_than_the_plain_scale(matrix: np.ndarray, group_size: int) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.subprocess
+
 # Digests of whatever runs in parallel: prompts and single tokens with each kind of weights and keys, with attention
 # dealt out by heads and by spans, products of one matrix, quantizers.
 PROGRAM = """

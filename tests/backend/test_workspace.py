@@ -36,6 +36,7 @@ quantizations = st.builds(
 
 
 class TestScratch:
+    @pytest.mark.slow
     @settings(deadline=None, max_examples=50)
     @given(configs, quantizations, st.integers(1, 5))
     def test_what_is_counted_is_what_is_allocated(
@@ -46,6 +47,7 @@ class TestScratch:
         assert counted.arrays == []
         assert counted.nbytes == taken.nbytes == sum(array.nbytes for array in taken.arrays)
 
+    @pytest.mark.slow
     @settings(deadline=None, max_examples=20)
     @given(configs, st.sampled_from(("float32", "q4")), st.integers(1, 4), st.integers(1, 600))
     def test_a_pass_takes_no_more_than_was_counted(
@@ -76,6 +78,7 @@ class TestScratch:
         )  # fmt: skip
         assert Workspace(config, Quantization.of(type), 2, counts_only=True).chunk_size == 512
 
+    @pytest.mark.slow
     def test_a_short_chunk_computes_the_same(self) -> None:
         config = ModelConfig(
             dim=1 << 18, hidden_dim=1, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=2, vocab_size=3, max_seq_len=100

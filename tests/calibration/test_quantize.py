@@ -56,6 +56,7 @@ def divergence(path: Path, source: Path) -> float:
 
 
 class TestFile:
+    @pytest.mark.slow
     @pytest.mark.parametrize("group_size", [32, 64, 128])
     def test_it_loses_less_than_the_search(self, source: Path, text: Path, tmp_path: Path, group_size: int) -> None:
         plain, calibrated = tmp_path / "plain.bin", tmp_path / "calibrated.bin"
@@ -65,6 +66,7 @@ class TestFile:
         before, after = StoredModel.open(plain), StoredModel.open(calibrated)
         assert before.quantization == after.quantization and before.nbytes == after.nbytes
 
+    @pytest.mark.slow
     def test_q8_too(self, source: Path, text: Path, tmp_path: Path) -> None:
         plain, calibrated = tmp_path / "plain.bin", tmp_path / "calibrated.bin"
         quantize(source, plain, None, type="q8")
@@ -72,6 +74,7 @@ class TestFile:
         assert divergence(calibrated, source) < 1.05 * divergence(plain, source)
         assert StoredModel.open(plain).calibration is None
 
+    @pytest.mark.slow
     def test_other_sources(self, source: Path, text: Path, tmp_path: Path) -> None:
         half, q8 = tmp_path / "half.bin", tmp_path / "q8.bin"
         pyllama2.export(source, half, dtype="float16")
@@ -80,12 +83,14 @@ class TestFile:
             quantize(path, tmp_path / "out.bin", text)
             assert divergence(tmp_path / "out.bin", source) < 0.05
 
+    @pytest.mark.slow
     def test_a_model_that_shares_its_embeddings(self, text: Path, tmp_path: Path) -> None:
         source = write_tiny(tmp_path / "tied.bin", tied_embeddings=True)
         quantize(source, tmp_path / "out.bin", text)
         quantize(source, tmp_path / "plain.bin", False)
         assert divergence(tmp_path / "out.bin", source) < divergence(tmp_path / "plain.bin", source)
 
+    @pytest.mark.slow
     def test_the_default_is_a_text_of_the_models_own(
         self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -105,6 +110,7 @@ class TestFile:
             with pytest.raises(ValueError, match="no tokenizer"):
                 quantize(source, tmp_path / "other.bin", calibrate)
 
+    @pytest.mark.slow
     def test_the_number_of_threads_does_not_matter(
         self, source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -117,6 +123,7 @@ class TestFile:
 
 
 class TestRecord:
+    @pytest.mark.slow
     def test_it_is_in_the_file(self, source: Path, text: Path, tmp_path: Path) -> None:
         said = quantize(source, tmp_path / "out.bin", text)
         record = StoredModel.open(tmp_path / "out.bin").calibration
@@ -126,6 +133,7 @@ class TestRecord:
         assert len(record.starts) == record.n_tokens // 64
         assert f"{record.kl_divergence:.4f} nats" in said[-2] and "matrices that lost most" in said[-1]
 
+    @pytest.mark.slow
     def test_held_out_windows_say_what_perplexity_says(self, source: Path, text: Path, tmp_path: Path) -> None:
         """On another part of the same kind of text, with the runtime's own cache."""
         quantize(source, tmp_path / "out.bin", text)
@@ -141,6 +149,7 @@ class TestRecord:
             with pytest.raises(ValueError, match="calibration"):
                 CalibrationRecord.from_json(text.replace(old, new))
 
+    @pytest.mark.slow
     def test_measuring_on_the_same_text_is_said(
         self, source: Path, text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -153,6 +162,7 @@ class TestRecord:
 
 
 class TestInterruption:
+    @pytest.mark.slow
     def test_it_goes_on_after_the_last_layer(self, tmp_path: Path, text: Path) -> None:
         source = write_tiny(tmp_path / "source.bin", n_layers=4, weights=None)
         whole, out = tmp_path / "whole.bin", tmp_path / "out.bin"
@@ -177,6 +187,7 @@ class TestInterruption:
         assert out.read_bytes() == whole.read_bytes()
         assert not (tmp_path / "out.bin.partial").exists()
 
+    @pytest.mark.slow
     def test_another_text_starts_anew(self, tmp_path: Path, source: Path, text: Path) -> None:
         def interrupt(done: int, total: int, name: str) -> None:
             if name.startswith("layers.0.feed_forward"):
@@ -273,6 +284,7 @@ class TestText:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_it_prints_what_it_does(
         self, source: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -286,6 +298,7 @@ class TestCommand:
         with Llama(out) as llm:
             assert llm.generate("Once", max_tokens=3).text
 
+    @pytest.mark.slow
     def test_inspect_shows_the_calibration(
         self, source: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

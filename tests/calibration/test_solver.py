@@ -44,6 +44,7 @@ def loss(difference: NDArray[np.float64], x: Array) -> float:
     return float(np.square(x.astype(np.float64) @ difference.T).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["q4", "q8"])
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 @pytest.mark.parametrize("columns", [128, 200])
@@ -77,6 +78,7 @@ def test_losses_are_the_errors_of_the_outputs() -> None:
     assert solution.losses == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [128, 150])
 def test_the_correction_is_that_of_float64(columns: int) -> None:
     """With q8, whose rounding hides little of the target."""
@@ -145,6 +147,7 @@ def test_results_do_not_depend_on_the_number_of_threads(n_threads: int) -> None:
     assert np.array_equal(one.scales, many.scales) and np.array_equal(one.losses, many.losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 64, 128, 129, 300, 520])
 def test_inverse_factor(size: int) -> None:
     x = correlated(2 * size + 10, size)
@@ -155,6 +158,7 @@ def test_inverse_factor(size: int) -> None:
     assert factor.T @ factor @ moments == pytest.approx(np.eye(size), abs=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [5, 511, 700])
 def test_moments(width: int) -> None:
     x, y = correlated(2100, width), correlated(2100, width, seed=3)

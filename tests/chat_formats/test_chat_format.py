@@ -171,6 +171,7 @@ class TestTemplates:
         assert chatml.encode(dialog("Hi\n")) == split_by_package(text, bpe_json())
         assert chatml.name == "template"
 
+    @pytest.mark.slow
     @settings(deadline=None, max_examples=50)
     @given(contents=st.lists(st.text(), min_size=1, max_size=3))
     def test_any_contents(self, chatml: ChatFormat, contents: list[str]) -> None:
@@ -180,6 +181,7 @@ class TestTemplates:
         ids += [2, *BPE.encode("assistant\n")]
         assert chatml.encode(dialog(*contents)) == ids
 
+    @pytest.mark.subprocess
     @settings(deadline=None, max_examples=50)
     @given(contents=st.lists(st.lists(st.sampled_from([*SPECIAL, "<", "|", "<|", "im_", " ", "a"])).map("".join)))
     def test_contents_never_become_special_tokens(self, only_contents: ChatFormat, contents: list[str]) -> None:
@@ -217,6 +219,7 @@ class TestTemplates:
         assert BPE.decode(chat.encode(dialog("hm</think> <s>! "))) == "4False"
         chat.close()
 
+    @pytest.mark.subprocess
     @pytest.mark.parametrize("template", ["{{ bos_token }}a", "a", "<s>a"])
     def test_bos_is_there_once(self, template: str) -> None:
         tokenizer = load_tokenizer(bpe_spec(add_bos=True))
@@ -229,6 +232,7 @@ class TestTemplates:
         assert chat.encode(dialog("Hi")) == [*BPE.encode("a"), 1]
         chat.close()
 
+    @pytest.mark.subprocess
     @pytest.mark.parametrize("space", ["", " "])
     def test_sentencepiece_puts_its_space_after_special_tokens(self, space: str) -> None:
         chat = make_chat_format(SENTENCEPIECE, "{{ bos_token }}" + space + "[INST]{{ eos_token }}" + space + "a")
@@ -236,6 +240,7 @@ class TestTemplates:
         assert chat.encode(dialog("Hi")) == expected
         chat.close()
 
+    @pytest.mark.subprocess
     def test_markers_of_the_template_that_are_plain_text_are_refused(self) -> None:
         chat = make_chat_format(SENTENCEPIECE, "[INST] {{ messages[0]['content'] }} [/INST]")
         with pytest.raises(ValueError, match=r"message 0 contains \[/INST\]"):
@@ -248,6 +253,7 @@ class TestTemplates:
                 chat.encode([{"role": "user", "content": "a", **extra}])
         chat.close()
 
+    @pytest.mark.subprocess
     @pytest.mark.parametrize(
         ("value", "content"),
         [
@@ -276,6 +282,7 @@ class TestTemplates:
         assert make_chat_format(BPE, ONLY_CONTENTS).stop_ids == ()
         assert make_chat_format(load_tokenizer(bpe_spec(eos_ids=(3,))), CHATML).stop_ids == ()
 
+    @pytest.mark.subprocess
     def test_a_templates_refusal_and_its_faults(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(template_renderer, "TIMEOUT_S", 0.5)
         with pytest.raises(ValueError, match="no system prompts"):
@@ -285,6 +292,7 @@ class TestTemplates:
         with pytest.raises(CheckpointError, match="did not finish"):
             make_chat_format(BPE, "{{ 9**(9**9) }}").encode(dialog("Hi"))
 
+    @pytest.mark.subprocess
     def test_smollm2(self, smollm2_path: Path) -> None:
         from pyllama2.checkpoint.gguf import GgufCheckpoint
 
@@ -317,6 +325,7 @@ class TestBuiltIn:
 
     PARTS = bpe_json((*SPECIAL, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"))
 
+    @pytest.mark.subprocess
     @pytest.mark.parametrize(
         ("name", "messages", "text"),
         [
@@ -354,6 +363,7 @@ class TestBuiltIn:
         assert chat.encode(messages) == split_by_package(text, self.PARTS)
         chat.close()
 
+    @pytest.mark.subprocess
     @pytest.mark.parametrize(
         ("name", "messages"),
         [
@@ -383,6 +393,7 @@ class TestChoice:
         with pytest.raises(ValueError, match="'alpaca'; there are llama2, chatml, llama3, zephyr or mistral"):
             make_chat_format(BPE, CHATML, "alpaca")
 
+    @pytest.mark.subprocess
     @pytest.mark.parametrize("name", CHAT_FORMATS)
     def test_every_name_works(self, name: str) -> None:
         with_eos: Tokenizer = SENTENCEPIECE

@@ -208,6 +208,7 @@ def special(ids: list[int]) -> list[str]:
     return [BPE.piece(token_id) for token_id in ids if token_id in BPE.special_tokens.values()]
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("place", PLACES)
 def test_no_expression_makes_a_special_token(chat: JinjaChat, place: str) -> None:
     built = set()
@@ -228,6 +229,7 @@ def test_none_makes_any_of_the_special_tokens(chat: JinjaChat, expression: str) 
     assert BPE.decode(ids) == " ".join(NAMES)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_no_two_expressions_do(chat: JinjaChat, data: st.DataObject) -> None:
@@ -261,6 +263,7 @@ def test_a_message_is_searched_for_a_special_token_in_vain() -> None:
     chat.close()
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("template", "message"),
     [

@@ -67,6 +67,7 @@ def ends_soon(pid: int) -> bool:
     return not is_running(pid)
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
@@ -86,6 +87,7 @@ def test_templates(template: str, expected: str) -> None:
     assert render(template, bos="<s>") == expected
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -128,6 +130,7 @@ def test_raise_exception_is_about_the_messages() -> None:
     renderer.close()
 
 
+@pytest.mark.subprocess
 def test_the_process_is_kept_and_closed(hello: TemplateRenderer) -> None:
     assert hello.render({"name": "a"}) == "hello a"
     pid = worker_of(hello)
@@ -139,6 +142,7 @@ def test_the_process_is_kept_and_closed(hello: TemplateRenderer) -> None:
     assert hello.render({"name": "b"}) == "hello b"
 
 
+@pytest.mark.subprocess
 def test_a_failure_does_not_spoil_the_next_render() -> None:
     renderer = TemplateRenderer("{% if endless %}" + ENDLESS + "{% endif %}ok", timeout_s=2)
     with pytest.raises(CheckpointError, match="did not finish"):
@@ -148,6 +152,7 @@ def test_a_failure_does_not_spoil_the_next_render() -> None:
     renderer.close()
 
 
+@pytest.mark.subprocess
 def test_the_start_of_the_process_is_no_part_of_a_render(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_renderer, "_START", "import time; time.sleep(2.2)\n" + template_renderer._START)
     assert render("ok", timeout_s=2) == "ok"
@@ -179,6 +184,7 @@ def test_many_threads_share_a_renderer(hello: TemplateRenderer) -> None:
     assert list(texts) == [f"hello {i}" for i in range(100)]
 
 
+@pytest.mark.subprocess
 def test_an_interrupt_ends_the_render_and_its_process() -> None:
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -237,6 +243,7 @@ def interrupt_at(n: int) -> Callable[[FrameType, str, Any], None]:
     return profile
 
 
+@pytest.mark.subprocess
 def test_an_interrupt_anywhere_leaves_no_answer_behind(echo: TemplateRenderer) -> None:
     for n in itertools.count():
         assert echo.render({"who": "warm"}) == "warm"
@@ -253,6 +260,7 @@ def test_an_interrupt_anywhere_leaves_no_answer_behind(echo: TemplateRenderer) -
     assert n > 20
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("place", ["cancel", "join", "end"])
 def test_a_second_interrupt_leaves_no_answer_behind(
     echo: TemplateRenderer, place: str, monkeypatch: pytest.MonkeyPatch
@@ -328,6 +336,7 @@ def test_ctrl_c_in_the_terminal_does_not_reach_the_process(hello: TemplateRender
     assert os.getpgid(worker_of(hello)) != os.getpgid(0)
 
 
+@pytest.mark.subprocess
 def test_a_forked_process_has_its_own(hello: TemplateRenderer) -> None:
     hello.render({"name": "a"})
     pid = worker_of(hello)
@@ -388,6 +397,7 @@ def start(template: str, before: str = "", after: str = "t.join()") -> subproces
     return subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("template", "before", "after"),
     [
@@ -405,6 +415,7 @@ def test_the_process_ends_with_the_interpreter(template: str, before: str, after
     assert ends_soon(int(output))
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("template", "after"),
     [

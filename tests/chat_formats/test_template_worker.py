@@ -53,6 +53,7 @@ def test_no_new_privileges_and_no_other_files(process: Path) -> None:
     assert sorted(path.name for path in (process / "fd").iterdir()) == ["0", "1", "2"]
 
 
+@pytest.mark.subprocess
 @linux
 def test_what_gets_out_of_the_sandbox_finds_the_doors_shut() -> None:
     script = """
@@ -104,6 +105,7 @@ ARGUMENTS = {
 }  # fmt: skip
 
 
+@pytest.mark.subprocess
 def test_no_filter_needs_a_file() -> None:
     """Jinja's filters import what they need when they are first used."""
     template = "".join(

@@ -104,6 +104,7 @@ def test_q8_0_becomes_q8_without_loss(tmp_path: Path) -> None:
             np.testing.assert_array_equal(Weight(name, "q8", shape, codes, scales, 32).dequantize(), matrix)
 
 
+@pytest.mark.slow
 def test_tensors_are_lazy_and_released(tmp_path: Path) -> None:
     """Opening reads no tensor; reading one takes the memory of its numbers and no more."""
     config = replace(BLOCKS_OF_32, vocab_size=1 << 15)
@@ -380,6 +381,7 @@ SMOLLM2_PLACES = [
 ]
 
 
+@pytest.mark.slow
 def test_smollm2(smollm2_path: Path) -> None:
     checkpoint = GgufCheckpoint(smollm2_path)
     assert checkpoint.config == ModelConfig(

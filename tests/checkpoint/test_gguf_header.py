@@ -113,6 +113,7 @@ def test_truncation_at_every_byte(tmp_path: Path) -> None:
             GgufCheckpoint(path)
 
 
+@pytest.mark.slow
 def test_flip_of_every_bit(tmp_path: Path) -> None:
     """Nothing but CheckpointError may come of it; some flips do no harm, such as in a name of no interest."""
     path = tmp_path / "m"
@@ -133,6 +134,7 @@ def test_flip_of_every_bit(tmp_path: Path) -> None:
     assert 0 < n_opened < HEADER * 8 / 2
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, HEADER - 1), st.binary(min_size=1, max_size=16))
 def test_overwritten_bytes(tmp_path_factory: pytest.TempPathFactory, position: int, junk: bytes) -> None:
@@ -347,6 +349,7 @@ def peak_of(action: Callable[[], object]) -> int:
     return peak
 
 
+@pytest.mark.slow
 def test_strings_nobody_reads_take_no_memory(tmp_path: Path) -> None:
     """Many empty strings, eight bytes each in the file, would be as many Python objects."""
     path = tmp_path / "m"
@@ -354,6 +357,7 @@ def test_strings_nobody_reads_take_no_memory(tmp_path: Path) -> None:
     assert peak_of(lambda: read_header(MappedFile(path))) < 1 << 20
 
 
+@pytest.mark.slow
 def test_too_many_strings(tmp_path: Path) -> None:
     """Their number is bounded over all keys together, so that walking over them takes a second at most."""
     path = tmp_path / "m"
@@ -362,6 +366,7 @@ def test_too_many_strings(tmp_path: Path) -> None:
     assert "'b' should have 2097153 strings" in refusal(path, file_bytes(pairs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "elements"), [(1 << 18, bytes(8 << 18)), (5, string(bytes(64 << 20)) + bytes(32))])
 def test_more_tokens_than_the_model_has_are_not_read(tmp_path: Path, count: int, elements: bytes) -> None:
     tokens = array_pair("tokenizer.ggml.tokens", STRING, count, elements)
@@ -376,6 +381,7 @@ def test_more_tokens_than_the_model_has_are_not_read(tmp_path: Path, count: int,
     assert peak_of(refused) < 1 << 20
 
 
+@pytest.mark.slow
 def test_memory_of_keys_and_tensors(tmp_path: Path) -> None:
     """With the longest names there may be, in characters of four bytes; at most 65,536 of each are read."""
     count = 1 << 12

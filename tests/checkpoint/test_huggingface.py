@@ -78,6 +78,7 @@ class TestReading:
         (folder / "config.json").unlink()
         refuse(folder / "model.safetensors", "config.json")
 
+    @pytest.mark.slow
     def test_permutation_by_its_meaning(self) -> None:
         """Scores of their rotation by halves on their rows are those of Meta's rotation by neighbours on ours."""
         config = replace(GQA, n_layers=1)

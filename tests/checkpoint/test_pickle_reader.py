@@ -238,6 +238,7 @@ class TestRefusals:
 
 
 class TestBombs:
+    @pytest.mark.slow
     def test_nested_tuples(self) -> None:
         million = b")" + b"\x85" * 1_000_000
         refuse(program(million), "opcodes")
@@ -250,6 +251,7 @@ class TestBombs:
         refuse(program(b"}r\x00\x00\x00\x08j\x01\x00\x00\x08"), "memo")
         assert read_state_dict(program(b"}r\x00\x00\x00\x08"), "file.pth") == {}
 
+    @pytest.mark.slow
     def test_memo_of_many_entries(self) -> None:
         refuse(program(b"}", *(b"r" + struct.pack("<I", i * 8191) for i in range(300_000))), "opcodes")
 
@@ -277,6 +279,7 @@ class TestBombs:
         refuse(program(b"}" + text("\U0001f600" + "a" * (7 << 20))))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_damaged_bytes_never_raise_anything_else(data: st.DataObject) -> None:

@@ -134,6 +134,7 @@ class TestReading:
         assert not array.flags.owndata
         assert not array.flags.writeable
 
+    @pytest.mark.subprocess
     def test_torch_is_not_imported(self, tmp_path: Path) -> None:
         torch.save({"x": torch.ones(3)}, tmp_path / "m.pth")
         code = (
@@ -445,6 +446,7 @@ def test_truncation_at_every_byte(tmp_path: Path) -> None:
             read_pth(path)
 
 
+@pytest.mark.slow
 def test_every_bit_of_headers_and_directory(tmp_path: Path) -> None:
     """A flipped bit is found, or changes nothing but what is not looked at (dates, checksums, unused members)."""
     data = rezip(torch_file())  # without the filler between members
@@ -467,6 +469,7 @@ def test_every_bit_of_headers_and_directory(tmp_path: Path) -> None:
     assert refused > 2500
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, data: st.DataObject) -> None:

@@ -170,6 +170,7 @@ class TestSentencePiece:
         refuse(tmp_path / "t", b"\n\x05\n\x03abc" * 10)  # no unknown token
         refuse(tmp_path / "t", bytes(17 << 20), "exceed")
 
+    @pytest.mark.subprocess
     def test_hundreds_of_damaged_files(self, tmp_path: Path) -> None:
         """In a process of its own: the package is C++, where damage could be a crash."""
         code = """if True:

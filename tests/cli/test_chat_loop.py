@@ -18,6 +18,8 @@ from helpers.tiny_tokenizers import sentencepiece_spec
 
 from pyllama2 import Llama, chat
 
+pytestmark = pytest.mark.subprocess
+
 ROOT = Path(__file__).parents[2]
 FLAGS = ["-n", "5", "--seed", "2"]
 

@@ -104,6 +104,7 @@ class TestGenerate:
         }  # fmt: skip
         assert all(f"  {name} " in generate._EPILOG for name in [*actual, "timings"])
 
+    @pytest.mark.subprocess
     def test_the_prompt_may_come_from_a_file_or_standard_input(
         self, model: Path, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -286,17 +287,20 @@ class TestSignals:
         out, err = process.communicate(timeout=30)
         return process.returncode, (start + out).decode(), err.decode()
 
+    @pytest.mark.subprocess
     def test_ctrl_c_keeps_the_text(self, slow: Path) -> None:
         code, out, err = self.interrupted(slow, signal.SIGINT)
         assert code == 130 and out.startswith(PROMPT) and out.endswith("\n") and len(out) > len(PROMPT) + 5
         assert "Traceback" not in err and "tokens/s" in err
 
+    @pytest.mark.subprocess
     def test_ctrl_c_keeps_the_json(self, slow: Path) -> None:
         code, out, err = self.interrupted(slow, signal.SIGINT, "--json", "-v")
         actual = json.loads(out)
         assert code == 130 and actual["finish_reason"] == "cancelled" and "Traceback" not in err
         assert len(actual["token_ids"]) == actual["usage"]["completion_tokens"] > 0
 
+    @pytest.mark.subprocess
     def test_ctrl_c_during_a_long_prompt(self, slow: Path, tmp_path: Path) -> None:
         (tmp_path / "long.txt").write_text("fox " * 20_000)
         process = subprocess.Popen(
@@ -309,10 +313,12 @@ class TestSignals:
         _, err = process.communicate(timeout=30)
         assert process.returncode == 130 and b"Traceback" not in err
 
+    @pytest.mark.subprocess
     def test_sigterm_ends_quietly(self, slow: Path) -> None:
         code, _, err = self.interrupted(slow, signal.SIGTERM)
         assert code == 143 and err == ""
 
+    @pytest.mark.subprocess
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_an_interrupted_conversion_leaves_nothing(self, slow: Path, tmp_path: Path, number: int) -> None:
         # Standing in for a large model: a progress bar that sends the signal.
@@ -331,6 +337,7 @@ class TestSignals:
 
 
 class TestConversions:
+    @pytest.mark.slow
     def test_export_and_quantize(self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         half, q4 = tmp_path / "half.bin", tmp_path / "q4.bin"
         flags = ["--dtype", "float16", "--max-seq-len", "32", "--norm-eps", "1e-6"]
@@ -379,6 +386,7 @@ class TestConversions:
         assert result.returncode == 0 and result.stdout == b""
         assert "quantize [" in shown and "100%" in shown and shown.endswith("\n")
 
+    @pytest.mark.subprocess
     def test_modules_are_functions_too(self, model: Path, tmp_path: Path) -> None:
         """pyllama2.export is a function and the module of a command line, in whatever order they are imported."""
         code = (
@@ -416,6 +424,7 @@ class TestChat:
         assert chat.main(self.arguments(chat_model, "-p", "What is it?", "-s", "Be nice.", "--single-turn")) == 0
         assert capsys.readouterr().out == self.answer(chat_model, "What is it?", system="Be nice.") + "\n"
 
+    @pytest.mark.subprocess
     def test_lines_are_messages_and_answers_are_remembered(self, chat_model: Path) -> None:
         first = self.answer(chat_model, "What?")
         second = self.answer(chat_model, "What?", first, "Who?")
@@ -440,12 +449,14 @@ class TestChat:
         assert chat.main(self.arguments(without, "-p", "a", "--single-turn")) == 1
         assert_one_sentence(capsys.readouterr().err, "choose a chat format: llama2")
 
+    @pytest.mark.subprocess
     def test_a_message_that_is_too_long(self, chat_model: Path) -> None:
         """The next one is answered; the exit code tells a script that one was not."""
         result = run("pyllama2.chat", *self.arguments(chat_model), input=b"fox " * 300 + b"\nWho?\n")
         assert result.returncode == 1 and result.stdout.decode() == self.answer(chat_model, "Who?") + "\n"
         assert_one_sentence(result.stderr.decode().partition("(the answer")[0], "do not fit in a context of 200")
 
+    @pytest.mark.subprocess
     def test_at_a_terminal(self, chat_model: Path) -> None:
         """A refused message is said to be so, and the next one is answered; the prompt sign asks for it."""
         leader, follower = pty.openpty()

@@ -52,6 +52,7 @@ def test_pydoc_of_a_command_that_is_no_function() -> None:
     assert "module pyllama2.generate" in text and "main(argv: 'list[str] | None' = None) -> 'int'" in text
 
 
+@pytest.mark.subprocess
 def test_hover(name: str) -> None:
     """What an editor shows: jedi, which is behind many of them."""
     jedi = pytest.importorskip("jedi")

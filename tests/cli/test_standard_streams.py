@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers.tiny_llama import CHATML, write_tiny
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.subprocess]
 ROOT = Path(__file__).parents[2]
 
 

@@ -13,12 +13,14 @@ _RANDOM = ("quantize", "sample", "forward")  # whose seeds are bytes of any kind
 _FEW = {"template": 3}  # each starts a process
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("name", TARGETS)
 def test_seeds_are_accepted(name: str) -> None:
     accepted = [TARGETS[name].run(seed) for seed in TARGETS[name].seeds]
     assert any(accepted) if name in _RANDOM else all(accepted)
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("name", TARGETS)
 def test_damages_end_as_promised(name: str) -> None:
     target, random = TARGETS[name], Random(name)

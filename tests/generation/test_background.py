@@ -15,6 +15,7 @@ from helpers.tiny_llama import CONFIG, PROMPT, PROMPTS, write_tiny
 
 from pyllama2 import ContextLengthError, Llama, NumericalError, SamplingParams
 from pyllama2.generation.background import Background
+from pyllama2.generation.chunk import Chunk
 from pyllama2.generation.stream import Stream
 
 PARAMS = SamplingParams(max_tokens=40, seed=5, ignore_eos=True)
@@ -56,6 +57,7 @@ def test_texts_are_those_of_generate(fresh: Llama, ahead: int | None) -> None:
     assert no_thread_is_left()
 
 
+@pytest.mark.slow
 def test_beside_other_callers(fresh: Llama) -> None:
     """generate() in this thread and the background's thread take turns as drivers."""
     news = News(fresh)
@@ -80,6 +82,26 @@ def test_a_paused_stream_waits_without_a_thread(fresh: Llama) -> None:
     assert no_thread_is_left()
     assert 3 <= len(stream.job.queue) <= 3 + 8
     assert news.collect(stream) == [fresh.generate(PROMPT, PARAMS).text]
+
+
+def test_a_stream_that_pauses_amid_a_take_goes_on(fresh: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    news = News(fresh)
+    [stream] = fresh.streams(fresh.prompt_request(PROMPT, PARAMS), 1)
+    take = stream.take
+
+    def take_late() -> list[Chunk]:
+        """The stream is not paused before, but when its chunks are taken, and its thread has gone."""
+        news.background.start(stream, 2)
+        while not stream.job.paused:
+            pass
+        assert no_thread_is_left()
+        return take()
+
+    monkeypatch.setattr(stream, "take", take_late)
+    assert not stream.job.paused
+    first = "".join(chunk.text for chunk in news.background.take(stream))
+    monkeypatch.setattr(stream, "take", take)
+    assert first + news.collect(stream)[0] == fresh.generate(PROMPT, PARAMS).text
 
 
 def test_closing_frees_the_row(fresh: Llama) -> None:

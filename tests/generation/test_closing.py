@@ -32,6 +32,7 @@ async def consumed(llm: Llama, sampling: dict[str, Any]) -> None:
         pass
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("n_closers", [1, 3])
 @pytest.mark.parametrize("delay", [0.0, 0.02, 0.1])
 def test_beside_every_kind_of_use(path: Path, tmp_path: Path, delay: float, n_closers: int) -> None:

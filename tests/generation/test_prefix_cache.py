@@ -104,6 +104,7 @@ class TestReuse:
 
 
 class TestSize:
+    @pytest.mark.slow
     def test_the_cache_grows_and_keeps_what_it_has(self, fresh: Llama, long_path: Path) -> None:
         rows = fresh._scheduler._rows
         fresh.generate(LONG, max_tokens=1)
@@ -133,6 +134,7 @@ class TestSize:
         fresh.generate([[1, 5], [1, 6]], max_tokens=5)
         assert rows.cache.n_rows == 1
 
+    @pytest.mark.slow
     def test_texts_wait_when_memory_is_short(
         self, fresh: Llama, long_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

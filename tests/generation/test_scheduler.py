@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import signal
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +28,6 @@ from pyllama2.sampling import sample as sampling_loops
 from pyllama2.sampling.sampler import Draw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-STRESS = Path(__file__).resolve().parents[1] / "stress"
 
 
 class TestTogether:
@@ -333,13 +330,3 @@ class TestInterrupts:
             fresh.generate([1, 6], max_tokens=None, ignore_eos=True)
         thread.join()
         assert same(found[0], alone(long_path, [1, 5], **sampling))
-
-
-def test_many_requests_of_all_kinds(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("stress_generation", STRESS / "stress_generation.py")
-    assert spec is not None and spec.loader is not None
-    script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    outcome, _ = script.run(write_tiny(tmp_path / "tiny.bin", max_seq_len=300), 200, 8, seed=11)
-    assert outcome.faults == [] and sum(outcome.counts[kind] for kind in script.KINDS) == 200
-    assert all(outcome.counts[kind] > 0 for kind in script.KINDS)

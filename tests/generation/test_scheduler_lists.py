@@ -41,9 +41,11 @@ class TestLongLists:
                 sys.setprofile(None)
         return n_calls / n_prompts
 
+    @pytest.mark.slow
     def test_a_prompt_costs_the_same_in_a_longer_list(self, path: Path) -> None:
         assert self.calls_per_prompt(path, 2000) < 1.1 * self.calls_per_prompt(path, 200)
 
+    @pytest.mark.slow
     def test_what_waits_is_not_made_yet(self, fresh: Llama) -> None:
         def alive() -> int:
             return sum(type(thing) is Generation for thing in gc.get_objects())

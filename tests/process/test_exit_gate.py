@@ -72,6 +72,7 @@ def test_the_gate_waits_and_holds_back() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "False 0\n", "")
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

@@ -155,6 +155,7 @@ def test_child_of_a_model_made_elsewhere(path: Path, llm: Llama) -> None:
     assert in_child(work) == 0
 
 
+@pytest.mark.subprocess
 def test_while_other_threads_are_in_a_step(llm: Llama) -> None:
     expected = greedy(llm)
     scores = llm.score(PROMPT).tolist()
@@ -263,6 +264,7 @@ def test_signals_of_a_child_that_another_thread_forked(llm: Llama) -> None:
 class TestForkInASignalHandler:
     """The child goes on from where the handler was called."""
 
+    @pytest.mark.subprocess
     def test_amid_a_prompt(self, tmp_path: Path) -> None:
         """Between two layers, where handlers run in compiled code: the child lacks the team's other threads."""
         with Llama(write_tiny(tmp_path / "long.bin", max_seq_len=1500), n_threads=2) as llm:
@@ -304,6 +306,7 @@ class TestForkInASignalHandler:
         in_both(ends, children)
         sampler.join(30)
 
+    @pytest.mark.subprocess
     @pytest.mark.parametrize("owner", ["_backend", "_requests"])
     def test_while_it_waits_for_a_lock(self, llm: Llama, owner: str) -> None:
         expected = greedy(llm)
@@ -332,6 +335,7 @@ def _greedy_in_worker(path: Path) -> str:
         return greedy(llm)
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing(method: str, path: Path, llm: Llama) -> None:
     expected = greedy(llm)
@@ -339,6 +343,7 @@ def test_multiprocessing(method: str, path: Path, llm: Llama) -> None:
         assert pool.map_async(_greedy_in_worker, [path, path]).get(60) == [expected, expected]
 
 
+@pytest.mark.subprocess
 def test_data_loader_workers_use_the_parents_model(llm: Llama) -> None:
     data = pytest.importorskip("torch.utils.data")
 

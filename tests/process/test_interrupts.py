@@ -173,6 +173,7 @@ class TestForcedTiming:
         for moment, number in product(range(1, n_moments + 1), NUMBERS):
             assert self.block({moment: [number]}, monkeypatch).sent == [number]
 
+    @pytest.mark.slow
     def test_two(self, monkeypatch: pytest.MonkeyPatch) -> None:
         n_moments = self.block({}, monkeypatch).passed
         for first, second in combinations_with_replacement(range(1, n_moments + 1), 2):
@@ -230,6 +231,7 @@ class TestForcedTiming:
         assert called == n
 
 
+@pytest.mark.slow
 def test_at_each_line_of_a_generation(tmp_path: Path, one_thread: None) -> None:
     """Ctrl-C ends the text of who is interrupted, and neither others' nor the next one."""
     files = {module.__file__ for module in (llama, scheduler, job, generation, prefix_cache, stream, contextlib)}

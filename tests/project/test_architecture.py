@@ -13,10 +13,12 @@ import source_links
 PAGE = make_architecture.PAGE.read_text()
 
 
+@pytest.mark.slow
 def test_is_up_to_date() -> None:
     assert make_architecture.page(PAGE) == PAGE, "run python scripts/docs/make_architecture.py"
 
 
+@pytest.mark.slow
 def test_check_says_whether_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "architecture.md"
     page.write_text(PAGE.replace("| `shown` |", "| |"))
@@ -50,6 +52,7 @@ def test_links_lead_to_the_lines_of_what_they_name() -> None:
         assert re.match(rf" *(?:class|def|async def|cdef [\w ]+) {name.split('.')[-1]}\b", source[0]), source[0]
 
 
+@pytest.mark.slow
 def test_a_page_without_its_marks_is_refused() -> None:
     with pytest.raises(SystemExit, match="made: picture"):
         make_architecture.page("# Architecture\n")

@@ -38,6 +38,7 @@ class Served:
         raise ValueError("as it should")
 
 
+@pytest.mark.slow
 def test_a_worker_is_another_process(scripts: dict[str, ModuleType]) -> None:
     worker = scripts["benchmarking"].Worker(Served)
     total, process = worker.call("add", 2, 3)

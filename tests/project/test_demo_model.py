@@ -28,6 +28,7 @@ NAMES = {*grammar.word_lists()["girl"], *grammar.word_lists()["boy"]}
 
 
 class TestGrammar:
+    @pytest.mark.slow
     def test_stories_are_well_formed(self) -> None:
         for text in grammar.training_stories(2000):
             assert 60 <= len(text.split()) <= grammar.MOST_WORDS, text
@@ -53,6 +54,7 @@ class TestGrammar:
         lists = (ROOT / "scripts" / "demo_model" / "stories" / "words.txt").read_text().split("= animal")[0]
         assert not NAMES & set(re.findall(r"[A-Z][a-z]+", lines.replace(lists, "")))
 
+    @pytest.mark.slow
     def test_seeds_repeat_and_vary(self) -> None:
         assert grammar.training_stories(3) == grammar.training_stories(5)[:3]
         assert len(set(grammar.training_stories(1000) + grammar.held_out_stories(1000))) == 2000
@@ -121,6 +123,7 @@ class TestBundledModel:
             for text in ("Once upon a time", "naïve 日本語 🦙", "  two  spaces\n"):
                 assert llm.detokenize(llm.tokenize(text)) == text
 
+    @pytest.mark.slow
     def test_it_tells_stories_that_end(self) -> None:
         """Ten seeds with the default flags; runs of words are compared with a tenth of the corpus."""
         with Llama() as llm:
@@ -149,6 +152,7 @@ class TestBundledModel:
         assert len(re.findall(r"[a-z]{2,}", text)) >= 20
 
 
+@pytest.mark.subprocess
 def test_training_script(tmp_path: Path) -> None:
     """A few steps of a very small model: the script's whole path, stopped and taken up again."""
     out, work, curve = tmp_path / "m.bin", tmp_path / "work", tmp_path / "loss.svg"

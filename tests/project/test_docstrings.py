@@ -66,6 +66,7 @@ def test_fields_of_dataclasses(path: Path) -> None:
             assert names in ([], fields), f"{node.name}: {names}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_entries_are_sentences(path: Path) -> None:
     for node, docstring in documented(path):

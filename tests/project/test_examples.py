@@ -15,6 +15,8 @@ from helpers.tiny_llama import CHATML, write_tiny
 
 from pyllama2 import Llama
 
+pytestmark = pytest.mark.subprocess
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 NOTEBOOKS = sorted(path.name for path in EXAMPLES.glob("*.ipynb"))

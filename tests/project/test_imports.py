@@ -108,6 +108,7 @@ def test_rooms_import_those_before_them(path: Path) -> None:
         assert not any({room, other} <= group for group in APART), f"{room} and {other} must not know each other"
 
 
+@pytest.mark.slow
 def test_no_circle_between_files() -> None:
     """Imports for type checkers and inside functions count too: who knows whom is what matters."""
     imports = {name_of(path): own_imports_of(path) for path in FILES}
@@ -131,6 +132,7 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
             assert name in NOT_IMPORTED or room_of(name) == NOT_IMPORTED_ROOM, f"import {package} inside a function"
 
 
+@pytest.mark.slow
 def test_nothing_imports_the_files_that_load_heavy_packages() -> None:
     for path in FILES:
         imported = set(imports_of(path, when_loaded=True))
@@ -181,6 +183,7 @@ def test_the_walk_sees_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "jinja2" not in set(imports_of(path, when_loaded=True))
 
 
+@pytest.mark.slow
 def test_the_page_about_the_architecture_has_the_same_rooms_and_imports() -> None:
     """Its script reads compiled files, too, so it may find more imports."""
     assert list(make_architecture.ROOMS) == ROOMS
@@ -191,6 +194,7 @@ def test_the_page_about_the_architecture_has_the_same_rooms_and_imports() -> Non
         assert room in make_architecture.APART or others <= found[room], path
 
 
+@pytest.mark.subprocess
 def test_importing_the_package_loads_numpy_only() -> None:
     """Of other packages; and not the model that needs PyTorch."""
     code = (

@@ -39,6 +39,7 @@ def table_of(page: str, name: str) -> dict[str, list[str]]:
 
 
 class TestPage:
+    @pytest.mark.slow
     def test_is_up_to_date(self, page: str) -> None:
         assert make_llama_docs.page(page) == page, "run python scripts/docs/make_llama_docs.py"
         assert make_llama_docs.PICTURE.read_text() == llama_picture.picture()
@@ -92,6 +93,7 @@ class TestPage:
         for name, cells in steps.items():
             assert all(re.fullmatch(r"\[`.+`\]\(\.\./pyllama2/\S+#L\d+-L\d+\)", cell) for cell in cells[1:]), name
 
+    @pytest.mark.slow
     def test_check(self, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, content in (("PAGE", page), ("PICTURE", llama_picture.picture())):
             monkeypatch.setattr(make_llama_docs, name, tmp_path / name)

@@ -34,6 +34,7 @@ def script() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_every_format_holds_the_same_model(tmp_path: Path, script: ModuleType) -> None:
     formats = {
         "meta": ["--format", "meta"],

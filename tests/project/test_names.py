@@ -80,6 +80,7 @@ def exists(name: str) -> bool:
     return all(part in words() for part in re.findall(r"\w[\w-]*", name.replace(".N.", ".")))
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_names_in_documents_exist(page: Path) -> None:
     assert [(span, names) for span in spans_of(page) if (names := missing(span))] == []

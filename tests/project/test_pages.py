@@ -70,6 +70,7 @@ def nav_of(entries: Any) -> Iterator[str]:
 
 
 class TestPages:
+    @pytest.mark.subprocess
     def test_the_navigation_has_them_all(self, folder: Path) -> None:
         yaml = pytest.importorskip("yaml")
         nav = list(nav_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))

@@ -13,6 +13,8 @@ from helpers.tiny_llama import write_tiny
 
 import pyllama2
 
+pytestmark = pytest.mark.subprocess
+
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "tests" / "helpers" / "typing_sample.py"
 # Methods that the sample need not call.

@@ -127,6 +127,7 @@ def test_all_instruction_sets_sample_alike(kind: str, monkeypatch: pytest.Monkey
     assert result[1:] == result[:-1]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.integers(-40, 40), min_size=1, max_size=600),
@@ -158,6 +159,7 @@ def test_the_nucleus_is_exact_where_its_edge_is_near(scale: float, isa: str) -> 
                 assert n_kept == len(plain_kept(logits, 1.0, 0, top_p, 0.0)[0])
 
 
+@pytest.mark.slow
 def test_equals_on_both_sides_of_the_first_cut_of_the_nucleus(isa: str) -> None:
     """3,400 logits differ but weigh the same, and some lie above the cut: of all of them the lowest ids stay."""
     rng = np.random.default_rng(7)

@@ -387,6 +387,7 @@ def test_the_support_is_that_of_the_definition(
     assert {token_id for token_id in expected if weights[token_id] > 0.0051 * mass} <= result
 
 
+@pytest.mark.slow
 def test_a_large_vocabulary_with_all_cuts_at_once() -> None:
     rng = np.random.default_rng(0)
     for scale in (0.0, 0.01, 4.0):

@@ -182,6 +182,7 @@ def test_small_faults_would_be_noticed(params: dict[str, Any], nearby: dict[str,
     assert not agrees(counts, exact(LOGITS, PROMPT_IDS, GENERATED, **nearby))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "params", [{"top_k": 50}, {"top_p": 0.9}, {"min_p": 0.05}, {"top_k": 300, "top_p": 0.8}], ids=name
 )
@@ -211,6 +212,7 @@ def test_draws_do_not_depend_on_the_draw_before() -> None:
     assert agrees(Counter(a * 100 + b for a, b in zip(drawn[::2], drawn[1::2], strict=True)), pairs)
 
 
+@pytest.mark.slow
 def test_the_texts_of_a_list_are_drawn_independently(path: Path, one_thread: None) -> None:
     """Through the whole library: the first two tokens of many texts, each with a seed of its own."""
     params: dict[str, Any] = {"temperature": 1.3, "top_k": 3, "repetition_penalty": 1.2}

@@ -104,6 +104,7 @@ def test_a_full_queue_is_told_at_once(serve: Callable[..., Server], slow_llm: Ll
     assert server.metric("pyllama2_requests_total") >= 4
 
 
+@pytest.mark.slow
 def test_every_request_of_a_crowd_is_answered(serve: Callable[..., Server]) -> None:
     """Either with its text or with 429, and clients that try again get through."""
     server = serve(max_concurrent=2, max_queue=4)
@@ -129,6 +130,7 @@ def test_more_texts_than_slots_in_one_request(serve: Callable[..., Server]) -> N
     assert len({choice.text for choice in answer.choices}) > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_time_of_a_request_is_limited(serve: Callable[..., Server], slow_llm: Llama, stream: bool) -> None:
     server = serve(slow_llm, timeout_s=1.0)
@@ -146,6 +148,7 @@ def test_the_time_of_a_request_is_limited(serve: Callable[..., Server], slow_llm
     assert server.metric("pyllama2_requests_cancelled_total") == 1
 
 
+@pytest.mark.slow
 def test_a_wait_in_the_queue_counts_for_the_time(serve: Callable[..., Server], slow_llm: Llama) -> None:
     server = serve(slow_llm, timeout_s=2.0, max_concurrent=1)
     first = Client(server, FOREVER)
@@ -155,6 +158,7 @@ def test_a_wait_in_the_queue_counts_for_the_time(serve: Callable[..., Server], s
     assert b"timeout" in first.read()
 
 
+@pytest.mark.slow
 def test_a_slow_reader_delays_nobody_and_is_bounded(serve: Callable[..., Server], slow_llm: Llama) -> None:
     """Its text pauses when enough waits for it, gives its slot to others, and goes on when it reads."""
     server = serve(slow_llm, max_concurrent=1)
@@ -190,6 +194,7 @@ def test_a_body_that_never_comes(serve: Callable[..., Server]) -> None:
     assert b" 408 " in server.raw(head + b"Content-Length: 100\r\n\r\n{")
 
 
+@pytest.mark.slow
 def test_pings_keep_a_silent_stream_open(serve: Callable[..., Server], slow_llm: Llama) -> None:
     server = serve(slow_llm, {"ping_s": 0.2}, max_concurrent=1)
     first = Client(server, FOREVER)

@@ -207,6 +207,7 @@ def test_a_bias_that_leaves_nothing(server: Server, chat_llm: Llama) -> None:
     assert server.post("/v1/completions", {"prompt": "x", "logit_bias": bias, "max_tokens": 3}).status == 200
 
 
+@pytest.mark.slow
 def test_an_error_after_the_first_event_is_an_event(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     from pyllama2.generation.generation import Generation
 

@@ -155,6 +155,7 @@ class TestOtherBusErrors:
     )
     OPEN = "import shutil; shutil.copy(sys.argv[1], sys.argv[1] + '2'); mine = MappedFile(sys.argv[1] + '2')\n"
 
+    @pytest.mark.subprocess
     @pytest.mark.parametrize("end", ["touch()", "os.kill(os.getpid(), signal.SIGBUS)"])
     @pytest.mark.parametrize("traced", [False, True])
     def test_end_the_process(self, path: Path, end: str, traced: bool) -> None:
@@ -163,6 +164,7 @@ class TestOtherBusErrors:
         assert result.returncode == -signal.SIGBUS
         assert ("Fatal Python error: Bus error" in result.stderr) == traced
 
+    @pytest.mark.subprocess
     def test_reach_a_handler_of_the_user(self, path: Path) -> None:
         install = "signal.signal(signal.SIGBUS, lambda number, frame: print('came', number))\n"
         send = "os.kill(os.getpid(), signal.SIGBUS); os.kill(os.getpid(), signal.SIGBUS)\n"
@@ -185,6 +187,7 @@ class TestModels:
     def model(self, tmp_path: Path) -> Path:
         return write_tiny(tmp_path / "model.bin", weight_type="q8", vocab_size=2000, max_seq_len=2000)
 
+    @pytest.mark.subprocess
     @pytest.mark.parametrize("n_threads", [1, 2])
     def test_truncated_during_a_generation(self, model: Path, n_threads: int) -> None:
         """By another thread, in a program of its own, at another moment each time."""
@@ -246,6 +249,7 @@ class TestModels:
             with pytest.raises(CheckpointError, match="was written to; load it again"):
                 llm.generate(PROMPT, max_tokens=2)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("write", [export, lambda source, out: quantize(source, out, "q4")])
     def test_replaced_by_our_own_tools(self, tmp_path: Path, write: Any) -> None:
         model = write_tiny(tmp_path / "model.bin")

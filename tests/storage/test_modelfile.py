@@ -255,6 +255,7 @@ def opens_or_refuses(path: Path, data: bytes) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_truncation_at_every_byte(tmp_path: Path) -> None:
     data = tiny_file(tmp_path / "m.bin").read_bytes()
     header_end = 8 + struct.unpack("<Q", data[:8])[0]
@@ -262,6 +263,7 @@ def test_truncation_at_every_byte(tmp_path: Path) -> None:
     assert not any(opens_or_refuses(tmp_path / "cut.bin", data[:cut]) for cut in cuts)
 
 
+@pytest.mark.slow
 def test_flips_in_the_header(tmp_path: Path) -> None:
     data = bytearray(tiny_file(tmp_path / "m.bin").read_bytes())
     header_end = 8 + struct.unpack("<Q", data[:8])[0]
@@ -273,6 +275,7 @@ def test_flips_in_the_header(tmp_path: Path) -> None:
     assert refused > header_end // 2  # the rest are flips inside free text and blanks
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_random_headers_never_escape(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

@@ -168,6 +168,7 @@ class TestCtrlC:
         work = lambda: convert.export(source, tmp_path / "model", dtype="float16")  # noqa: E731
         never_left(tmp_path, tmp_path / "model", work, files, step=17)
 
+    @pytest.mark.slow
     def test_while_a_state_is_saved(self, tmp_path: Path) -> None:
         (tmp_path / "state").write_bytes(b"old")
         files = {new_file.__file__, llama.__file__, scheduler.__file__, state.__file__, contextlib.__file__}
@@ -177,6 +178,7 @@ class TestCtrlC:
             assert llm._scheduler._driver is None
             assert all(map(same, llm.generate(PROMPTS, seed=1, max_tokens=3), expected))
 
+    @pytest.mark.slow
     def test_while_a_state_is_loaded(self, tmp_path: Path) -> None:
         files = {llama.__file__, scheduler.__file__, state.__file__, contextlib.__file__}
         path = write_tiny(tmp_path / "model")

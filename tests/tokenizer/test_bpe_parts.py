@@ -54,6 +54,7 @@ class TestBounds:
         parts["model"]["vocab"] |= {f"{i:01000}": N_TOKENS + i for i in range(4200)}
         refuse(parts, "characters in all, more than 4194304")
 
+    @pytest.mark.slow
     def test_number_of_tokens_and_merges(self) -> None:
         parts = bpe_json()
         parts["model"]["vocab"] = {str(i): i for i in range(300_001)}
@@ -70,6 +71,7 @@ class TestBounds:
         with pytest.raises(CheckpointError, match="10001 tokens that end a text are more than 10000"):
             load_tokenizer(bpe_spec(eos_ids=(1,) * 10_001))
 
+    @pytest.mark.slow
     def test_a_word_that_would_make_an_expression_panic(self, capfd: pytest.CaptureFixture[str]) -> None:
         """At ten million spaces the package's library for regular expressions gives up, with a panic."""
         tokenizer = load_tokenizer(bpe_spec())
@@ -134,6 +136,7 @@ ADDED = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(added=ADDED, nfc=st.booleans(), seed=st.integers(0, 2**32))
 def test_added_tokens_are_found_as_the_package_finds_them(added: list[dict[str, Any]], nfc: bool, seed: int) -> None:

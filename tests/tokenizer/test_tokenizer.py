@@ -34,6 +34,7 @@ CORPUS_TEXT = st.lists(st.sampled_from([*" ".join(CORPUS).split(" "), " ", "\n"]
 
 
 class TestBoth:
+    @pytest.mark.slow
     @both
     @settings(deadline=None)
     @given(text=TEXT | CORPUS_TEXT)
@@ -269,6 +270,7 @@ print(refused)
 """
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("kind", "data"),
     [

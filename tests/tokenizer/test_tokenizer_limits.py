@@ -128,6 +128,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.subprocess
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured on Linux")
 @pytest.mark.parametrize("name", WRITERS)
 def test_the_largest_file_loads_within_bounds(name: str, tmp_path: Path) -> None:

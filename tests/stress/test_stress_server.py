@@ -1,4 +1,4 @@
-"""Many clients of all kinds at once: tests/stress/stress_server.py, with fewer requests."""
+"""Many clients of all kinds at once: stress_server.py, with fewer requests."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from helpers.tiny_llama import CHATML, write_tiny
 
-STRESS = Path(__file__).parents[1] / "stress"
+STRESS = Path(__file__).parent
 
 
+@pytest.mark.stress
+@pytest.mark.slow
 @pytest.mark.subprocess
 def test_every_text_is_what_it_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = importlib.util.spec_from_file_location("stress_server", STRESS / "stress_server.py")

@@ -1,0 +1,25 @@
+"""Many requests of all kinds from many threads: stress_generation.py, with fewer requests."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.tiny_llama import write_tiny
+
+STRESS = Path(__file__).parent
+
+
+@pytest.mark.stress
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_many_requests_of_all_kinds(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("stress_generation", STRESS / "stress_generation.py")
+    assert spec is not None and spec.loader is not None
+    script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    outcome, _ = script.run(write_tiny(tmp_path / "tiny.bin", max_seq_len=300), 200, 8, seed=11)
+    assert outcome.faults == [] and sum(outcome.counts[kind] for kind in script.KINDS) == 200
+    assert all(outcome.counts[kind] > 0 for kind in script.KINDS)
