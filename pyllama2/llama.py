@@ -151,11 +151,6 @@ class Llama(Engine):
         return self._model.config
 
     @property
-    def has_chat_template(self) -> bool:
-        """Whether the model brings a chat template: then it was made for chat(), and generate() is without it."""
-        return self._model.chat_template is not None
-
-    @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises ValueError when it has none, ClosedError after close()."""
         self._require_backend()

@@ -74,6 +74,17 @@ class Engine:
         )
         self._scheduler = Scheduler(backend, self._rows)
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model brings a chat template: then it was made for chat(), and generate() is without it."""
+        return self._model.chat_template is not None
+
+    @property
+    def has_chat_format(self) -> bool:
+        """Whether chat() needs no template=...: the model has a template, or the vocabulary of Llama-2."""
+        self._require_backend()
+        return self._requests.has_chat_format()
+
     def fingerprint(self, *more: str) -> str:
         """Return 16 hexadecimal digits for the model, the device and its instruction set, and for more.
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from .. import arguments
 from ..chat_formats import make_chat_format
 from ..chat_formats.base import ChatFormat, Message
+from ..chat_formats.no_chat import NoChat
 from ..errors import ClosedError
 from ..process.forking import renew_after_fork
 from ..process.locks import Lock
@@ -107,6 +108,11 @@ class RequestMaker:
                 raise ValueError("the prompt is empty, and this model has no BOS token to start from")
             ids = [bos_id]
         return self.checked_ids(name, ids)
+
+    def has_chat_format(self) -> bool:
+        """Whether chats need no name of a format: the model has a template, or the vocabulary of Llama-2."""
+        with self._lock:
+            return self._tokenizer is not None and not isinstance(self._chat_format(None), NoChat)
 
     def chat_ids(self, messages: Sequence[Message], template: str | None, allow_markers: bool) -> list[int]:
         """Return the token ids of a conversation up to the beginning of the assistant's answer."""

@@ -17,6 +17,7 @@ from helpers.tiny_llama import CHATML, write_tiny
 from helpers.tiny_tokenizers import sentencepiece_spec
 
 from pyllama2 import Llama, chat
+from pyllama2.cli.chat_loop import COMMANDS
 
 pytestmark = pytest.mark.subprocess
 
@@ -156,9 +157,9 @@ class TestCommands:
 
     def test_help_lists_every_command(self, chat_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
         code, out, err = talk(chat_model, "/help")
-        assert (code, out, err) == (0, "", chat._COMMANDS)
+        assert (code, out, err) == (0, "", COMMANDS)
         assert chat.main(["--help"]) == 0
-        assert chat._COMMANDS in capsys.readouterr().out
+        assert COMMANDS in capsys.readouterr().out
 
     def test_what_is_no_command(self, chat_model: Path) -> None:
         code, out, err = talk(chat_model, "/nonsense", "/reset now", "//help", "/etc/passwd", "/exit", "not read")
@@ -260,7 +261,7 @@ class TestInterruption:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         process.stdin.write(b"/help\n")
         assert process.stderr.readline()  # it reads its input by now
-        for _ in range(chat._COMMANDS.count("\n") - 1):
+        for _ in range(COMMANDS.count("\n") - 1):
             process.stderr.readline()
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
