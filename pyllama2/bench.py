@@ -76,8 +76,8 @@ def _not_negative(text: str) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     select_backend(args.device)  # before weights are converted, which may take long
-    path = find_model(args.model)
     with naming_environment(args.model), progress_bar("convert") as progress:
+        path = find_model(args.model)
         model = load_model(
             path,
             quant=args.quant,

