@@ -32,6 +32,7 @@ COMMANDS = {
     "quantize": "make a model file smaller",
     "bench": "measure how fast a model runs",
     "inspect": "say what is in a model, and what it needs",
+    "models": "list the models that are here; get and remove some",
 }
 
 _EPILOG = """\
@@ -116,11 +117,11 @@ def _about_unknown(word: str, rest: Sequence[str]) -> str:
     """What to type instead of a word that is no command."""
     if word in other_names.COMMANDS:
         return f"there is no command {word}; did you mean {other_names.COMMANDS[word]}?"
+    if os.path.exists(word) or word.endswith((".bin", ".gguf")):
+        return f"a command comes first: pyllama2 chat -m {shown(shlex.quote(word))}"
     close = get_close_matches(word, COMMANDS, 1)
     if close:
         return f"there is no command {shown(word)}; did you mean {close[0]}?"
-    if os.path.exists(word) or word.endswith((".bin", ".gguf")):
-        return f"a command comes first: pyllama2 chat -m {shown(shlex.quote(word))}"
     if " " in word.strip():
         return f"a command comes first: pyllama2 generate {shown(shlex.quote(word))}"
     return f"there is no command {shown(word)}; there are {', '.join(COMMANDS)}"
@@ -139,12 +140,30 @@ def _completion(shell: str) -> str:
     parser = make_parser(filled=True)
     for command in _parsers(parser):
         for action in command._actions:
-            if action.metavar in _FILES or action.dest in ("model", "file"):
-                action.complete = shtab.FILE  # type: ignore[attr-defined]  # what shtab looks for
-    script: str = shtab.complete(parser, shell)
+            if action.dest in ("model", "against", "path", "checkpoint", "source", "name"):
+                action.complete = _MODELS  # type: ignore[attr-defined]  # what shtab looks for
+            elif action.metavar in _FILES or action.dest == "file":
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+    script: str = shtab.complete(parser, shell, preamble=cast(Any, _PREAMBLE))
     return script
 
 
+# Models are completed from files, and from the names that `pyllama2 models --names` prints.
+_MODELS = {"bash": "_pyllama2_models", "zsh": "_pyllama2_models", "tcsh": "f"}
+_PREAMBLE = {
+    "bash": """
+_pyllama2_models() {
+  compgen -f -- "$1"
+  compgen -W "$(pyllama2 models --names 2>/dev/null)" -- "$1"
+}
+""",
+    "zsh": """
+_pyllama2_models() {
+  _files
+  compadd -- ${(f)"$(pyllama2 models --names 2>/dev/null)"}
+}
+""",
+}
 _FILES = ("PATH", "FILE", "OUT", "IN", "TEXT", "CHECKPOINT", "MODEL")
 
 

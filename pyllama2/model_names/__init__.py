@@ -5,7 +5,9 @@ hub_name.py    ORG/NAME:REVISION/FILE and its other spellings
 choice.py      which files of a repository make a model
 cached.py      models in the local cache of the hub
 download.py    files from the hub into the cache
-known.py       the names that can be used here now, for lists and suggestions
+packaged.py    models in packages: smollm2, demo
+known.py       the models that are here now, for lists and suggestions
+removal.py     what `models remove` removes
 """
 
 from .find import find_model

@@ -28,6 +28,11 @@ def cache_folder() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
+def repo_folder(repo: str) -> Path:
+    """The folder of a repository in the cache."""
+    return cache_folder() / f"models--{repo.replace('/', '--')}"
+
+
 def cached_model(name: HubName, *, needs_tokenizer: bool = True) -> str | None:
     """Find a model in the cache.
 
@@ -57,7 +62,7 @@ def chosen(name: HubName, snapshot: Path) -> Choice | None:
 
 def snapshot_of(name: HubName) -> Path | None:
     """The folder in the cache with the files of a name's revision; None when there is none."""
-    folder = cache_folder() / f"models--{name.repo.replace('/', '--')}"
+    folder = repo_folder(name.repo)
     commit = name.revision
     if not _COMMIT.fullmatch(commit):
         try:
@@ -66,6 +71,12 @@ def snapshot_of(name: HubName) -> Path | None:
             return None
     snapshot = folder / "snapshots" / commit
     return snapshot if _COMMIT.fullmatch(commit) and snapshot.is_dir() else None
+
+
+def snapshots_of(repo: str) -> list[Path]:
+    """The folders of all commits of a repository in the cache."""
+    folder = repo_folder(repo) / "snapshots"
+    return sorted(path for path in folder.iterdir() if _COMMIT.fullmatch(path.name)) if folder.is_dir() else []
 
 
 def files_in(snapshot: Path) -> dict[str, int]:

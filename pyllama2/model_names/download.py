@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from ..errors import CheckpointError
 from ..shown import shown
-from .cached import cache_folder
+from .cached import cache_folder, repo_folder
 from .choice import choose
 from .hub_name import HubName
 
@@ -65,7 +65,7 @@ def download(name: HubName, suggestion: str = "") -> str:
         choice = choose(name, {path: file.size for path, file in remote.items()})
         if choice.remark:
             log.warning("%s", choice.remark)
-        snapshot = cache_folder() / f"models--{name.repo.replace('/', '--')}" / "snapshots" / commit
+        snapshot = repo_folder(name.repo) / "snapshots" / commit
         missing = [path for path in choice.files if not (snapshot / path).exists()]
         if missing:
             _announce(name, missing, remote)
@@ -186,7 +186,7 @@ def _sentence(name: HubName, error: Exception, suggestion: str) -> str | None:
     if isinstance(error, (OSError, errors.OfflineModeIsEnabled)) or type(error).__module__.startswith("httpx"):
         return (
             f"cannot get {name} from {host} ({shown(error, 120) or type(error).__name__}); "
-            "models that are in the cache need no network"
+            "without a network, use a model that `pyllama2 models` lists"
         )
     if isinstance(error, ValueError):
         return f"{name} cannot be downloaded to {cache_folder()}: {shown(error, 120)}; is a file in it damaged?"

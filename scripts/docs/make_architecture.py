@@ -59,6 +59,7 @@ ROOMS = {
     "perplexity": "The command `perplexity`",
     "bench": "The command `bench`",
     "inspect": "The command `inspect`",
+    "models": "The command `models`",
     "__init__": "The public names",
     "__main__": "All commands by their names, as in `python -m pyllama2 inspect`",
 }

@@ -20,13 +20,13 @@ ROOMS = [
     "shown", "errors", "bounded_json", "arguments", "process", "config", "tokenizer", "chat_formats", "storage",
     "checkpoint", "sampling", "backend", "_cpu", "_gpu", "memory", "generation", "model_names", "convert", "loading",
     "llama", "analysis", "calibration", "cli", "server", "batches", "generate", "chat", "serve", "batch", "export",
-    "quantize", "perplexity", "bench", "inspect",
+    "quantize", "perplexity", "bench", "inspect", "models",
     "__init__", "__main__",
 ]  # fmt: skip
 # Within a row, none may know another.
 APART = [
     {"_cpu", "_gpu"},
-    {"generate", "chat", "serve", "batch", "export", "quantize", "perplexity", "bench", "inspect"},
+    {"generate", "chat", "serve", "batch", "export", "quantize", "perplexity", "bench", "inspect", "models"},
 ]
 # model.py is on its own: it imports config alone, and nothing of the package imports it.
 ALONE = {"model": {"config"}}

@@ -99,7 +99,7 @@ def test_the_check_is_able_to_fail() -> None:
     bad = [
         "Llama.generates()",
         "--kv-type",
-        "pyllama2/models.py",
+        "pyllama2/modell.py",
         "Samplers",
         "benchmarks/bunch_*.py",
         "forwards.pyx",
