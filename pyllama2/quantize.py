@@ -31,7 +31,7 @@ def make_parser() -> CommandParser:
     """Return the parser of the command's arguments."""
     parser = CommandParser("quantize", "Make a model file smaller.", _EPILOG)
     add = parser.add_argument
-    add("source", metavar="IN", help="a model file, or any checkpoint that export reads")
+    add("source", metavar="IN", help="a model file, or any checkpoint or name that export takes")
     add("-o", "--output", required=True, metavar="OUT", help="the file to write")
     add("--type", choices=("q8", "q4"), help="8 or 4 bits per weight")
     add("--bits", type=float, metavar="B", help="bits per weight, such as 4.5 or 5, spent where the model gains most")

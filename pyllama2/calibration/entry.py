@@ -10,6 +10,7 @@ from .. import arguments
 from ..checkpoint import open_checkpoint
 from ..convert import FilePath, Progress, check_target, write_converted
 from ..errors import CheckpointError
+from ..model_names import find_model
 from ..shown import shown, shown_value
 from ..storage.weights import GROUP_SIZES, Quantization
 from .budget import BASE, bounds
@@ -41,7 +42,7 @@ def quantize(
     on from there, after the last layer that was done.
 
     Args:
-        source: one of our files, or any other checkpoint.
+        source: one of our files, any other checkpoint, or the name of a model, as Llama() takes it.
         out: path of the file to write.
         type: "q8" or "q4".
         group_size: number of weights that share a scale: 32, 64 or 128.
@@ -79,7 +80,8 @@ def quantize(
         raise ValueError(f"calibrate_seconds must be above 0, not {shown_value(calibrate_seconds)}")
     texts = _texts(calibrate)
     quantization = Quantization.of(type, int(group_size) if bits is None else BASE.group_size, output_type)
-    path = arguments.path("source", source)
+    arguments.path("source", source)
+    path = find_model(source)
     with closing(open_checkpoint(path)) as opened:
         if calibrate is None and type == "q4" and opened.tokenizer is not None:
             calibrate = "self"

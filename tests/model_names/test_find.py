@@ -250,6 +250,7 @@ def test_commands_take_names(hub: Hub, tmp_path: Path) -> None:
     export = run("export", "tests/model", "-o", str(tmp_path / "a.bin"))
     assert export.returncode == 0 and "downloading 3 files of tests/model" in export.stderr, export.stderr
     for words in (
+        ("quantize", "tests/model", "-o", str(tmp_path / "q.bin"), "--type", "q8"),
         ("generate", "-m", "tests/model", "-n", "2", "Once"),
         ("perplexity", "-m", "tests/model", "--against", "tests/model", "-f", str(text)),
         ("inspect", "tests/model"),
@@ -266,4 +267,5 @@ def test_commands_take_names(hub: Hub, tmp_path: Path) -> None:
 def test_python_functions_take_names(hub: Hub, tmp_path: Path) -> None:
     logging.getLogger("pyllama2").setLevel(logging.NOTSET)
     pyllama2.export("tests/gguf/tiny-Q8_0.gguf", tmp_path / "a.bin")
-    assert (tmp_path / "a.bin").exists()
+    pyllama2.quantize("tests/gguf/tiny-Q8_0.gguf", tmp_path / "b.bin", "q8")
+    assert (tmp_path / "a.bin").exists() and (tmp_path / "b.bin").exists()
