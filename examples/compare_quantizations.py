@@ -17,7 +17,7 @@ text = Path(sys.argv[2]).read_text() if len(sys.argv) > 2 else "Once upon a time
 with tempfile.TemporaryDirectory() as folder:
     exact_path = Path(folder) / "float32.bin"
     pyllama2.export(checkpoint, exact_path)
-    with pyllama2.Llama(exact_path) as llm:
+    with pyllama2.Llama(exact_path, quant=None) as llm:
         tokens = llm.tokenize(text)[: llm.n_ctx]
         exact = llm.score(tokens)
         print(f"float32  {exact_path.stat().st_size:>12,} bytes  {np.exp(-exact.mean()):8.3f} perplexity")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from contextlib import closing
 from typing import Any
@@ -81,6 +82,8 @@ def _bench(args: argparse.Namespace) -> int:
         model = load_model(
             path,
             quant=args.quant,
+            quantized=(args.device or os.environ.get("PYLLAMA2_DEVICE")) == "cuda",
+            keep=args.keep,
             tokenizer=args.tokenizer,
             n_ctx=args.ctx,
             kv_dtype=args.kv_dtype,

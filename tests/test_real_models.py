@@ -28,7 +28,7 @@ STORIES260K = (
 
 @pytest.fixture(scope="module")
 def smollm2(smollm2_path: Path) -> Any:
-    with Llama("smollm2", kv_dtype="float32") as llm:
+    with Llama("smollm2", quant="float32", kv_dtype="float32") as llm:
         yield llm
 
 

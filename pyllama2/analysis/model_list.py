@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -12,9 +11,9 @@ from ..checkpoint import open_checkpoint
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.own_file import OwnCheckpoint
 from ..errors import Pyllama2Error
+from ..loading.choice import choose_quantization, main_type
 from ..memory import available_bytes, needed_bytes
 from ..model_names.known import Place, known_places
-from ..storage.weights import Quantization
 
 _USUAL_CONTEXT = 2048  # that load_model() asks to have memory for
 _KINDS = {"gguf": "GGUF", "huggingface": "safetensors", "meta": "Meta", "llama2.c": "llama2.c", "pyllama2": "pyllama2"}
@@ -31,8 +30,8 @@ class FoundModel:
         n_bytes: bytes of its files.
         kind: the format and the type of most of its numbers, such as "GGUF Q4_K".
         n_parameters: its number of weights, 0 for what cannot be read.
-        fits_as: the first storage type of its weights that fits into memory with a context of up to 2048 tokens: its
-            own for one of our files, else "float32", "q8" or "q4". None: it does not fit.
+        fits_as: the storage type of its weights with which Llama() loads it. None: it does not fit into memory with a
+            context of up to 2048 tokens.
         problem: why it cannot be read; else empty.
     """
 
@@ -67,14 +66,13 @@ def list_models() -> list[FoundModel]:
 
 def _facts(place: Place, checkpoint: Checkpoint, free: int | None) -> FoundModel:
     config = checkpoint.config
-    ways = [Quantization.of(kind) for kind in ("float32", "q8", "q4")]
-    stored: str = _main_type(checkpoint)
-    if isinstance(checkpoint, OwnCheckpoint):
-        ways, stored = [checkpoint.model.quantization], checkpoint.model.quantization.type
     context = min(config.max_seq_len, _USUAL_CONTEXT)
-    fitting = (
-        way.type for way in ways if free is None or needed_bytes(config, way, context, default_kv_dtype(way)) <= free
-    )
+    if isinstance(checkpoint, OwnCheckpoint):
+        way = checkpoint.model.quantization
+        stored: str = way.type
+    else:
+        way, stored = choose_quantization(checkpoint, context, None, None), main_type(checkpoint)
+    fits = free is None or needed_bytes(config, way, context, default_kv_dtype(way)) <= free
     return FoundModel(
         place.name,
         place.kind,
@@ -82,17 +80,8 @@ def _facts(place: Place, checkpoint: Checkpoint, free: int | None) -> FoundModel
         sum(os.path.getsize(file) for file in checkpoint.files),
         f"{_KINDS[checkpoint.kind]} {stored}",
         config.n_parameters,
-        next(fitting, None),
+        way.type if fits else None,
     )
-
-
-def _main_type(checkpoint: Checkpoint) -> str:
-    """The type of most bytes of a checkpoint."""
-    n_bytes: Counter[str] = Counter()
-    for name in checkpoint.config.tensor_shapes():
-        tensor = checkpoint.tensor(name)
-        n_bytes[tensor.dtype] += tensor.nbytes
-    return n_bytes.most_common(1)[0][0]
 
 
 def _disk_bytes(path: str) -> int:

@@ -82,6 +82,9 @@ def read_text(path: str, what: str) -> str:
         raise ValueError(f"{what} is not UTF-8: byte {data[error.start]:#04x} at {error.start}") from None
 
 
+_QUANTS = ("auto", "float32", "float16", "q8", "q4")
+
+
 def add_model_flags(
     parser: argparse.ArgumentParser, *, ctx_help: str = "longest sequence in tokens (default: the model's)"
 ) -> None:
@@ -93,7 +96,8 @@ def add_model_flags(
         help="a model file, a checkpoint, or a name such as smollm2 or ORG/NAME (default: PYLLAMA2_MODEL, else demo)",
     )
     add("--tokenizer", metavar="PATH", help="a tokenizer file, for checkpoints without one")
-    add("--quant", choices=("q8", "q4"), help="convert the weights in memory (default: a checkpoint's as float32)")
+    add("--quant", choices=_QUANTS, default="auto", help="convert the weights in memory (default: as memory allows)")
+    add("--keep", action="store_true", help="keep a converted model for the next start, in ~/.cache/pyllama2")
     add("-c", "--ctx", type=positive, metavar="CTX", help=ctx_help)
     add("-t", "--threads", type=thread_count, help="threads (default: PYLLAMA2_NUM_THREADS, else the physical cores)")
     add("--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: PYLLAMA2_DEVICE, else auto)")
@@ -115,6 +119,7 @@ def open_model(args: argparse.Namespace) -> Llama:
             n_ctx=args.ctx,
             n_threads=args.threads,
             quant=args.quant,
+            keep=args.keep,
             kv_dtype=args.kv_dtype,
             tokenizer=args.tokenizer,
             prompt_lookup=not args.no_prompt_lookup,

@@ -76,7 +76,8 @@ def test_the_list(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_does_not_fit(hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     main(["models", "get", "tests/model"])
-    monkeypatch.setattr("pyllama2.analysis.model_list.available_bytes", lambda: 1000)
+    for name in ("pyllama2.analysis.model_list.available_bytes", "pyllama2.loading.choice.available_bytes"):
+        monkeypatch.setattr(name, lambda: 1000)
     assert {model["fits_as"] for model in listed(capsys).values()} == {None}
 
 

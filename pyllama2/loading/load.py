@@ -7,15 +7,18 @@ import os
 from contextlib import closing
 from typing import get_args
 
-from .backend.kv_cache import check_kv_dtype, default_kv_dtype
-from .checkpoint import open_checkpoint
-from .checkpoint.base import Checkpoint
-from .checkpoint.own_file import OwnCheckpoint
-from .convert import Progress, convert_in_memory
-from .memory import check_model_fits
-from .shown import shown, shown_value
-from .storage.model_file import StoredModel
-from .storage.weights import Quantization, WeightType
+from ..backend.kv_cache import check_kv_dtype, default_kv_dtype
+from ..checkpoint import open_checkpoint
+from ..checkpoint.base import Checkpoint
+from ..checkpoint.own_file import OwnCheckpoint
+from ..checkpoint.title import title_of
+from ..convert import Progress, convert_in_memory
+from ..memory import check_model_fits
+from ..shown import shown, shown_value
+from ..storage.model_file import StoredModel
+from ..storage.weights import Quantization, WeightType
+from .choice import choose_quantization, main_type
+from .kept import find_kept, keep_converted
 
 log = logging.getLogger("pyllama2")
 
@@ -31,20 +34,24 @@ def load_model(
     n_ctx: int | None,
     kv_dtype: str | None,
     n_threads: int | None = None,
+    quantized: bool = False,
+    keep: bool = False,
     progress: Progress | None = None,
 ) -> StoredModel:
     """Load the model at path. One of our files is used in place, unless quant asks for another type.
 
-    Other checkpoints are converted in memory.
+    Other checkpoints are converted in memory, or taken from the models that were kept.
 
     Args:
         path: a model file or checkpoint.
         quant: the storage type of the matrices: "float32", "float16", "q8" or "q4"; None: as they are in one of our
-            files, float32 for other checkpoints.
+            files, float32 for other checkpoints; "auto": for other checkpoints what choice.py says.
         tokenizer: path of a tokenizer file that replaces the model's own.
         n_ctx: context length in tokens that memory must suffice for; None: up to 2048.
         kv_dtype: type of the key/value cache, one of KV_DTYPES; None: float32 for a float32 model, else float16.
         n_threads: number of threads, which the memory needed depends on.
+        quantized: "auto" takes no float type.
+        keep: keep the converted model for the next start.
         progress: called as progress(weights done, weights in all, name of the tensor just done).
 
     Raises:
@@ -52,8 +59,8 @@ def load_model(
         Pyllama2Error: there is not enough memory.
         ValueError: an argument is wrong.
     """
-    if quant is not None and quant not in get_args(WeightType):
-        raise ValueError(f"quant must be {', '.join(get_args(WeightType))} or None, not {shown_value(quant)}")
+    if quant not in (None, "auto", *get_args(WeightType)):
+        raise ValueError(f"quant must be auto, {', '.join(get_args(WeightType))} or None, not {shown_value(quant)}")
     if kv_dtype is not None:
         check_kv_dtype(kv_dtype)
     with closing(open_checkpoint(path, tokenizer=tokenizer)) as checkpoint:
@@ -63,16 +70,43 @@ def load_model(
                 f"n_ctx must be between 1 and {config.max_seq_len}, which the model was made for, "
                 f"not {shown_value(n_ctx)}"
             )
-        model = _usable_in_place(checkpoint, path, quant)
-        quantization = Quantization.of(quant or "float32") if model is None else model.quantization
         context = min(config.max_seq_len, _USUAL_CONTEXT) if n_ctx is None else n_ctx
+        model = _usable_in_place(checkpoint, path, None if quant == "auto" else quant)
+        if model is not None:
+            quantization = model.quantization
+        elif quant == "auto":
+            quantization = choose_quantization(checkpoint, context, kv_dtype, n_threads, quantized=quantized)
+        else:
+            quantization = Quantization.of(quant or "float32")
         check_model_fits(config, quantization, context, kv_dtype or default_kv_dtype(quantization), n_threads)
-        if model is None:
-            log.info("converting %s to %s in memory", shown(path), quantization.type)
-            if quantization.type == "q4":
-                log.info("a file that `pyllama2 quantize --type q4` calibrates loses far less, at the same size")
-            model = convert_in_memory(checkpoint, quantization, progress)
+        if model is not None:
+            return model
+        return _converted(checkpoint, path, quantization, quant == "auto", keep, progress)
+
+
+def _converted(
+    checkpoint: Checkpoint, path: str, quantization: Quantization, chosen: bool, keep: bool, progress: Progress | None
+) -> StoredModel:
+    """Convert a checkpoint, or take what was kept. chosen: the user did not say what to convert it to."""
+    model = find_kept(checkpoint, quantization)
+    if model is not None:
+        log.info("using the converted model that was kept for %s", shown(path))
         return model
+    if chosen and quantization.group_size:
+        log.warning(
+            "%s (%s) is used as %s; %s",
+            shown(title_of(path)),
+            main_type(checkpoint),
+            quantization.type,
+            "it will be kept" if keep else "--keep, or keep=True, keeps the converted file for the next start",
+        )
+    else:
+        log.info("converting %s to %s in memory", shown(path), quantization.type)
+    if quantization.type == "q4":
+        log.info("a file that `pyllama2 quantize --type q4` calibrates loses far less, at the same size")
+    if keep:
+        model = keep_converted(checkpoint, quantization, progress)
+    return convert_in_memory(checkpoint, quantization, progress) if model is None else model
 
 
 def _usable_in_place(checkpoint: Checkpoint, path: str, quant: str | None) -> StoredModel | None:

@@ -1,0 +1,10 @@
+"""From the path of a model to weights that a backend can use. Start at load_model().
+
+load.py      load_model(): maps our file, or converts another checkpoint in memory
+choice.py    quant="auto": the storage type that keeps what a checkpoint has, and fits into memory
+kept.py      converted models that are kept for the next start
+"""
+
+from .load import load_model
+
+__all__ = ["load_model"]

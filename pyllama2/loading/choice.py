@@ -1,0 +1,77 @@
+"""quant="auto": the storage type for the weights of a checkpoint of another kind.
+
+    numbers of most weights     taken as, the first of these for which there is memory
+    F32, BF16                   float32 if it fits comfortably, else q8, else q4
+    F16                         float32 if it fits comfortably, else float16, q8, q4
+    Q8_0                        q8 in groups of 32, which is the same numbers, else q4
+    Q4_0                        q4 in groups of 32, which is the same numbers
+    5 bits and more             q8, else q4
+    other types of 4 bits and   q8 if it fits comfortably, since another rounding to 4 bits loses much in a small model,
+    fewer                       else q4
+
+What takes at most half of the memory that is free fits comfortably. Otherwise a seventh of it is left for others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ..backend.kv_cache import default_kv_dtype
+from ..checkpoint.base import Checkpoint
+from ..memory import available_bytes, needed_bytes
+from ..storage.weights import Quantization
+
+_COMFORTABLE, _TIGHT = 1 / 2, 6 / 7  # shares of the free memory
+_FLOATS = ("float32", "F32", "BF16", "F64", "float16", "F16")
+_EXACT_IN_4_BITS = "Q4_0"
+
+
+def main_type(checkpoint: Checkpoint) -> str:
+    """The type of most of a checkpoint's bytes, as its format spells it."""
+    n_bytes: Counter[str] = Counter()
+    for name in checkpoint.config.tensor_shapes():
+        tensor = checkpoint.tensor(name)
+        n_bytes[tensor.dtype] += tensor.nbytes
+    return n_bytes.most_common(1)[0][0]
+
+
+def choose_quantization(
+    checkpoint: Checkpoint, n_ctx: int, kv_dtype: str | None, n_threads: int | None, *, quantized: bool = False
+) -> Quantization:
+    """Choose the storage type for a checkpoint that is not our file.
+
+    Args:
+        checkpoint: an open checkpoint.
+        n_ctx: tokens that there must be memory for.
+        kv_dtype: type of keys and values; None: the default of each storage type.
+        n_threads: threads, which the memory needed depends on.
+        quantized: take no float type, for devices that have none.
+
+    Returns:
+        The first that fits, else the smallest.
+    """
+    available = available_bytes()
+    ways = [(way, share) for way, share in _ways(main_type(checkpoint)) if way.group_size or not quantized]
+    for way, share in ways:
+        if available is None:
+            return way
+        needed = needed_bytes(checkpoint.config, way, n_ctx, kv_dtype or default_kv_dtype(way), n_threads)
+        if needed <= share * available:
+            return way
+    return ways[-1][0]
+
+
+def _ways(stored: str) -> list[tuple[Quantization, float]]:
+    """The storage types for a type of a checkpoint, best first, each with the share of the memory that it may take."""
+    q8, q4 = Quantization.of("q8"), Quantization.of("q4")
+    fine_q8, fine_q4 = Quantization.of("q8", 32), Quantization.of("q4", 32)
+    if stored in _FLOATS:
+        half = [(Quantization.of("float16"), _TIGHT)] if stored == "F16" else []
+        return [(Quantization.of("float32"), _COMFORTABLE), *half, (q8, _TIGHT), (q4, 1)]
+    if stored == "Q8_0":
+        return [(fine_q8, _TIGHT), (fine_q4, _TIGHT), (q4, 1)]
+    if stored == _EXACT_IN_4_BITS:
+        return [(fine_q4, 1)]
+    if stored.startswith(("Q5", "Q6", "Q8", "int8")):
+        return [(fine_q8, _TIGHT), (fine_q4, _TIGHT), (q4, 1)]
+    return [(fine_q8, _COMFORTABLE), (fine_q4, _TIGHT), (q4, 1)]

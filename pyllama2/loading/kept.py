@@ -1,0 +1,129 @@
+"""Converted models that are kept for the next start, in a folder with a limit of size.
+
+The folder is PYLLAMA2_CACHE, else $XDG_CACHE_HOME/pyllama2, else ~/.cache/pyllama2. Its files are our model files. A
+file's name is a hash of what it was made from: the checkpoint's files with their sizes and times, and the storage
+types. When the files take more than PYLLAMA2_CACHE_GB, 20 without it, those that were used longest ago are removed. A
+program that has one of them mapped keeps it until it ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+
+from ..checkpoint.base import Checkpoint
+from ..convert import Progress, write_converted
+from ..errors import CheckpointError
+from ..memory import weight_bytes
+from ..shown import shown, shown_value
+from ..storage.model_file import VERSION, StoredModel
+from ..storage.weights import Quantization
+
+log = logging.getLogger("pyllama2")
+
+_DEFAULT_GB = 20.0
+_SPARE_BYTES = 64 << 20  # that stay free on the disk
+_SUFFIX = ".bin"
+
+
+def kept_folder() -> Path:
+    """The folder of converted models."""
+    if folder := os.environ.get("PYLLAMA2_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyllama2"
+
+
+def find_kept(checkpoint: Checkpoint, quantization: Quantization) -> StoredModel | None:
+    """Open the kept model of a checkpoint; None when there is none, or it cannot be read."""
+    path = _path_of(checkpoint, quantization)
+    if not path.exists():
+        return None
+    try:
+        model = StoredModel.open(path)
+    except CheckpointError as error:
+        log.warning("a converted model that was kept is damaged, and is made anew: %s", error)
+        return None
+    if model.config != checkpoint.config or model.quantization != quantization:
+        return None
+    _mark_used(path)
+    return model
+
+
+def keep_converted(checkpoint: Checkpoint, quantization: Quantization, progress: Progress | None) -> StoredModel | None:
+    """Convert a checkpoint to a file in the folder, and open it.
+
+    Args:
+        checkpoint: stays open.
+        quantization: the storage types wanted.
+        progress: called as progress(weights done, weights in all, name of the tensor just done).
+
+    Returns:
+        The model; None when the file is larger than the limit or the disk has no room for it, which is said on the log.
+
+    Raises:
+        CheckpointError: a number cannot be converted, or the folder cannot be written to.
+        ValueError: PYLLAMA2_CACHE_GB is no number.
+    """
+    path = _path_of(checkpoint, quantization)
+    limit, n_bytes = _limit_bytes(), weight_bytes(checkpoint.config, quantization)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_room(path.parent, limit - n_bytes)
+        free = shutil.disk_usage(path.parent).free
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot keep a converted model in {path.parent}: {error.strerror} (PYLLAMA2_CACHE sets another folder)"
+        ) from error
+    if n_bytes > limit or n_bytes + _SPARE_BYTES > free:
+        what = f"{limit / 1e9:.3g} GB that PYLLAMA2_CACHE_GB allows" if n_bytes > limit else f"{free / 1e9:.3g} GB free"
+        log.warning("the converted model is not kept: it has %.3g GB, more than the %s", n_bytes / 1e9, what)
+        return None
+    write_converted(checkpoint, str(path), quantization, progress)
+    log.warning("the converted model is kept as %s", shown(path))
+    return StoredModel.open(path)
+
+
+def _path_of(checkpoint: Checkpoint, quantization: Quantization) -> Path:
+    files = []
+    for file in checkpoint.files:
+        real = os.path.realpath(file)
+        status = os.stat(real)
+        files.append([real, status.st_size, status.st_mtime_ns])
+    config = checkpoint.config.to_json()
+    key = json.dumps([VERSION, files, config, quantization.to_json()])
+    return kept_folder() / (hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32] + _SUFFIX)
+
+
+def _limit_bytes() -> int:
+    text = os.environ.get("PYLLAMA2_CACHE_GB", "") or str(_DEFAULT_GB)
+    try:
+        gigabytes = float(text)
+    except ValueError:
+        gigabytes = -1
+    if not 0 <= gigabytes < 1e9:
+        raise ValueError(f"PYLLAMA2_CACHE_GB must be a number of gigabytes, not {shown_value(text)}")
+    return int(gigabytes * 1e9)
+
+
+def _make_room(folder: Path, limit: int) -> None:
+    """Remove the files that were used longest ago until the others take at most limit bytes. limit may be below 0."""
+    files = [(path.stat(), path) for path in folder.glob(f"*{_SUFFIX}")]
+    total = sum(status.st_size for status, _ in files)
+    for status, path in sorted(files, key=lambda file: file[0].st_atime_ns):
+        if total <= max(0, limit):
+            return
+        path.unlink(missing_ok=True)
+        total -= status.st_size
+
+
+def _mark_used(path: Path) -> None:
+    """Set the time of the last use. The time of the last change stays: a mapped file that changes is an error."""
+    try:
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+    except OSError:  # a folder that only can be read
+        return
