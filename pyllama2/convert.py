@@ -26,14 +26,16 @@ from .errors import CheckpointError
 from .model_names import find_model
 from .process.interrupts import Interrupts
 from .shown import shown, shown_value
+from .storage.floats import as_float
 from .storage.model_file import ModelWriter, StoredModel
 from .storage.new_file import check_replaceable
-from .storage.weights import Quantization, StorageType, Weight, all_finite
+from .storage.weights import Quantization, StorageType, Weight
 
 FilePath = str | os.PathLike[str]
+_DTYPES = {  # that a format has
+    "pyllama2": ("float32", "float16"), "gguf": ("float32", "float16", "q8"), "huggingface": ("float32", "float16")
+}  # fmt: skip
 Progress = Callable[[int, int, str], None]  # weights done, weights in all, name of the tensor just done
-
-_CHUNK = 1 << 18  # numbers that are converted and checked at a time, so that they are in the CPU's cache
 
 
 def export(
@@ -41,33 +43,38 @@ def export(
     out: FilePath,
     *,
     dtype: str = "float32",
+    format: str = "pyllama2",
     tokenizer: FilePath | None = None,
     max_seq_len: int | None = None,
     norm_eps: float | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write any checkpoint as one of our files.
+    """Write any checkpoint as one of our files, or in a format that other programs read.
 
     Whatever happens, out is either complete or unchanged. An existing file is replaced by renaming: a Llama
     that uses the old file keeps it.
 
     Args:
         checkpoint: a file, a directory, or the name of a model, as Llama() takes it.
-        out: path of the file to write.
-        dtype: type of the matrices, "float32" or "float16"; norms stay float32.
+        out: path of the file to write; of the directory for format="huggingface".
+        dtype: type of the matrices, "float32" or "float16", and for format="gguf" also "q8", which is Q8_0. Norms
+            stay float32, but not for format="huggingface".
+        format: "pyllama2" for one of our files, "gguf", or "huggingface" for a directory with safetensors.
         tokenizer: path of a tokenizer file that replaces the checkpoint's own.
         max_seq_len: longest sequence in tokens, instead of the checkpoint's.
         norm_eps: epsilon of RMSNorm, instead of the checkpoint's.
         progress: called as progress(weights done, weights in all, name of the tensor just done).
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, a number is not finite or does not fit into dtype, or out
-            cannot be written.
+        CheckpointError: the checkpoint cannot be read, a number is not finite or does not fit into dtype, the format
+            cannot express the tokenizer, or out cannot be written.
         TypeError: an argument is of the wrong type.
         ValueError: an argument is wrong, for example out is a file of the checkpoint.
     """
-    if arguments.string("dtype", dtype) not in ("float32", "float16"):
-        raise ValueError(f"dtype must be float32 or float16, not {shown_value(dtype)}")
+    if arguments.string("format", format) not in _DTYPES:
+        raise ValueError(f"format must be {', '.join(_DTYPES)}, not {shown_value(format)}")
+    if arguments.string("dtype", dtype) not in _DTYPES[format]:
+        raise ValueError(f"dtype must be {' or '.join(_DTYPES[format])}, not {shown_value(dtype)}")
     target = arguments.path("out", out)
     arguments.function("progress", progress)
     arguments.path("checkpoint", checkpoint)
@@ -78,7 +85,14 @@ def export(
         norm_eps=None if norm_eps is None else arguments.real("norm_eps", norm_eps),
     )
     with closing(opened) as source:
-        write_converted(source, target, Quantization.of(dtype), progress)
+        if format == "pyllama2":
+            write_converted(source, target, Quantization.of(dtype), progress)
+            return
+        check_target(target, source.files, folder=format == "huggingface")
+        from . import writers  # not before: it loads the tokenizers
+
+        write = writers.write_gguf if format == "gguf" else writers.write_huggingface
+        write(source, target, dtype, progress)
 
 
 def convert_in_memory(
@@ -124,17 +138,26 @@ def write_converted(source: Checkpoint, out: str, quantization: Quantization, pr
             writer.write(weight)
 
 
-def check_target(out: str, inputs: list[str]) -> None:
-    """Raise unless out may be written, before any work is done. An input file must not be overwritten."""
-    folder = os.path.dirname(out) or os.curdir
+def check_target(out: str, inputs: list[str], *, folder: bool = False) -> None:
+    """Raise unless out may be written, before any work is done. An input file must not be overwritten.
+
+    Args:
+        out: the file; with folder, the directory.
+        inputs: files of the model that is read.
+        folder: out is a directory, which its writer checks.
+    """
+    if folder:
+        out = os.path.normpath(out)
+    parent = os.path.dirname(out) or os.curdir
     if not os.path.basename(out) and not os.path.isdir(out):
         raise ValueError(f"{shown_value(out)} is not the name of a file")
-    if not os.path.isdir(folder):
-        raise CheckpointError(f"cannot write {out}: there is no directory {folder}")
+    if not os.path.isdir(parent):
+        raise CheckpointError(f"cannot write {out}: there is no directory {parent}")
     for path in inputs if os.path.exists(out) else []:
         if os.path.exists(path) and os.path.samefile(out, path):  # also through a symbolic or hard link
             raise ValueError(f"{shown(out)} is a file of the model to be read; choose another name for the result")
-    check_replaceable(out)
+    if not folder:
+        check_replaceable(out)
 
 
 def _without_weights(source: Checkpoint, quantization: Quantization) -> StoredModel:
@@ -169,24 +192,3 @@ def quantized_weight(name: str, array: NDArray[Any], kind: StorageType) -> Weigh
     except ValueError as error:
         raise CheckpointError(f"tensor {name}: {error}") from error
     return Weight(name, kind.type, array.shape, data, scales, kind.group_size)
-
-
-def as_float(name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Convert array to dtype, float32 or float16, without a copy if it has that type already.
-
-    Raises CheckpointError for NaN, infinity, and numbers that do not fit.
-    """
-    source = np.require(array, requirements=["C", "A"])
-    result = source if source.dtype == dtype else np.empty(source.shape, dtype)
-    flat_source, flat_result = source.reshape(-1), result.reshape(-1)
-    for start in range(0, flat_source.size, _CHUNK):
-        part, converted = flat_source[start : start + _CHUNK], flat_result[start : start + _CHUNK]
-        if result is not source:
-            with np.errstate(over="ignore"):
-                np.copyto(converted, part, casting="same_kind")
-        if not all_finite(converted):
-            at = start + int(np.flatnonzero(~np.isfinite(converted))[0])
-            value = float(flat_source[at])
-            what = f"does not fit into {dtype}" if np.isfinite(value) else "is not a finite number"
-            raise CheckpointError(f"tensor {name}: the weight {value:g} at {at} of {flat_source.size} {what}")
-    return result

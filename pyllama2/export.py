@@ -23,7 +23,8 @@ def make_parser() -> CommandParser:
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="a directory of Meta or Hugging Face, .gguf, .bin, or a model's name")
     add("-o", "--output", required=True, metavar="OUT", help="the file to write")
-    add("--dtype", choices=("float32", "float16"), default="float32", help="type of the matrices")
+    add("--dtype", choices=("float32", "float16", "q8"), default="float32", help="type of the matrices; q8 in GGUF")
+    add("--format", choices=("pyllama2", "gguf", "huggingface"), default="pyllama2", help="format of OUT")
     add("--tokenizer", metavar="PATH", help="a tokenizer file, for checkpoints without one")
     add("--max-seq-len", type=positive, metavar="N", help="longest sequence in tokens, instead of the checkpoint's")
     add("--norm-eps", type=float, metavar="X", help="epsilon of RMSNorm, instead of the checkpoint's")
@@ -48,6 +49,7 @@ def _export(args: argparse.Namespace) -> int:
             args.checkpoint,
             args.output,
             dtype=args.dtype,
+            format=args.format,
             tokenizer=args.tokenizer,
             max_seq_len=args.max_seq_len,
             norm_eps=args.norm_eps,

@@ -9,7 +9,8 @@ from math import prod
 import numpy as np
 
 from ..checkpoint.base import Checkpoint
-from ..convert import Progress, as_float, quantized_weight
+from ..convert import Progress, quantized_weight
+from ..storage.floats import as_float
 from ..storage.weights import STEPS, Quantization, StorageType, Weight
 from .estimate import measured_rate, seconds
 from .layers import LayerCalibrator, MatrixLoss, Pair, finer_name

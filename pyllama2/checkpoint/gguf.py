@@ -46,7 +46,7 @@ NAMES = TensorNames(
         "output": "output",
     },
 )
-_ROPE_FACTORS = "rope_freqs.weight"
+ROPE_FACTORS = "rope_freqs.weight"
 
 
 class GgufCheckpoint(Checkpoint):
@@ -59,7 +59,7 @@ class GgufCheckpoint(Checkpoint):
         header = read_header(self._file)
         self.config = _read_config(self._file, header)
         self._tensors = header.tensors
-        shapes = {name: info.shape for name, info in header.tensors.items() if name != _ROPE_FACTORS}
+        shapes = {name: info.shape for name, info in header.tensors.items() if name != ROPE_FACTORS}
         check_tensors(self._file.path, self.config, shapes, NAMES.of)
         self.files = [self._file.path]
         if tokenizer is None:
@@ -127,7 +127,7 @@ def _read_config(file: MappedFile, header: Header) -> ModelConfig:
             rope_scaling=_linear_scaling(metadata),
             tied_embeddings="output.weight" not in tensors,
         )
-        return _with_rope_factors(config, file, tensors[_ROPE_FACTORS]) if _ROPE_FACTORS in tensors else config
+        return _with_rope_factors(config, file, tensors[ROPE_FACTORS]) if ROPE_FACTORS in tensors else config
     except ValueError as error:
         raise CheckpointError(f"{file.path}: {error}") from error
 
@@ -169,7 +169,7 @@ def _with_rope_factors(config: ModelConfig, file: MappedFile, info: TensorInfo) 
     shape = (config.head_dim // 2,)
     if info.dtype != "F32" or info.shape != shape:
         raise CheckpointError(
-            f"{file.path}: tensor {_ROPE_FACTORS} is {info.dtype} {info.shape} and should be F32 {shape}"
+            f"{file.path}: tensor {ROPE_FACTORS} is {info.dtype} {info.shape} and should be F32 {shape}"
         )
     divisors = file.array(info.offset, np.float32, shape)
     if (divisors == 1).all():
@@ -179,6 +179,6 @@ def _with_rope_factors(config: ModelConfig, file: MappedFile, info: TensorInfo) 
     expected = np.divide(plain.rope_frequencies(), scaled.rope_frequencies())
     if config.rope_scaling is not None or not np.allclose(divisors, expected, rtol=1e-4, atol=0):
         raise CheckpointError(
-            f"{file.path}: the rope scaling in tensor {_ROPE_FACTORS} is not Llama-3's, which is the one supported"
+            f"{file.path}: the rope scaling in tensor {ROPE_FACTORS} is not Llama-3's, which is the one supported"
         )
     return scaled

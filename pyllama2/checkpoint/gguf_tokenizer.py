@@ -28,7 +28,7 @@ from .gguf_header import Metadata
 
 _SPECIAL = (UNKNOWN, CONTROL, USER_DEFINED)
 # The steps of each pre-tokenizer in tokenizer.ggml.pre, as a tokenizer.json has them.
-_PRE_TOKENIZERS: dict[str, list[Step]] = {
+PRE_TOKENIZERS: dict[str, list[Step]] = {
     "default": [byte_level(use_regex=True)],
     "gpt-2": [byte_level(use_regex=True)],
     "smollm": [digits(each=True), byte_level(use_regex=True)],
@@ -132,9 +132,9 @@ def _tokenizer_json(metadata: Metadata, tokens: list[str], types: list[int], pre
     Unused tokens are left out. Unknown and control tokens are special, so that text never becomes one. A
     user-defined token is an added token, which is never split.
     """
-    if pre not in _PRE_TOKENIZERS:
+    if pre not in PRE_TOKENIZERS:
         raise CheckpointError(
-            f"{metadata.path}: the pre-tokenizer {pre[:40]!r} is not supported ({', '.join(_PRE_TOKENIZERS)} are)"
+            f"{metadata.path}: the pre-tokenizer {pre[:40]!r} is not supported ({', '.join(PRE_TOKENIZERS)} are)"
         )
     vocab = {token: token_id for token_id, token in enumerate(tokens) if types[token_id] != UNUSED}
     added_ids = [token_id for token_id, kind in enumerate(types) if kind in _SPECIAL]
@@ -152,7 +152,7 @@ def _tokenizer_json(metadata: Metadata, tokens: list[str], types: list[int], pre
     parts = {
         "version": "1.0",
         "added_tokens": added,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[pre]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": PRE_TOKENIZERS[pre]},
         "decoder": byte_level(use_regex=True),
         "model": model,
     }

@@ -16,7 +16,7 @@ from tokenizers import Regex
 from tokenizers import Tokenizer as PackageTokenizer
 from tokenizers.pre_tokenizers import Split
 
-from pyllama2.checkpoint.gguf_tokenizer import _PRE_TOKENIZERS
+from pyllama2.checkpoint.gguf_tokenizer import PRE_TOKENIZERS
 from pyllama2.errors import CheckpointError
 from pyllama2.tokenizer import load_tokenizer
 from pyllama2.tokenizer.pre_tokenizer import _CASED, _PART_PATTERNS, _WHOLE_PATTERNS, known_steps
@@ -117,9 +117,9 @@ def test_letters_with_upper_and_lower_case_are_what_unicode_says() -> None:
     assert len(re.findall(f"[{_CASED}]", "".join(map(chr, range(0x20000))))) > 2500
 
 
-@pytest.mark.parametrize("name", _PRE_TOKENIZERS)
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
 def test_rules_of_gguf_files_are_of_the_same_table(name: str) -> None:
-    assert known_steps({"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[name]}) == _PRE_TOKENIZERS[name]
+    assert known_steps({"type": "Sequence", "pretokenizers": PRE_TOKENIZERS[name]}) == PRE_TOKENIZERS[name]
 
 
 REFUSED = {

@@ -1,0 +1,12 @@
+"""Writers of other projects' files, for export(): a GGUF file, or a directory of Hugging Face.
+
+gguf.py              the model as a GGUF file
+gguf_tokenizer.py    its tokenizer, as keys of that file
+gguf_file.py         the format: keys, tensors, alignment
+huggingface.py       the model as a directory, with its tokenizer
+"""
+
+from .gguf import write_gguf
+from .huggingface import write_huggingface
+
+__all__ = ["write_gguf", "write_huggingface"]

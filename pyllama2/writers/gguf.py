@@ -1,0 +1,131 @@
+"""Writes a model as a GGUF file of architecture "llama", for llama.cpp and the programs that use it.
+
+The keys are those that checkpoint/gguf.py reads. Matrices are F32, F16 or Q8_0, and norms are F32. A matrix whose rows
+are not whole blocks of 32 numbers is F16 in a file of Q8_0. The "llama3" scaling of RoPE is a tensor with one divisor
+for each frequency.
+
+    Q8_0: d = largest |x| of 32 numbers / 127, in float16; q = x / d, rounded, with the d that was not rounded yet
+
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; ggml-quants.c for Q8_0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checkpoint.base import Checkpoint
+from ..checkpoint.gguf import NAMES, ROPE_FACTORS
+from ..config import ModelConfig
+from ..process.interrupts import Interrupts
+from ..storage.floats import as_float
+from ..storage.new_file import NewFile
+from .gguf_file import GgufFile, Value
+from .gguf_tokenizer import tokenizer_keys
+
+_TYPES = {"float32": "F32", "float16": "F16", "q8": "Q8_0"}
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7}
+_BLOCK = 32
+_ROWS = 256  # that are quantized at a time
+
+
+def write_gguf(
+    checkpoint: Checkpoint,
+    out: str,
+    dtype: str,
+    progress: Callable[[int, int, str], None] | None,
+) -> None:
+    """Write an open checkpoint.
+
+    Args:
+        checkpoint: stays open.
+        out: path of the file to write.
+        dtype: type of the matrices, "float32", "float16" or "q8".
+        progress: called as progress(weights done, weights in all, name of the tensor just done).
+
+    Raises:
+        CheckpointError: the tokenizer cannot be expressed, a number does not fit, or out cannot be written.
+    """
+    config = checkpoint.config
+    kinds = {name: _type_of(shape, _TYPES[dtype]) for name, shape in config.tensor_shapes().items()}
+    tensors = {NAMES.of(name): (kinds[name], shape) for name, shape in config.tensor_shapes().items()}
+    divisors = _rope_divisors(config)
+    if divisors is not None:
+        tensors = {ROPE_FACTORS: ("F32", divisors.shape), **tensors}
+    keys = _keys(checkpoint, _TYPES[dtype])
+    done, total = 0, config.n_parameters
+    with Interrupts() as interrupts, NewFile(out, interrupts) as file, interrupts.allowed():
+        gguf = GgufFile(file, keys, tensors)
+        if divisors is not None:
+            gguf.write(ROPE_FACTORS, divisors.tobytes())
+        for name, shape, tensor in checkpoint.tensors():
+            numpy_type = np.dtype(np.float16 if kinds[name] == "F16" else np.float32)
+            array = as_float(name, tensor.read(), numpy_type)
+            data = _q8_0(array) if kinds[name] == "Q8_0" else np.ascontiguousarray(array).data.cast("B")
+            gguf.write(NAMES.of(name), data)
+            done += prod(shape)
+            if progress is not None:
+                progress(done, total, name)
+
+
+def _type_of(shape: tuple[int, ...], kind: str) -> str:
+    if len(shape) == 1:
+        return "F32"
+    return "F16" if kind == "Q8_0" and shape[1] % _BLOCK else kind
+
+
+def _q8_0(matrix: NDArray[np.float32]) -> bytes:
+    layout = np.dtype([("d", "<f2"), ("codes", "i1", _BLOCK)])
+    blocks = np.empty((len(matrix), matrix.shape[1] // _BLOCK), layout)
+    for start in range(0, len(matrix), _ROWS):
+        part = matrix[start : start + _ROWS].reshape(-1, matrix.shape[1] // _BLOCK, _BLOCK)
+        scales = np.abs(part).max(-1) / np.float32(127)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            codes = np.where(scales[..., None] > 0, part / scales[..., None], 0)
+        blocks["d"][start : start + _ROWS] = scales
+        blocks["codes"][start : start + _ROWS] = np.copysign(np.floor(np.abs(codes) + 0.5), codes)
+    return blocks.tobytes()
+
+
+def _keys(checkpoint: Checkpoint, kind: str) -> dict[str, Value]:
+    config = checkpoint.config
+    keys: dict[str, Value] = {
+        "general.architecture": "llama",
+        "general.name": checkpoint.source,
+        "general.file_type": _FILE_TYPES[kind],
+        "general.quantization_version": 2,
+        "llama.vocab_size": config.vocab_size,
+        "llama.block_count": config.n_layers,
+        "llama.context_length": config.max_seq_len,
+        "llama.embedding_length": config.dim,
+        "llama.feed_forward_length": config.hidden_dim,
+        "llama.attention.head_count": config.n_heads,
+        "llama.attention.head_count_kv": config.n_kv_heads,
+        "llama.attention.key_length": config.head_dim,
+        "llama.attention.value_length": config.head_dim,
+        "llama.attention.layer_norm_rms_epsilon": float(config.norm_eps),
+        "llama.rope.dimension_count": config.head_dim,
+        "llama.rope.freq_base": float(config.rope_theta),
+    }
+    if config.rope_scaling is not None and config.rope_scaling.kind == "linear":
+        keys["llama.rope.scaling.type"] = "linear"
+        keys["llama.rope.scaling.factor"] = float(config.rope_scaling.factor)
+    if checkpoint.tokenizer is not None:
+        keys |= tokenizer_keys(checkpoint.tokenizer, config.vocab_size)
+    else:
+        keys["tokenizer.ggml.model"] = "no_vocab"
+    if checkpoint.chat_template is not None:
+        keys["tokenizer.chat_template"] = checkpoint.chat_template
+    return keys
+
+
+def _rope_divisors(config: ModelConfig) -> NDArray[np.float32] | None:
+    """The divisors of the frequencies for the "llama3" scaling; None without it."""
+    if config.rope_scaling is None or config.rope_scaling.kind != "llama3":
+        return None
+    plain = replace(config, rope_scaling=None).rope_frequencies()
+    return np.divide(plain, config.rope_frequencies()).astype(np.float32)
