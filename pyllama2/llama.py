@@ -11,8 +11,9 @@ import os
 import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import closing
+from functools import partial
 from types import TracebackType
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,28 +21,32 @@ from numpy.typing import NDArray
 from . import arguments
 from .backend import select_backend
 from .backend.step_times import Profile
-from .chat_formats.base import Message
 from .config import ModelConfig
 from .convert import Progress
-from .generation.chunk import Chunk
+from .generation.chat_engine import ChatEngine
+from .generation.chunk import Chunk, TokenLogprob
 from .generation.completion import Completion
-from .generation.engine import Engine
-from .generation.generation import Request
-from .generation.prompt import Prompt, checked_ids, is_list_of_prompts, naming_prompt
+from .generation.other_names import answering_other_names
+from .generation.prompt import Prompt, checked_ids, is_list_of_prompts
+from .generation.requests import variants
 from .generation.saved_sequences import load_state, save_state
 from .generation.scoring import logits_of, scores_of
 from .generation.stream import Stream, pulled_in_threads
 from .loading import load_model
 from .memory import check_logits_fit
 from .model_names import find_model
+from .sampling.keywords import Sampling
 from .sampling.params import SamplingParams, check_seed
 from .shown import one_line, shown_value
 from .tokenizer.base import Tokenizer
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 log = logging.getLogger("pyllama2")
 
 
-class Llama(Engine):
+class Llama(ChatEngine):
     """A model with its tokenizer on one device.
 
     Any number of threads and streams may use one Llama. Their texts are decoded together, and each result is the same
@@ -85,6 +90,7 @@ class Llama(Engine):
         TypeError, ValueError: an argument is wrong.
     """
 
+    @answering_other_names
     def __init__(
         self,
         model: str | os.PathLike[str] | None = None,
@@ -146,8 +152,23 @@ class Llama(Engine):
             guesses=arguments.boolean("prompt_lookup", prompt_lookup),
         )
 
-    def __reduce__(self) -> str:
-        raise TypeError("a Llama cannot be pickled; make one in each process (a forked process may use its parent's)")
+        self._settings: dict[str, Any] = {
+            "model": os.path.abspath(path),
+            "device": device,
+            "n_ctx": n_ctx,
+            "n_threads": n_threads,
+            "quant": quant,
+            "kv_dtype": kv_dtype,
+            "tokenizer": None if tokenizer is None else os.path.abspath(tokenizer),
+            "seed": seed,
+            "context": context,
+            "prompt_lookup": prompt_lookup,
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the path of the model and the settings: another process opens the model again, with an empty cache."""
+        self._require_backend()
+        return partial(Llama, **self._settings), ()
 
     @property
     def config(self) -> ModelConfig:
@@ -162,25 +183,45 @@ class Llama(Engine):
 
     @overload
     def generate(
-        self, prompt: str | list[int], params: SamplingParams | None = None, **sampling: Any
+        self,
+        prompt: str | list[int],
+        params: SamplingParams | None = None,
+        *,
+        n: None = None,
+        **sampling: Unpack[Sampling],
     ) -> Completion: ...
     @overload
     def generate(
-        self, prompt: list[str] | list[list[int]], params: SamplingParams | None = None, **sampling: Any
+        self, prompt: str | list[int], params: SamplingParams | None = None, *, n: int, **sampling: Unpack[Sampling]
+    ) -> list[Completion]: ...
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | list[list[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        n: None = None,
+        **sampling: Unpack[Sampling],
     ) -> list[Completion]: ...
 
     def generate(
-        self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **sampling: Any
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        n: int | None = None,
+        **sampling: Unpack[Sampling],
     ) -> Completion | list[Completion]:
         """Continue a prompt, or several that are decoded together.
 
         Args:
             prompt: a string or a list of token ids, which are used as they are, without BOS; or a list of prompts.
-            params: None: the defaults.
+            params: None: the defaults. For a list of prompts, a list has the parameters of each.
+            n: make so many texts of one prompt, with the seeds S, S + 1 and so on, where S is that of params.
             sampling: fields of SamplingParams, which replace those of params.
 
         Returns:
-            A Completion; a list of them for a list of prompts.
+            A Completion; a list of them for a list of prompts, or with n.
 
         Raises:
             ContextLengthError: a prompt is longer than n_ctx.
@@ -189,16 +230,15 @@ class Llama(Engine):
             ClosedError: this Llama is closed.
             TypeError, ValueError: an argument is wrong.
         """
-        params = self._checked(params, sampling)
         if not is_list_of_prompts(prompt):
-            return self._complete([self._requests.of_prompt(cast(Prompt, prompt), params)])[0]
-        requests: list[Request] = []
-        for i, one in enumerate(cast(Sequence[Prompt], prompt)):
-            with naming_prompt(i):
-                requests.append(self._requests.of_prompt(one, params, requests[0].stop_ids if requests else None))
-        return self._complete(requests)
+            checked = self._checked(cast("SamplingParams | None", params), sampling)
+            request = self._requests.of_prompt(cast(Prompt, prompt), checked)
+            return self._complete([request])[0] if n is None else self._complete(variants(request, n))
+        if n is not None:
+            raise ValueError("n makes several texts of one prompt; a list of prompts needs one entry for each text")
+        return self._complete(self._requests_of(cast(Sequence[Prompt], prompt), params, sampling))
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any) -> Stream:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Unpack[Sampling]) -> Stream:
         """Continue a prompt chunk by chunk, as text becomes certain.
 
         Arguments are checked at once. Errors are those of generate().
@@ -215,7 +255,7 @@ class Llama(Engine):
         return self._stream(self._requests.of_prompt(prompt, self._checked(params, sampling)))
 
     def astream(
-        self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any
+        self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Unpack[Sampling]
     ) -> AsyncGenerator[Chunk, None]:
         """Run stream() for asyncio: `async for chunk in llm.astream(...)`.
 
@@ -223,57 +263,6 @@ class Llama(Engine):
         generation ends when its task is cancelled, or leaves the loop and calls aclose().
         """
         return pulled_in_threads(self._stream(self._requests.of_prompt(prompt, self._checked(params, sampling))))
-
-    def chat(
-        self,
-        messages: Sequence[Message],
-        params: SamplingParams | None = None,
-        *,
-        template: str | None = None,
-        allow_markers: bool = False,
-        **sampling: Any,
-    ) -> Completion:
-        """Answer the messages of a chat as the assistant.
-
-        Args:
-            messages: [{"role": ..., "content": ...}], the last of them the user's.
-            params: None: the defaults.
-            template: a chat format instead of the model's own: llama2, chatml, llama3, zephyr or mistral.
-            allow_markers: accept messages that contain the format's markers.
-            sampling: fields of SamplingParams, which replace those of params.
-
-        Raises:
-            ValueError: the format cannot express the messages, a message contains a marker, or an argument is wrong.
-            Pyllama2Error, TypeError: as in generate().
-        """
-        request = self._requests.of_chat(messages, self._checked(params, sampling), template, allow_markers)
-        return self._complete([request])[0]
-
-    def stream_chat(
-        self,
-        messages: Sequence[Message],
-        params: SamplingParams | None = None,
-        *,
-        template: str | None = None,
-        allow_markers: bool = False,
-        **sampling: Any,
-    ) -> Stream:
-        """Answer chunk by chunk. Arguments and errors are those of chat(), the iterator is that of stream()."""
-        return self._stream(self._requests.of_chat(messages, self._checked(params, sampling), template, allow_markers))
-
-    def astream_chat(
-        self,
-        messages: Sequence[Message],
-        params: SamplingParams | None = None,
-        *,
-        template: str | None = None,
-        allow_markers: bool = False,
-        **sampling: Any,
-    ) -> AsyncGenerator[Chunk, None]:
-        """Run stream_chat() for asyncio. Arguments and errors are those of chat(); chunks come as from astream()."""
-        return pulled_in_threads(
-            self.stream_chat(messages, params, template=template, allow_markers=allow_markers, **sampling)
-        )
 
     def tokenize(self, text: str, *, bos: bool = True) -> list[int]:
         """Tokenize a text. No special token comes from text.
@@ -288,19 +277,6 @@ class Llama(Engine):
     def detokenize(self, ids: Sequence[int]) -> str:
         """Return the text of token ids. Raises ValueError for an id outside the vocabulary."""
         return self.tokenizer.decode(checked_ids("ids", ids, self.config.vocab_size))
-
-    def chat_tokens(
-        self, messages: Sequence[Message], *, template: str | None = None, allow_markers: bool = False
-    ) -> list[int]:
-        """Return the token ids that chat() feeds to the model.
-
-        Args:
-            messages: [{"role": ..., "content": ...}], the last of them the user's.
-            template: a chat format instead of the model's own.
-            allow_markers: accept messages that contain the format's markers.
-        """
-        self._require_backend()
-        return self._requests.chat_ids(messages, template, allow_markers)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Compute raw logits.
@@ -323,17 +299,26 @@ class Llama(Engine):
         with closing(self._new_cache(1, max(1, len(ids)), other_bytes)) as cache:
             return logits_of(self._require_backend(), cache, ids)
 
-    def score(self, text_or_tokens: Prompt) -> NDArray[np.float32]:
+    @overload
+    def score(self, text_or_tokens: Prompt, top: None = None) -> NDArray[np.float32]: ...
+    @overload
+    def score(self, text_or_tokens: Prompt, top: int) -> list[TokenLogprob]: ...
+
+    def score(self, text_or_tokens: Prompt, top: int | None = None) -> NDArray[np.float32] | list[TokenLogprob]:
         """Compute how likely each token is after those before it.
 
         Logits are in memory in pieces of at most 64 MiB. Errors are those of logits().
 
         Args:
             text_or_tokens: token ids, or a text, which is tokenized as a prompt.
+            top: how many of the most likely tokens to give with each. None: log-probabilities alone.
 
         Returns:
-            Natural log-probabilities (len(tokens) - 1,) float32 of each token after the first.
+            Natural log-probabilities (len(tokens) - 1,) float32 of each token after the first. With top, a list of
+            TokenLogprob.
         """
+        if top is not None:
+            return [entry for piece in self.prompt_logprobs(text_or_tokens, top) for entry in piece]
         ids = self._requests.prompt_ids(text_or_tokens, "text_or_tokens")
         return scores_of(self._logit_pieces(ids[:-1]), ids)
 

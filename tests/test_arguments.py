@@ -83,6 +83,7 @@ SAMPLING = {
     "stop_token_ids": [None, b"a", 5, "1", ["1"], [1.0], [True], {}],
     "logit_bias": [[(1, 2.0)], 5, "a", {"1": 1.0}, {1.0: 1.0}, {True: 1.0}, {1: "1"}, {1: True}, {1: None}],
     "logits_processors": [None, print, 5, "a", [3], ["print"], [None]],
+    "logits_processor_factories": [None, print, 5, "a", [3], ["print"], [None]],
 }  # fmt: skip
 SAMPLING_VALUES = {
     **each("temperature repetition_penalty", [-1, float("nan"), float("inf"), 10**400, -(10**5000)]),

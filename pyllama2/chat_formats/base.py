@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..shown import shown
 from ..tokenizer.base import utf8
@@ -30,7 +31,14 @@ class ChatFormat(ABC):
     stop_ids: tuple[int, ...] = ()
 
     @abstractmethod
-    def encode(self, messages: Sequence[Message], *, allow_markers: bool = False) -> list[int]:
+    def encode(
+        self,
+        messages: Sequence[Message],
+        *,
+        allow_markers: bool = False,
+        answer: str = "",
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Tokenize a chat, up to where the assistant's answer begins.
 
         The text of a message never becomes special tokens.
@@ -38,6 +46,8 @@ class ChatFormat(ABC):
         Args:
             messages: {"role": ..., "content": ...} each.
             allow_markers: accept messages that contain markers of the format that are ordinary text, such as [INST].
+            answer: how the answer begins.
+            variables: further variables of a template, as JSON values.
 
         Returns:
             Token ids, BOS included if the model has one.
@@ -49,6 +59,31 @@ class ChatFormat(ABC):
 
     def close(self) -> None:  # noqa: B027 (most formats hold nothing)
         """Release resources. The format can still be used; it then acquires them again."""
+
+
+def split_answer(messages: Sequence[Message], continues: bool) -> tuple[Sequence[Message], str]:
+    """Take the beginning of an answer off a conversation.
+
+    Args:
+        messages: as a user gave them. What else is wrong with them, check_messages() says.
+        continues: whether the last message is the beginning of the assistant's answer.
+
+    Returns:
+        The messages to answer, and how the answer begins.
+
+    Raises:
+        ValueError: the last message is of the wrong role.
+    """
+    listed = isinstance(messages, Sequence) and len(messages) > 0 and isinstance(messages[-1], Mapping)
+    role = messages[-1].get("role") if listed else None
+    if not continues:
+        if role in ("assistant", "system"):
+            hint = " (continue_final_message=True goes on with it)" if role == "assistant" else ""
+            raise ValueError(f"the last message must be the user's, not the {role}'s{hint}")
+        return messages, ""
+    if role != "assistant":
+        raise ValueError("continue_final_message needs a last message of the assistant")
+    return messages[:-1], check_messages(messages)[-1]["content"]
 
 
 def check_messages(messages: Sequence[Message]) -> list[dict[str, str]]:

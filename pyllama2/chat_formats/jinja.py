@@ -12,8 +12,11 @@ them. So markers that the template wrote are told apart from markers in messages
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from ..arguments import refuse
 from ..shown import shown
 from ..tokenizer.base import Tokenizer
 from .base import ChatFormat, Message, check_messages, refuse_markers
@@ -45,11 +48,18 @@ class JinjaChat(ChatFormat):
         self._renderer = TemplateRenderer(template, stand_ins=StandIns([*special, *self._text_markers]))
         self._lenient_renderer = TemplateRenderer(template, stand_ins=StandIns(special))
 
-    def encode(self, messages: Sequence[Message], *, allow_markers: bool = False) -> list[int]:
+    def encode(
+        self,
+        messages: Sequence[Message],
+        *,
+        allow_markers: bool = False,
+        answer: str = "",
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """See ChatFormat.encode(). The template decides which roles there are, and in which order."""
         dialog = check_messages(messages)
         if not allow_markers:
-            refuse_markers(dialog, self._text_markers)
+            refuse_markers([*dialog, {"role": "assistant", "content": answer}], self._text_markers)
         tokenizer = self._tokenizer
         renderer = self._lenient_renderer if allow_markers and self._text_markers else self._renderer
 
@@ -59,12 +69,13 @@ class JinjaChat(ChatFormat):
 
         text = renderer.render(
             {
+                "tools": None,
+                "documents": None,
+                **_checked_variables(variables),
                 "messages": dialog,
                 "bos_token": stand_in(tokenizer.bos_id),
                 "eos_token": stand_in(tokenizer.eos_ids[0] if tokenizer.eos_ids else None),
                 "add_generation_prompt": True,
-                "tools": None,
-                "documents": None,
             }
         )
         ids: list[int] = []
@@ -77,7 +88,7 @@ class JinjaChat(ChatFormat):
             if i % 2 == 0 and not allow_markers:
                 self._refuse_markers(part)
             run += part
-        return tokenizer.with_bos([*ids, *self._encode_text(run)])
+        return tokenizer.with_bos([*ids, *self._encode_text(run + answer)])
 
     def close(self) -> None:
         """End the process that renders the template."""
@@ -97,3 +108,19 @@ class JinjaChat(ChatFormat):
                     f"the chat template makes {shown(marker)} of a message, which has a meaning in the chat format "
                     "(allow_markers permits it)"
                 )
+
+
+def _checked_variables(variables: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Further variables of a template. Raises TypeError unless they are JSON, ValueError for those that it has."""
+    if variables is None:
+        return {}
+    if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
+        refuse("template_kwargs", "a mapping of names to values", variables)
+    for name in ("messages", "bos_token", "eos_token", "add_generation_prompt"):
+        if name in variables:
+            raise ValueError(f"template_kwargs must not have {name}, which the messages and the model decide")
+    try:
+        json.dumps(dict(variables), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"template_kwargs must be JSON values: {shown(error)}") from None
+    return dict(variables)

@@ -1,7 +1,7 @@
 """The chat format of Llama-2-chat, built from token ids as in Meta's generation.py (chat_completion).
 
     finished turn   BOS encode("[INST] user [/INST] answer ") EOS
-    last turn       BOS encode("[INST] user [/INST]")
+    last turn       BOS encode("[INST] user [/INST]"), or with " answer" where the answer has begun
     system prompt   the first user text is "<<SYS>>\\n" system "\\n<</SYS>>\\n\\n" user
 
 Every turn is encoded by itself, so each has BOS, EOS and the space that SentencePiece adds. Encoding one string with
@@ -10,7 +10,8 @@ Every turn is encoded by itself, so each has BOS, EOS and the space that Sentenc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..tokenizer.base import Tokenizer
 from .base import ChatFormat, Message, check_messages, check_turns, n_system, refuse_markers
@@ -30,17 +31,27 @@ class Llama2Chat(ChatFormat):
         self._bos_id = tokenizer.bos_id
         self._eos_id = tokenizer.eos_ids[0]
 
-    def encode(self, messages: Sequence[Message], *, allow_markers: bool = False) -> list[int]:
+    def encode(
+        self,
+        messages: Sequence[Message],
+        *,
+        allow_markers: bool = False,
+        answer: str = "",
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """See ChatFormat.encode(). After an optional system prompt, user and assistant alternate; the user is last."""
         dialog = check_messages(messages)
+        if variables:
+            raise ValueError("the chat format llama2 is no template, so it has no template_kwargs")
         if not allow_markers:
-            refuse_markers(dialog, MARKERS)
+            refuse_markers([*dialog, {"role": "assistant", "content": answer}], MARKERS)
         texts = _texts_in_turn(dialog)
         ids: list[int] = []
-        for user, answer in zip(texts[:-1:2], texts[1::2], strict=True):
-            turn = f"[INST] {user.strip()} [/INST] {answer.strip()} "
+        for user, earlier in zip(texts[:-1:2], texts[1::2], strict=True):
+            turn = f"[INST] {user.strip()} [/INST] {earlier.strip()} "
             ids += [self._bos_id, *self._tokenizer.encode(turn), self._eos_id]
-        return [*ids, self._bos_id, *self._tokenizer.encode(f"[INST] {texts[-1].strip()} [/INST]")]
+        last = f"[INST] {texts[-1].strip()} [/INST]" + (f" {answer.lstrip()}" if answer else "")
+        return [*ids, self._bos_id, *self._tokenizer.encode(last)]
 
 
 def _texts_in_turn(dialog: list[dict[str, str]]) -> list[str]:

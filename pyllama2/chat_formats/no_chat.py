@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .base import ChatFormat, Message
 
@@ -19,6 +20,13 @@ class NoChat(ChatFormat):
     def __init__(self, names: str) -> None:
         self._names = names
 
-    def encode(self, messages: Sequence[Message], *, allow_markers: bool = False) -> list[int]:
+    def encode(
+        self,
+        messages: Sequence[Message],
+        *,
+        allow_markers: bool = False,
+        answer: str = "",
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Raise ValueError, with the names of chat formats."""
         raise ValueError(f"the model has no chat template; choose a chat format: {self._names}")

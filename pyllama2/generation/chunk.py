@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -72,3 +72,11 @@ class Chunk:
     token_ids: list[int]
     logprobs: list[TokenLogprob] | None
     finish_reason: FinishReason | None
+
+    def __str__(self) -> str:
+        """The text."""
+        return self.text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict of strings, numbers, lists and dicts, which json.dumps() takes."""
+        return asdict(self)

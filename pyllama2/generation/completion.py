@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from .chunk import FinishReason, Timings, TokenLogprob, Usage
 from .completion_html import completion_html
@@ -35,6 +36,14 @@ class Completion:
     timings: Timings
     n_echoed: int = 0
 
+    def __str__(self) -> str:
+        """The text."""
+        return self.text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict of strings, numbers, lists and dicts, which json.dumps() takes."""
+        return asdict(self)
+
     def _repr_html_(self) -> str:
         """HTML for IPython. All text of the model is escaped."""
         reason: str = self.finish_reason
@@ -49,3 +58,11 @@ class Completion:
         is_cut = isinstance(self.stop_reason, str) or self.finish_reason == "cancelled"
         prompt, generated = self.text[: self.n_echoed], self.text[self.n_echoed :]
         return completion_html(prompt, generated, self.logprobs, is_cut=is_cut, notes=notes)
+
+
+class Completions(list[Completion]):
+    """A list of completions. A notebook shows each of them."""
+
+    def _repr_html_(self) -> str:
+        """HTML for IPython. All text of the model is escaped."""
+        return "<hr>".join(completion._repr_html_() for completion in self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -17,18 +17,18 @@ from ..backend.step_times import Profile, StepTime
 from ..chat_formats.base import Message
 from ..errors import ClosedError
 from ..memory import logits_bytes, piece_tokens, rows_that_fit, weight_bytes_per_token
-from ..sampling.params import SEED_LIMIT, SamplingParams
+from ..sampling.params import SamplingParams
 from ..storage.fingerprint import fingerprint
 from ..storage.model_file import StoredModel
 from ..tokenizer import load_tokenizer
 from .background import Background
 from .chunk import TokenLogprob
-from .completion import Completion
+from .completion import Completion, Completions
 from .generation import Generation, Request
 from .logprobs import logprobs_of
 from .prefix_cache import PrefixCache
-from .prompt import Prompt, check_token_ids
-from .requests import RequestMaker
+from .prompt import Prompt, check_token_ids, naming_prompt
+from .requests import ChatOptions, RequestMaker, variants
 from .scheduler import Scheduler
 from .scoring import LogitRows, logit_pieces
 from .stream import Stream
@@ -126,11 +126,11 @@ class Engine:
 
     def chat_request(self, messages: Sequence[Message], params: SamplingParams) -> Request:
         """Make the request to answer a chat, for streams(). Raises what chat() raises for wrong arguments."""
-        return self._requests.of_chat(messages, self._checked(params, {}), None, False)
+        return self._requests.of_chat(messages, self._checked(params, {}), ChatOptions())
 
     def streams(self, request: Request, n: int) -> list[Stream]:
         """Make n streams of one request. The i-th has the request's seed + i."""
-        return [self._stream(replace(request, seed=(request.seed + i) % SEED_LIMIT)) for i in range(n)]
+        return [self._stream(one) for one in variants(request, n)]
 
     def background(self, updated: Callable[[bool], None]) -> Background:
         """Make what generates streams in a thread of its own. updated is called after each step; see Background."""
@@ -142,16 +142,39 @@ class Engine:
             raise ClosedError("this Llama is closed")
         return self._backend
 
-    def _checked(self, params: SamplingParams | None, sampling: dict[str, Any]) -> SamplingParams:
+    def _checked(self, params: SamplingParams | None, sampling: Mapping[str, Any]) -> SamplingParams:
         """Parameters that fit this model, which must be open."""
         params = SamplingParams.of(params, **sampling)
         self._require_backend()
         check_token_ids(params, self._model.config.vocab_size)
         return params
 
+    def _requests_of(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        sampling: Mapping[str, Any],
+    ) -> list[Request]:
+        """The requests to continue several prompts, with the same parameters or a list of those of each."""
+        if params is None or isinstance(params, SamplingParams) or not isinstance(params, Sequence):
+            of_each = [self._checked(params, sampling)] * len(prompts)
+        elif len(params) != len(prompts):
+            raise ValueError(f"there are {len(params)} params for {len(prompts)} prompts")
+        else:
+            of_each = [self._checked(one, sampling) for one in params]
+        requests: list[Request] = []
+        for i, (prompt, checked) in enumerate(zip(prompts, of_each, strict=True)):
+            with naming_prompt(i):
+                same = bool(i) and checked is of_each[i - 1]
+                requests.append(self._requests.of_prompt(prompt, checked, requests[-1].stop_ids if same else None))
+        return requests
+
     def _complete(self, requests: Sequence[Request]) -> list[Completion]:
         self._require_backend()
-        return self._scheduler.run(map(self._text, requests))
+        if len(requests) > 1:
+            for params in {id(request.params): request.params for request in requests}.values():
+                params.check_for_several()
+        return Completions(self._scheduler.run(map(self._text, requests)))
 
     def _stream(self, request: Request) -> Stream:
         self._require_backend()

@@ -117,7 +117,7 @@ class Generation:
     @property
     def has_processors(self) -> bool:
         """Whether sampling calls functions of the user."""
-        return bool(self._request.params.logits_processors)
+        return self._request.params.has_processors
 
     def start(self) -> Update | None:
         """Return the only update of a text that may not generate anything; None for others."""

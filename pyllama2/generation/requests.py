@@ -4,20 +4,45 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from .. import arguments
 from ..chat_formats import make_chat_format
-from ..chat_formats.base import ChatFormat, Message
+from ..chat_formats.base import ChatFormat, Message, split_answer
 from ..chat_formats.no_chat import NoChat
 from ..errors import ClosedError
 from ..process.forking import renew_after_fork
 from ..process.locks import Lock
-from ..sampling.params import SamplingParams
+from ..sampling.params import SEED_LIMIT, SamplingParams
 from ..shown import shown_value
 from ..tokenizer.base import Tokenizer
 from .generation import Request
 from .prompt import Prompt, check_chat_length, check_length, checked_ids
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """How messages become token ids; the arguments of Llama.chat() say more.
+
+    Attributes:
+        template: the name of a chat format. None: the model's own.
+        allow_markers: whether messages may contain markers of the format.
+        continue_final_message: whether the last message is the beginning of the answer.
+        template_kwargs: further variables of the template.
+    """
+
+    template: str | None = None
+    allow_markers: bool = False
+    continue_final_message: bool = False
+    template_kwargs: Mapping[str, Any] | None = None
+
+
+def variants(request: Request, n: int) -> list[Request]:
+    """Return n requests that differ in their seeds alone: that of request, and those after it."""
+    n = arguments.integer("n", n, 1)
+    return [replace(request, seed=(request.seed + i) % SEED_LIMIT) for i in range(n)]
 
 
 class RequestMaker:
@@ -72,12 +97,10 @@ class RequestMaker:
         stop_ids = self._stop_ids(params) if stop_ids is None else stop_ids
         return Request(ids, params, self._seed(params), stop_ids, echo)
 
-    def of_chat(
-        self, messages: Sequence[Message], params: SamplingParams, template: str | None, allow_markers: bool
-    ) -> Request:
+    def of_chat(self, messages: Sequence[Message], params: SamplingParams, options: ChatOptions) -> Request:
         """Make the request for the assistant's answer to messages."""
-        ids = self.checked_ids("messages", self.chat_ids(messages, template, allow_markers))
-        stop_ids = self._stop_ids(params, self._chat_format(template).stop_ids)
+        ids = self.checked_ids("messages", self.chat_ids(messages, options))
+        stop_ids = self._stop_ids(params, self._chat_format(options.template).stop_ids)
         echo = self.tokenizer.decode(ids) if params.echo else ""
         return Request(ids, params, self._seed(params), stop_ids, echo, continues=False)
 
@@ -114,14 +137,19 @@ class RequestMaker:
         with self._lock:
             return self._tokenizer is not None and not isinstance(self._chat_format(None), NoChat)
 
-    def chat_ids(self, messages: Sequence[Message], template: str | None, allow_markers: bool) -> list[int]:
-        """Return the token ids of a conversation up to the beginning of the assistant's answer."""
-        arguments.boolean("allow_markers", allow_markers)
+    def chat_ids(self, messages: Sequence[Message], options: ChatOptions) -> list[int]:
+        """Return the token ids of a conversation up to the beginning of the assistant's answer, or of its rest."""
+        arguments.boolean("allow_markers", options.allow_markers)
         with self._lock:
-            chat_format = self._chat_format(template)
+            chat_format = self._chat_format(options.template)
             check_chat_length(messages, self._n_ctx)
+            asked, answer = split_answer(
+                messages, arguments.boolean("continue_final_message", options.continue_final_message)
+            )
             try:
-                return chat_format.encode(messages, allow_markers=allow_markers)
+                return chat_format.encode(
+                    asked, allow_markers=options.allow_markers, answer=answer, variables=options.template_kwargs
+                )
             finally:
                 if self._closed:  # by a signal's handler meanwhile
                     chat_format.close()

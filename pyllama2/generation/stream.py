@@ -56,6 +56,10 @@ class Stream(Iterator[Chunk]):
         """All that has come so far, also after an exception. finish_reason is "cancelled" until the last chunk."""
         return self.job.text.completion()
 
+    def _repr_html_(self) -> str:
+        """HTML for IPython: what has come so far. Nothing is generated for it."""
+        return self.completion._repr_html_()
+
     def close(self) -> None:
         """End the generation."""
         self.job.cancelled = True

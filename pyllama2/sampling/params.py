@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, partial
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -14,25 +15,12 @@ from numpy.typing import NDArray
 
 from ..arguments import boolean, integer, real, refuse, sequence, string
 from ..shown import shown_value
+from .other_names import HINTS, OTHER_NAMES
 from .stop_strings import StopStrings
 
 LogitsProcessor = Callable[[list[int], NDArray[np.float32]], "NDArray[np.float32] | None"]
 
 SEED_LIMIT = 1 << 64
-
-# Names of other libraries -> ours.
-_OTHER_NAMES = {
-    "max_new_tokens": "max_tokens",
-    "n_predict": "max_tokens",
-    "num_predict": "max_tokens",
-    "repeat_penalty": "repetition_penalty",
-    "repeat_last_n": "repetition_window",
-    "temp": "temperature",
-    "stop_sequences": "stop",
-    "stop_strings": "stop",
-    "eos_token_id": "stop_token_ids",
-    "n_probs": "logprobs",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +47,8 @@ class SamplingParams:
         logit_bias: {token id: number added to its logit}. -inf forbids the token.
         logits_processors: functions f(token_ids, logits) that return logits, or None after changing them in place.
             They run in the thread that asks for the text. They may use the same model, or wait for others that do.
+        logits_processor_factories: functions without arguments that return such a function. Each text gets its own, so
+            it may keep state. They come after logits_processors.
 
     Raises:
         TypeError: a parameter has the wrong type, or its name is unknown. The message names it.
@@ -82,6 +72,7 @@ class SamplingParams:
     seed: int | None = None
     logit_bias: Mapping[int, float] | None = None
     logits_processors: Sequence[LogitsProcessor] = ()
+    logits_processor_factories: Sequence[Callable[[], LogitsProcessor]] = ()
 
     def __new__(cls, **sampling: Any) -> SamplingParams:
         """Refuse unknown names here, with a suggestion, which a dataclass's own __init__ does not give."""
@@ -112,15 +103,31 @@ class SamplingParams:
             "ignore_eos": boolean("ignore_eos", self.ignore_eos),
             "echo": boolean("echo", self.echo),
             "logits_processors": _items("logits_processors", self.logits_processors),
+            "logits_processor_factories": _items("logits_processor_factories", self.logits_processor_factories),
         }
         for name in ("top_p", "repetition_penalty"):
             if checked[name] == 0:
                 raise ValueError(f"{name} must be greater than 0")
-        for process in checked["logits_processors"]:
-            if not callable(process):
-                refuse("logits_processors", "functions", process)
+        for name in ("logits_processors", "logits_processor_factories"):
+            for function in checked[name]:
+                if not callable(function):
+                    refuse(name, "functions", function)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def has_processors(self) -> bool:
+        """Whether functions of the user change the logits."""
+        return bool(self.logits_processors or self.logits_processor_factories)
+
+    def check_for_several(self) -> None:
+        """Refuse an object as a logits processor of several texts: it may keep the state of one. Raises ValueError."""
+        for process in self.logits_processors:
+            if not isinstance(process, (FunctionType, BuiltinFunctionType, MethodType, partial, np.ufunc, type)):
+                raise ValueError(
+                    f"a {type(process).__name__:.80} in logits_processors would get the tokens of several texts: "
+                    "give a function, or logits_processor_factories=[lambda: ...], of which each text gets its own"
+                )
 
     @cached_property
     def bias_arrays(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -158,7 +165,9 @@ def check_seed(seed: Any) -> int:
 
 
 def _suggestion(name: str, known: list[str]) -> str:
-    close = [_OTHER_NAMES[name]] if name in _OTHER_NAMES else get_close_matches(name, known, 1)
+    if name in HINTS:
+        return f": {HINTS[name]}"
+    close = [OTHER_NAMES[name]] if name in OTHER_NAMES else get_close_matches(name, known, 1)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
 
 

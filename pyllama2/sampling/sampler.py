@@ -64,6 +64,7 @@ class Sampler:
         self._random = random.Random(seed)
         self._uniforms: deque[float] = deque()  # random numbers that were drawn early
         self._biased, self._bias = params.bias_arrays
+        self._processors = [*params.logits_processors, *(make() for make in params.logits_processor_factories)]
 
     def sample(self, logits: NDArray[np.float32], token_ids: Sequence[int], n_prompt: int) -> int:
         """Sample the next token.
@@ -98,7 +99,7 @@ class Sampler:
         """How to sample the next n tokens. None if that takes more than their logits, or if logprobs are wanted."""
         params = self._params
         if (
-            params.logits_processors or params.repetition_penalty != 1 or params.presence_penalty != 0
+            params.has_processors or params.repetition_penalty != 1 or params.presence_penalty != 0
             or params.frequency_penalty != 0 or self._biased.size or params.logprobs is not None
         ):  # fmt: skip
             return None
@@ -132,7 +133,7 @@ class Sampler:
         """Logits after processors, penalties and biases; raw itself if there are none."""
         params = self._params
         logits = raw
-        for process in params.logits_processors:
+        for process in self._processors:
             given = raw.copy() if logits is raw else logits
             result = process(list(token_ids), given)
             logits = given if result is None else _processed(result, raw.shape)

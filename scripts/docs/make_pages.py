@@ -42,6 +42,7 @@ from make_architecture import ROOMS  # noqa: E402
 import pyllama2  # noqa: E402
 from pyllama2.__main__ import COMMANDS  # noqa: E402
 from pyllama2.__main__ import main as run_pyllama2  # noqa: E402
+from pyllama2.generation.chat_engine import ChatEngine  # noqa: E402
 
 # Pages from outside of docs/.
 PAGES = {
@@ -177,7 +178,8 @@ def public_names() -> dict[str, str]:
         value = getattr(pyllama2, name)
         if isinstance(value, type):
             found[name] = f"pyllama2.{name}"
-            for member, what in vars(value).items():
+            bases = [one for one in value.__mro__ if one is value or one is ChatEngine]  # api.md has both's methods
+            for member, what in [item for one in bases for item in vars(one).items()]:
                 if not member.startswith("_") and (callable(what) or isinstance(what, (property, classmethod))):
                     found[f"{name}.{member}"] = f"pyllama2.{name}.{member}"
         elif callable(value):

@@ -55,9 +55,18 @@ def sampling() -> SamplingParams:
     return changed
 
 
+def one_of(texts: list[Completion]) -> Completion:
+    return texts[0]
+
+
 def completions(llm: Llama) -> None:
     one: Completion = llm.generate("Once", sampling())
     from_ids: Completion = llm.generate([1, 5], max_tokens=2)
+    variants: list[Completion] = llm.generate("Once", n=2, max_tokens=2)
+    of_each: list[Completion] = llm.generate(["Once", "One"], [sampling(), sampling()], max_tokens=2)
+    entries: list[TokenLogprob] = llm.score("Once upon", top=2)
+    as_dict: dict[str, Any] = one_of(variants).to_dict()
+    assert len(variants) == len(of_each) == 2 and entries and as_dict["text"] == str(variants[0])
     several: list[Completion] = llm.generate(["Once", "One day"], temperature=0, max_tokens=2)
     of_ids: list[Completion] = llm.generate([[1, 5], [1, 6]], max_tokens=2)
     assert len(several) == len(of_ids) == 2 and from_ids.usage.prompt_tokens == 2
@@ -144,6 +153,8 @@ def mistakes(llm: Llama) -> None:
     """Never called."""
     llm.generate(3)  # type: ignore[call-overload]
     llm.generate(b"bytes")  # type: ignore[call-overload]
+    llm.generate("Once", max_new_tokens=3)  # type: ignore[call-overload]
+    llm.chat([{"role": "user", "content": "a"}], temperature="hot")  # type: ignore[arg-type]
     wrong: list[Completion] = llm.generate("one prompt")  # type: ignore[assignment]
     llm.tokenize("text", True)  # type: ignore[call-arg]
     llm.chat("hello")  # type: ignore[arg-type]

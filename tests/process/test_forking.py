@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 import time
@@ -356,11 +355,6 @@ def test_data_loader_workers_use_the_parents_model(llm: Llama) -> None:
 
     loader = data.DataLoader(Texts(), batch_size=None, num_workers=2, timeout=60, multiprocessing_context="fork")
     assert list(loader) == [greedy(llm, prompt) for prompt in PROMPTS]
-
-
-def test_a_model_is_not_pickled(llm: Llama) -> None:
-    with pytest.raises(TypeError, match="a Llama cannot be pickled; make one in each process"):
-        pickle.dumps(llm)
 
 
 def test_a_gpu_is_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 from helpers.tiny_llama import write_tiny
 
 import pyllama2
+from pyllama2.generation.chat_engine import ChatEngine
 
 pytestmark = pytest.mark.subprocess
 
@@ -40,7 +41,7 @@ class TestMypy:
         path = tmp_path / "sample.py"
         path.write_text(text.replace("# type: ignore[", "# ["))
         found = self.check(path, tmp_path).stdout
-        assert len(marks) == 8 and all(f"sample.py:{number}: error" in found for number in marks), found
+        assert len(marks) == 10 and all(f"sample.py:{number}: error" in found for number in marks), found
 
 
 def test_the_sample_runs(tmp_path: Path) -> None:
@@ -56,5 +57,6 @@ def test_the_sample_runs(tmp_path: Path) -> None:
 def test_the_sample_uses_every_public_name() -> None:
     text = SAMPLE.read_text()
     missing = [name for name in pyllama2.__all__ if name not in text]
-    methods = [name for name in vars(pyllama2.Llama) if not name.startswith("_") and f"llm.{name}" not in text]
+    of_llama = [*vars(pyllama2.Llama), *vars(ChatEngine)]
+    methods = [name for name in of_llama if not name.startswith("_") and f"llm.{name}" not in text]
     assert not missing and not set(methods) - ELSEWHERE

@@ -1,0 +1,80 @@
+"""What other libraries call the arguments of Llama, and the error that says ours.
+
+docs/coming-from.md has the same names in a table, which a test compares with these.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from ..shown import shown_value
+
+# llama-cpp-python, transformers, mlx-lm, ollama, vLLM -> ours.
+OTHER_NAMES = {
+    "model_path": "model",
+    "model_name": "model",
+    "pretrained_model_name_or_path": "model",
+    "path_or_hf_repo": "model",
+    "repo_id": "model",
+    "num_ctx": "n_ctx",
+    "context_size": "n_ctx",
+    "max_model_len": "n_ctx",
+    "max_seq_len": "n_ctx",
+    "num_thread": "n_threads",
+    "threads": "n_threads",
+    "device_map": "device",
+    "dtype": "quant",
+    "torch_dtype": "quant",
+    "quantization": "quant",
+    "kv_cache_dtype": "kv_dtype",
+    "type_k": "kv_dtype",
+    "type_v": "kv_dtype",
+    "tokenizer_path": "tokenizer",
+}
+
+# Name of another library -> how the same is done here.
+HINTS = {
+    "n_gpu_layers": "device='cuda' has the whole model on the GPU",
+    "num_gpu": "device='cuda' has the whole model on the GPU",
+    "gpu_memory_utilization": "memory is planned from what is free",
+    "tensor_parallel_size": "a model is on one device",
+    "load_in_4bit": "quant='q4'",
+    "load_in_8bit": "quant='q8'",
+    "n_batch": "prompts are cut into pieces that suit the device",
+    "use_mmap": "one of our own files is always mapped",
+    "use_mlock": "one of our own files is always mapped",
+    "flash_attn": "attention never keeps all scores in memory",
+    "logits_all": "logits() and score() are there for every model",
+    "embedding": "there are no embeddings",
+    "chat_format": "it is an argument of chat(), template",
+    "trust_remote_code": "no code of a model's files is run",
+    "draft_model": "prompt_lookup guesses tokens without another model",
+}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def answering_other_names(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function so that it answers keywords that it does not have with TypeError and the name that it has."""
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(f"Llama has no argument {shown_value(name)}{_suggestion(name, known)}")
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    if name in HINTS:
+        return f": {HINTS[name]}"
+    close = [OTHER_NAMES[name]] if name in OTHER_NAMES else get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
