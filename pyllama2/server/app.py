@@ -21,6 +21,7 @@ from .guard import PROTECTION, Guard
 from .http import Answer
 from .metrics import CONTENT_TYPE, Metrics
 from .observe import Observe
+from .page_files import PageFiles
 from .requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from .schemas import ChatAnswer, CompletionAnswer, Health, ModelCard, ModelList, Text, Tokens, answers
 from .service import Service
@@ -70,6 +71,7 @@ def make_api(service: Service, metrics: Metrics) -> FastAPI:
         lifespan=lifespan,
     )
     _add_error_handlers(api)
+    files = PageFiles()
 
     @api.get("/v1/models", responses=answers(ModelList, 401), tags=["OpenAI"])
     async def list_models() -> dict[str, Any]:
@@ -128,8 +130,12 @@ def make_api(service: Service, metrics: Metrics) -> FastAPI:
         return Response(style_sheet(), media_type="text/css", headers=PROTECTION)
 
     @api.get("/", include_in_schema=False)
-    async def show_page() -> Response:
-        return Response(status_code=307, headers={"location": "docs", **PROTECTION})
+    async def show_page(request: Request) -> Response:
+        return files.answer("index.html", request)
+
+    @api.get("/static/{name:path}", include_in_schema=False)
+    async def show_file(name: str, request: Request) -> Response:
+        return files.answer(name, request)
 
     return api
 

@@ -120,7 +120,8 @@ class _Server(uvicorn.Server):
         """Listen, and say where."""
         await super().startup(sockets)
         for bound in sockets or []:
-            log.info("serving %s at %s/v1 (Ctrl-C ends)", self._service.settings.names[0], url_of(bound))
+            url = url_of(bound)
+            log.info("serving %s at %s/v1, a page at %s (Ctrl-C ends)", self._service.settings.names[0], url, url)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal begins the end, the second hurries it."""

@@ -67,7 +67,8 @@ def make_pages(folder: Path) -> None:
     linked: set[str] = set()
     for path in [*tracked("docs"), *PAGES]:
         if not path.endswith(".md"):
-            write(folder / page_of(path), (ROOT / path).read_text(encoding="utf-8"))
+            (folder / page_of(path)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / path, folder / page_of(path))
             continue
         text, links = with_site_links((ROOT / path).read_text(encoding="utf-8"), path)
         text = _HELP.sub(lambda match: f"```text\n{help_of(match[1])}```", text)
