@@ -1,5 +1,8 @@
 """GGUF checkpoints of architecture "llama": one file with the config, the tokenizer and the weights.
 
+A model may also be cut into files NAME-00001-of-00003.gguf: the first one has the metadata, each has some tensors
+(gguf_parts.py).
+
 wq and wk rotate adjacent rows, as in model.py: converters undo the permutation of Hugging Face checkpoints.
 gguf_header.py parses the file, gguf_blocks.py decodes the quantized types, and gguf_tokenizer.py makes the
 tokenizer. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
@@ -8,6 +11,7 @@ tokenizer. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -21,7 +25,8 @@ from ..storage.mapped import MappedFile
 from ..storage.tensor_info import TensorInfo
 from .base import Checkpoint, LazyTensor
 from .gguf_blocks import BLOCK_TYPES, dequantize
-from .gguf_header import Header, Metadata, is_gguf, read_header
+from .gguf_header import Metadata, is_gguf
+from .gguf_parts import open_parts
 from .gguf_tokenizer import read_tokenizer
 from .stored_tensor import StoredTensor
 from .tensor_names import TensorNames, check_tensors
@@ -55,59 +60,58 @@ class GgufCheckpoint(Checkpoint):
     kind = "gguf"
 
     def __init__(self, path: str | os.PathLike[str], tokenizer: str | None = None) -> None:
-        self._file = MappedFile(path)
-        header = read_header(self._file)
-        self.config = _read_config(self._file, header)
-        self._tensors = header.tensors
-        shapes = {name: info.shape for name, info in header.tensors.items() if name != ROPE_FACTORS}
-        check_tensors(self._file.path, self.config, shapes, NAMES.of)
-        self.files = [self._file.path]
+        parts = open_parts(path)
+        file, header = parts[0]
+        self._places = {name: (part, info) for part, other in parts for name, info in other.tensors.items()}
+        self._parts = [part for part, _ in parts]
+        self.config = _read_config(file, header.metadata, self._places)
+        shapes = {name: info.shape for name, (_, info) in self._places.items() if name != ROPE_FACTORS}
+        check_tensors(file.path, self.config, shapes, NAMES.of)
+        self.files = [part.path for part in self._parts]
         if tokenizer is None:
             self.tokenizer = read_tokenizer(header.metadata, self.config.vocab_size)
         else:
             self.tokenizer = read_tokenizer_file(tokenizer, self.config.vocab_size)
             self.files.append(tokenizer)
         self.chat_template = header.metadata.find("tokenizer.chat_template", str)
-        self.source = f"GGUF {shown(os.path.basename(self._file.path))}"
+        self.source = f"GGUF {shown(os.path.basename(file.path))}"
 
     def tensor(self, name: str) -> LazyTensor:
-        info = self._tensors[NAMES.of(name)]
+        file, info = self._places[NAMES.of(name)]
         if info.dtype not in BLOCK_TYPES:
-            return StoredTensor(self._file, info.dtype, info.shape, info.offset).lazy()
-        release = partial(self._file.release, info.offset, info.nbytes)
-        return LazyTensor(
-            info.dtype,
-            info.nbytes,
-            partial(self._dequantized, info, 0, info.shape[0]),
-            partial(self._dequantized, info),
-            release,
-        )
+            return StoredTensor(file, info.dtype, info.shape, info.offset).lazy()
+        rows = partial(_dequantized, file, info)
+        release = partial(file.release, info.offset, info.nbytes)
+        return LazyTensor(info.dtype, info.nbytes, partial(rows, 0, info.shape[0]), rows, release)
 
     def close(self) -> None:
-        self._file.close()
-
-    def _dequantized(self, info: TensorInfo, start: int, stop: int) -> NDArray[np.float32]:
-        """Read rows start .. stop - 1. Each row of a matrix is a whole number of blocks."""
-        layout = BLOCK_TYPES[info.dtype].layout
-        if len(info.shape) == 1:
-            blocks = self._file.array(info.offset, layout, (info.nbytes // layout.itemsize,))
-            return dequantize(info.dtype, blocks)[start:stop]
-        row_bytes = info.nbytes // info.shape[0]
-        n_blocks = (stop - start) * row_bytes // layout.itemsize
-        blocks = self._file.array(info.offset + start * row_bytes, layout, (n_blocks,))
-        return dequantize(info.dtype, blocks).reshape(stop - start, *info.shape[1:])
+        for part in self._parts:
+            part.close()
 
 
-def _read_config(file: MappedFile, header: Header) -> ModelConfig:
-    metadata, tensors = header.metadata, header.tensors
+def _dequantized(file: MappedFile, info: TensorInfo, start: int, stop: int) -> NDArray[np.float32]:
+    """Read rows start .. stop - 1. Each row of a matrix is a whole number of blocks."""
+    layout = BLOCK_TYPES[info.dtype].layout
+    if len(info.shape) == 1:
+        blocks = file.array(info.offset, layout, (info.nbytes // layout.itemsize,))
+        return dequantize(info.dtype, blocks)[start:stop]
+    row_bytes = info.nbytes // info.shape[0]
+    n_blocks = (stop - start) * row_bytes // layout.itemsize
+    blocks = file.array(info.offset + start * row_bytes, layout, (n_blocks,))
+    return dequantize(info.dtype, blocks).reshape(stop - start, *info.shape[1:])
+
+
+def _read_config(
+    file: MappedFile, metadata: Metadata, places: Mapping[str, tuple[MappedFile, TensorInfo]]
+) -> ModelConfig:
     architecture = metadata.get("general.architecture", str)
     if architecture != "llama":
         raise CheckpointError(f"{file.path}: the architecture {architecture[:40]!r} is not supported (llama is)")
-    if (metadata.find("split.count", int) or 1) > 1:
-        raise CheckpointError(f"{file.path} is a part of a model; join its parts with llama-gguf-split --merge")
     if metadata.find("llama.expert_count", int):
-        raise CheckpointError(f"{file.path} is a mixture of experts, which is not supported")
-    if "token_embd.weight" not in tensors:
+        raise CheckpointError(
+            f"{file.path} is a mixture of experts, which is not supported; take a dense Llama instead"
+        )
+    if "token_embd.weight" not in places:
         raise CheckpointError(f"{file.path}: tensor token_embd.weight is missing")
     dim = metadata.get("llama.embedding_length", int)
     n_heads = metadata.uniform("llama.attention.head_count")
@@ -120,14 +124,14 @@ def _read_config(file: MappedFile, header: Header) -> ModelConfig:
             n_heads=n_heads,
             n_kv_heads=metadata.uniform("llama.attention.head_count_kv", n_heads),
             head_dim=_head_dim(metadata, dim, n_heads),
-            vocab_size=tensors["token_embd.weight"].shape[0],
+            vocab_size=places["token_embd.weight"][1].shape[0],
             max_seq_len=metadata.get("llama.context_length", int),
             norm_eps=metadata.get("llama.attention.layer_norm_rms_epsilon", float),
             rope_theta=10000.0 if rope_theta is None else rope_theta,
             rope_scaling=_linear_scaling(metadata),
-            tied_embeddings="output.weight" not in tensors,
+            tied_embeddings="output.weight" not in places,
         )
-        return _with_rope_factors(config, file, tensors[ROPE_FACTORS]) if ROPE_FACTORS in tensors else config
+        return _with_rope_factors(config, *places[ROPE_FACTORS]) if ROPE_FACTORS in places else config
     except ValueError as error:
         raise CheckpointError(f"{file.path}: {error}") from error
 

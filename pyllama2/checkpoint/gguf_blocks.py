@@ -11,6 +11,13 @@ Types with K have 256 numbers in a block, cut into groups with scales of their o
     Q4_K   q * (d * scale) - dmin * min         8 groups of 32, 6-bit scales and mins
     Q5_K   as Q4_K                              bit j of high_bits[i] is the fifth bit of number i of group j
     Q6_K   (q - 32) * (d * scale)               16 groups of 16, 8-bit scales
+    Q2_K   q * (d * scale) - dmin * min         16 groups of 16, 4-bit scales and mins
+    Q3_K   (q - 4) * (d * (scale - 32))         16 groups of 16, 6-bit scales; high_bits as in Q5_K
+
+Types with IQ4 look up a code of 4 bits in a table of 16 values:
+
+    IQ4_NL   table[q] * d                       32 numbers, nibbles as in Q4_0
+    IQ4_XS   table[q] * (d * (scale - 32))      8 groups of 32, 6-bit scales
 
 Source: https://github.com/ggml-org/ggml (ggml-common.h, ggml-quants.c).
 """
@@ -143,6 +150,53 @@ def _q6_k(blocks: NDArray[Any]) -> NDArray[np.float32]:
     return numbers
 
 
+def _two_bits(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Codes (n, 16, 16) of two bits from (n, 2, 32) bytes. Byte i of a half has numbers i, 32 + i, 64 + i, 96 + i."""
+    shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+    parts: NDArray[np.uint8] = (codes[:, :, None, :] >> shifts) & np.uint8(3)
+    return parts.reshape(-1, 16, 16)
+
+
+def _q2_k(blocks: NDArray[Any]) -> NDArray[np.float32]:
+    scales = blocks["scales"]  # (n, 16): the low nibble is the scale of a group, the high one its min
+    steps: NDArray[np.float32] = _float(blocks["d"]) * (scales & 15)
+    numbers = _two_bits(blocks["codes"]) * steps[..., None]
+    numbers -= (_float(blocks["dmin"]) * (scales >> 4))[..., None]
+    return numbers
+
+
+def _q3_k(blocks: NDArray[Any]) -> NDArray[np.float32]:
+    """Decode Q3_K. Twelve bytes pack 16 scales of 6 bits.
+
+    Bytes 0 .. 7: the lower four bits of scales 0 .. 7 (low nibbles) and 8 .. 15 (high nibbles)
+    Bytes 8 .. 11: the upper two bits of scales j, 4 + j, 8 + j and 12 + j, from the lowest bits up
+    """
+    lower = _nibbles(blocks["scales"][:, :8])
+    upper = (blocks["scales"][:, None, 8:] >> np.arange(0, 8, 2, dtype=np.uint8)[:, None]) & 3
+    scales = (lower | (upper.reshape(-1, 16) << np.uint8(4))).view(np.int8) - np.int8(32)
+    high_bits = np.unpackbits(blocks["high_bits"][:, None, :], axis=1, bitorder="little")  # (n, 8, 32)
+    codes = _two_bits(blocks["codes"]) | (high_bits.reshape(-1, 16, 16) << np.uint8(2))
+    steps: NDArray[np.float32] = _float(blocks["d"]) * scales
+    return (codes.view(np.int8) - np.int8(4)) * steps[..., None]
+
+
+_IQ4_TABLE = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
+
+
+def _iq4_nl(blocks: NDArray[Any]) -> NDArray[np.float32]:
+    numbers: NDArray[np.float32] = _IQ4_TABLE[_nibbles(blocks["codes"])] * _float(blocks["d"])
+    return numbers
+
+
+def _iq4_xs(blocks: NDArray[Any]) -> NDArray[np.float32]:
+    """Decode IQ4_XS. Scale j has its lower four bits in nibble j of scales, and bits 2 j and 2 j + 1 of high_bits."""
+    lower = np.stack([blocks["scales"] & 15, blocks["scales"] >> 4], axis=-1).reshape(-1, 8)
+    upper = (blocks["high_bits"][:, None] >> np.arange(0, 16, 2, dtype=np.uint16)) & 3
+    scales = (lower | (upper.astype(np.uint8) << np.uint8(4))).view(np.int8) - np.int8(32)
+    numbers: NDArray[np.float32] = _IQ4_TABLE[_nibbles(blocks["codes"])] * (_float(blocks["d"]) * scales)[..., None]
+    return numbers
+
+
 _D = ("d", "<f2")
 _M = ("m", "<f2")
 _K = [_D, ("dmin", "<f2"), ("scales", "u1", 12)]
@@ -157,5 +211,13 @@ BLOCK_TYPES = {
     "Q5_K": BlockType(256, np.dtype([*_K, ("high_bits", "u1", 32), ("codes", "u1", (4, 32))]), _q5_k),
     "Q6_K": BlockType(
         256, np.dtype([("codes", "u1", (2, 64)), ("high_bits", "u1", (2, 32)), ("scales", "i1", 16), _D]), _q6_k
+    ),
+    "Q2_K": BlockType(256, np.dtype([("scales", "u1", 16), ("codes", "u1", (2, 32)), _D, ("dmin", "<f2")]), _q2_k),
+    "Q3_K": BlockType(
+        256, np.dtype([("high_bits", "u1", 32), ("codes", "u1", (2, 32)), ("scales", "u1", 12), _D]), _q3_k
+    ),
+    "IQ4_NL": BlockType(32, np.dtype([_D, ("codes", "u1", 16)]), _iq4_nl),
+    "IQ4_XS": BlockType(
+        256, np.dtype([_D, ("high_bits", "<u2"), ("scales", "u1", 4), ("codes", "u1", (8, 16))]), _iq4_xs
     ),
 }

@@ -55,6 +55,12 @@ _BLOCKS = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2)} | {
     name: (block.size, block.layout.itemsize) for name, block in BLOCK_TYPES.items()
 }
 
+# Types that are not supported, by how their names begin, and the nearest that is.
+_NEAREST = {
+    "IQ1": "Q2_K", "IQ2": "Q2_K", "IQ3": "Q3_K", "TQ": "Q2_K", "Q4_0_": "Q4_0", "IQ4_NL_": "IQ4_NL", "MXFP4": "Q4_K",
+    "NVFP4": "Q4_K", "Q8_": "Q8_0", "Q4_": "Q4_0",
+}  # fmt: skip
+
 T = TypeVar("T", int, float, bool, str)
 
 
@@ -308,13 +314,23 @@ def _read_tensor(cursor: Cursor) -> TensorInfo:
     number, offset = cursor.number(4), cursor.number(8)
     kind = _TENSOR_TYPES[number] if number < len(_TENSOR_TYPES) else f"of the unknown type {number}"
     if kind not in _BLOCKS:
-        raise CheckpointError(f"{cursor.path}: {cursor.where} is {kind}; supported are {', '.join(_BLOCKS)}")
+        raise CheckpointError(
+            f"{cursor.path}: {cursor.where} is {kind}; supported are {', '.join(_BLOCKS)}{_nearest(kind)}"
+        )
     size, nbytes = _BLOCKS[kind]
     if 0 in shape or shape[-1] % size:
         raise CheckpointError(
             f"{cursor.path}: {cursor.where} of shape {shape} has rows that are not made of {kind} blocks of {size}"
         )
     return TensorInfo(kind, shape, offset, prod(shape) // size * nbytes)
+
+
+def _nearest(kind: str) -> str:
+    """The end of a message: which file of the same model has about as many bits and can be read."""
+    for start, other in _NEAREST.items():
+        if kind.startswith(start):
+            return f"; take the {other} file of the same model"
+    return ""
 
 
 def _check_places(cursor: Cursor, tensors: dict[str, TensorInfo]) -> None:

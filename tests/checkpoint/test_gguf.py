@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
@@ -22,6 +23,7 @@ from pyllama2 import _cpu
 from pyllama2.checkpoint import open_checkpoint
 from pyllama2.checkpoint.base import Checkpoint
 from pyllama2.checkpoint.gguf import GgufCheckpoint, is_gguf
+from pyllama2.checkpoint.gguf_blocks import BLOCK_TYPES
 from pyllama2.config import ModelConfig, RopeScaling
 from pyllama2.errors import CheckpointError
 from pyllama2.storage.mapped import MappedFile
@@ -30,10 +32,10 @@ from pyllama2.storage.weights import Weight
 # Rows of 64 and 256 numbers, which blocks of 32 and of 256 divide.
 BLOCKS_OF_32 = replace(GQA, dim=64, hidden_dim=96, n_heads=4, n_kv_heads=2, head_dim=16)
 BLOCKS_OF_256 = replace(BLOCKS_OF_32, dim=256, hidden_dim=256, n_heads=8, head_dim=32, n_layers=1)
-TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+TYPES = ("F32", "F16", "BF16", *BLOCK_TYPES)
 OTHER_TYPES = (
-    "Q8_1", "Q2_K", "Q3_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS",
-    "I8", "I16", "I32", "I64", "F64", "IQ1_M", "TQ1_0", "TQ2_0", "MXFP4",
+    "Q8_1", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ3_S", "IQ2_S", "I8", "I16", "I32", "I64", "F64",
+    "IQ1_M", "TQ1_0", "TQ2_0", "MXFP4",
 )  # fmt: skip
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -66,7 +68,7 @@ def test_float32_is_read_as_written(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_every_type(tmp_path: Path, kind: str) -> None:
-    config = BLOCKS_OF_256 if kind.endswith("K") else BLOCKS_OF_32
+    config = BLOCKS_OF_256 if kind.endswith(("K", "XS")) else BLOCKS_OF_32
     weights = random_weights(config)
     checkpoint = GgufCheckpoint(write_model(tmp_path / "m", config, weights, kind))
     assert checkpoint.config == config
@@ -221,7 +223,7 @@ def test_chat_template(tmp_path: Path) -> None:
 
 REFUSED_KEYS: dict[str, tuple[dict[str, Any], str]] = {
     "experts": ({"llama.expert_count": 8}, "mixture of experts"),
-    "split": ({"split.count": 3}, "part of a model"),
+    "split": ({"split.count": 3}, "is one of 3 parts of a model, and must have its name"),
     "no_dim": ({"llama.embedding_length": None}, "lacks the key llama.embedding_length"),
     "no_heads": ({"llama.attention.head_count": None}, "lacks the key llama.attention.head_count"),
     "no_layers": ({"llama.block_count": None}, "lacks the key llama.block_count"),
@@ -316,8 +318,12 @@ def test_other_types_are_refused_by_name(tmp_path: Path, kind: str) -> None:
     size, nbytes = gguf.GGML_QUANT_SIZES[TensorType[kind]]
     tensors = {"token_embd.weight": np.zeros((2, 256 // size * nbytes), np.uint8)}
     path = write_gguf(tmp_path / "m", tensors, model_keys(GQA), {"token_embd.weight": kind})
-    with pytest.raises(CheckpointError, match=f"tensor 'token_embd.weight' is {kind}; supported are F32, F16"):
+    message = f"tensor 'token_embd.weight' is {kind}; supported are F32, F16"
+    with pytest.raises(CheckpointError, match=message) as caught:
         GgufCheckpoint(path)
+    nearest = re.search(r"; take the (\w+) file of the same model$", str(caught.value))
+    assert (nearest is None) == kind.startswith(("I8", "I16", "I32", "I64", "F64"))
+    assert nearest is None or nearest[1] in BLOCK_TYPES
 
 
 ROTATIONS = replace(GQA, dim=16, n_heads=1, n_kv_heads=1, head_dim=128, rope_theta=5e5, n_layers=1)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pyllama2.checkpoint.gguf_blocks import BLOCK_TYPES, dequantize
 
-CAN_QUANTIZE = [kind for kind in BLOCK_TYPES if not kind.endswith("K")]
+CAN_QUANTIZE = [kind for kind in BLOCK_TYPES if kind.endswith(("_0", "_1"))]
 
 
 def reference(raw: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:

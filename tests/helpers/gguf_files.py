@@ -12,6 +12,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as TensorType
 from numpy.typing import NDArray
 
+from pyllama2.checkpoint.gguf_blocks import BLOCK_TYPES
 from pyllama2.config import ModelConfig
 
 TOP = {"tok_embeddings": "token_embd", "norm": "output_norm", "output": "output"}
@@ -73,16 +74,17 @@ def llama3_divisors(head_dim: int, theta: float, factor: float, context: int = 8
 
 
 def stored(array: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """A tensor as the writer takes it; K types, which the gguf package cannot make, are random codes and scales."""
+    """A tensor as the writer takes it; other types, which the gguf package cannot make, are random codes and scales."""
     if dtype == "F32":
         return array
-    if not dtype.endswith("K"):
+    if dtype.endswith(("_0", "_1", "16")):
         return gguf.quants.quantize(array, TensorType[dtype])
     size, nbytes = gguf.GGML_QUANT_SIZES[TensorType[dtype]]
     rows, columns = array.shape
     blocks = np.random.default_rng(len(array)).integers(0, 256, (rows, columns // size, nbytes), np.uint8)
-    scales = slice(208, 210) if dtype == "Q6_K" else slice(0, 4)
-    blocks[..., scales] = np.full(2, 1e-4, np.float16).view(np.uint8)[: scales.stop - scales.start]
+    fields = blocks.view(BLOCK_TYPES[dtype].layout)
+    for name in {"d", "dmin"} & set(fields.dtype.names or ()):
+        fields[name] = 1e-4
     return blocks.reshape(rows, -1)
 
 
