@@ -18,11 +18,11 @@ from .backend import select_backend
 from .checkpoint.title import title_of
 from .cli.common import add_model_flags, naming_environment, positive
 from .cli.parser import CommandParser
-from .cli.progress import progress_bar
 from .cli.running import run_command
 from .errors import ContextLengthError
 from .loading import load_model
 from .model_names import find_model
+from .progress import progress_bar
 from .shown import for_json
 
 _PROMPT_TOKENS, _NEW_TOKENS = 512, 64

@@ -12,9 +12,9 @@ if __name__ == "__main__":  # before the imports below, which take a while: Ctrl
 
 from .cli.common import positive
 from .cli.parser import CommandParser
-from .cli.progress import progress_bar
 from .cli.running import run_command
 from .convert import export
+from .progress import progress_bar
 
 
 def make_parser() -> CommandParser:

@@ -17,9 +17,9 @@ from .analysis.inspection import Inspection, inspect_model, tokenize_text
 from .cli.common import naming_environment, positive, read_text, thread_count
 from .cli.inspection_text import report, tokens_report
 from .cli.parser import CommandParser
-from .cli.progress import progress_bar
 from .cli.running import run_command
 from .model_names import find_model
+from .progress import progress_bar
 from .shown import for_json
 from .tokenizer.base import Tokenizer
 

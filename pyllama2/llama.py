@@ -10,10 +10,10 @@ import logging
 import os
 import sys
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from .generation.stream import Stream, pulled_in_threads
 from .loading import load_model
 from .memory import check_logits_fit
 from .model_names import find_model
+from .progress import progress_bar
 from .sampling.keywords import Sampling
 from .sampling.params import SamplingParams, check_seed
 from .shown import one_line, shown_value
@@ -78,7 +79,8 @@ class Llama(ChatEngine):
             in one pass. Texts that quote come faster. The output is unchanged.
         keep: keep a converted model for the next start, in ~/.cache/pyllama2 or the folder PYLLAMA2_CACHE.
         verbose: say on stderr which device was taken and why.
-        progress: called as by export() while weights are converted in memory.
+        progress: called as by export() while weights are converted in memory. None: on a terminal and in notebooks, a
+            bar is shown if that takes longer than a second. False: nothing is shown.
 
     Attributes:
         n_ctx: longest sequence in tokens.
@@ -106,7 +108,7 @@ class Llama(ChatEngine):
         prompt_lookup: bool = True,
         keep: bool = False,
         verbose: bool = False,
-        progress: Progress | None = None,
+        progress: Progress | Literal[False] | None = None,
     ) -> None:
         if arguments.string("context", context) not in ("stop", "roll"):
             raise ValueError(f"context must be stop or roll, not {shown_value(context)}")
@@ -121,21 +123,23 @@ class Llama(ChatEngine):
             arguments.path("model", model)
         tokenizer = None if tokenizer is None else arguments.path("tokenizer", tokenizer)
         arguments.boolean("verbose", verbose)
-        arguments.function("progress", progress)
+        if progress is not False:
+            arguments.function("progress", progress)
         seed = None if seed is None else check_seed(seed)
         select_backend(device)  # before weights are converted, which may take long
         path = find_model(model, needs_tokenizer=tokenizer is None)
-        stored = load_model(
-            path,
-            quant=quant,
-            tokenizer=tokenizer,
-            n_ctx=n_ctx,
-            kv_dtype=kv_dtype,
-            n_threads=n_threads,
-            quantized=(device or os.environ.get("PYLLAMA2_DEVICE")) == "cuda",
-            keep=arguments.boolean("keep", keep),
-            progress=progress,
-        )
+        with progress_bar("convert", delay_s=1.0) if progress is None else nullcontext(progress or None) as progress:
+            stored = load_model(
+                path,
+                quant=quant,
+                tokenizer=tokenizer,
+                n_ctx=n_ctx,
+                kv_dtype=kv_dtype,
+                n_threads=n_threads,
+                quantized=(device or os.environ.get("PYLLAMA2_DEVICE")) == "cuda",
+                keep=arguments.boolean("keep", keep),
+                progress=progress,
+            )
         backend_class, why = select_backend(device, stored, kv_dtype)
         if verbose:
             print(f"pyllama2: {one_line(why)}", file=sys.stderr)
@@ -163,6 +167,7 @@ class Llama(ChatEngine):
             "seed": seed,
             "context": context,
             "prompt_lookup": prompt_lookup,
+            "keep": keep,
         }
 
     def __reduce__(self) -> tuple[Any, ...]:

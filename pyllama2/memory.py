@@ -187,7 +187,7 @@ def _step_bytes(config: ModelConfig) -> int:
 
 def available_bytes() -> int | None:
     """Bytes of memory that can be allocated without swapping; None when the system does not say."""
-    limits = [_meminfo_available(), *map(_cgroup_available, _CGROUP_ROOTS)]
+    limits = [_system_available(), *map(_cgroup_available, _CGROUP_ROOTS)]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -201,15 +201,14 @@ def _what_fits(quantization: Quantization, n_ctx: int, fits: Callable[[Quantizat
     return "no quantization of it would fit"
 
 
-def _meminfo_available() -> int | None:
-    """MemAvailable of Linux, in bytes: free memory, and the page cache that is given back on demand."""
+def _system_available() -> int | None:
+    """Bytes that the system can give without swapping: free memory, and the page cache that is given back on demand."""
+    import psutil
+
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
+        return int(psutil.virtual_memory().available)
+    except (OSError, RuntimeError, ValueError):  # such as a /proc that is not mounted
+        return None
 
 
 def _cgroup_available(root: Path) -> int | None:

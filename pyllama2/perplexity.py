@@ -16,8 +16,8 @@ if __name__ == "__main__":  # before the imports below, which take a while: Ctrl
 from .analysis.evaluation import Perplexity, perplexity
 from .cli.common import add_model_flags, open_model, positive, read_text
 from .cli.parser import CommandParser
-from .cli.progress import progress_bar
 from .cli.running import run_command
+from .progress import progress_bar
 from .shown import shown
 
 _EPILOG = """\

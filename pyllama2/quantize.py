@@ -12,8 +12,8 @@ if __name__ == "__main__":  # before the imports below, which take a while: Ctrl
 
 from .calibration import quantize
 from .cli.parser import CommandParser
-from .cli.progress import progress_bar
 from .cli.running import run_command
+from .progress import progress_bar
 from .shown import one_line
 from .storage.weights import GROUP_SIZES
 

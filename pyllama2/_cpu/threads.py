@@ -53,7 +53,7 @@ def default_threads() -> int:
 
 def n_processors() -> int:
     """Return the number of processors that this process may use. Hyper-threads count each."""
-    return len(_usable()) or os.cpu_count() or 1
+    return len(_usable()) or _cpu_count(logical=True)
 
 
 def _positive(variable: str, value: str) -> int:
@@ -69,6 +69,13 @@ def _usable() -> set[int]:
     return _AFFINITY_WHEN_LOADED if bound else _affinity()
 
 
+def _cpu_count(*, logical: bool) -> int:
+    """The number of processors of this machine, or of cores, for systems without affinity."""
+    import psutil
+
+    return psutil.cpu_count(logical=logical) or os.cpu_count() or 1
+
+
 def _physical_cores() -> int:
     """The number of cores that the process may use. Hyper-threads of one core count once."""
     cores = set()
@@ -78,7 +85,7 @@ def _physical_cores() -> int:
             cores.add(siblings.read_text())
         except OSError:
             cores.add(str(cpu))
-    return len(cores) or os.cpu_count() or 1
+    return len(cores) or _cpu_count(logical=False)
 
 
 def _cgroup_limit() -> int:

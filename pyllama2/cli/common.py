@@ -17,7 +17,6 @@ from ..generation.completion import Completion
 from ..llama import Llama
 from ..sampling.params import SamplingParams
 from ..shown import for_terminal
-from .progress import progress_bar
 from .sampling_flags import add_penalty_flags, with_escapes
 
 
@@ -112,7 +111,7 @@ def open_model(args: argparse.Namespace) -> Llama:
     Raises:
         Pyllama2Error, ValueError: as Llama() does.
     """
-    with naming_environment(args.model), progress_bar("convert") as progress:
+    with naming_environment(args.model):
         llm = Llama(
             args.model,
             device=args.device,
@@ -124,7 +123,6 @@ def open_model(args: argparse.Namespace) -> Llama:
             tokenizer=args.tokenizer,
             prompt_lookup=not args.no_prompt_lookup,
             context=getattr(args, "context_mode", "stop"),
-            progress=progress,
         )
     facts = ", ".join(f"{name} {value}" for name, value in llm.describe().items() if name != "config")
     logging.getLogger("pyllama2").info("%s", facts)

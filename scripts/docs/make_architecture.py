@@ -30,6 +30,7 @@ ROOMS = {
     "bounded_json": "Parses JSON from files of others, strictly and within bounded memory",
     "arguments": "Checks of arguments, with messages that say what was expected",
     "process": "What concerns the whole process: Ctrl-C, fork, exit",
+    "progress": "A progress bar on terminals and in notebooks",
     "config": "`ModelConfig`: the dimensions of a model, and the name and shape of every tensor",
     "tokenizer": "Text to token ids and back",
     "chat_formats": "The messages of a chat to token ids",

