@@ -83,6 +83,7 @@ def _bench(args: argparse.Namespace) -> int:
             path,
             quant=args.quant,
             quantized=(args.device or os.environ.get("PYLLAMA2_DEVICE")) == "cuda",
+            lora=args.lora,
             keep=args.keep,
             tokenizer=args.tokenizer,
             n_ctx=args.ctx,

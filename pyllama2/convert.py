@@ -10,7 +10,7 @@ One tensor is in memory at a time, apart from those that convert_in_memory keeps
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from math import prod
@@ -44,6 +44,7 @@ def export(
     *,
     dtype: str = "float32",
     format: str = "pyllama2",
+    lora: str | Sequence[str] = (),
     tokenizer: FilePath | None = None,
     max_seq_len: int | None = None,
     norm_eps: float | None = None,
@@ -60,6 +61,7 @@ def export(
         dtype: type of the matrices, "float32" or "float16", and for format="gguf" also "q8", which is Q8_0. Norms
             stay float32, but not for format="huggingface".
         format: "pyllama2" for one of our files, "gguf", or "huggingface" for a directory with safetensors.
+        lora: LoRA adapters that are merged into the weights, each PATH or PATH:SCALE.
         tokenizer: path of a tokenizer file that replaces the checkpoint's own.
         max_seq_len: longest sequence in tokens, instead of the checkpoint's.
         norm_eps: epsilon of RMSNorm, instead of the checkpoint's.
@@ -85,6 +87,10 @@ def export(
         norm_eps=None if norm_eps is None else arguments.real("norm_eps", norm_eps),
     )
     with closing(opened) as source:
+        if lora:
+            from .adapters import with_adapters  # as late as the readers, which it imports
+
+            source = with_adapters(source, lora)
         if format == "pyllama2":
             write_converted(source, target, Quantization.of(dtype), progress)
             return

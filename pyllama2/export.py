@@ -25,6 +25,7 @@ def make_parser() -> CommandParser:
     add("-o", "--output", required=True, metavar="OUT", help="the file to write")
     add("--dtype", choices=("float32", "float16", "q8"), default="float32", help="type of the matrices; q8 in GGUF")
     add("--format", choices=("pyllama2", "gguf", "huggingface"), default="pyllama2", help="format of OUT")
+    add("--lora", action="append", default=[], metavar="PATH[:SCALE]", help="a LoRA adapter to merge; may be repeated")
     add("--tokenizer", metavar="PATH", help="a tokenizer file, for checkpoints without one")
     add("--max-seq-len", type=positive, metavar="N", help="longest sequence in tokens, instead of the checkpoint's")
     add("--norm-eps", type=float, metavar="X", help="epsilon of RMSNorm, instead of the checkpoint's")
@@ -50,6 +51,7 @@ def _export(args: argparse.Namespace) -> int:
             args.output,
             dtype=args.dtype,
             format=args.format,
+            lora=args.lora,
             tokenizer=args.tokenizer,
             max_seq_len=args.max_seq_len,
             norm_eps=args.norm_eps,

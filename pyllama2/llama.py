@@ -70,6 +70,7 @@ class Llama(ChatEngine):
         kv_dtype: type of keys and values: "float32", "float16" or, where the backend has it, "int8". None: the
             backend's choice.
         tokenizer: path of a tokenizer, for checkpoints without one.
+        lora: LoRA adapters that are merged into the weights, each PATH or PATH:SCALE: PEFT's directory or a GGUF file.
         seed: seed of requests that bring none. Two instances with one seed repeat each other.
         context: "stop": a text ends when it fills the context. "roll": it goes on. When prompt and text together are
             longer than n_ctx, the model sees the first 4 tokens and the newest n_ctx // 2. They are computed anew
@@ -103,6 +104,7 @@ class Llama(ChatEngine):
         quant: str | None = "auto",
         kv_dtype: str | None = None,
         tokenizer: str | os.PathLike[str] | None = None,
+        lora: str | Sequence[str] = (),
         seed: int | None = None,
         context: str = "stop",
         prompt_lookup: bool = True,
@@ -133,6 +135,7 @@ class Llama(ChatEngine):
                 path,
                 quant=quant,
                 tokenizer=tokenizer,
+                lora=lora,
                 n_ctx=n_ctx,
                 kv_dtype=kv_dtype,
                 n_threads=n_threads,
@@ -164,6 +167,7 @@ class Llama(ChatEngine):
             "quant": quant,
             "kv_dtype": kv_dtype,
             "tokenizer": None if tokenizer is None else os.path.abspath(tokenizer),
+            "lora": lora,
             "seed": seed,
             "context": context,
             "prompt_lookup": prompt_lookup,

@@ -78,7 +78,7 @@ def _perplexity(parser: argparse.ArgumentParser, args: argparse.Namespace) -> in
         llm = stack.enter_context(open_model(args))
         against = None
         if args.against is not None:
-            changed = {**vars(args), "model": args.against, "quant": None, "kv_dtype": None, "keep": False}
+            changed = {**vars(args), "model": args.against, "quant": None, "kv_dtype": None, "keep": False, "lora": []}
             against = stack.enter_context(open_model(argparse.Namespace(**changed)))
         with progress_bar("perplexity") as progress:
             result = perplexity(llm, text, against=against, window=args.ctx, stride=args.stride, progress=progress)

@@ -134,6 +134,11 @@ def _is_unused(name: str, config: ModelConfig) -> bool:
 
 def _unpermuted(stored: StoredTensor, n_heads: int) -> NDArray[Any]:
     """Read wq or wk with its rows in model.py's order."""
-    rows, columns = stored.shape
-    halves = stored.read().reshape(n_heads, 2, rows // n_heads // 2, columns)
+    return in_our_order(stored.read(), n_heads)
+
+
+def in_our_order(matrix: NDArray[Any], n_heads: int) -> NDArray[Any]:
+    """Return wq or wk, or any (n_heads * head_dim, columns) with their rows, with the rows in model.py's order."""
+    rows, columns = matrix.shape
+    halves = matrix.reshape(n_heads, 2, rows // n_heads // 2, columns)
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows, columns)

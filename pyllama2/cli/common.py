@@ -96,6 +96,7 @@ def add_model_flags(
     )
     add("--tokenizer", metavar="PATH", help="a tokenizer file, for checkpoints without one")
     add("--quant", choices=_QUANTS, default="auto", help="convert the weights in memory (default: as memory allows)")
+    add("--lora", action="append", default=[], metavar="PATH[:SCALE]", help="a LoRA adapter; may be repeated")
     add("--keep", action="store_true", help="keep a converted model for the next start, in ~/.cache/pyllama2")
     add("-c", "--ctx", type=positive, metavar="CTX", help=ctx_help)
     add("-t", "--threads", type=thread_count, help="threads (default: PYLLAMA2_NUM_THREADS, else the physical cores)")
@@ -118,6 +119,7 @@ def open_model(args: argparse.Namespace) -> Llama:
             n_ctx=args.ctx,
             n_threads=args.threads,
             quant=args.quant,
+            lora=args.lora,
             keep=args.keep,
             kv_dtype=args.kv_dtype,
             tokenizer=args.tokenizer,

@@ -1,9 +1,9 @@
 """Converted models that are kept for the next start, in a folder with a limit of size.
 
 The folder is PYLLAMA2_CACHE, else $XDG_CACHE_HOME/pyllama2, else ~/.cache/pyllama2. Its files are our model files. A
-file's name is a hash of what it was made from: the checkpoint's files with their sizes and times, and the storage
-types. When the files take more than PYLLAMA2_CACHE_GB, 20 without it, those that were used longest ago are removed. A
-program that has one of them mapped keeps it until it ends.
+file's name is a hash of what it was made from: the checkpoint's files with their sizes and times, the storage types,
+and adapters with their scales. When the files take more than PYLLAMA2_CACHE_GB, 20 without it, those that were used
+longest ago are removed. A program that has one of them mapped keeps it until it ends.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _path_of(checkpoint: Checkpoint, quantization: Quantization) -> Path:
         status = os.stat(real)
         files.append([real, status.st_size, status.st_mtime_ns])
     config = checkpoint.config.to_json()
-    key = json.dumps([VERSION, files, config, quantization.to_json()])
+    key = json.dumps([VERSION, files, config, quantization.to_json(), checkpoint.source])
     return kept_folder() / (hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32] + _SUFFIX)
 
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from typing import get_args
+
+import numpy as np
 
 from ..backend.kv_cache import check_kv_dtype, default_kv_dtype
 from ..checkpoint import open_checkpoint
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.own_file import OwnCheckpoint
 from ..checkpoint.title import title_of
-from ..convert import Progress, convert_in_memory
+from ..convert import Progress, convert_in_memory, quantized_weight
 from ..memory import check_model_fits
 from ..shown import shown, shown_value
+from ..storage.floats import as_float
 from ..storage.model_file import StoredModel
-from ..storage.weights import Quantization, WeightType
+from ..storage.weights import Quantization, Weight, WeightType
 from .choice import choose_quantization, main_type
 from .kept import find_kept, keep_converted
 
@@ -31,6 +35,7 @@ def load_model(
     *,
     quant: str | None,
     tokenizer: str | os.PathLike[str] | None,
+    lora: str | Sequence[str] = (),
     n_ctx: int | None,
     kv_dtype: str | None,
     n_threads: int | None = None,
@@ -47,6 +52,7 @@ def load_model(
         quant: the storage type of the matrices: "float32", "float16", "q8" or "q4"; None: as they are in one of our
             files, float32 for other checkpoints; "auto": for other checkpoints what choice.py says.
         tokenizer: path of a tokenizer file that replaces the model's own.
+        lora: LoRA adapters that are merged into the weights, each PATH or PATH:SCALE.
         n_ctx: context length in tokens that memory must suffice for; None: up to 2048.
         kv_dtype: type of the key/value cache, one of KV_DTYPES; None: float32 for a float32 model, else float16.
         n_threads: number of threads, which the memory needed depends on.
@@ -79,9 +85,30 @@ def load_model(
         else:
             quantization = Quantization.of(quant or "float32")
         check_model_fits(config, quantization, context, kv_dtype or default_kv_dtype(quantization), n_threads)
+        source: Checkpoint = checkpoint
+        if lora:
+            from ..adapters import with_adapters  # as late as the readers, which it imports
+
+            source = with_adapters(checkpoint, lora)
+            if model is not None:
+                return _merged(model, source, source.changed)
         if model is not None:
             return model
-        return _converted(checkpoint, path, quantization, quant == "auto", keep, progress)
+        return _converted(source, path, quantization, quant == "auto", keep, progress)
+
+
+def _merged(model: StoredModel, source: Checkpoint, changed: Collection[str]) -> StoredModel:
+    """Replace the weights of one of our files that adapters change. The others stay as they are, in the file."""
+    for name, shape in model.config.tensor_shapes().items():
+        if name in changed:
+            kind = model.quantization.storage_of(name, model.config)
+            array = source.tensor(name).read()
+            if kind.group_size:
+                model.weights[name] = quantized_weight(name, array, kind)
+            else:
+                model.weights[name] = Weight(name, kind.type, shape, as_float(name, array, np.dtype(kind.type)))
+    model.source = source.source
+    return model
 
 
 def _converted(

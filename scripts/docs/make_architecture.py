@@ -36,6 +36,7 @@ ROOMS = {
     "chat_formats": "The messages of a chat to token ids",
     "storage": "Weights: their layout in memory, the model file, mapping it, writing it",
     "checkpoint": "Readers of other projects' files: Meta, Hugging Face, GGUF, llama2.c",
+    "adapters": "LoRA adapters, merged into the tensors of a checkpoint",
     "writers": "Writers of other projects' files: GGUF, Hugging Face",
     "sampling": "Logits to the next token; stop strings",
     "backend": "The contract of a device, and the choice of one",

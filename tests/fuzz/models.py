@@ -110,7 +110,7 @@ def _gguf_files() -> list[bytes]:
             gguf_files.write_model(path, CONFIG, random_weights(CONFIG), keys=_SENTENCEPIECE_KEYS).read_bytes(),
             gguf_files.write_model(path, _LINEAR, random_weights(_LINEAR), "F16", _BPE_KEYS).read_bytes(),
         ]
-        for block_type in ("Q8_0", "Q4_0", "Q5_1", "Q4_K", "Q6_K"):
+        for block_type in ("Q8_0", "Q4_0", "Q5_1", "Q4_K", "Q6_K", "Q3_K", "IQ4_XS"):
             tensors: dict[str, NDArray[Any]] = {}
             types = {}
             for name, array in random_weights(_WIDE).items():

@@ -1,0 +1,107 @@
+"""Reads LoRA adapters of PEFT: a directory with adapter_config.json and adapter_model.safetensors.
+
+    base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight      (r, inputs)
+    base_model.model.model.layers.7.self_attn.q_proj.lora_B.weight      (outputs, r)
+    base_model.model.model.embed_tokens.lora_embedding_A, ..._B         (r, vocabulary), (dim, r)
+    base_model.model.lm_head.base_layer.weight                          the matrix itself: of the embedding and the
+                                                                        output matrix, PEFT saves it when they change
+
+    factor = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora
+
+The rows of wq and wk are in Hugging Face's order, as in checkpoint/huggingface.py.
+Source: https://huggingface.co/docs/peft/developer_guides/checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ..checkpoint.huggingface import NAMES, in_our_order
+from ..checkpoint.json_file import JsonObject
+from ..checkpoint.stored_tensor import StoredTensor, check_dtype
+from ..config import ModelConfig
+from ..errors import CheckpointError
+from ..storage.mapped import MappedFile
+from ..storage.safetensors import read_header
+from .adapter import Change
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+_TENSOR = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_(embedding_)?([AB])(?:\.[A-Za-z0-9_-]+)?(?:\.weight)?")
+_BASE = re.compile(r"(?:base_model\.model\.)?(model\.embed_tokens|lm_head)(?:\.base_layer)?\.weight")
+_NUMBER = (int, float)
+
+
+def read_peft(folder: str, config: ModelConfig, scale: float) -> tuple[dict[str, Change], tuple[str, ...]]:
+    """Read an adapter.
+
+    Args:
+        folder: the directory.
+        config: the model's dimensions.
+        scale: what the changes are multiplied by.
+
+    Returns:
+        The changes by our names of the tensors, and the files.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the adapter is of a kind that is not supported.
+    """
+    settings = JsonObject.read(os.path.join(folder, CONFIG))
+    _refuse_unsupported(settings)
+    path = os.path.join(folder, WEIGHTS)
+    pairs: dict[str, dict[str, NDArray[Any]]] = {}
+    with MappedFile(path) as file:
+        ours = {NAMES.of(name).removesuffix(".weight"): name for name in config.tensor_shapes()}
+        for name, info in read_header(file).tensors.items():
+            match = _TENSOR.fullmatch(name) or _BASE.fullmatch(name)
+            if match is None or len(info.shape) != 2:
+                raise CheckpointError(f"{path}: tensor {name[:120]!r} is not of LoRA (lora_A and lora_B are)")
+            if match[1] not in ours:
+                raise CheckpointError(f"{path} changes {match[1][:120]!r}, which the model does not have")
+            check_dtype(path, name, info.dtype)
+            matrix = StoredTensor(file, info.dtype, info.shape, info.offset).read().copy()
+            part = match[3] if match.re is _TENSOR else "base"
+            pairs.setdefault(ours[match[1]], {})[part] = matrix.T if match.re is _TENSOR and match[2] else matrix
+    alpha, rslora = settings.get("lora_alpha", _NUMBER, 8), settings.get("use_rslora", bool, False)
+    changes = {}
+    for name, pair in pairs.items():
+        base = pair.pop("base", None)
+        if base is not None and not pair:  # the matrix was saved, and is not changed by LoRA
+            changes[name] = Change(base[:0], base[:, :0], 0.0, base)
+            continue
+        if set(pair) != {"A", "B"}:
+            raise CheckpointError(f"{path}: of the two matrices for {name} one is missing")
+        a, b = (pair["B"], pair["A"]) if name == "tok_embeddings.weight" else (pair["A"], pair["B"])
+        changes[name] = Change(a, _ordered(name, b, config), scale * _factor(alpha, len(a), rslora), base)
+    return changes, (settings.path, path)
+
+
+def _factor(alpha: float, rank: int, rslora: bool) -> float:
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+def _ordered(name: str, b: NDArray[Any], config: ModelConfig) -> NDArray[Any]:
+    """The rows of b in the order of model.py. A shape that does not fit is left for Adapter.check()."""
+    n_heads = {"wq": config.n_heads, "wk": config.n_kv_heads}.get(name.split(".")[-2])  # of wq.weight
+    if n_heads is None or len(b) != n_heads * config.head_dim:
+        return b
+    return in_our_order(b, n_heads)
+
+
+def _refuse_unsupported(settings: JsonObject) -> None:
+    kind = settings.get("peft_type", str, "LORA")
+    if kind != "LORA":
+        raise CheckpointError(f"{settings.path}: an adapter of type {kind[:40]!r} is not supported (LORA is)")
+    for name in ("use_dora", "fan_in_fan_out", "lora_bias"):
+        if settings.get(name, bool, False):
+            raise CheckpointError(f"{settings.path}: {name} is not supported; merge this adapter with peft first")
+    if settings.get("bias", str, "none") != "none":
+        raise CheckpointError(f"{settings.path}: an adapter with biases is not supported; Llamas have none")
+    for name in ("modules_to_save", "alpha_pattern", "trainable_token_indices"):
+        if settings.values.get(name):
+            raise CheckpointError(f"{settings.path}: {name} is not supported; merge this adapter with peft first")
