@@ -87,7 +87,7 @@ class CudaBackend(Backend):
                     file.check()
                 cupy.get_default_memory_pool().free_all_blocks()  # what the weights were copied through
                 self._forward: Forward | None = Forward(
-                    cupy, self.config, self.quantization, self._model, self.kv_dtype, self._compute_capability
+                    cupy, self.config, self._model, self.kv_dtype, self._compute_capability
                 )
         self._graphs = StepGraphs(cupy, self._stream, GRAPHS)
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..config import ModelConfig
-from ..storage.weights import Quantization
 from .cache import CudaKVCache
 from .device_model import DeviceModel
 from .launchers.attention import Attend, AttendPrompt
@@ -22,6 +21,7 @@ from .launchers.matmul import Matmul, Rope
 from .launchers.matvec import Matvec, QkvMatvec
 from .launchers.sample import Sample
 from .launchers.vectors import Norm, VectorKernels
+from .layout import DeviceMatrix, Kind, Vectors
 from .workspace import Workspace
 
 
@@ -31,27 +31,37 @@ class Forward:
     Args:
         cupy: the module, or a stand-in.
         config: of the model.
-        quantization: of its weights.
         model: the weights.
         kv_dtype: of every cache, "float16" or "int8".
         compute_capability: of the device: 80 for 8.0.
     """
 
     def __init__(
-        self, cupy: Any, config: ModelConfig, quantization: Quantization, model: DeviceModel, kv_dtype: str,
-        compute_capability: int,
-    ) -> None:  # fmt: skip
-        self._cupy, self._config, self._quantization, self._kv_dtype = cupy, config, quantization, kv_dtype
+        self, cupy: Any, config: ModelConfig, model: DeviceModel, kv_dtype: str, compute_capability: int
+    ) -> None:
+        self._cupy, self._config, self._kv_dtype = cupy, config, kv_dtype
         self._model = model
-        type, group_size = quantization.type, quantization.group_size
-        self._vectors = VectorKernels(cupy, group_size, model.tok_embeddings.type)
-        self._attend = Attend(cupy, config, kv_dtype, group_size)
-        self._matmul = Matmul(cupy, type, group_size, compute_capability)
+        layers, table = model.layers, model.tok_embeddings
+        matrices = [matrix for layer in layers for matrix in (layer.wqkv, layer.wo, layer.w13, layer.w2)]
+        sizes = {matrix.group_size for matrix in (*matrices, model.output)}
+        attention_sizes = {layer.wo.group_size for layer in layers}
+        kinds = {matrix.kind for matrix in matrices}
+        # By group size of the result; products by type and group size of the matrix.
+        self._vectors = {size: VectorKernels(cupy, size, *table.kind) for size in sizes}
+        self._attend = {size: Attend(cupy, config, kv_dtype, size) for size in attention_sizes}
+        self._matmul = {kind: Matmul(cupy, *kind, compute_capability) for kind in kinds}
         self._rope, self._append = Rope(cupy), Append(cupy, config.head_dim, kv_dtype)
         self._sample_kernel = Sample(cupy)
         self.attend_prompt = AttendPrompt(cupy, config, kv_dtype)
-        self._matvecs: dict[tuple[str, int], Matvec] = {}
-        self._qkv_matvecs: dict[int, QkvMatvec] = {}
+        self._matvecs: dict[tuple[tuple[Kind, Kind], int], Matvec] = {}
+        self._qkv_matvecs: dict[tuple[Kind, int], QkvMatvec] = {}
+        # What products of few tokens there are: kinds of the matrix and of the next one -> methods of Matvec.
+        self._methods: dict[tuple[Kind, Kind], set[str]] = {(model.output.kind, model.output.kind): {"product"}}
+        following = (*(layer.wqkv for layer in layers[1:]), model.output)
+        for layer, after in zip(layers, following, strict=True):
+            for matrix, to, method in ((layer.wo, layer.w13, "residual"), (layer.w13, layer.w2, "swiglu"),
+                                       (layer.w2, after, "residual")):  # fmt: skip
+                self._methods.setdefault(_pair(matrix, to, method), set()).add(method)
 
     def decode_step(self, n: int, cache: CudaKVCache, n_positions: int, wants_logits: bool, work: Workspace) -> None:
         """Compute a step of few tokens. Their keys and values go to the cache.
@@ -63,27 +73,35 @@ class Forward:
             wants_logits: whether to compute work.logits.
             work: scratch memory, in which Workspace.put() has put the inputs.
         """
-        model = self._model
-        qkv, few = self._qkv_matvec(n), self._matvec(self._quantization.type, n)
+        model, first = self._model, self._model.layers[0]
         # embed -> attention_norm of the first layer
-        first = self._norm(model.layers[0].attention_norm, work.normed)
-        self._vectors.embed(model.tok_embeddings, work.tokens, n, work.x, first)
-        for layer, kv, following in zip(model.layers, cache.layers, self._following(work, wants_logits), strict=True):
+        norm = self._norm(first.attention_norm, work.normed[first.wqkv.kind])
+        self._vectors[first.wqkv.group_size].embed(model.tok_embeddings, work.tokens, n, work.x, norm)
+        for layer, kv, following in zip(model.layers, cache.layers, self._following(work), strict=True):
+            attention_input, ffn_input = work.normed[layer.wqkv.kind], work.normed[layer.w13.kind]
+            wo_input, w2_input = work.wo_input[layer.wo.kind], work.w2_input[layer.w2.kind]
             # wq wk wv -> rope -> kv append
-            qkv(layer.wqkv, work.normed, work.rope_table, work.rows, work.positions, work.q, work.kv,
+            qkv = self._qkv_matvec(layer.wqkv.kind, n)
+            qkv(layer.wqkv, attention_input, work.rope_table, work.rows, work.positions, work.q, work.kv,
                 work.head_counters, kv.n_positions, kv.keys, kv.values, kv.key_scales, kv.value_scales)  # fmt: skip
             # attention
-            self._attend(work.q, kv, work.rows, work.positions, n, n_positions, work.attention_parts,
-                         work.attention_counters, work.attention, work.wo_input)  # fmt: skip
+            self._attend[layer.wo.group_size](
+                work.q, kv, work.rows, work.positions, n, n_positions, work.attention_parts, work.attention_counters,
+                work.attention, wo_input,
+            )  # fmt: skip
             # wo + residual -> ffn_norm
-            few.residual(layer.wo, work.wo_input, work.x, work.counter, self._norm(layer.ffn_norm, work.normed))
+            few = self._matvec(n, layer.wo, ffn_input, "residual")
+            few.residual(layer.wo, wo_input, work.x, work.counter, self._norm(layer.ffn_norm, ffn_input))
             # w1 w3 -> silu *
-            few.swiglu(layer.w13, work.normed, work.gate_up, work.w2_input, work.group_counters)
+            few = self._matvec(n, layer.w13, w2_input, "swiglu")
+            few.swiglu(layer.w13, ffn_input, work.gate_up, w2_input, work.group_counters)
             # w2 + residual -> the next layer's attention_norm, or norm
-            few.residual(layer.w2, work.w2_input, work.x, work.counter, following)
+            few = self._matvec(n, layer.w2, following.to, "residual")
+            is_wanted = wants_logits or following.to is not work.final
+            few.residual(layer.w2, w2_input, work.x, work.counter, following if is_wanted else None)
         if wants_logits:
             # output
-            self._matvec(model.output.type, n).product(model.output, work.final, work.logits)
+            self._product(n, work)
 
     def sample(self, n: int, work: Workspace) -> None:
         """Sample from the n logits of a decode_step. Tokens and positions in work become those of the next step."""
@@ -100,14 +118,16 @@ class Forward:
             n_tiles: number of tiles in work.
             work: scratch memory, in which Workspace.put() has put the inputs.
         """
-        config, model, vectors, matmul = self._config, self._model, self._vectors, self._matmul
+        config, model, vectors = self._config, self._model, self._vectors
         # embed
-        vectors.embed(model.tok_embeddings, work.tokens, n, work.x)
+        vectors[model.output.group_size].embed(model.tok_embeddings, work.tokens, n, work.x)
         for layer, kv in zip(model.layers, cache.layers, strict=True):
+            attention_input, ffn_input = work.normed[layer.wqkv.kind], work.normed[layer.w13.kind]
+            wo_input, w2_input = work.wo_input[layer.wo.kind], work.w2_input[layer.w2.kind]
             # attention_norm -> wq wk wv
-            vectors.rms_norm(work.x, n, self._norm(layer.attention_norm, work.normed))
+            vectors[attention_input.group_size].rms_norm(work.x, n, self._norm(layer.attention_norm, attention_input))
             for matrix, out in zip(layer.wq_wk_wv, (work.q, work.k, work.v), strict=True):
-                matmul(matrix, work.normed, n, out)
+                self._matmul[matrix.kind](matrix, attention_input, n, out)
             # rope -> kv append
             self._rope(work.q, n, config.q_dim, config.head_dim, work.rope_table, work.positions)
             self._rope(work.k, n, config.kv_dim, config.head_dim, work.rope_table, work.positions)
@@ -115,42 +135,57 @@ class Forward:
             # attention
             self.attend_prompt(work.q, kv, work.rows, work.positions, n, work.tiles, n_tiles, work.attention)
             # wo + residual
-            vectors.quantize(work.attention, n, work.wo_input)
-            matmul(layer.wo, work.wo_input, n, work.x, accumulate=True)
+            vectors[wo_input.group_size].quantize(work.attention, n, wo_input)
+            self._matmul[layer.wo.kind](layer.wo, wo_input, n, work.x, accumulate=True)
             # ffn_norm -> w1 w3 -> silu *
-            vectors.rms_norm(work.x, n, self._norm(layer.ffn_norm, work.normed))
-            matmul(layer.w13, work.normed, n, work.gate_up)
-            vectors.swiglu(work.gate_up, n, work.w2_input)
+            vectors[ffn_input.group_size].rms_norm(work.x, n, self._norm(layer.ffn_norm, ffn_input))
+            self._matmul[layer.w13.kind](layer.w13, ffn_input, n, work.gate_up)
+            vectors[w2_input.group_size].swiglu(work.gate_up, n, w2_input)
             # w2 + residual
-            matmul(layer.w2, work.w2_input, n, work.x, accumulate=True)
+            self._matmul[layer.w2.kind](layer.w2, w2_input, n, work.x, accumulate=True)
 
     def logits(self, first: int, n: int, work: Workspace) -> None:
         """norm -> output: work.logits[:n], n at most 8, of the tokens work.outputs[first : first + n]."""
-        self._vectors.rms_norm(work.x, n, self._norm(self._model.norm, work.final), work.outputs[first : first + n])
-        self._matvec(self._model.output.type, n).product(self._model.output, work.final, work.logits)
+        vectors, outputs = self._vectors[work.final.group_size], work.outputs[first : first + n]
+        vectors.rms_norm(work.x, n, self._norm(self._model.norm, work.final), outputs)
+        self._product(n, work)
 
     def prepare(self, n: int) -> None:
         """Compile the kernels that a step of n tokens needs."""
-        self._qkv_matvec(n)
-        for type in {self._quantization.type, self._model.output.type}:
-            self._matvec(type, n)
+        for kind in {layer.wqkv.kind for layer in self._model.layers}:
+            self._qkv_matvec(kind, n)
+        for pair in self._methods:
+            self._matvec_of(pair, n)
 
-    def _norm(self, weight: Any, to: Any) -> Norm:
+    def _norm(self, weight: Any, to: Vectors) -> Norm:
         return Norm(weight, self._config.norm_eps, to)
 
-    def _following(self, work: Workspace, wants_logits: bool) -> Iterator[Norm | None]:
-        """The norm that is fused with the end of each layer. None: no norm."""
+    def _following(self, work: Workspace) -> Iterator[Norm]:
+        """The norm that is fused with the end of each layer."""
         for layer in self._model.layers[1:]:
-            yield self._norm(layer.attention_norm, work.normed)
-        yield self._norm(self._model.norm, work.final) if wants_logits else None
+            yield self._norm(layer.attention_norm, work.normed[layer.wqkv.kind])
+        yield self._norm(self._model.norm, work.final)
 
-    def _matvec(self, type: str, n: int) -> Matvec:
-        if (type, n) not in self._matvecs:
-            self._matvecs[type, n] = Matvec(self._cupy, type, self._quantization.group_size, n)
-        return self._matvecs[type, n]
+    def _product(self, n: int, work: Workspace) -> None:
+        output = self._model.output
+        self._matvec(n, output, output, "product").product(output, work.final, work.logits)
 
-    def _qkv_matvec(self, n: int) -> QkvMatvec:
-        if n not in self._qkv_matvecs:
-            q, head_dim = self._quantization, self._config.head_dim
-            self._qkv_matvecs[n] = QkvMatvec(self._cupy, q.type, q.group_size, n, head_dim, self._kv_dtype)
-        return self._qkv_matvecs[n]
+    def _matvec(self, n: int, matrix: DeviceMatrix, to: DeviceMatrix | Vectors, method: str) -> Matvec:
+        return self._matvec_of(_pair(matrix, to, method), n)
+
+    def _matvec_of(self, pair: tuple[Kind, Kind], n: int) -> Matvec:
+        if (pair, n) not in self._matvecs:
+            kind, to = pair
+            self._matvecs[pair, n] = Matvec(self._cupy, *kind, n, sorted(self._methods[pair]), to)
+        return self._matvecs[pair, n]
+
+    def _qkv_matvec(self, kind: Kind, n: int) -> QkvMatvec:
+        if (kind, n) not in self._qkv_matvecs:
+            head_dim = self._config.head_dim
+            self._qkv_matvecs[kind, n] = QkvMatvec(self._cupy, *kind, n, head_dim, self._kv_dtype)
+        return self._qkv_matvecs[kind, n]
+
+
+def _pair(matrix: DeviceMatrix, to: DeviceMatrix | Vectors, method: str) -> tuple[Kind, Kind]:
+    """The kinds of the matrix and of the next one, as far as the kernel of a method of Matvec depends on them."""
+    return matrix.kind, (matrix.type, to.group_size) if method == "residual" else to.kind

@@ -16,6 +16,7 @@ PIECE = 16  # bytes that a lane loads at a time
 BITS = {"q4": 4, "q8": 8}
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]  # name of an array -> dtype, shape
+Kind = tuple[str, int]  # type and group size of a matrix, and of the vectors that it is multiplied with
 
 
 def groups_of(columns: int, group_size: int) -> int:
@@ -82,6 +83,11 @@ class DeviceMatrix:
     scales: Any
 
     @property
+    def kind(self) -> Kind:
+        """Type and group size."""
+        return self.type, self.group_size
+
+    @property
     def groups(self) -> int:
         """Groups of one row."""
         return groups_of(self.columns, self.group_size)
@@ -109,6 +115,11 @@ class Vectors:
     codes: Any
     scales: Any
     offsets: Any
+
+    @property
+    def kind(self) -> Kind:
+        """Type and group size of the matrices that the vectors are multiplied with."""
+        return self.type, self.group_size
 
     @property
     def groups(self) -> int:

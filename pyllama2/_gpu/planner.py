@@ -19,7 +19,7 @@ from ..backend.fitting import LEAST_CONTEXT, gib, largest_context
 from ..backend.kv_cache import check_kv_dtype
 from ..config import ModelConfig
 from ..errors import Pyllama2Error
-from ..storage.weights import Quantization
+from ..storage.weights import STEPS, Quantization, StorageType
 from .cache import DTYPES, cache_arrays
 from .launchers.attention import MAX_HEAD_DIM, attend_arrays
 from .launchers.sample import DRAW_WORDS
@@ -128,8 +128,6 @@ def unsupported(config: ModelConfig, quantization: Quantization) -> str | None:
     if quantization.type not in BITS or quantization.output_type not in BITS:
         return (f"the CUDA backend computes with q4 and q8 weights, not {quantization.type}; "
                 "quantize the model (python -m pyllama2.quantize) or use device='cpu'")  # fmt: skip
-    if quantization.layers:
-        return "the CUDA backend computes models whose layers are all of one type; use device='cpu'"
     if config.head_dim > MAX_HEAD_DIM:
         return (f"the CUDA backend computes heads of up to {MAX_HEAD_DIM} numbers, not {config.head_dim}; "
                 "use device='cpu'")  # fmt: skip
@@ -198,24 +196,27 @@ def driver_bytes(config: ModelConfig) -> int:
 def weight_arrays(config: ModelConfig, quantization: Quantization) -> dict[str, Shapes]:
     """Return the arrays of the weights by part, named like the tensors. wq wk wv lie together, and so do w1 w3."""
     dim, hidden_dim, q_dim, kv_dim = config.dim, config.hidden_dim, config.q_dim, config.kv_dim
-    type, output_type, group_size = quantization.type, quantization.output_type, quantization.group_size
     linear: Shapes = {}
     norms: Shapes = {"norm": ("float32", (dim,))}
     for i in range(config.n_layers):
-        for name, parts, columns in (
+        for step, (name, parts, columns) in enumerate((
             ("wqkv", (q_dim, kv_dim, kv_dim), dim),
             ("wo", (dim,), q_dim),
             ("w13", (hidden_dim, hidden_dim), dim),
             ("w2", (dim,), hidden_dim),
-        ):
-            linear |= _prefixed(f"layers.{i}.{name}", matrix_arrays(type, parts, columns, group_size))
+        )):  # fmt: skip
+            kind = quantization.of_step(i, step)
+            linear |= _prefixed(f"layers.{i}.{name}", matrix_arrays(kind.type, parts, columns, kind.group_size))
         norms |= {f"layers.{i}.{name}": ("float32", (dim,)) for name in ("attention_norm", "ffn_norm")}
-    table = matrix_arrays(output_type if config.tied_embeddings else type, (config.vocab_size,), dim, group_size)
-    output = matrix_arrays(output_type, (config.vocab_size,), dim, group_size)
+
+    def table(name: str) -> Shapes:
+        kind = quantization.storage_of(f"{name}.weight", config)
+        return _prefixed(name, matrix_arrays(kind.type, (config.vocab_size,), dim, kind.group_size))
+
     return {
         "linear": linear,
-        "output": {} if config.tied_embeddings else _prefixed("output", output),
-        "embeddings": _prefixed("tok_embeddings", table),
+        "output": {} if config.tied_embeddings else table("output"),
+        "embeddings": table("tok_embeddings"),
         "norms": norms,
     }
 
@@ -223,7 +224,8 @@ def weight_arrays(config: ModelConfig, quantization: Quantization) -> dict[str, 
 def workspace_arrays(config: ModelConfig, quantization: Quantization, max_seq_len: int, chunk: int) -> Shapes:
     """Return the arrays of the workspace: for decoding steps and chunks of prompts, and the rope table."""
     dim, hidden_dim, q_dim, kv_dim = config.dim, config.hidden_dim, config.q_dim, config.kv_dim
-    type, output_type, group_size = quantization.type, quantization.output_type, quantization.group_size
+    inputs = input_kinds(config, quantization)
+    most_groups = max(groups_of(hidden_dim, kind.group_size) for kind in inputs["w2_input"])
     few, many = DECODE_TOKENS, max(DECODE_TOKENS, chunk)
     shapes: Shapes = {
         "rope_table": ("float32", (max_seq_len, config.head_dim // 2, 2)),
@@ -236,16 +238,27 @@ def workspace_arrays(config: ModelConfig, quantization: Quantization, max_seq_le
         "logits": ("float32", (few, config.vocab_size)),
         "draws": ("uint64", (few, DRAW_WORDS)),
         "sampled": ("int32", (few,)),
-        "counters": ("uint32", (1 + 2 * config.n_kv_heads + groups_of(hidden_dim, group_size),)),
+        "counters": ("uint32", (1 + 2 * config.n_kv_heads + most_groups,)),
     }
-    for name, vector_type, n, columns in (
-        ("normed", type, many, dim),
-        ("wo_input", type, many, q_dim),
-        ("w2_input", type, many, hidden_dim),
-        ("final", output_type, few, dim),
+    for name, n, columns in (
+        ("normed", many, dim),
+        ("wo_input", many, q_dim),
+        ("w2_input", many, hidden_dim),
+        ("final", few, dim),
     ):
-        shapes |= _prefixed(name, vector_arrays(vector_type, n, columns, group_size))
+        for kind in inputs[name]:
+            shapes |= _prefixed(f"{name}.{kind}", vector_arrays(kind.type, n, columns, kind.group_size))
     return shapes | _prefixed("attention", attend_arrays(config, few, max_seq_len))
+
+
+def input_kinds(config: ModelConfig, quantization: Quantization) -> dict[str, list[StorageType]]:
+    """Return what kinds of quantized vectors the workspace has, by the name of its attribute: those of the matrices."""
+    qkv, wo, w13, w2 = (
+        {quantization.of_step(layer, step) for layer in range(config.n_layers)} for step in range(len(STEPS))
+    )
+    kinds = {"normed": qkv | w13, "wo_input": wo, "w2_input": w2}
+    kinds["final"] = {StorageType(quantization.output_type, quantization.group_size)}
+    return {name: sorted(found, key=str) for name, found in kinds.items()}
 
 
 def _prefixed(name: str, shapes: Shapes) -> Shapes:

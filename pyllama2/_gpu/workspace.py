@@ -13,8 +13,8 @@ from ..config import ModelConfig
 from ..sampling.sampler import Draw
 from ..storage.weights import Quantization
 from .launchers.sample import encode
-from .layout import Vectors, allocate
-from .planner import DECODE_TOKENS, INPUTS, workspace_arrays
+from .layout import Kind, Vectors, allocate
+from .planner import DECODE_TOKENS, INPUTS, input_kinds, workspace_arrays
 
 
 class Workspace:
@@ -22,8 +22,9 @@ class Workspace:
 
     Attributes:
         x: (n_tokens, dim) float32, the residual stream. q, k, v, attention, gate_up and logits are float32 arrays, too.
-        normed: quantized vectors, the input of wqkv and w13. wo_input, w2_input and final are the input of wo, w2 and
-            output.
+        normed: quantized vectors, the input of wqkv and w13. wo_input and w2_input are the input of wo and w2. There
+            are vectors of each type and group size that these matrices have in some layer, by a matrix's kind.
+        final: quantized vectors, the input of output.
         rope_table: (max_seq_len, head_dim / 2, 2) float32, cosine and sine of each position and pair.
         tokens, rows, positions, outputs, tiles: int32, the inputs of the pass after put().
         draws: (8, DRAW_WORDS) uint64, after put_draws().
@@ -48,14 +49,21 @@ class Workspace:
         self.counter, others = counters[:1], counters[1:]
         self.head_counters, self.group_counters = others[: 2 * config.n_kv_heads], others[2 * config.n_kv_heads :]
 
-        def vectors(name: str, type: str, columns: int) -> Vectors:
-            codes, scales, offsets = (arrays[f"{name}.{part}"] for part in ("codes", "scales", "offsets"))
-            return Vectors(type, codes.shape[0], columns, quantization.group_size, codes, scales, offsets)
+        inputs = input_kinds(config, quantization)
 
-        self.normed = vectors("normed", quantization.type, config.dim)
-        self.wo_input = vectors("wo_input", quantization.type, config.q_dim)
-        self.w2_input = vectors("w2_input", quantization.type, config.hidden_dim)
-        self.final = vectors("final", quantization.output_type, config.dim)
+        def vectors(name: str, columns: int) -> dict[Kind, Vectors]:
+            found: dict[Kind, Vectors] = {}
+            for kind in inputs[name]:
+                codes, scales, offsets = (arrays[f"{name}.{kind}.{part}"] for part in ("codes", "scales", "offsets"))
+                found[kind.type, kind.group_size] = Vectors(
+                    kind.type, codes.shape[0], columns, kind.group_size, codes, scales, offsets
+                )
+            return found
+
+        self.normed = vectors("normed", config.dim)
+        self.wo_input = vectors("wo_input", config.q_dim)
+        self.w2_input = vectors("w2_input", config.hidden_dim)
+        (self.final,) = vectors("final", config.dim).values()
         self.draws, self.sampled = arrays["draws"], arrays["sampled"]
         self._inputs = Mirror(cupy, arrays["inputs"].reshape(-1))
         self._draws = Mirror(cupy, self.draws)

@@ -15,6 +15,7 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = (32, 64, 128)
 FORMATS = list(product((4, 8), GROUPS))
+MIXED = [(4, 64), (8, 128)]  # matrices whose products are listed for every type that the next matrix may have
 HEAD_DIMS = (64, 80, 128)
 CODES = ("__half", "signed char")
 ATTENTION = ((1, 32), (1, 64), (1, 128), (2, 64), (3, 64), (4, 64), (8, 64))  # queries of a block, group size
@@ -46,12 +47,21 @@ def expressions(columns: range) -> dict[str, list[str]]:
         File -> expressions. The list is empty for a file whose kernels are no templates.
     """
     products = [f"<{bits}, {group}, {n}>" for (bits, group), n in product(FORMATS, columns)]
+    ends = sorted({columns[0], columns[-1]})  # the rest of a kernel does not depend on the next matrix
+    mixed = [f"matvec_residual<{bits}, {group}, {n}, {following}>"
+             for (bits, group), n, following in product(MIXED, ends, GROUPS) if group != following]  # fmt: skip
+    mixed += [f"matvec_swiglu<{bits}, {group}, {n}, {next_bits}, {following}>"
+              for (bits, group), n, (next_bits, following) in product(MIXED, ends, FORMATS)
+              if (bits, group) != (next_bits, following)]  # fmt: skip
     heads = [f"{head_dim}, {code}" for head_dim, code in product(HEAD_DIMS, CODES)]
     tables = [f"embed<{bits}, {group}>" for bits, group in FORMATS]
+    tables += [f"embed<{bits}, {group}, {following}>" for (bits, group), following in product(FORMATS, GROUPS)
+               if group != following]  # fmt: skip
     return {
         "norm": [f"{name}<{group}>" for name in ("rms_norm_quantize", "quantize") for group in GROUPS],
         "embed": tables + [f"embed_plain<{number}, {group}>" for number in ("float", "__half") for group in GROUPS],
-        "matvec": [name + rest for name in ("matvec", "matvec_residual", "matvec_swiglu") for rest in products],
+        "matvec": [name + rest for name in ("matvec", "matvec_residual", "matvec_swiglu") for rest in products]
+        + mixed,
         "matvec_qkv": [f"matvec_qkv<{bits}, {group}, {n}, {rest}>"
                        for (bits, group), n, rest in product(FORMATS, columns, heads)],
         "attention": [f"attend<{head_dim}, {queries}, {group}, {code}>"

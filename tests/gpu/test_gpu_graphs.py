@@ -12,6 +12,7 @@ from helpers.gpu_backend import installed_cupy, make_model, random_tokens
 from helpers.tiny import CONFIGS, GQA
 
 from pyllama2._gpu import CudaBackend
+from pyllama2._gpu.launchers.attention import Attend
 from pyllama2._gpu.planner import CONTEXT_BYTES, GRAPHS
 from pyllama2.backend.base import Batch
 from pyllama2.config import ModelConfig
@@ -157,14 +158,14 @@ def refuse_captures(gpu: Any, when: str, backend: CudaBackend, monkeypatch: pyte
         raise gpu.cuda.runtime.CUDARuntimeError("no captures today", 900)
 
     if when == "middle":
-        launch = backend._forward._attend  # type: ignore[union-attr]
+        launch = Attend.__call__
 
         def attend(*args: Any) -> None:
             if gpu.device.capturing:
                 raise gpu.cuda.runtime.CUDARuntimeError("no captures today", 900)
             launch(*args)
 
-        monkeypatch.setattr(backend._forward, "_attend", attend)
+        monkeypatch.setattr(Attend, "__call__", attend)
     else:
         monkeypatch.setattr(stream_class, f"{when}_capture", refuse)
 
@@ -178,7 +179,7 @@ def test_ctrl_c_in_a_capture_leaves_the_stream_usable(gpu: Any, monkeypatch: pyt
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(backend._forward, "_attend", interrupt)
+        patch.setattr(Attend, "__call__", interrupt)
         backend.forward(step(3, 1), cache)
     assert not gpu.device.capturing
     tokens = random_tokens(GQA, 12)

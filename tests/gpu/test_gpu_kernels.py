@@ -194,6 +194,46 @@ def test_swiglu_is_quantized_by_the_last_block_of_a_group(
     assert again.codes.get().tobytes() == to.codes.get().tobytes()
 
 
+@pytest.mark.parametrize(("own", "to"), [(("q4", 64), ("q8", 32)), (("q4", 64), ("q4", 128)), (("q4", 32), ("q8", 64)),
+                                         (("q8", 128), ("q4", 64)), (("q8", 64), ("q8", 32))])  # fmt: skip
+def test_products_go_to_matrices_of_other_types(
+    cupy: Any, uploader: Uploader, own: tuple[str, int], to: tuple[str, int]
+) -> None:
+    n, rows, columns = 2, 172, 100  # the last group is padded whatever its size
+    weight, up = (random_weight(*own, (rows, columns), seed) for seed in (1, 2))
+    x, residual, norm_weight = random_vectors(n, columns), random_vectors(n, rows, 7), random_vectors(1, rows, 8)[0]
+    vectors = device_vectors(cupy, VectorKernels(cupy, own[1], "float32"), x, *own)
+    matvec, target = Matvec(cupy, *own, n, ["residual", "swiglu"], to), Vectors.empty(cupy, to[0], n, rows, to[1])
+    counter = counters(cupy, target.groups)
+    product = MatrixProduct(weight, n)(x)
+    for _ in range(2):  # the counters are ready for the next launch
+        fused, gated = cupy.asarray(residual), cupy.empty((n, rows), np.float32)
+        matvec.residual(uploader.matrix(weight), vectors, fused, counter, Norm(cupy.asarray(norm_weight), EPS, target))
+        assert fused.get().tobytes() == (residual + product).tobytes()
+        assert_quantized(target, rms_norm(residual + product, norm_weight, EPS))
+        matvec.swiglu(uploader.matrix(weight, up, in_turns=True), vectors, gated, target, counter)
+        assert_quantized(target, silu_product(product, MatrixProduct(up, n)(x)))
+        assert not counter.get().any()
+    other = Vectors.empty(cupy, own[0], n, rows, own[1])
+    with pytest.raises(ValueError, match="w1 and w3 does not go with"):
+        matvec.swiglu(uploader.matrix(weight, up, in_turns=True), vectors, gated, other, counter)
+
+
+@pytest.mark.parametrize(("table_group_size", "group_size"), [(64, 32), (32, 128)])
+def test_embeddings_are_normed_in_groups_of_another_size(
+    cupy: Any, uploader: Uploader, table_group_size: int, group_size: int
+) -> None:
+    dim, tokens, weight = 172, np.array([0, 69, 33], np.int32), random_weight("q8", table_group_size, (70, 172))
+    x, kernels = cupy.empty((3, dim), np.float32), VectorKernels(cupy, group_size, "q8", table_group_size)
+    norm_weight, normed = random_vectors(1, dim, seed=5)[0], Vectors.empty(cupy, "q4", 3, dim, group_size)
+    norm = Norm(cupy.asarray(norm_weight), EPS, normed)
+    kernels.embed(uploader.matrix(weight), cupy.asarray(tokens), 3, x, norm)
+    assert x.get().tobytes() == weight.dequantize()[tokens].tobytes()
+    assert_quantized(normed, rms_norm(x.get(), norm_weight, EPS))
+    with pytest.raises(ValueError, match=f"must be q8 in groups of {table_group_size}"):
+        kernels.embed(uploader.matrix(random_weight("q8", group_size, (70, dim))), cupy.asarray(tokens), 3, x, norm)
+
+
 @pytest.mark.parametrize("dim", [172, 128])
 @pytest.mark.parametrize("table_type", ["q4", "q8", "float16", "float32"])
 def test_embedding_rows_are_those_of_the_file(cupy: Any, uploader: Uploader, table_type: str, dim: int) -> None:

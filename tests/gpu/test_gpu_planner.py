@@ -118,7 +118,7 @@ def test_the_sentence_names_numbers_and_what_would_fit() -> None:
 def test_what_the_gpu_cannot_run() -> None:
     assert unsupported(GQA, Q4) is None
     mixed = replace(Q4, layers=((StorageType("q8", 64), *(StorageType("q4", 32),) * 3),) * GQA.n_layers)
-    assert "all of one type" in str(unsupported(GQA, mixed))
+    assert unsupported(GQA, mixed) is None
     for type in ("float32", "float16"):
         found = plan(GQA, Quantization.of(type), 1, 10)
         assert found.problem is not None and "q4 and q8" in found.problem and not found.arrays

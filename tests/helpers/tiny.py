@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from pyllama2.config import ModelConfig, RopeScaling
 from pyllama2.storage.model_file import ModelWriter, StoredModel
-from pyllama2.storage.weights import Quantization, Weight
+from pyllama2.storage.weights import Quantization, StorageType, Weight
 
 # heads 6/3 with head_dim 8: n_heads / n_kv_heads (2) differs from n_kv_heads (3), which exposes a wrong un-permute.
 GQA = ModelConfig(
@@ -79,18 +80,19 @@ def quantized_model(
     weight_type: str,
     group_size: int = 64,
     output_type: str | None = None,
+    layers: tuple[tuple[StorageType, ...], ...] = (),
 ) -> StoredModel:
-    """A model of any storage type in memory; norms stay float32."""
+    """A model of any storage type in memory, or with layers of mixed types; norms stay float32."""
     from pyllama2._cpu import quantize_matrix
 
-    model = StoredModel(config, Quantization.of(weight_type, group_size, output_type))
+    model = StoredModel(config, replace(Quantization.of(weight_type, group_size, output_type), layers=layers))
     for name, shape in config.tensor_shapes().items():
-        stored = model.quantization.type_of(name, config)
-        if stored in ("q8", "q4"):
-            data, scales = quantize_matrix(weights[name], stored, group_size)
-            model.weights[name] = Weight(name, stored, shape, data, scales, group_size)
+        kind = model.quantization.storage_of(name, config)
+        if kind.group_size:
+            data, scales = quantize_matrix(weights[name], kind.type, kind.group_size)
+            model.weights[name] = Weight(name, kind.type, shape, data, scales, kind.group_size)
         else:
-            model.weights[name] = Weight(name, stored, shape, weights[name].astype(stored))
+            model.weights[name] = Weight(name, kind.type, shape, weights[name].astype(kind.type))
     return model
 
 

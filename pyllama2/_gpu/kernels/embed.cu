@@ -31,19 +31,20 @@ __device__ __forceinline__ void first_norm(const float* row, const float* norm_w
 }  // namespace
 
 // tokens (n,) -> x (n, dim). If norm_weight is not NULL, also RMSNorm of x, quantized to codes, scales and offsets for
-// a matrix of next_bits. One block per token.
-template <int kBits, int kGroup>
+// a matrix of next_bits in groups of kNextGroup. One block per token.
+template <int kBits, int kGroup, int kNextGroup = kGroup>
 __global__ void __launch_bounds__(kThreads)
     embed(const signed char* __restrict__ table, const __half* __restrict__ table_scales,
           const int* __restrict__ tokens, int dim, float* x, const float* __restrict__ norm_weight, float eps,
           int next_bits, signed char* codes, float* scales, int* offsets) {
   float* row = x + static_cast<size_t>(blockIdx.x) * dim;
   widen_row<kBits, kGroup>(table, table_scales, dim, tokens[blockIdx.x], row);
-  first_norm<kGroup>(row, norm_weight, eps, dim, next_bits, {codes, scales, offsets, (dim + kGroup - 1) / kGroup});
+  const Quantized to = {codes, scales, offsets, (dim + kNextGroup - 1) / kNextGroup};
+  first_norm<kNextGroup>(row, norm_weight, eps, dim, next_bits, to);
 }
 
 // The same for a table (vocab_size, dim) of float or __half.
-template <class Number, int kGroup>
+template <class Number, int kNextGroup>
 __global__ void __launch_bounds__(kThreads)
     embed_plain(const Number* __restrict__ table, const int* __restrict__ tokens, int dim, float* x,
                 const float* __restrict__ norm_weight, float eps, int next_bits, signed char* codes, float* scales,
@@ -51,5 +52,6 @@ __global__ void __launch_bounds__(kThreads)
   float* row = x + static_cast<size_t>(blockIdx.x) * dim;
   const Number* from = table + static_cast<size_t>(tokens[blockIdx.x]) * dim;
   for (int i = threadIdx.x; i < dim; i += kThreads) row[i] = static_cast<float>(from[i]);
-  first_norm<kGroup>(row, norm_weight, eps, dim, next_bits, {codes, scales, offsets, (dim + kGroup - 1) / kGroup});
+  const Quantized to = {codes, scales, offsets, (dim + kNextGroup - 1) / kNextGroup};
+  first_norm<kNextGroup>(row, norm_weight, eps, dim, next_bits, to);
 }

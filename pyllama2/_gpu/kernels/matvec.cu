@@ -1,6 +1,7 @@
 // Needs: product.cu, norm.cu, silu.cu
 // Products of the feed-forward network, of wo and of the output matrix, each fused with the steps after it. There are 1
-// to 8 vectors (columns), one per token. See common.cu for matrices and vectors, product.cu for the inner loop.
+// to 8 vectors (columns), one per token. See common.cu for matrices and vectors, product.cu for the inner loop. The matrix
+// that the result is for may be of another type: kNextBits, kNextGroup.
 
 // out (columns, rows) = the product.
 template <int kBits, int kGroup, int kColumns>
@@ -18,7 +19,7 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kB
 
 // residual (columns, rows) += the product. If norm_weight is not NULL, the last block to finish norms residual, and
 // quantizes the result to next, for a matrix of next_bits.
-template <int kBits, int kGroup, int kColumns>
+template <int kBits, int kGroup, int kColumns, int kNextGroup = kGroup>
 __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kBlocks)
     matvec_residual(const uint4* __restrict__ codes, const __half* __restrict__ scales, int rows, int groups,
                     const signed char* __restrict__ x_codes, const float* __restrict__ x_scales,
@@ -32,14 +33,14 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kB
   const int column = threadIdx.x / 32, row = static_cast<int>(blockIdx.x * kTileRows + threadIdx.x % 32);
   if (column < kColumns && row < rows) residual[static_cast<size_t>(column) * rows + row] += total[0];
   if (norm_weight == nullptr || !is_last_block(counter, gridDim.x)) return;
-  const Quantized next = {next_codes, next_scales, next_offsets, (rows + kGroup - 1) / kGroup};
+  const Quantized next = {next_codes, next_scales, next_offsets, (rows + kNextGroup - 1) / kNextGroup};
   for (int c = 0; c < kColumns; c++)
-    norm_vector<kGroup>(residual + static_cast<size_t>(c) * rows, norm_weight, eps, rows, next_bits, next, c);
+    norm_vector<kNextGroup>(residual + static_cast<size_t>(c) * rows, norm_weight, eps, rows, next_bits, next, c);
 }
 
 // The matrix has the tiles of w1 and w3 in turn. gated (columns, rows) = silu(w1 x) * (w3 x). The last block to finish
 // a group of it quantizes the group to next. counters (groups of next,).
-template <int kBits, int kGroup, int kColumns>
+template <int kBits, int kGroup, int kColumns, int kNextBits = kBits, int kNextGroup = kGroup>
 __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 2>::kBlocks)
     matvec_swiglu(const uint4* __restrict__ codes, const __half* __restrict__ scales, int rows, int groups,
                   const signed char* __restrict__ x_codes, const float* __restrict__ x_scales,
@@ -54,15 +55,15 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 2>::kB
   float* values = gated + static_cast<size_t>(column) * rows;
   if (column < kColumns && row < rows) values[row] = silu_product(total[0], total[1]);
 
-  constexpr int kTilesOfGroup = kGroup / kTileRows;
+  constexpr int kTilesOfGroup = kNextGroup / kTileRows;
   const int group = static_cast<int>(blockIdx.x) / kTilesOfGroup;
   const int tiles = min(kTilesOfGroup, static_cast<int>(gridDim.x) - group * kTilesOfGroup);
   if (!is_last_block(counters + group, static_cast<unsigned>(tiles)) || column >= kColumns) return;
-  float y[kGroup / 32];
-  for (int k = 0; k < kGroup / 32; k++) {
-    const int i = group * kGroup + k * 32 + lane;
+  float y[kNextGroup / 32];
+  for (int k = 0; k < kNextGroup / 32; k++) {
+    const int i = group * kNextGroup + k * 32 + lane;
     y[k] = i < rows ? __ldcg(values + i) : 0.0f;
   }
-  quantize_group<kBits, kGroup>(y, {next_codes, next_scales, next_offsets, (rows + kGroup - 1) / kGroup}, column,
-                                group);
+  const Quantized next = {next_codes, next_scales, next_offsets, (rows + kNextGroup - 1) / kNextGroup};
+  quantize_group<kNextBits, kNextGroup>(y, next, column, group);
 }

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ..layout import BITS, DeviceMatrix, Vectors, groups_of
+from ..layout import BITS, DeviceMatrix, Kind, Vectors
 from ..source import compile_module
 from .arguments import NULL, expect_at_least, integers
 from .vectors import THREADS, Norm, norm_arguments, vector_arguments
 
 MAX_COLUMNS = 8
 _KERNELS = {"product": "matvec", "residual": "matvec_residual", "swiglu": "matvec_swiglu"}
+METHODS = tuple(_KERNELS)  # of Matvec
 
 
 def matrix_arguments(matrix: DeviceMatrix, x: Vectors, n: int) -> tuple[Any, ...]:
@@ -21,7 +22,7 @@ def matrix_arguments(matrix: DeviceMatrix, x: Vectors, n: int) -> tuple[Any, ...
 
     Raises ValueError if they do not go together.
     """
-    if (matrix.type, matrix.columns, matrix.group_size) != (x.type, x.columns, x.group_size):
+    if (matrix.kind, matrix.columns) != (x.kind, x.columns):
         raise ValueError(f"a {matrix.type} matrix of {matrix.columns} columns in groups of {matrix.group_size} cannot "
                          f"take {x.type} vectors of {x.columns} in groups of {x.group_size}")  # fmt: skip
     return (matrix.codes, matrix.scales), vector_arguments(x, n)
@@ -36,17 +37,25 @@ class Matvec:
         group_size: of the matrices.
         n_columns: number of vectors, 1 to 8.
         methods: those that will be called. Their kernels are compiled now.
+        to: type and group size of the vectors that residual() and swiglu() make; residual() makes those of both types.
+            None: those of the matrices.
 
     Raises:
         ValueError: n_columns is out of range.
     """
 
     def __init__(
-        self, cupy: Any, type: str, group_size: int, n_columns: int, methods: Sequence[str] = tuple(_KERNELS)
-    ) -> None:
+        self, cupy: Any, type: str, group_size: int, n_columns: int, methods: Sequence[str] = METHODS,
+        to: Kind | None = None,
+    ) -> None:  # fmt: skip
         _check_columns(n_columns)
-        self._group_size, self.n_columns = group_size, n_columns
-        names = {method: f"{_KERNELS[method]}<{BITS[type]}, {group_size}, {n_columns}>" for method in methods}
+        self.n_columns, self._to = n_columns, to or (type, group_size)
+        next_type, next_group_size = self._to
+        more = {"product": (), "residual": (next_group_size,), "swiglu": (BITS[next_type], next_group_size)}
+        names = {
+            method: f"{_KERNELS[method]}<{', '.join(map(str, (BITS[type], group_size, n_columns, *more[method])))}>"
+            for method in methods
+        }
         module = compile_module(cupy, ["matvec"], list(names.values()))
         self._kernels = {method: module.get_function(name) for method, name in names.items()}
 
@@ -71,7 +80,7 @@ class Matvec:
         (rows,) = matrix.parts
         expect_at_least("residual", residual, "float32", self.n_columns * rows)
         expect_at_least("counter", counter, "uint32", 1)
-        following = norm_arguments(norm, rows, self.n_columns, self._group_size)
+        following = norm_arguments(norm, rows, self.n_columns, self._to[1])
         arguments = (*weights, *integers(rows, matrix.groups), *vectors, residual, *following, counter)
         self._kernels["residual"]((matrix.tiles,), (THREADS,), arguments)
 
@@ -87,10 +96,10 @@ class Matvec:
         """
         weights, vectors = matrix_arguments(matrix, x, self.n_columns)
         rows, same_rows = matrix.parts
-        if rows != same_rows or (to.type, to.columns, to.group_size) != (matrix.type, rows, matrix.group_size):
+        if rows != same_rows or to.columns != rows or to.kind != self._to:
             raise ValueError("the matrix of w1 and w3 does not go with the vectors that its result is for")
         expect_at_least("gated", gated, "float32", self.n_columns * rows)
-        expect_at_least("counters", counters, "uint32", groups_of(rows, self._group_size))
+        expect_at_least("counters", counters, "uint32", to.groups)
         target = vector_arguments(to, self.n_columns)
         arguments = (*weights, *integers(rows, matrix.groups), *vectors, gated, *target, counters)
         self._kernels["swiglu"]((matrix.tiles // 2,), (THREADS,), arguments)

@@ -54,13 +54,14 @@ class VectorKernels:
         cupy: the module, or a stand-in.
         group_size: of the quantized vectors.
         table_type: of tok_embeddings: "q4", "q8", "float16" or "float32".
+        table_group_size: of a quantized table. None: that of the vectors.
     """
 
-    def __init__(self, cupy: Any, group_size: int, table_type: str) -> None:
-        self._group_size, self._table_type = group_size, table_type
+    def __init__(self, cupy: Any, group_size: int, table_type: str, table_group_size: int | None = None) -> None:
+        self._group_size, self._table = group_size, (table_type, table_group_size or group_size)
         names = [f"rms_norm_quantize<{group_size}>", f"quantize<{group_size}>", f"swiglu_quantize<{group_size}>"]
         if table_type in BITS:
-            names.append(f"embed<{BITS[table_type]}, {group_size}>")
+            names.append(f"embed<{BITS[table_type]}, {self._table[1]}, {group_size}>")
         else:
             names.append(f"embed_plain<{'float' if table_type == 'float32' else '__half'}, {group_size}>")
         module = compile_module(cupy, ["embed", "prompt"], names)
@@ -78,8 +79,8 @@ class VectorKernels:
         """
         quantized = isinstance(table, DeviceMatrix)
         dim = table.columns if quantized else table.shape[1]
-        if (table.type if quantized else str(table.dtype)) != self._table_type:
-            raise ValueError(f"the table of embeddings must be {self._table_type}")
+        if (table.kind if quantized else (str(table.dtype), self._table[1])) != self._table:
+            raise ValueError(f"the table of embeddings must be {self._table[0]} in groups of {self._table[1]}")
         first = (table.codes.view(np.int8), table.scales) if quantized else (table,)
         expect_at_least("tokens", tokens, "int32", n)
         expect_at_least("x", x, "float32", n * dim)
