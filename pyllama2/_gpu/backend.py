@@ -33,7 +33,9 @@ _GREEDY = Draw(0.0)
 
 
 class CudaBackend(Backend):
-    """A q4 or q8 model on CUDA's current device, from compute capability 6.1 on. Weights are copied there.
+    """A model of q4 or q8 weights, or of both, on CUDA's current device, from compute capability 6.1 on.
+
+    Weights are copied there.
 
     Args:
         model: the model.
