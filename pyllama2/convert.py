@@ -3,6 +3,7 @@
     export             a checkpoint -> our file, float32 or float16
     write_converted    an open checkpoint -> our file of any type
     convert_in_memory  an open checkpoint -> a StoredModel that a backend can use
+    convert_model      a StoredModel -> another in fewer bits
 
 One tensor is in memory at a time, apart from those that convert_in_memory keeps.
 """
@@ -122,6 +123,19 @@ def convert_in_memory(
             weight = replace(weight, data=weight.data.copy())
         model.weights[weight.name] = weight
     return model
+
+
+def convert_model(model: StoredModel, quantization: Quantization) -> StoredModel:
+    """Convert a model that is in memory, or mapped, to another quantized one, by the search that needs no data."""
+    converted = StoredModel(model.config, quantization, model.tokenizer, None, model.source)
+    for name, weight in model.weights.items():
+        kind = quantization.storage_of(name, model.config)
+        if kind.group_size:
+            array = weight.data if weight.scales is None else weight.dequantize()
+            converted.weights[name] = quantized_weight(name, array, kind)
+        else:
+            converted.weights[name] = replace(weight, data=weight.data.copy())
+    return converted
 
 
 def write_converted(source: Checkpoint, out: str, quantization: Quantization, progress: Progress | None) -> None:

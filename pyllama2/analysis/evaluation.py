@@ -32,8 +32,8 @@ from ..generation.scoring import scores_of
 from ..llama import Llama
 from ..memory import piece_tokens
 from ..sampling.sampler import log_normalizer, log_probabilities_of
-from ..shown import shown_value
 from ..storage.calibration_record import START_TOKENS, window_hash
+from ..tokenizer.compare import check_same_vocabulary
 
 log = logging.getLogger("pyllama2")
 
@@ -117,7 +117,7 @@ def perplexity(
         window = min(n_ctx, _DEFAULT_WINDOW) if window is None else integer("window", window, 2, n_ctx)
         stride = max(1, window // 2) if stride is None else integer("stride", stride, 1, window - 1)
         if other is not None:
-            _check_same_vocabulary(llm, other)
+            check_same_vocabulary(llm.tokenizer, other.tokenizer)
         encoded = [llm.tokenize(one, bos=False) for one in texts]
         for i, ids in enumerate(encoded):
             if len(ids) < 2:
@@ -304,18 +304,3 @@ def _opened(name: str, model: Model, window: int | None, stack: ExitStack) -> Ll
     if isinstance(model, Llama):
         return model
     return stack.enter_context(Llama(model if model is None else path(name, model), n_ctx=window))
-
-
-def _check_same_vocabulary(llm: Llama, other: Llama) -> None:
-    sizes = llm.config.vocab_size, other.config.vocab_size
-    if sizes[0] != sizes[1]:
-        raise ValueError(f"the models have different vocabularies, of {sizes[0]} and {sizes[1]} tokens")
-    mine, theirs = llm.tokenizer, other.tokenizer
-    for token_id in range(sizes[0]):
-        if mine.piece(token_id) != theirs.piece(token_id):
-            raise ValueError(
-                f"the models have different vocabularies: token {token_id} is {shown_value(mine.piece(token_id))} "
-                f"and {shown_value(theirs.piece(token_id))}"
-            )
-    if llm.tokenize("") != other.tokenize(""):
-        raise ValueError("the models have different vocabularies: their texts begin with different tokens")

@@ -49,12 +49,16 @@ class Timings:
         decode_s: seconds for all later tokens, in steps that are shared with other texts.
         prompt_tokens_per_s: rate of the prompt tokens that were computed, without those found in the cache.
         decode_tokens_per_s: rate of the tokens after the first.
+        guesses: tokens that were guessed by prompt lookup or a draft, and checked several in a step.
+        guesses_true: those that came true.
     """
 
     prompt_s: float
     decode_s: float
     prompt_tokens_per_s: float
     decode_tokens_per_s: float
+    guesses: int = 0
+    guesses_true: int = 0
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,11 @@ from ..sampling.params import SamplingParams
 from ..storage.fingerprint import fingerprint
 from ..storage.model_file import StoredModel
 from ..tokenizer import load_tokenizer
+from ..tokenizer.compare import check_same_vocabulary
 from .background import Background
 from .chunk import TokenLogprob
 from .completion import Completion, Completions
+from .draft import DraftModel
 from .generation import Generation, Request
 from .logprobs import logprobs_of
 from .prefix_cache import PrefixCache
@@ -46,6 +48,10 @@ class Engine:
         seed: seed of requests that bring none. None: from the system.
         rolls: a text that fills the context goes on.
         guesses: texts guess their next tokens (prompt_lookup.py).
+        draft: a model of the same vocabulary that guesses tokens (draft.py); None: there is none.
+
+    Raises:
+        ValueError: the draft has another vocabulary, or the backend cannot run it.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class Engine:
         seed: int | None,
         rolls: bool,
         guesses: bool,
+        draft: StoredModel | None = None,
     ) -> None:
         config = model.config
         self.n_ctx = config.max_seq_len if n_ctx is None else n_ctx
@@ -72,7 +79,13 @@ class Engine:
         self._rows = PrefixCache(
             backend.new_cache, partial(rows_that_fit, backend), self.n_ctx, partial(backend.kv_cache_bytes, 1)
         )
-        self._scheduler = Scheduler(backend, self._rows)
+        self._draft = draft
+        try:
+            drafts = None if draft is None else self._draft_model(draft, backend_class, n_threads)
+        except BaseException:
+            backend.close()
+            raise
+        self._scheduler = Scheduler(backend, self._rows, drafts)
 
     @property
     def has_chat_template(self) -> bool:
@@ -135,6 +148,15 @@ class Engine:
     def background(self, updated: Callable[[bool], None]) -> Background:
         """Make what generates streams in a thread of its own. updated is called after each step; see Background."""
         return Background(self._scheduler, updated)
+
+    def _draft_model(self, draft: StoredModel, backend_class: type[Backend], n_threads: int | None) -> DraftModel:
+        if draft.config.vocab_size != self._model.config.vocab_size:
+            sizes = self._model.config.vocab_size, draft.config.vocab_size
+            raise ValueError(f"the draft has another vocabulary, of {sizes[1]} tokens instead of {sizes[0]}")
+        if self._tokenizer is not None and draft.tokenizer is not None and draft.tokenizer != self._model.tokenizer:
+            check_same_vocabulary(self._tokenizer, load_tokenizer(draft.tokenizer, draft.config.vocab_size))
+        backend = backend_class(draft, n_threads=n_threads)
+        return DraftModel(backend, min(self.n_ctx, draft.config.max_seq_len))
 
     def _require_backend(self) -> Backend:
         """The backend. Raises ClosedError when closed."""
@@ -235,4 +257,6 @@ class Engine:
             self._scheduler.close()
             backend.close()
             self._model.weights.clear()
+            if self._draft is not None:
+                self._draft.weights.clear()
         self._requests.close()

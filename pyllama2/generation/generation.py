@@ -106,6 +106,7 @@ class Generation:
         self._matcher = StopMatcher(params.stop_strings)
         self._stop_reason: str | int | None = None
         self._n_generated = 0  # with the token that ended the text, which is not in ids
+        self._n_guessed = self._n_true = 0
         self._seconds = 0.0
         self._delivered: list[Update] = []
 
@@ -157,14 +158,24 @@ class Generation:
             return self._end(text, [token], "length", logits)
         return self._make_update(text, [token], logits, None)
 
+    @property
+    def room_for_guesses(self) -> int:
+        """How many tokens after the next one the text may have."""
+        return min(self.limit - self._n_generated, self._n_ctx - len(self.context)) - 1
+
+    def would_end(self, token: int) -> bool:
+        """Whether a token would end the text."""
+        return token in self._request.stop_ids
+
     def guess(self, most: int) -> list[int]:
         """Return at most most tokens that may come next, and not more than there is room for."""
-        room = min(self.limit - self._n_generated, self._n_ctx - len(self.context)) - 1
-        return [] if self._lookup is None else self._lookup.guess(min(most, room))
+        return [] if self._lookup is None else self._lookup.guess(min(most, self.room_for_guesses))
 
-    def learn(self, n_guessed: int, n_true: int) -> None:
+    def learn(self, n_guessed: int, n_true: int, *, by_draft: bool = False) -> None:
         """Learn that of n_guessed guesses, n_true came true before the first wrong one."""
-        if self._lookup is not None:
+        self._n_guessed += n_guessed
+        self._n_true += n_true
+        if self._lookup is not None and not by_draft:
             self._lookup.learn(n_guessed, n_true)
 
     def add_time(self, seconds: float) -> None:
@@ -200,6 +211,8 @@ class Generation:
                 decode_s,
                 (n_prompt - last.n_cached) / prompt_s if prompt_s else 0.0,
                 (last.n_generated - 1) / decode_s if decode_s else 0.0,
+                self._n_guessed,
+                self._n_true,
             ),
             len(self._request.echo_text) if updates else 0,
         )

@@ -114,6 +114,8 @@ class StepInput:
         tokens: the tokens to feed.
         context: all tokens of the text that the model is to see.
         guesses: guesses of what follows, if tokens are the last of context.
+        drafted: whether a draft made them.
+        n_true: how many came true.
     """
 
     job: Job
@@ -122,6 +124,8 @@ class StepInput:
     tokens: list[int]
     context: list[int]
     guesses: list[int] = field(default_factory=list)
+    drafted: bool = False
+    n_true: int = 0
 
     @property
     def n_outputs(self) -> int:
@@ -168,7 +172,8 @@ def advance(part: StepInput, results: Results) -> None:
             if rolled or job.ended or i == len(part.guesses) or text.context[-1] != part.guesses[i]:
                 break
             n_true += 1
-        text.learn(len(part.guesses), n_true)
+        part.n_true = n_true
+        text.learn(len(part.guesses), n_true, by_draft=part.drafted)
     except BaseException as error:
         job.error = error
     job.advancing = False

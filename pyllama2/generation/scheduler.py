@@ -30,6 +30,7 @@ from ..process.interrupts import Interrupts
 from ..process.locks import Lock
 from ..sampling.sampler import Draw
 from .completion import Completion
+from .draft import DraftModel
 from .generation import Generation, Update
 from .handover import Handovers
 from .job import Job, Results, SamplingTime, StepInput, advance, batch_of, settle, split_results
@@ -55,14 +56,16 @@ class Scheduler:
     Args:
         backend: what computes logits.
         rows: its cache.
+        draft: what guesses tokens (draft.py); None: nothing does but the texts themselves.
 
     Attributes:
         sampling_time: seconds of sampling and text.
     """
 
-    def __init__(self, backend: Backend, rows: PrefixCache) -> None:
+    def __init__(self, backend: Backend, rows: PrefixCache, draft: DraftModel | None = None) -> None:
         self._backend = backend
         self._rows = rows
+        self._draft = draft
         self._lock = Lock()  # held only for moments; it guards the next five
         self._driver: int | None = None  # identity of the thread that is the driver
         self._waiters: list[threading.Lock] = []
@@ -91,6 +94,8 @@ class Scheduler:
             return  # no thread was in a step, or this one is and goes on with it
         self._driver = None
         self._rows.close()
+        if self._draft is not None:
+            self._draft.forget()
         for job in self._jobs:
             job.row = None
             if job.advancing and job.handover is None:
@@ -249,6 +254,8 @@ class Scheduler:
         if self._closed:
             self._jobs.clear()
             self._rows.close()
+            if self._draft is not None:
+                self._draft.close()
         with self._lock:
             self._driver = None
             self._release_waiters()
@@ -276,20 +283,30 @@ class Scheduler:
         parts = self._parts()
         if parts:
             assert self._rows.cache is not None
+            has_prompt = any(len(part.tokens) > 1 for part in parts)
+            decodes = all(len(part.tokens) == 1 and part.n_outputs for part in parts)
+            if self._draft is not None and decodes:
+                with interrupts.allowed():
+                    self._draft.guess(parts, self._cheap_guesses(parts))
             batch = batch_of(parts)
+            computing = time.perf_counter()
             with interrupts.allowed():
                 results = self._compute(parts, batch, self._rows.cache)
-            elapsed = time.perf_counter() - started
+            now = time.perf_counter()
+            elapsed, computed = now - started, now - computing
             sampling = list(split_results(parts, results))
             for part in parts:
                 part.row.ids += part.tokens + part.guesses
                 part.job.text.add_time(elapsed)
             self._sample(sampling, own, interrupts)
-            has_prompt = any(len(part.tokens) > 1 for part in parts)
+            if self._draft is not None and decodes:
+                self._draft.learn(parts, computed)
             self.sampling_time.add(time.perf_counter() - started - elapsed, has_prompt=has_prompt)
         self._retire()
         if not self._jobs:
             self._rows.trim()
+            if self._draft is not None:
+                self._draft.trim()
 
     def _compute(self, parts: Sequence[StepInput], batch: Batch, cache: KVCache) -> Results:
         """Logits (m, vocab_size) of the batch's outputs, or m tokens if the device can sample for all texts."""
@@ -331,6 +348,8 @@ class Scheduler:
             if job.ended and job.row is not None:
                 self._rows.release(job.row)
                 job.row = None
+            if job.ended and self._draft is not None:
+                self._draft.release(job)
         if any(isinstance(job.error, NumericalError) for job in self._jobs):
             self._rows.forget()  # a kept or loaded sequence may be the cause
         self._jobs = [job for job in self._jobs if not job.ended]
@@ -387,5 +406,9 @@ class Scheduler:
                 parts.append(StepInput(job, row, start, ids[start:end], ids))
         if not prompts:
             for part in parts:
-                part.guesses = part.job.text.guess((self._backend.cheap_tokens - len(parts)) // len(parts))
+                part.guesses = part.job.text.guess(self._cheap_guesses(parts))
         return parts
+
+    def _cheap_guesses(self, parts: Sequence[StepInput]) -> int:
+        """How many guesses each text may have so that a step does not take much longer."""
+        return (self._backend.cheap_tokens - len(parts)) // len(parts)

@@ -159,6 +159,17 @@ class Sampler:
         return logits
 
 
+def sampled(logits: NDArray[np.float32], draw: Draw) -> int:
+    """Sample a token from logits (vocab_size,) as a draw says. Returns its id, or -1 for logits that are not finite."""
+    logits = np.ascontiguousarray(logits, np.float32)
+    highest, lowest = sample.extremes(logits)
+    if not -math.inf < lowest <= highest < math.inf:
+        return -1
+    if draw.temperature == 0:
+        return int(logits.argmax())
+    return sample.sample(logits, highest, draw.temperature, draw.top_k, draw.top_p, draw.min_p, draw.uniform)
+
+
 def log_probabilities_of(logits: NDArray[np.float32], ids: Sequence[int]) -> list[float]:
     """Natural logarithms of softmax(logits) at ids; logits (vocab_size,) are finite."""
     highest, log_sum = log_normalizer(logits)
