@@ -164,7 +164,7 @@ class Llama(ChatEngine):
             seed=seed,
             rolls=context == "roll",
             guesses=arguments.boolean("prompt_lookup", prompt_lookup),
-            draft=None if draft is None else load_draft(draft, stored, n_ctx or stored.config.max_seq_len, n_threads),
+            draft=None if draft is None else load_draft(draft, stored, n_ctx, n_threads),
         )
 
         self._settings: dict[str, Any] = {

@@ -103,6 +103,7 @@ def add_model_flags(
     add("--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: PYLLAMA2_DEVICE, else auto)")
     add("--kv-dtype", choices=KV_DTYPES, help="type of keys and values (default: the device's)")
     add("--no-prompt-lookup", action="store_true", help="do not guess tokens from what the text has said before")
+    add("--draft", metavar="MODEL", help='guess tokens by a smaller model, or by "self", the model in 4 bits')
     add("-v", "--verbose", action="store_true", help="say more on stderr: device, model, GB/s, time by step")
 
 
@@ -124,6 +125,7 @@ def open_model(args: argparse.Namespace) -> Llama:
             kv_dtype=args.kv_dtype,
             tokenizer=args.tokenizer,
             prompt_lookup=not args.no_prompt_lookup,
+            draft=args.draft,
             context=getattr(args, "context_mode", "stop"),
         )
     facts = ", ".join(f"{name} {value}" for name, value in llm.describe().items() if name != "config")
@@ -203,5 +205,7 @@ def timings_line(llm: Llama, completion: Completion, verbose: bool) -> str:
         f"decode: {completion.usage.completion_tokens} tokens, {timings.decode_tokens_per_s:.1f} tokens/s"
     )
     if verbose:
+        if timings.guesses:
+            line += f"; {timings.guesses_true} of {timings.guesses} guesses came true"
         line += f", {timings.decode_tokens_per_s * llm.describe()['bytes_per_token'] / 1e9:.2f} GB/s"
     return line

@@ -51,13 +51,11 @@ class DraftState:
         row: its row in the draft's cache; None before the first guess.
         true_share: of the guesses, those that came true, newer ones weighing more.
         ration: time that it may lose, in steps.
-        spent: time of the draft for the guesses that are being checked, in seconds.
     """
 
+    row: CacheRow | None
     true_share: float
-    row: CacheRow | None = None
     ration: float = _START
-    spent: float = 0.0
 
 
 class StepTimes:
@@ -69,7 +67,7 @@ class StepTimes:
 
     def add_model(self, n_tokens: int, seconds: float) -> None:
         """Take the time of a step of the model without prompts. Other times change with it, as the context grows."""
-        old = self._model.get(n_tokens)
+        old, seconds = self._model.get(n_tokens), max(seconds, 1e-9)
         if old is not None:
             seconds = min(seconds, 3 * old)  # something else had the processor
             change = 1 + _NEW * (seconds / old - 1) / 2
@@ -103,7 +101,29 @@ class StepTimes:
         return self._draft[nearest]
 
 
-class DraftModel:
+class NoDraft:
+    """What a scheduler has without a draft: it guesses nothing."""
+
+    def guess(self, parts: Sequence[StepInput], most: int) -> None:
+        """Guess nothing."""
+
+    def learn(self, parts: Sequence[StepInput], seconds: float) -> None:
+        """Learn nothing."""
+
+    def release(self, job: Job) -> None:
+        """Nothing is kept."""
+
+    def trim(self) -> None:
+        """Nothing is kept."""
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+
+class DraftModel(NoDraft):
     """The draft of one scheduler. Only its driver may use it.
 
     Args:
@@ -157,8 +177,8 @@ class DraftModel:
                     true = float(i < part.n_true)
                     state.true_share += _NEW * (true - state.true_share)
                     self._true_share += _NEW / 4 * (true - self._true_share)
-                cost = (state.spent + seconds - plain) / plain
-                state.ration += part.n_true * (1 + _PER_TOKEN) - max(0.0, cost)
+                longer = self._times.of_model(n_tokens) - plain + len(part.guesses) * self._times.of_draft(len(parts))
+                state.ration += part.n_true * (1 + _PER_TOKEN) - max(0.0, longer / plain)
             state.ration = min(_SAVED, state.ration)
 
     def release(self, job: Job) -> None:
@@ -188,7 +208,7 @@ class DraftModel:
         plain = times.of_model(n_texts)
         if most <= 0 or plain == 0:  # the first step of all is measured without guesses
             return 0
-        state = self._states.setdefault(part.job, DraftState(self._true_share))
+        state = self._states.setdefault(part.job, DraftState(None, self._true_share))
         n_read = 0 if state.row is None else len(state.row.ids)
         if len(part.context) - n_read > _WORTH_READING * text.room_for_guesses:
             return 0
@@ -210,7 +230,6 @@ class DraftModel:
             rows.append(row)
             news.append(self._read(row, part.context[len(row.ids) :]))
         draws = [part.job.text.draws(n) or [] for part, n in zip(parts, numbers, strict=True)]
-        started = time.perf_counter()
         active = list(range(len(parts)))
         for i in range(max(numbers)):
             before = time.perf_counter()
@@ -230,7 +249,6 @@ class DraftModel:
                 break
         for part in parts:
             part.drafted = bool(part.guesses)
-            self._states[part.job].spent = (time.perf_counter() - started) / len(parts)
 
     def _row(self, job: Job, n_texts: int) -> CacheRow:
         """The text's row in the draft's cache, long enough for it."""

@@ -11,7 +11,9 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend.base import Batch
+from ..backend.base import Backend, Batch
+from ..backend.kv_cache import KVCache
+from ..sampling.sampler import Draw
 from .completion import Completion
 from .generation import Generation, Update
 from .prefix_cache import CacheRow, common_prefix
@@ -203,6 +205,19 @@ def batch_of(parts: Sequence[StepInput]) -> Batch:
         positions += range(part.start, part.start + len(fed))
         outputs += range(len(tokens) - part.n_outputs, len(tokens))
     return Batch(*(np.array(column, np.int32) for column in (tokens, rows, positions, outputs)))
+
+
+def compute(backend: Backend, parts: Sequence[StepInput], batch: Batch, cache: KVCache) -> Results:
+    """Logits (m, vocab_size) of the batch's outputs, or m tokens if the device can sample for all texts."""
+    draws: list[Draw] = []
+    for part in parts:
+        if part.n_outputs:
+            of_part = part.job.text.draws(part.n_outputs)
+            if of_part is None:
+                return backend.forward(batch, cache)
+            draws += of_part
+    tokens = backend.sample(batch, cache, draws)
+    return backend.forward(batch, cache) if tokens is None else tokens.tolist()
 
 
 def split_results(parts: Sequence[StepInput], results: Results) -> Iterator[tuple[StepInput, Results]]:

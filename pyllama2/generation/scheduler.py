@@ -22,18 +22,16 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
 
-from ..backend.base import AMID_A_STEP, Backend, Batch
-from ..backend.kv_cache import KVCache
+from ..backend.base import AMID_A_STEP, Backend
 from ..errors import ClosedError, NumericalError, Pyllama2Error
 from ..process.forking import renew_after_fork
 from ..process.interrupts import Interrupts
 from ..process.locks import Lock
-from ..sampling.sampler import Draw
 from .completion import Completion
-from .draft import DraftModel
+from .draft import DraftModel, NoDraft
 from .generation import Generation, Update
 from .handover import Handovers
-from .job import Job, Results, SamplingTime, StepInput, advance, batch_of, settle, split_results
+from .job import Job, Results, SamplingTime, StepInput, advance, batch_of, compute, settle, split_results
 from .prefix_cache import MAX_ROWS, PrefixCache
 
 # Texts of one list that exist at a time: those in rows, and as many that come next, since rows may become free while
@@ -65,7 +63,7 @@ class Scheduler:
     def __init__(self, backend: Backend, rows: PrefixCache, draft: DraftModel | None = None) -> None:
         self._backend = backend
         self._rows = rows
-        self._draft = draft
+        self._draft = NoDraft() if draft is None else draft
         self._lock = Lock()  # held only for moments; it guards the next five
         self._driver: int | None = None  # identity of the thread that is the driver
         self._waiters: list[threading.Lock] = []
@@ -94,8 +92,7 @@ class Scheduler:
             return  # no thread was in a step, or this one is and goes on with it
         self._driver = None
         self._rows.close()
-        if self._draft is not None:
-            self._draft.forget()
+        self._draft.forget()
         for job in self._jobs:
             job.row = None
             if job.advancing and job.handover is None:
@@ -254,8 +251,7 @@ class Scheduler:
         if self._closed:
             self._jobs.clear()
             self._rows.close()
-            if self._draft is not None:
-                self._draft.close()
+            self._draft.close()
         with self._lock:
             self._driver = None
             self._release_waiters()
@@ -285,13 +281,13 @@ class Scheduler:
             assert self._rows.cache is not None
             has_prompt = any(len(part.tokens) > 1 for part in parts)
             decodes = all(len(part.tokens) == 1 and part.n_outputs for part in parts)
-            if self._draft is not None and decodes:
+            if decodes:
                 with interrupts.allowed():
                     self._draft.guess(parts, self._cheap_guesses(parts))
             batch = batch_of(parts)
             computing = time.perf_counter()
             with interrupts.allowed():
-                results = self._compute(parts, batch, self._rows.cache)
+                results = compute(self._backend, parts, batch, self._rows.cache)
             now = time.perf_counter()
             elapsed, computed = now - started, now - computing
             sampling = list(split_results(parts, results))
@@ -299,26 +295,13 @@ class Scheduler:
                 part.row.ids += part.tokens + part.guesses
                 part.job.text.add_time(elapsed)
             self._sample(sampling, own, interrupts)
-            if self._draft is not None and decodes:
+            if decodes:
                 self._draft.learn(parts, computed)
             self.sampling_time.add(time.perf_counter() - started - elapsed, has_prompt=has_prompt)
         self._retire()
         if not self._jobs:
             self._rows.trim()
-            if self._draft is not None:
-                self._draft.trim()
-
-    def _compute(self, parts: Sequence[StepInput], batch: Batch, cache: KVCache) -> Results:
-        """Logits (m, vocab_size) of the batch's outputs, or m tokens if the device can sample for all texts."""
-        draws: list[Draw] = []
-        for part in parts:
-            if part.n_outputs:
-                of_part = part.job.text.draws(part.n_outputs)
-                if of_part is None:
-                    return self._backend.forward(batch, cache)
-                draws += of_part
-        tokens = self._backend.sample(batch, cache, draws)
-        return self._backend.forward(batch, cache) if tokens is None else tokens.tolist()
+            self._draft.trim()
 
     def _sample(
         self,
@@ -348,7 +331,7 @@ class Scheduler:
             if job.ended and job.row is not None:
                 self._rows.release(job.row)
                 job.row = None
-            if job.ended and self._draft is not None:
+            if job.ended:
                 self._draft.release(job)
         if any(isinstance(job.error, NumericalError) for job in self._jobs):
             self._rows.forget()  # a kept or loaded sequence may be the cause

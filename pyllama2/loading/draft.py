@@ -14,20 +14,20 @@ from ..memory import check_model_fits
 from ..model_names import find_model
 from ..storage.model_file import StoredModel
 from ..storage.weights import Quantization
-from .load import load_model
+from .load import USUAL_CONTEXT, load_model
 
 log = logging.getLogger("pyllama2")
 
 
 def load_draft(
-    draft: str | os.PathLike[str], model: StoredModel, n_ctx: int, n_threads: int | None
+    draft: str | os.PathLike[str], model: StoredModel, n_ctx: int | None, n_threads: int | None
 ) -> StoredModel | None:
     """Load a draft.
 
     Args:
         draft: a path or a name, or "self".
         model: the model that it is for.
-        n_ctx: tokens that there must be memory for.
+        n_ctx: tokens that there must be memory for; None: the usual number.
         n_threads: threads, which the memory needed depends on.
 
     Returns:
@@ -41,10 +41,12 @@ def load_draft(
         if model.quantization.type == "q4":
             log.warning("the model has 4 bits already, so it cannot be its own draft: it runs without one")
             return None
-        check_model_fits(model.config, quantization, n_ctx, default_kv_dtype(quantization), n_threads)
+        context = min(model.config.max_seq_len, USUAL_CONTEXT) if n_ctx is None else n_ctx
+        check_model_fits(model.config, quantization, context, default_kv_dtype(quantization), n_threads)
         return convert_model(model, quantization)
     path = find_model(draft)
     with closing(open_checkpoint(path)) as checkpoint:
         quant = None if isinstance(checkpoint, OwnCheckpoint) else "q4"
-        n_ctx = min(n_ctx, checkpoint.config.max_seq_len)
+        if n_ctx is not None:
+            n_ctx = min(n_ctx, checkpoint.config.max_seq_len)
     return load_model(path, quant=quant, tokenizer=None, n_ctx=n_ctx, kv_dtype=None, n_threads=n_threads)

@@ -27,7 +27,7 @@ from .kept import find_kept, keep_converted
 log = logging.getLogger("pyllama2")
 
 # Without n_ctx, there must be enough memory for a context of this length; each generation then asks for what it needs.
-_USUAL_CONTEXT = 2048
+USUAL_CONTEXT = 2048
 
 
 def load_model(
@@ -76,7 +76,7 @@ def load_model(
                 f"n_ctx must be between 1 and {config.max_seq_len}, which the model was made for, "
                 f"not {shown_value(n_ctx)}"
             )
-        context = min(config.max_seq_len, _USUAL_CONTEXT) if n_ctx is None else n_ctx
+        context = min(config.max_seq_len, USUAL_CONTEXT) if n_ctx is None else n_ctx
         model = _usable_in_place(checkpoint, path, None if quant == "auto" else quant)
         if model is not None:
             quantization = model.quantization

@@ -47,6 +47,7 @@ NOT_RUN = {
     r"python scripts/demo_model/train_demo_model\.py": "takes 35 minutes; test_demo_model.py runs a few steps",
     r"python scripts/demo_model/check_demo_model\.py": "also judges the time of a start; see test_demo_model.py",
     r"python benchmarks/bench_generation\.py": "takes minutes",
+    r"python benchmarks/bench_draft\.py": "takes minutes",
     r"python benchmarks/bench_server\.py": "takes minutes",
     r"python benchmarks/how_close\.py": "takes minutes; test_real_models.py compares its figures with the README's",
     r"python benchmarks/bench_vs_llama_cpp\.py": "takes an hour, and llama-cpp-python",
