@@ -97,7 +97,8 @@ class TestGenerate:
         actual = json.loads(capsys.readouterr().out)
         with Llama(model) as llm:
             completion = llm.generate(PROMPT, temperature=0, max_tokens=8)
-        assert actual.pop("timings").keys() == {"prompt_s", "decode_s", "prompt_tokens_per_s", "decode_tokens_per_s"}
+        timings = {"prompt_s", "decode_s", "prompt_tokens_per_s", "decode_tokens_per_s", "guesses", "guesses_true"}
+        assert actual.pop("timings").keys() == timings
         assert actual == {
             "prompt": PROMPT, "text": expected, "token_ids": completion.token_ids, "finish_reason": "length",
             "stop_reason": None, "usage": vars(completion.usage),
