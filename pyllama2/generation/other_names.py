@@ -33,6 +33,9 @@ OTHER_NAMES = {
     "kv_cache_dtype": "kv_dtype",
     "type_k": "kv_dtype",
     "type_v": "kv_dtype",
+    "draft_model": "draft",
+    "assistant_model": "draft",
+    "speculative_model": "draft",
     "tokenizer_path": "tokenizer",
 }
 
