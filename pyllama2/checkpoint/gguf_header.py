@@ -101,6 +101,9 @@ class Metadata:
         self._file = file
         self._fields = fields
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._fields
+
     def find(self, key: str, kind: type[T]) -> T | None:
         """Return the value of a key, None when it is absent.
 

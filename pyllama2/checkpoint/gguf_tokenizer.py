@@ -50,6 +50,8 @@ def read_tokenizer(metadata: Metadata, vocab_size: int) -> TokenizerSpec | None:
         CheckpointError: the tokenizer is damaged or not supported, or has more tokens than the model.
     """
     model = metadata.find("tokenizer.ggml.model", str)
+    if model is None and "tokenizer.ggml.tokens" in metadata:
+        raise CheckpointError(f"{metadata.path} has tokens, but lacks the key tokenizer.ggml.model")
     if model is None or model in ("no_vocab", "none"):
         return None
     if model not in ("llama", "gpt2"):

@@ -111,6 +111,8 @@ class RequestMaker:
             prompt: a string or token ids.
             name: the argument's name, for errors.
         """
+        if isinstance(prompt, (bytes, bytearray, memoryview)):
+            arguments.refuse(name, "a string or a list of token ids", prompt)
         if not isinstance(prompt, str):
             ids = self.checked_ids(name, prompt)
             if not ids:

@@ -67,4 +67,4 @@ def _not_found(text: str) -> str:
     hint = suggestion(text)
     if not hint and parse_name(f"hf:{text}") is not None:
         hint = f"; if a model of the Hugging Face hub is meant, write hf:{text}"
-    return f"there is no file or directory {text}{hint}"
+    return f"there is no file or directory {shown(text)}{hint}"

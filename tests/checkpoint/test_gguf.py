@@ -262,6 +262,7 @@ REFUSED_KEYS: dict[str, tuple[dict[str, Any], str]] = {
         {"llama.feed_forward_length": 99},
         r"blk.0.ffn_gate.weight is \(100, 48\) and should be \(99, 48\)",
     ),
+    "tokens_alone": ({"tokenizer.ggml.tokens": ["a", "b"]}, "m has tokens, but lacks the key tokenizer.ggml.model"),
     "template_is_number": ({"tokenizer.chat_template": 7}, "chat_template should be of type str"),
     "template_is_huge": ({"tokenizer.chat_template": "x" * (1 << 20)}, "tokenizer.chat_template has 1048584 bytes"),
 }
