@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +18,7 @@ if __name__ == "__main__":  # before the imports below, which take a while: Ctrl
 from .batches.answering import Tally, run_batch
 from .batches.inputs import FORMATS, Defaults, Input
 from .batches.results import Results
-from .cli.common import add_model_flags, open_model
+from .cli.common import add_model_flags, open_model, positive
 from .cli.naming import model_name
 from .cli.parser import CommandParser
 from .cli.running import run_command
@@ -40,6 +41,8 @@ Each result is a line of JSON, written when it is ready: {"id", "custom_id", "re
 "body"}, "error"}. The order may differ from that of the requests. A request that is refused gets a response with
 the status and the error; a line that is no request gets an error. The others go on.
 
+--ray spreads the requests over the machines of a Ray cluster (docs/ray.md).
+
 The command may be interrupted or killed at any time. Started again with the same arguments, it computes only what
 RESULTS does not have.
 """
@@ -55,6 +58,12 @@ def make_parser() -> CommandParser:
     add("--column", metavar="NAME", help="the texts of CSV and Parquet (default: prompt or text, or the only column)")
     add("--chat", action="store_true", help="texts are messages to the assistant, not beginnings of texts")
     add("-s", "--system", metavar="TEXT", help="the system prompt of such chats; it implies --chat")
+    group = parser.add_argument_group("many machines")
+    group.add_argument(
+        "--ray", nargs="?", const="", metavar="ADDRESS",
+        help="use a Ray cluster (without an address: RAY_ADDRESS, one on this machine, or a new one here)",
+    )  # fmt: skip
+    group.add_argument("--workers", type=positive, metavar="N", help="models on it (default: as many as CPUs allow)")
     add = parser.add_argument_group("of requests that do not say otherwise").add_argument
     add("-n", "--max-tokens", type=int, metavar="N", help="most tokens (256; with a url: OpenAI's default)")
     add("--temperature", type=float, metavar="T", help="0 is greedy (1)")
@@ -88,7 +97,7 @@ def _batch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         if os.path.samefile(args.requests, args.output):
             raise ValueError("the results must not go into the file of the requests")
     n_items = items.count()
-    with Results(args.output, n_items, _recipe(args, fields)) as results, open_model(args) as llm:
+    with Results(args.output, n_items, _recipe(args, fields)) as results:
         from tqdm import tqdm
 
         with tqdm(total=n_items, initial=results.n_before, unit="req", disable=None, dynamic_ncols=True) as bar:
@@ -97,9 +106,26 @@ def _batch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
                 bar.set_postfix_str(f"{tally.tokens_per_s:.1f} tokens/s", refresh=False)
                 bar.update()
 
-            tally = run_batch(llm, items, results, name=model_name(args.model), told=told)
+            tally = _answer(args, items, results, told)
         print(_summary(tally, results), file=sys.stderr)
     return 0
+
+
+def _answer(args: argparse.Namespace, items: Input, results: Results, told: Callable[[Tally], None]) -> Tally:
+    name = model_name(args.model)
+    if args.ray is None:
+        with open_model(args) as llm:
+            return run_batch(llm, items, results, name=name, told=told)
+    from .batches.on_ray import run_on_ray
+
+    names = {"threads": "n_threads", "ctx": "n_ctx", "quant": "quant", "kv_dtype": "kv_dtype", "device": "device"}
+    options = {ours: value for flag, ours in names.items() if (value := getattr(args, flag)) is not None}
+    options |= {"prompt_lookup": not args.no_prompt_lookup}
+    if args.tokenizer is not None:
+        options["tokenizer"] = os.path.abspath(args.tokenizer)
+    return run_on_ray(
+        args.ray or None, args.model, options, items, results, name=name, n_workers=args.workers, told=told
+    )
 
 
 def _recipe(args: argparse.Namespace, fields: dict[str, Any]) -> str:

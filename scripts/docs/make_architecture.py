@@ -57,6 +57,7 @@ ROOMS = {
     "chat": "The command `chat`",
     "serve": "The command `serve`, and `create_app`",
     "batch": "The command `batch`",
+    "ray": "Prompts of a dataset, and the server, on the machines of a Ray cluster",
     "export": "The command `export`",
     "quantize": "The command `quantize`",
     "perplexity": "The command `perplexity`",

@@ -49,6 +49,8 @@ NOT_RUN = {
     r"python benchmarks/bench_generation\.py": "takes minutes",
     r"python benchmarks/bench_draft\.py": "takes minutes",
     r"python benchmarks/bench_server\.py": "takes minutes",
+    r"python benchmarks/bench_ray\.py": "takes minutes, and Ray",
+    r"pyllama2 batch .*--ray": "wants a Ray cluster; tests/batches/test_ray.py has one",
     r"python benchmarks/how_close\.py": "takes minutes; test_real_models.py compares its figures with the README's",
     r"python benchmarks/bench_vs_llama_cpp\.py": "takes an hour, and llama-cpp-python",
 }

