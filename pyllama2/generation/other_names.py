@@ -55,7 +55,6 @@ HINTS = {
     "embedding": "there are no embeddings",
     "chat_format": "it is an argument of chat(), template",
     "trust_remote_code": "no code of a model's files is run",
-    "draft_model": "prompt_lookup guesses tokens without another model",
 }
 
 P = ParamSpec("P")

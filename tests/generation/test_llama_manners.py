@@ -182,6 +182,10 @@ class TestPickle:
         with pytest.raises(ClosedError):
             pickle.dumps(llm)
 
+    def test_all_arguments_are_kept(self, llm: Llama) -> None:
+        opened, _ = llm.__reduce__()
+        assert {*opened.keywords, "verbose", "progress"} == {*inspect.signature(Llama).parameters}
+
     def test_in_another_process(self, llm: Llama) -> None:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             assert pool.apply(generated, (llm,)).token_ids == generated(llm).token_ids
