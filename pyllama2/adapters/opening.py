@@ -12,6 +12,7 @@ from ..checkpoint.gguf_header import is_gguf
 from ..checkpoint.title import title_of
 from ..config import ModelConfig
 from ..errors import CheckpointError
+from ..model_names import find_adapter
 from ..shown import shown, shown_value
 from ..storage.mapped import MappedFile
 from .adapter import Adapter, MergedCheckpoint
@@ -25,7 +26,7 @@ def with_adapters(checkpoint: Checkpoint, lora: str | Sequence[str]) -> MergedCh
     Args:
         checkpoint: the model. It stays open, and is closed with the result.
         lora: each is a path, or PATH:SCALE. A path is a directory of PEFT, its adapter_model.safetensors, or a GGUF
-            file. The scale multiplies the adapter's change; it is 1 unless given.
+            file; or ORG/NAME on the Hugging Face hub. The scale multiplies the adapter's change; it is 1 unless given.
 
     Raises:
         CheckpointError: an adapter cannot be read, or is for another model.
@@ -51,6 +52,7 @@ def _path_and_scale(name: str) -> tuple[str, float]:
 
 
 def _open(path: str, scale: float, config: ModelConfig) -> Adapter:
+    path = find_adapter(path)
     title = f"the adapter {shown(title_of(path))}" + ("" if scale == 1 else f" (scale {scale:g})")
     if os.path.isfile(path):
         with MappedFile(path) as file:

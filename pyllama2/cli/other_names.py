@@ -59,6 +59,8 @@ FLAGS = {
     "--chat-template": "--template",
     "--no-display-prompt": "--no-echo",
     "--model-path": "--model",
+    "--adapter-path": "--lora",
+    "--lora-scaled": "--lora PATH:SCALE",
     "--hf-repo": "--model ORG/NAME",
     "-hf": "--model ORG/NAME",
     "--load-in-8bit": "--quant q8",

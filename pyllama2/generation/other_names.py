@@ -37,6 +37,8 @@ OTHER_NAMES = {
     "assistant_model": "draft",
     "speculative_model": "draft",
     "tokenizer_path": "tokenizer",
+    "lora_path": "lora",
+    "adapter_path": "lora",
 }
 
 # Name of another library -> how the same is done here.

@@ -38,6 +38,11 @@ def kept_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyllama2"
 
 
+def kept_models() -> list[Path]:
+    """The files of all kept models."""
+    return sorted(kept_folder().glob(f"*{_SUFFIX}"))
+
+
 def find_kept(checkpoint: Checkpoint, quantization: Quantization) -> StoredModel | None:
     """Open the kept model of a checkpoint; None when there is none, or it cannot be read."""
     path = _path_of(checkpoint, quantization)
@@ -73,7 +78,7 @@ def keep_converted(checkpoint: Checkpoint, quantization: Quantization, progress:
     limit, n_bytes = _limit_bytes(), weight_bytes(checkpoint.config, quantization)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _make_room(path.parent, limit - n_bytes)
+        _make_room(limit - n_bytes)
         free = shutil.disk_usage(path.parent).free
     except OSError as error:
         raise CheckpointError(
@@ -110,9 +115,9 @@ def _limit_bytes() -> int:
     return int(gigabytes * 1e9)
 
 
-def _make_room(folder: Path, limit: int) -> None:
+def _make_room(limit: int) -> None:
     """Remove the files that were used longest ago until the others take at most limit bytes. limit may be below 0."""
-    files = [(path.stat(), path) for path in folder.glob(f"*{_SUFFIX}")]
+    files = [(path.stat(), path) for path in kept_models()]
     total = sum(status.st_size for status, _ in files)
     for status, path in sorted(files, key=lambda file: file[0].st_atime_ns):
         if total <= max(0, limit):

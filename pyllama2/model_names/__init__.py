@@ -10,6 +10,6 @@ known.py       the models that are here now, for lists and suggestions
 removal.py     what `models remove` removes
 """
 
-from .find import find_model
+from .find import find_adapter, find_model
 
-__all__ = ["find_model"]
+__all__ = ["find_adapter", "find_model"]

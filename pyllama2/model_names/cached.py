@@ -33,12 +33,13 @@ def repo_folder(repo: str) -> Path:
     return cache_folder() / f"models--{repo.replace('/', '--')}"
 
 
-def cached_model(name: HubName, *, needs_tokenizer: bool = True) -> str | None:
+def cached_model(name: HubName, *, needs_tokenizer: bool = True, adapter: bool = False) -> str | None:
     """Find a model in the cache.
 
     Args:
         name: its name.
         needs_tokenizer: take no model whose tokenizer was not downloaded.
+        adapter: find a LoRA adapter instead.
 
     Returns:
         The path of the file or folder to open; None when it is not there, or not complete.
@@ -46,16 +47,16 @@ def cached_model(name: HubName, *, needs_tokenizer: bool = True) -> str | None:
     snapshot = snapshot_of(name)
     if snapshot is None:
         return None
-    choice = chosen(name, snapshot)
+    choice = chosen(name, snapshot, adapter=adapter)
     if choice is None or (needs_tokenizer and not choice.has_tokenizer):
         return None
     return str(snapshot / choice.model)
 
 
-def chosen(name: HubName, snapshot: Path) -> Choice | None:
+def chosen(name: HubName, snapshot: Path, *, adapter: bool = False) -> Choice | None:
     """The files of a model in a folder of the cache; None when they are not complete."""
     try:
-        return choose(name, files_in(snapshot))
+        return choose(name, files_in(snapshot), adapter=adapter)
     except CheckpointError:
         return None
 

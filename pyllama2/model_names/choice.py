@@ -17,6 +17,7 @@ from .hub_name import MODEL_SUFFIXES, HubName, quantized_of
 _TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja", *_TOKENIZERS)
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.gguf|\.safetensors)")
 _SMALL_BYTES = 2 * 10**9  # an 8-bit file of at most so many bytes is taken
 # Types of GGUF files from the one that is taken first. Those that cannot be read come last: the reader says why.
@@ -42,12 +43,13 @@ class Choice:
     remark: str = ""
 
 
-def choose(name: HubName, sizes: Mapping[str, int]) -> Choice:
+def choose(name: HubName, sizes: Mapping[str, int], *, adapter: bool = False) -> Choice:
     """Choose the files of a model.
 
     Args:
         name: what the user asked for.
         sizes: the files that there are, by their paths, in bytes.
+        adapter: choose those of a LoRA adapter instead.
 
     Raises:
         CheckpointError: they make no model that can be read, or lack the file asked for. It says what there is.
@@ -65,6 +67,12 @@ def choose(name: HubName, sizes: Mapping[str, int]) -> Choice:
         if not found:
             raise CheckpointError(f"{name.repo} has no GGUF file of type {name.quantized}{_list(ggufs)}")
         return _of_file(found[0], sizes)
+    if adapter:
+        if all(path in sizes for path in _ADAPTER):
+            return Choice(_ADAPTER)
+        if len(ggufs) == 1:
+            return _of_file(ggufs[0], sizes)
+        raise CheckpointError(f"{name.repo} has no LoRA adapter: no {_ADAPTER[1]} with {_ADAPTER[0]}{_list(ggufs)}")
     folder = _folder(sizes)
     if folder is not None:
         other = f"; {_list(ggufs, 'also there: ')}" if ggufs else ""
@@ -131,7 +139,7 @@ def _total(path: str, sizes: Mapping[str, int]) -> int:
 
 def _reason(sizes: Mapping[str, int]) -> str:
     if "adapter_config.json" in sizes:
-        return ": it is an adapter of another model"
+        return ": it is an adapter; give it as --lora, with the model that it is for"
     if any(re.fullmatch(r"pytorch_model.*\.bin", path) for path in sizes):
         return ": its weights are pytorch_model.bin, which may run code and must be converted to safetensors first"
     return ": neither safetensors with config.json, nor a .gguf file, nor consolidated.00.pth with params.json"

@@ -40,12 +40,13 @@ class _RemoteFile:
     git_sha1: str = ""
 
 
-def download(name: HubName, suggestion: str = "") -> str:
+def download(name: HubName, suggestion: str = "", *, adapter: bool = False) -> str:
     """Download the files of a model that are not in the cache yet.
 
     Args:
         name: the model.
         suggestion: what the message says at its end when there is no such model.
+        adapter: it is a LoRA adapter.
 
     Returns:
         The path of the file or folder to open.
@@ -62,7 +63,7 @@ def download(name: HubName, suggestion: str = "") -> str:
         )
     with _errors_as_sentences(name, suggestion):
         commit, remote = _listing(name)
-        choice = choose(name, {path: file.size for path, file in remote.items()})
+        choice = choose(name, {path: file.size for path, file in remote.items()}, adapter=adapter)
         if choice.remark:
             log.warning("%s", choice.remark)
         snapshot = repo_folder(name.repo) / "snapshots" / commit

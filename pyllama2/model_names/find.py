@@ -49,15 +49,25 @@ def find_model(model: str | os.PathLike[str] | None, *, needs_tokenizer: bool = 
     return _from_hub(name, hub_name, needs_tokenizer)
 
 
-def _from_hub(text: str, name: HubName, needs_tokenizer: bool) -> str:
-    path = cached_model(name, needs_tokenizer=needs_tokenizer)
+def find_adapter(text: str) -> str:
+    """Find the path of a LoRA adapter: a path, or a name of the hub as find_model() takes it.
+
+    Raises:
+        CheckpointError: there is no such adapter, or it could not be downloaded.
+    """
+    hub_name = None if os.path.exists(text) else parse_name(text)
+    return text if hub_name is None else _from_hub(text, hub_name, False, adapter=True)
+
+
+def _from_hub(text: str, name: HubName, needs_tokenizer: bool, *, adapter: bool = False) -> str:
+    path = cached_model(name, needs_tokenizer=needs_tokenizer, adapter=adapter)
     if path is not None:
         return path
     from .download import download  # not before: the hub's package takes a quarter of a second
 
     if not is_explicit(text):
         log.warning("there is no %s here or in the cache; asking the Hugging Face hub for it", shown(text))
-    return download(name, "" if is_explicit(text) else suggestion(text))
+    return download(name, "" if is_explicit(text) else suggestion(text), adapter=adapter)
 
 
 def _not_found(text: str) -> str:

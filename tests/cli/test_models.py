@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.foreign import write_huggingface
@@ -19,6 +20,7 @@ from helpers.tiny_tokenizers import sentencepiece_model
 
 from pyllama2 import models
 from pyllama2.cli.program import main
+from pyllama2.loading import load_model
 
 WEIGHTS = random_weights(CONFIG)
 
@@ -36,6 +38,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     (tmp_path / "gguf").mkdir()
     for kind in ("Q8_0", "Q4_0"):
         write_model(tmp_path / "gguf" / f"tiny-{kind}.gguf", CONFIG, WEIGHTS, kind)
+    monkeypatch.setenv("PYLLAMA2_CACHE", str(tmp_path / "kept"))
     with running_hub() as hub:
         use_hub(hub.url, tmp_path / "cache", monkeypatch)
         hub.add("tests/model", model)
@@ -61,7 +64,7 @@ def test_the_list(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert found["mine.bin"] | {"path": "", "n_bytes": 0} == {
         "name": "mine.bin", "place": "here", "path": "", "n_bytes": 0, "kind": "pyllama2 q8",
-        "n_parameters": CONFIG.n_parameters, "fits_as": "q8", "problem": "",
+        "n_parameters": CONFIG.n_parameters, "fits_as": "q8", "source": "", "problem": "",
     }  # fmt: skip
     assert found["mine.bin"]["n_bytes"] == os.path.getsize("mine.bin")
     assert (found["tests/model"]["kind"], found["tests/model"]["fits_as"]) == ("safetensors BF16", "float32")
@@ -72,6 +75,16 @@ def test_the_list(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     assert any(line.split()[:2] == ["tests/model", "safetensors"] and "as float32" in line for line in lines)
     assert main(["models", "--names"]) == 0
     assert set(capsys.readouterr().out.split()) == {*found, "other.bin"}
+
+
+def test_kept_models(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options: dict[str, Any] = {"quant": "q8", "tokenizer": None, "n_ctx": None, "kv_dtype": None, "keep": True}
+    load_model(str(write_model(tmp_path / "x.gguf", CONFIG, WEIGHTS, "Q4_1")), **options)
+    (path,) = (tmp_path / "kept").iterdir()
+    model = listed(capsys)[str(path)]
+    assert (model["place"], model["kind"], model["source"]) == ("kept", "pyllama2 q8", "GGUF x.gguf")
+    assert main(["models"]) == 0 and "kept: GGUF x.gguf" in capsys.readouterr().out
+    assert main(["models", "remove", "-y", str(path)]) == 0 and not path.exists()
 
 
 def test_what_does_not_fit(hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,14 @@ def test_the_parts_of_a_gguf_file() -> None:
         choose(REPO, sizes(parts[1]))
 
 
+def test_an_adapter() -> None:
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    assert choose(REPO, sizes(*files, "README.md", "tokenizer.json"), adapter=True).files == files
+    assert choose(REPO, sizes("lora.gguf", "README.md"), adapter=True).files == ("lora.gguf",)
+    with pytest.raises(CheckpointError, match=r"has no LoRA adapter: no adapter_model.* it has a\.gguf, b\.gguf$"):
+        choose(REPO, sizes("a.gguf", "b.gguf", "model.safetensors"), adapter=True)
+
+
 def test_a_file() -> None:
     there = sizes(*SETTINGS, "model.safetensors", "m.Q8_0.gguf", "m.Q4_0.gguf")
     assert choose(HubName("org/name", file="m.Q4_0.gguf"), there).files == ("m.Q4_0.gguf",)
@@ -95,7 +103,7 @@ def test_a_file() -> None:
     ("there", "reason"),
     [
         (["config.json", "pytorch_model.bin"], "converted to safetensors"),
-        (["adapter_config.json", "adapter_model.safetensors"], "adapter of another model"),
+        (["adapter_config.json", "adapter_model.safetensors"], "give it as --lora"),
         (["README.md"], "neither safetensors"),
         ([], "neither safetensors"),
     ],

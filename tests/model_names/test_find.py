@@ -14,7 +14,7 @@ from helpers.tiny_llama import write_tiny
 
 import pyllama2
 from pyllama2.errors import CheckpointError
-from pyllama2.model_names import find_model
+from pyllama2.model_names import find_adapter, find_model
 from pyllama2.model_names.cached import cached_repos
 
 NEEDED = {"config.json", "tokenizer.model", "model.safetensors"}
@@ -82,6 +82,21 @@ class TestDownload:
         hub.requests.clear()
         assert find_model("tests/model", needs_tokenizer=False) == str(path) and hub.requests == []
         assert find_model("tests/model") == str(path) and (path / "tokenizer.model").exists()
+
+    def test_an_adapter(self, hub: Hub, tmp_path: Path) -> None:
+        (tmp_path / "lora").mkdir()
+        for name in ("adapter_config.json", "adapter_model.safetensors", "README.md"):
+            (tmp_path / "lora" / name).write_text(name)
+        hub.add("tests/lora", tmp_path / "lora")
+        path = find_adapter("tests/lora")
+        assert set(os.listdir(path)) == {"adapter_config.json", "adapter_model.safetensors"}
+        hub.requests.clear()
+        assert find_adapter("hf:tests/lora") == path and hub.requests == []
+        assert find_adapter(str(tmp_path)) == str(tmp_path)
+        with pytest.raises(CheckpointError, match=r"tests/lora has no model .* give it as --lora"):
+            find_model("tests/lora")
+        with pytest.raises(CheckpointError, match="tests/model has no LoRA adapter"):
+            find_adapter("tests/model")
 
 
 class TestFailures:
