@@ -95,6 +95,7 @@ def _chat(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     with open_model(args) as llm:
         if args.template is None and not llm.has_chat_format:
             raise Pyllama2Error(_why_no_chat(args))
+        llm.check_constraint(params)
         source = open_input(commands=COMMAND_NAMES, plain=args.plain, keep=not args.no_save)
         chat = ChatLoop(
             llm,

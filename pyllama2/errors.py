@@ -32,5 +32,9 @@ class BackendUnavailableError(Pyllama2Error):
     """The requested device cannot be used here. The message says what to install."""
 
 
+class ConstraintError(Pyllama2Error, ValueError):
+    """A json_schema, regex or grammar is wrong, not supported, too complex, or nothing the model can write fits it."""
+
+
 class NumericalError(Pyllama2Error):
     """The model computed NaN or infinite logits. The message has the position."""

@@ -17,7 +17,7 @@ from ..generation.completion import Completion
 from ..llama import Llama
 from ..sampling.params import SamplingParams
 from ..shown import for_terminal
-from .sampling_flags import add_penalty_flags, with_escapes
+from .sampling_flags import add_constraint_flags, add_penalty_flags, with_escapes
 
 
 def write_text(text: str) -> None:
@@ -167,10 +167,18 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     roll_help = "what a full context does to the text: it ends, or goes on with the beginning and the newest half"
     add("--context", dest="context_mode", choices=("stop", "roll"), default="stop", help=roll_help)
     add("--ignore-eos", action="store_true", help="go on after the model's own end of the text")
+    add_constraint_flags(parser)
 
 
 def sampling_params(parser: argparse.ArgumentParser, args: argparse.Namespace) -> SamplingParams:
-    """Make SamplingParams from the flags of add_sampling_flags(). Values out of range are wrong usage (exit code 2)."""
+    """Make SamplingParams from the flags of add_sampling_flags(). Values out of range are wrong usage (exit code 2).
+
+    Raises:
+        OSError: a file of --json-schema or --grammar cannot be read.
+        ValueError: it is not UTF-8.
+    """
+    schema = None if args.json_schema is None else read_text(args.json_schema, "the JSON schema")
+    grammar = None if args.grammar is None else read_text(args.grammar, "the grammar")
     try:
         return SamplingParams(
             temperature=0.0 if args.greedy else args.temperature,
@@ -186,6 +194,9 @@ def sampling_params(parser: argparse.ArgumentParser, args: argparse.Namespace) -
             max_tokens=args.max_tokens,
             stop=args.stop,
             seed=args.seed,
+            json_schema=schema,
+            regex=args.regex,
+            grammar=grammar,
         )
     except ValueError as error:
         parser.error(str(error))

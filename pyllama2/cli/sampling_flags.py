@@ -1,4 +1,4 @@
-"""Flags for penalties and biases, and the escapes of --stop."""
+"""Flags for penalties, biases and constraints, and the escapes of --stop."""
 
 from __future__ import annotations
 
@@ -26,6 +26,15 @@ def add_penalty_flags(add: Callable[..., Any], default: SamplingParams) -> None:
     add("--frequency-penalty", type=float, default=0.0, metavar="X", help="for each time it has them; 0 is off")
     bias_help = "added to a token's logit; -inf forbids it; may be repeated"
     add("--logit-bias", action="append", type=bias, default=[], metavar="ID=X", help=bias_help)
+
+
+def add_constraint_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what the text must be."""
+    about = 'A text that ends before -n tokens keeps to it. This needs pip install "pyllama2[constraints]".'
+    add = parser.add_argument_group("what the text must be", about).add_mutually_exclusive_group().add_argument
+    add("--json-schema", metavar="FILE", help="JSON that is valid by this JSON schema")
+    add("--regex", metavar="R", help="a match of this regular expression, in the syntax of Rust's package regex")
+    add("--grammar", metavar="FILE", help="a text of this grammar: llguidance's kind of Lark, or llama.cpp's GBNF")
 
 
 def bias(text: str) -> tuple[int, float]:

@@ -141,6 +141,10 @@ class Engine:
         """Make the request to answer a chat, for streams(). Raises what chat() raises for wrong arguments."""
         return self._requests.of_chat(messages, self._checked(params, {}), ChatOptions())
 
+    def check_constraint(self, params: SamplingParams) -> None:
+        """Raise what a text with params would raise for a json_schema, regex or grammar that cannot be used."""
+        self._requests.grammar(self._checked(params, {}), continues=False)
+
     def streams(self, request: Request, n: int) -> list[Stream]:
         """Make n streams of one request. The i-th has the request's seed + i."""
         return [self._stream(one) for one in variants(request, n)]

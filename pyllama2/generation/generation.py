@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..constraints.matcher import Grammar
+from ..errors import ConstraintError
 from ..sampling.params import SamplingParams
 from ..sampling.sampler import Draw, Sampler
 from ..sampling.stop_strings import StopMatcher
@@ -40,6 +42,7 @@ class Request:
         stop_ids: tokens that end the text.
         echo_text: what the text begins with; "" without echo.
         continues: whether the text continues that of the prompt, and keeps its leading space. A chat's answer does not.
+        grammar: what the text must be. None: anything.
     """
 
     prompt_ids: list[int]
@@ -48,6 +51,7 @@ class Request:
     stop_ids: Collection[int]
     echo_text: str = ""
     continues: bool = True
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,10 @@ class Generation:
         self._n_ctx = n_ctx
         self._request = request
         self._tokenizer = tokenizer
-        self._sampler = Sampler(params, request.seed)
+        self._constraint = None if request.grammar is None else request.grammar.matcher(request.stop_ids)
+        self._sampler = Sampler(params, request.seed, self._constraint)
         self._lookup = PromptLookup(self.ids) if guesses else None
+        self._guess_is_forced = False  # by the grammar, which says nothing about what the lookup would find
         self._detokenizer = Detokenizer(tokenizer, request.prompt_ids if request.continues else ())
         self._matcher = StopMatcher(params.stop_strings)
         self._stop_reason: str | int | None = None
@@ -122,6 +128,8 @@ class Generation:
 
     def start(self) -> Update | None:
         """Return the only update of a text that may not generate anything; None for others."""
+        if self._constraint is not None and self._constraint.ended:
+            return self._make_update("", [], None, "stop")
         return self._make_update("", [], None, "length") if self.limit == 0 else None
 
     def draws(self, n: int) -> list[Draw] | None:
@@ -150,10 +158,14 @@ class Generation:
             self._stop_reason = token
             return self._end("", [], "stop", logits)
         self._append(token)
+        if self._constraint is not None:
+            self._constraint.accept(token)
         text, matched = self._matcher.feed(self._detokenizer.push(token))
         if matched is not None:
             self._stop_reason = matched
             return self._make_update(text, [token], logits, "stop")
+        if self._constraint is not None and self._constraint.ended:
+            return self._end(text, [token], "stop", logits)
         if self._n_generated == self.limit:
             return self._end(text, [token], "length", logits)
         return self._make_update(text, [token], logits, None)
@@ -169,14 +181,28 @@ class Generation:
 
     def guess(self, most: int) -> list[int]:
         """Return at most most tokens that may come next, and not more than there is room for."""
-        return [] if self._lookup is None else self._lookup.guess(min(most, self.room_for_guesses))
+        most = min(most, self.room_for_guesses)
+        if self._lookup is None:
+            return []
+        if self._constraint is None:
+            return self._lookup.guess(most)
+        try:
+            forced = self._constraint.forced(most)
+            self._guess_is_forced = bool(forced)
+            if forced:
+                return forced
+            guesses = self._lookup.guess(most)
+            return guesses[: self._constraint.n_allowed(guesses)]
+        except ConstraintError:  # the next token meets it again, and ends this text only
+            return []
 
     def learn(self, n_guessed: int, n_true: int, *, by_draft: bool = False) -> None:
         """Learn that of n_guessed guesses, n_true came true before the first wrong one."""
         self._n_guessed += n_guessed
         self._n_true += n_true
-        if self._lookup is not None and not by_draft:
+        if self._lookup is not None and not by_draft and not self._guess_is_forced:
             self._lookup.learn(n_guessed, n_true)
+        self._guess_is_forced = False
 
     def add_time(self, seconds: float) -> None:
         """Count the time of a step of the model that this text was in."""

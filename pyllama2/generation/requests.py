@@ -12,6 +12,8 @@ from .. import arguments
 from ..chat_formats import make_chat_format
 from ..chat_formats.base import ChatFormat, Message, split_answer
 from ..chat_formats.no_chat import NoChat
+from ..constraints import Compiler
+from ..constraints.matcher import Grammar
 from ..errors import ClosedError
 from ..process.forking import renew_after_fork
 from ..process.locks import Lock
@@ -66,6 +68,7 @@ class RequestMaker:
         self._seeded = seed is not None
         self._random = random.Random(seed)
         self._chat_formats: dict[str | None, ChatFormat] = {}
+        self._compiler = None if tokenizer is None else Compiler(tokenizer)
         self._lock = Lock()  # guards the chat formats
         self._closed = False
         renew_after_fork(self, RequestMaker._renew_in_child)
@@ -95,14 +98,33 @@ class RequestMaker:
         ids = self.prompt_ids(prompt)
         echo = "" if not params.echo else prompt if isinstance(prompt, str) else self.tokenizer.decode(ids)
         stop_ids = self._stop_ids(params) if stop_ids is None else stop_ids
-        return Request(ids, params, self._seed(params), stop_ids, echo)
+        return Request(ids, params, self._seed(params), stop_ids, echo, grammar=self.grammar(params))
 
     def of_chat(self, messages: Sequence[Message], params: SamplingParams, options: ChatOptions) -> Request:
         """Make the request for the assistant's answer to messages."""
         ids = self.checked_ids("messages", self.chat_ids(messages, options))
         stop_ids = self._stop_ids(params, self._chat_format(options.template).stop_ids)
         echo = self.tokenizer.decode(ids) if params.echo else ""
-        return Request(ids, params, self._seed(params), stop_ids, echo, continues=False)
+        grammar = self.grammar(params, continues=False)
+        return Request(ids, params, self._seed(params), stop_ids, echo, continues=False, grammar=grammar)
+
+    def grammar(self, params: SamplingParams, *, continues: bool = True) -> Grammar | None:
+        """Return what a text must be. None: anything.
+
+        Args:
+            params: checked parameters.
+            continues: as in Request. A text that does not continue another loses the space that a tokenizer puts before
+                it, so that its tokens must begin with one.
+
+        Raises:
+            ConstraintError: the constraint cannot be used.
+            Pyllama2Error: llguidance is missing, or the process that checks the constraint cannot be started.
+        """
+        if params.constraint is None:
+            return None
+        tokenizer = self.tokenizer
+        assert self._compiler is not None
+        return self._compiler.compile(params.constraint, after_space=tokenizer.prepends_space and not continues)
 
     def prompt_ids(self, prompt: Prompt, name: str = "prompt") -> list[int]:
         """Return the checked token ids of a prompt, at least one. A text is tokenized, after BOS if the model has it.

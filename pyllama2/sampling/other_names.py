@@ -24,6 +24,9 @@ OTHER_NAMES = {
     "logits_processor": "logits_processors",
     "random_seed": "seed",
     "sequence_bias": "logit_bias",
+    "guided_json": "json_schema",
+    "guided_regex": "regex",
+    "guided_grammar": "grammar",
 }
 
 # Name of another library -> how the same is done here.

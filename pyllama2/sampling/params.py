@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 
 from ..arguments import boolean, integer, real, refuse, sequence, string
 from ..shown import shown_value
+from .constraint import Constraint, Kind, checked_schema, checked_text
 from .other_names import HINTS, OTHER_NAMES
 from .stop_strings import StopStrings
 
 LogitsProcessor = Callable[[list[int], NDArray[np.float32]], "NDArray[np.float32] | None"]
 
 SEED_LIMIT = 1 << 64
+
+_CONSTRAINTS: tuple[Kind, ...] = ("json_schema", "regex", "grammar")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +52,15 @@ class SamplingParams:
             They run in the thread that asks for the text. They may use the same model, or wait for others that do.
         logits_processor_factories: functions without arguments that return such a function. Each text gets its own, so
             it may keep state. They come after logits_processors.
+        json_schema: the text is JSON that is valid by this schema. A mapping, or JSON of one; kept as JSON. At most one
+            of json_schema, regex and grammar may be given. They need the extra "constraints".
+        regex: the whole text matches this regular expression, in the syntax of Rust's regex package.
+        grammar: the text is one of this grammar, in llguidance's dialect of Lark, or in llama.cpp's GBNF.
 
     Raises:
         TypeError: a parameter has the wrong type, or its name is unknown. The message names it.
-        ValueError: a parameter is out of range. The message names it.
+        ValueError: a parameter is out of range. The message names it. ConstraintError, which is one, is raised for a
+            json_schema that is not JSON, or is too large. Whether it can be used is known when a text begins.
     """
 
     temperature: float = 0.6
@@ -73,6 +81,9 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None
     logits_processors: Sequence[LogitsProcessor] = ()
     logits_processor_factories: Sequence[Callable[[], LogitsProcessor]] = ()
+    json_schema: Mapping[str, Any] | str | bool | None = None
+    regex: str | None = None
+    grammar: str | None = None
 
     def __new__(cls, **sampling: Any) -> SamplingParams:
         """Refuse unknown names here, with a suggestion, which a dataclass's own __init__ does not give."""
@@ -104,6 +115,9 @@ class SamplingParams:
             "echo": boolean("echo", self.echo),
             "logits_processors": _items("logits_processors", self.logits_processors),
             "logits_processor_factories": _items("logits_processor_factories", self.logits_processor_factories),
+            "json_schema": None if self.json_schema is None else checked_schema(self.json_schema),
+            "regex": None if self.regex is None else checked_text("regex", self.regex),
+            "grammar": None if self.grammar is None else checked_text("grammar", self.grammar),
         }
         for name in ("top_p", "repetition_penalty"):
             if checked[name] == 0:
@@ -112,6 +126,9 @@ class SamplingParams:
             for function in checked[name]:
                 if not callable(function):
                     refuse(name, "functions", function)
+        given = [name for name in _CONSTRAINTS if checked[name] is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} cannot be combined: a text keeps to one of them")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
@@ -134,6 +151,14 @@ class SamplingParams:
         """The token ids and the numbers of logit_bias, prepared once for all texts."""
         biases = self.logit_bias or {}
         return np.fromiter(biases, np.int64), np.fromiter(biases.values(), np.float64)
+
+    @cached_property
+    def constraint(self) -> Constraint | None:
+        """What the text must be, by json_schema, regex or grammar. None: anything."""
+        for kind in _CONSTRAINTS:
+            if (text := getattr(self, kind)) is not None:
+                return Constraint(kind, text)
+        return None
 
     @cached_property
     def stop_strings(self) -> StopStrings:

@@ -17,7 +17,7 @@ NaN.
 """
 
 from libc.math cimport INFINITY, NAN, exp, fabs, log
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
@@ -103,6 +103,45 @@ def penalize(float[::1] logits, token_ids, Py_ssize_t window_start, Py_ssize_t n
     finally:
         free(ids)
         free(counts)
+
+
+def forbid(float[::1] logits, const uint32_t[::1] mask):
+    """Set logits (vocab_size,) float32 to -inf in place where mask (at least vocab_size / 32,) uint32 has a 0.
+
+    Bit i % 32 of mask[i // 32] belongs to token i. Returns whether mask has a 1.
+    """
+    cdef int64_t n = logits.shape[0], word, i
+    cdef uint32_t bits, any = 0
+    cdef float *row
+    for word in range((n + 31) // 32):
+        bits = mask[word]
+        if bits == 0xFFFFFFFF:
+            any = 1
+            continue
+        row = &logits[32 * word]
+        for i in range(min(<int64_t> 32, n - 32 * word)):
+            any |= bits >> i & 1
+            if not bits >> i & 1:
+                row[i] = -INFINITY
+    return any != 0
+
+
+def few_allowed(const uint32_t[::1] mask, int64_t vocab_size, int64_t most):
+    """Ids of the tokens of which mask, as in forbid(), has a 1; ascending. None if they are more than most."""
+    cdef int64_t word, i
+    cdef uint32_t bits
+    found = []
+    for word in range((vocab_size + 31) // 32):
+        bits = mask[word]
+        for i in range(32):
+            if bits == 0:
+                break
+            if bits & 1 and 32 * word + i < vocab_size:
+                if len(found) == most:
+                    return None
+                found.append(32 * word + i)
+            bits >>= 1
+    return found
 
 
 def sample(const float[::1] logits, double highest, double temperature, top_k, double top_p, double min_p,

@@ -6,6 +6,7 @@ The order of the steps:
     repetition penalty   divides positive logits, multiplies negative ones; every token counts once
     presence, frequency  logit -= presence + frequency * count, for generated tokens
     logit_bias           logit += bias
+    constraint           logit = -inf for tokens that json_schema, regex or grammar do not allow
     temperature          p_i ~ exp(logit_i / temperature); 0 is greedy: the largest logit, of equal ones the lowest id
     top_k                keeps the k largest, of equal ones the lowest ids
     top_p                drops a token when the mass before it, largest first, exceeds top_p (arXiv:1904.09751)
@@ -27,8 +28,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import NumericalError
+from ..errors import ConstraintError, NumericalError
 from . import sample
+from .constraint import TokenMask
 from .params import SamplingParams
 
 
@@ -57,10 +59,12 @@ class Sampler:
     Args:
         params: its seed is not used.
         seed: seed of the random numbers. None: from the system.
+        constraint: says which tokens may come next. None: all.
     """
 
-    def __init__(self, params: SamplingParams, seed: int | None) -> None:
+    def __init__(self, params: SamplingParams, seed: int | None, constraint: TokenMask | None = None) -> None:
         self._params = params
+        self._constraint = constraint
         self._random = random.Random(seed)
         self._uniforms: deque[float] = deque()  # random numbers that were drawn early
         self._biased, self._bias = params.bias_arrays
@@ -76,6 +80,7 @@ class Sampler:
 
         Raises:
             NumericalError: logits are not finite, or no token is left after processors and biases.
+            ConstraintError: no token is left that the constraint allows.
         """
         logits = np.ascontiguousarray(logits, np.float32)
         highest, lowest = sample.extremes(logits)
@@ -89,6 +94,16 @@ class Sampler:
                     f"no token can follow position {len(token_ids) - 1}: logits_processors or logit_bias made the "
                     "logits NaN, +inf or all of them -inf"
                 )
+        if self._constraint is not None:
+            adjusted = adjusted.copy() if adjusted is logits else adjusted
+            any_allowed = sample.forbid(adjusted, self._constraint.mask())
+            highest, _ = sample.extremes(adjusted)
+            if highest == -math.inf:
+                kind = "the constraint" if self._params.constraint is None else self._params.constraint.kind
+                why = (
+                    "logits_processors or logit_bias forbid all that" if any_allowed else "the model has no token that"
+                )
+                raise ConstraintError(f"no token can follow position {len(token_ids) - 1}: {why} {kind} allows")
         params = self._params
         if params.temperature == 0:
             return int(adjusted.argmax())
@@ -99,8 +114,9 @@ class Sampler:
         """How to sample the next n tokens. None if that takes more than their logits, or if logprobs are wanted."""
         params = self._params
         if (
-            params.has_processors or params.repetition_penalty != 1 or params.presence_penalty != 0
-            or params.frequency_penalty != 0 or self._biased.size or params.logprobs is not None
+            self._constraint is not None or params.has_processors or params.repetition_penalty != 1
+            or params.presence_penalty != 0 or params.frequency_penalty != 0 or self._biased.size
+            or params.logprobs is not None
         ):  # fmt: skip
             return None
         if params.temperature == 0:

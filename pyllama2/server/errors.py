@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ..errors import ContextLengthError, NumericalError
+from ..errors import ConstraintError, ContextLengthError, NumericalError
 from ..shown import one_line, shown_value
 
 log = logging.getLogger("pyllama2.server")
@@ -91,10 +91,17 @@ def refused_by_library(error: Exception, fields: Collection[str]) -> ApiError:
     return ApiError(400, message, code="invalid_value", param=param)
 
 
+def refused_constraint(error: ConstraintError, field: str | None) -> ApiError:
+    """The error for a text that cannot be, or cannot go on, as the field of that name says."""
+    return ApiError(400, str(error) if field is None else f"{field}: {error}", code="invalid_value", param=field)
+
+
 def failed_in_model(error: BaseException) -> ApiError:
     """The error for what a model raised while it generated. What it says may name files, so it goes to the log."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, ConstraintError):
+        return refused_constraint(error, None)
     if isinstance(error, NumericalError) and "logit_bias" in str(error):
         return ApiError(400, "logit_bias forbids every token", code="invalid_value", param="logit_bias")
     log.error("generation failed: %s", one_line(f"{type(error).__name__}: {error}"))

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from ..sampling.params import SEED_LIMIT, SamplingParams
 from .errors import ApiError
 from .fields import MAX_TOP_LOGPROBS, Content, Fields, Ignored, LogitBias, Prompts, Stop, refuse, unsupported
+from .formats import Choices, ResponseFormat, Schema, StructuredOutputs, parameters_of
 from .settings import Settings
 
 _INT64 = 1 << 63
@@ -22,13 +23,6 @@ class StreamOptions(Fields):
 
     include_usage: bool | None = Field(None, description="End with an event that has the usage.")
     include_obfuscation: Ignored
-
-
-class ResponseFormat(Fields):
-    """The form of the answer."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: dict[str, Any] | None = None
 
 
 class Sampling(Fields):
@@ -47,7 +41,12 @@ class Sampling(Fields):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: LogitBias | None = Field(None, description="Added to the logits of tokens, by their ids.")
-    response_format: ResponseFormat | None = None
+    response_format: ResponseFormat | None = Field(None, description="text, json_object, or json_schema.")
+    structured_outputs: StructuredOutputs | None = Field(None, description="What the text must be.")
+    guided_json: Schema | str | None = Field(None, description="The text is JSON by this schema.")
+    guided_regex: str | None = Field(None, description="The text matches this regular expression.")
+    guided_choice: Choices | None = Field(None, description="The text is one of these.")
+    guided_grammar: str | None = Field(None, description="The text is one of this grammar.")
     top_k: Annotated[int, Field(ge=-1)] | None = Field(None, description="Keep so many tokens; 0 or -1 is off.")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="Drop tokens with less than this share of the largest probability."
@@ -66,10 +65,25 @@ class Sampling(Fields):
     def _check_format(self) -> Sampling:
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options is for streams only", code="invalid_value", param="stream_options")
-        if self.response_format is not None and self.response_format.type != "text":
-            message = f"response_format: {self.response_format.type} is not supported by this server"
-            raise ApiError(400, message, code="unsupported_field", param="response_format")
+        if len(self._constraints()) > 1:
+            raise refuse(f"{' and '.join(self._constraints())} cannot be combined")
         return self
+
+    def _constraints(self) -> dict[str, dict[str, Any]]:
+        """What SamplingParams gets of each field that says what the text must be."""
+        found = {
+            "response_format": self.response_format and self.response_format.parameters(),
+            "structured_outputs": self.structured_outputs and self.structured_outputs.parameters(),
+        }
+        none: dict[str, Any] = dict.fromkeys(("json", "regex", "choice", "grammar"))
+        for name in none:
+            found[f"guided_{name}"] = parameters_of(**{**none, name: getattr(self, f"guided_{name}")})
+        return {name: parameters for name, parameters in found.items() if parameters}
+
+    @property
+    def constraint_field(self) -> str | None:
+        """The name of the field that says what the text must be. None: there is none."""
+        return next(iter(self._constraints()), None)
 
     @property
     def n_choices(self) -> int:
@@ -104,6 +118,7 @@ class Sampling(Fields):
             ignore_eos=bool(self.ignore_eos),
             seed=None if self.seed is None else self.seed % SEED_LIMIT,
             logit_bias=self.logit_bias,
+            **next(iter(self._constraints().values()), {}),
             **own,
         )
 

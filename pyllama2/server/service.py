@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from .. import __version__
-from ..errors import ContextLengthError, Pyllama2Error
+from ..errors import ConstraintError, ContextLengthError, Pyllama2Error
 from ..generation.generation import Request
 from ..generation.prompt import naming_prompt
 from ..generation.stream import Stream
@@ -33,6 +33,7 @@ from .errors import (
     failed_in_model,
     refused_by_fields,
     refused_by_library,
+    refused_constraint,
     timeout_error,
 )
 from .requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
@@ -298,6 +299,8 @@ class Service:
         """work(), whose errors become ApiError."""
         try:
             return work()
+        except ConstraintError as error:
+            raise refused_constraint(error, request.constraint_field) from None
         except (ValueError, TypeError, ContextLengthError) as error:
             raise refused_by_library(error, request.model_fields_set) from None
         except (Pyllama2Error, MemoryError, OSError) as error:

@@ -124,6 +124,8 @@ class Work:
                     raise self.error
                 parts = [part for choice in open_choices for part in take(choice)]
                 open_choices = [choice for choice in open_choices if not choice.ended]
+                if parts and any(choice.stream.job.error is not None for choice in open_choices):
+                    self._news.set()  # the error is told after what came before it
                 if parts or self._quiet > 1:
                     self._quiet = 0
                     yield parts

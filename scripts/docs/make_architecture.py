@@ -38,6 +38,7 @@ ROOMS = {
     "checkpoint": "Readers of other projects' files: Meta, Hugging Face, GGUF, llama2.c",
     "writers": "Writers of other projects' files: GGUF, Hugging Face",
     "sampling": "Logits to the next token; stop strings",
+    "constraints": "Texts that keep to a JSON schema, a regular expression or a grammar",
     "backend": "The contract of a device, and the choice of one",
     "_cpu": "The CPU backend: Cython and OpenMP, with inner loops in C",
     "_gpu": "The CUDA backend: CuPy and CUDA kernels",

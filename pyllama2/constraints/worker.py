@@ -1,0 +1,118 @@
+"""The process that a constraint is compiled in first, so that a hostile one can only harm this process.
+
+llguidance limits its work for a token, but not all of its work when it compiles: a few lines of a schema may keep it
+busy for ever, or exhaust its stack. So a constraint is compiled here first, with limits of the system. Where that goes
+well, compiling it again takes no more. compiler.py runs this file as a program, without the rest of pyllama2.
+
+    stdin    JSON: {"kind": "json_schema", "regex" or "grammar", "text": ..., "after_space": bool, "limits": {...}}
+    stdout   JSON: {"error": one sentence}, or
+             {"source": for LLMatcher, "goes_back": whether it can forget tokens again, "is_empty": whether it matches
+             nothing but the empty text}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from contextlib import suppress
+from typing import Any
+
+# Seconds of processor time, and bytes of memory besides those of Python and llguidance.
+MAX_CPU_S = 4
+MAX_MEMORY = 128 << 20
+
+# One line, as json.dumps() writes it. With any whitespace, small models may write nothing else for ever.
+# A schema's own "x-guidance" may say otherwise.
+_JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# With forced bytes llguidance computes without a limit what a{4000000000} forces. Matcher.forced() does it instead.
+_OPTIONS = '%llguidance {"no_forcing": true}\n'
+
+
+def main() -> None:
+    """Compile what stdin has."""
+    import llguidance
+    import llguidance.gbnf_to_lark
+
+    request = json.loads(sys.stdin.buffer.read())
+    _confine()
+    try:
+        answer = _compile(llguidance, **request)
+    except MemoryError:
+        answer = {"error": "it needs too much memory"}
+    except (ValueError, RecursionError) as error:
+        answer = {"error": _brief(str(error))}
+    sys.stdout.write(json.dumps(answer))
+
+
+def _compile(llguidance: Any, kind: str, text: str, after_space: bool, limits: dict[str, Any]) -> dict[str, Any]:
+    native = llguidance.LLMatcher
+    if kind == "json_schema":
+        if text == "false":
+            raise ValueError("no text can match it")
+        text = "{}" if text == "true" else text
+        _check_names(json.loads(text))
+        whole = native.grammar_from_json_schema(text, defaults=_JSON)
+    elif kind == "regex":
+        if len(text) - len(text.rstrip("\\")) & 1:
+            raise ValueError("a backslash at its end stands for nothing")
+        digits = llguidance.regex_to_lark(text, "d")  # \d is 0 to 9, as in JSON schemas
+        whole = json.dumps({"grammars": [{"lark_grammar": f"start: /{digits}/" if text else 'start: ""'}]})
+    else:
+        if re.search(r"^\s*[\w-]+\s*::=", text, re.MULTILINE):
+            text = llguidance.gbnf_to_lark.any_to_lark(text)
+        whole = json.dumps({"grammars": [{"lark_grammar": text}]})
+    part = {**json.loads(whole)["grammars"][0], "name": "text"}
+    start = 'start: " " @text' if after_space else "start: @text"
+    source = json.dumps({"grammars": [{"lark_grammar": _OPTIONS + start}, part]})
+    tokenizer = llguidance.LLTokenizer("byte")
+    matcher = native(tokenizer, source, log_level=0, limits=llguidance.LLParserLimits(**limits))
+    mask = b"" if matcher.is_error() else matcher.compute_bitmask()
+    if matcher.is_error():
+        raise ValueError(matcher.get_error())
+    allowed = [8 * i + bit for i, byte in enumerate(mask) for bit in range(8) if byte >> bit & 1]
+    goes_back = matcher.consume_token(allowed[0]) and matcher.rollback(1)  # not if it counts the tokens of its rules
+    return {"source": source, "goes_back": goes_back, "is_empty": allowed == [tokenizer.eos_token]}
+
+
+def _check_names(schema: Any) -> None:
+    """Refuse what llguidance accepts and does not keep to: names that are not in "properties" may come twice."""
+    if isinstance(schema, dict):
+        least, required = schema.get("minProperties"), schema.get("required")
+        if isinstance(least, int) and least > 1 + len(required if isinstance(required, list) else ()):
+            raise ValueError("minProperties may be at most one more than the number of required properties")
+    if isinstance(schema, dict):
+        schema = [part for name, part in schema.items() if name not in ("const", "enum", "default", "examples")]
+    for part in schema if isinstance(schema, list) else ():
+        _check_names(part)
+
+
+def _brief(message: str) -> str:
+    """The sentence in a message of llguidance's, without the source and the state of its parser."""
+    if message.startswith("NoExtension"):
+        return "no text can match it"
+    lines = [line.strip() for line in message.split("\n<")[0].splitlines()]
+    reasons = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (reasons or lines or ["it is not supported"])[0][:400] or "it is not supported"
+
+
+def _confine() -> None:
+    """Limit processor time and memory."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_CPU: MAX_CPU_S}
+    with suppress(OSError), open("/proc/self/statm") as file:  # Linux only
+        limits[resource.RLIMIT_AS] = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + MAX_MEMORY
+    for kind, amount in limits.items():
+        hard = resource.getrlimit(kind)[1]
+        amount = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
+        with suppress(ValueError, OSError):
+            resource.setrlimit(kind, (amount, amount))
+
+
+if __name__ == "__main__":
+    sys.path += sys.argv[1:]
+    main()

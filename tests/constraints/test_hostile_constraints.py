@@ -1,0 +1,199 @@
+"""Wrong, impossible and hostile constraints: one sentence each, in bounded time and memory."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.tiny_llama import write_tiny
+
+from pyllama2 import ConstraintError, Llama, Pyllama2Error, SamplingParams
+from pyllama2.constraints import Compiler, compiler, worker
+from pyllama2.constraints.matcher import LIMITS
+from pyllama2.sampling.constraint import Constraint, checked_schema
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def nested(n: int, schema: Any) -> Any:
+    for _ in range(n):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+def circle() -> Any:
+    schema: dict[str, Any] = {}
+    schema["items"] = schema
+    return schema
+
+
+WRONG_SCHEMAS: list[tuple[Any, str]] = [
+    ("{", "is not valid JSON"),
+    ('{"type": "null", "type": "null"}', "'type' twice"),
+    ("[1]", "must be JSON of an object"),
+    ({"const": float("nan")}, "is not JSON"),
+    (circle(), "is not JSON|too deeply nested"),
+    (nested(100, {}), "nested more than 64 deep"),
+    (nested(5000, {}), "too deeply nested|more than 64 deep"),
+    ('{"items": ' * 2000 + "{}" + "}" * 2000, "nested"),
+    ({"description": "x" * (1 << 18)}, "262144"),
+    ({"const": "\ud800"}, "lone surrogate"),
+]
+UNUSABLE: list[tuple[str, Any, str]] = [
+    ("json_schema", False, "no text can match it"),
+    ("json_schema", {"type": "strnig"}, "Invalid type: strnig"),
+    ("json_schema", {"enum": []}, "Unsatisfiable"),
+    ("json_schema", {"type": "integer", "minimum": 5, "maximum": 3}, "Unsatisfiable"),
+    ("json_schema", {"allOf": [{"type": "string"}, {"type": "integer"}]}, "Unsatisfiable"),
+    ("json_schema", {"type": "array", "uniqueItems": True}, "uniqueItems"),
+    ("json_schema", {"type": "string", "format": "colour"}, "colour"),
+    ("json_schema", {"$ref": "http://127.0.0.1:9/schema.json"}, "not present|retriev"),
+    ("json_schema", {"$ref": "file:///etc/passwd"}, "not present|retriev"),
+    ("json_schema", {"$ref": "#/$defs/none"}, "does not exist"),
+    ("json_schema", {"$ref": "#"}, "no text can match it"),
+    ("json_schema", {"type": "object", "properties": {f"p{i}": {} for i in range(9000)}}, "large|too much|big"),
+    ("json_schema", {"allOf": [{"type": "string", "pattern": f"[a-z]{{{i}}}.*"} for i in range(1, 40)]}, "too much"),
+    ("json_schema", {"type": "integer", "multipleOf": 99999989}, "too much"),
+    ("regex", "(", "unclosed group"),
+    ("regex", "(" * 3000 + "a" + ")" * 3000, "nested"),
+    ("regex", "(?=a)b", "look-around"),
+    ("regex", r"(a)\1", "backreferences"),
+    ("regex", "abc\\", "backslash"),
+    ("regex", r"[^\s\S]", "no text can match it"),
+    ("grammar", "", "no start rule"),
+    ("grammar", "start: other", "other"),
+    ("grammar", 'start: start "a"', "no text can match it"),
+    ("grammar", "start: " + "(" * 20000 + '"a"' + ")" * 20000, "deeply nested"),
+    ("grammar", 'start: A0\n' + "\n".join(f'A{i}: A{i + 1} "b"' for i in range(9000)) + '\nA9000: "a"', "too much|big"),
+    ("grammar", "start: <|im_end|>", "special token"),
+    ("grammar", '%import "/etc/passwd"\nstart: "a"', "Expected name"),
+    ("grammar", "root ::= (", "."),
+]  # fmt: skip
+# They are accepted, and each token of theirs is computed within the limits.
+HEAVY: list[tuple[str, Any]] = [
+    ("json_schema", {"type": "string", "minLength": 10**6}),
+    ("json_schema", {"type": "array", "items": {"const": "x"}, "minItems": 10**8}),
+    ("json_schema", {"type": "string", "pattern": "(a|b)*a(a|b){30}c"}),
+    ("json_schema", {"$defs": {"n": {"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"],
+                                     "additionalProperties": False}}, "$ref": "#/$defs/n"}),
+    ("regex", "a{4294967295}"),
+    ("regex", "((a{1000}){1000}){1000}"),
+    ("regex", "(a+)+b"),
+    ("regex", "(?s:.*)a(?s:.){200}b(?s:.*)c(?s:.){200}d"),
+    ("grammar", 'start: start start | "a" | '),
+    ("grammar", 'start: a a a a a a a a\na: | "x" a | a "x" | a a'),
+    ("grammar", 'start: a{1000000}\na: b{1000000}\nb: "x" | "y"'),
+    ("grammar", 'start: "a" start'),
+    ("grammar", "start: a\na[max_tokens=3]: /.*/"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Llama]:
+    with Llama(write_tiny(tmp_path_factory.mktemp("hostile") / "tiny.bin", "bpe")) as llm:
+        yield llm
+
+
+@pytest.mark.parametrize(("schema", "message"), WRONG_SCHEMAS, ids=range(len(WRONG_SCHEMAS)))
+def test_what_is_no_schema_is_refused_at_once(schema: Any, message: str) -> None:
+    with pytest.raises(ConstraintError, match=message) as raised:
+        SamplingParams(json_schema=schema)
+    assert str(raised.value).startswith("json_schema ") and len(str(raised.value)) < 600
+
+
+@pytest.mark.parametrize(("kind", "text", "message"), UNUSABLE, ids=range(len(UNUSABLE)))
+def test_unusable(llm: Llama, kind: str, text: Any, message: str) -> None:
+    with pytest.raises(ConstraintError, match=f"^{kind} cannot be used: .*({message})") as raised:
+        llm.generate("a", **{kind: text})
+    said = str(raised.value)
+    assert len(said) < 600 and "\n" not in said and "non-verbose" not in said and "panic" not in said
+    assert isinstance(raised.value, ValueError) and isinstance(raised.value, Pyllama2Error)
+
+
+@pytest.mark.parametrize(("kind", "text"), HEAVY, ids=range(len(HEAVY)))
+def test_heavy(llm: Llama, kind: Any, text: Any) -> None:
+    """Random walks of some hundred tokens end, go on, or exceed the limits."""
+    constraint = Constraint(kind, checked_schema(text) if kind == "json_schema" else text)
+    grammar = Compiler(llm.tokenizer).compile(constraint)
+    generator = random.Random(1)
+    for _ in range(2):
+        matcher = grammar.matcher([2])
+        try:
+            for _ in range(300):
+                matcher.forced(11)
+                bits = np.unpackbits(matcher.mask().view(np.uint8), bitorder="little")[:340]
+                token = int(generator.choice(np.flatnonzero(bits)))
+                if token == 2:
+                    break
+                matcher.accept(token)
+                if matcher.ended:
+                    break
+        except ConstraintError as error:
+            assert "too complex" in str(error)
+
+
+OTHER_TYPES: list[dict[str, Any]] = [
+    {"json_schema": 5}, {"json_schema": ["x"]}, {"json_schema": {"const": object()}}, {"json_schema": {"enum": {1, 2}}},
+    {"regex": b"x"}, {"grammar": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OTHER_TYPES, ids=range(len(OTHER_TYPES)))
+def test_other_types(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"^{next(iter(options))} "):
+        SamplingParams(**options)
+
+
+def test_at_most_one() -> None:
+    with pytest.raises(ValueError, match="json_schema and regex cannot be combined"):
+        SamplingParams(json_schema={}, regex="a")
+    with pytest.raises(ValueError, match="regex and grammar cannot be combined"):
+        SamplingParams.of(SamplingParams(regex="a"), grammar="start: /a/")
+    with pytest.raises(TypeError, match="did you mean 'json_schema'"):
+        SamplingParams(guided_json={})
+
+
+def test_a_missing_package_is_named(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(Pyllama2Error, match=r'missing: pip install "pyllama2\[constraints\]"$'):
+        llm.generate("a", regex="never seen")
+
+
+def test_a_process_that_hangs_or_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    monkeypatch.setattr(worker, "__file__", str(script))
+    monkeypatch.setattr(compiler, "_TIMEOUT_S", 0.5)
+    for code in ("import time; time.sleep(60)", "import os; os.abort()", "raise SystemExit(3)"):
+        script.write_text(code)
+        with pytest.raises(ConstraintError, match="takes too"):
+            compiler.checked(Constraint("regex", "a"), False)
+
+
+def test_no_process_is_left_and_each_constraint_is_checked_once(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: started.append(args) or run(*args, **options))
+    own = Compiler(llm.tokenizer)
+    for _ in range(3):
+        own.compile(Constraint("regex", "a+"))
+    own.compile(Constraint("grammar", "start: /a/"))
+    assert len(started) == 2
+    for i in range(20):
+        own.compile(Constraint("regex", f"a{i}"))
+    own.compile(Constraint("regex", "a+"))
+    assert len(started) == 23  # the oldest had to go
+
+
+def test_the_worker_alone() -> None:
+    """As a program, it answers with JSON."""
+    request = {"kind": "regex", "text": "a", "after_space": False, "limits": LIMITS}
+    command = [sys.executable, worker.__file__]
+    result = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True, check=True)
+    assert set(json.loads(result.stdout)) == {"source", "goes_back", "is_empty"}
