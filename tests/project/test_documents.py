@@ -202,9 +202,8 @@ def serving(command: str) -> Iterator[str]:
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
-            started = re.search(r"(http://127\.0\.0\.1:\d+)/v1", process.stderr.readline())
-            assert started
-            yield started[1]
+            lines = (re.search(r"(http://127\.0\.0\.1:\d+)/v1", line) for line in process.stderr)
+            yield next(found[1] for found in lines if found)
         finally:
             process.terminate()
             assert process.wait(60) == 0
