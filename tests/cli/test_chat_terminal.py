@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pexpect
 import pytest
 from helpers.tiny_llama import CHATML, write_tiny
+from helpers.tiny_tokenizers import sentencepiece_spec
 
 from pyllama2.cli.saved_chats import SavedChat, newest_chat
 
@@ -127,6 +131,33 @@ def test_edit_begins_with_the_last_message(start: Start, tmp_path: Path) -> None
     say(child, " Who?\r")
     say(child, f"/save {tmp_path}/chat.json\r")
     assert questions(tmp_path / "chat.json") == ["What? Who?"]
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_chat(start: Start, tmp_path: Path) -> None:
+    spec = replace(sentencepiece_spec(), eos_ids=())
+    slow = write_tiny(tmp_path / "slow.bin", spec=spec, template=CHATML, max_seq_len=60_000, n_layers=4)
+    child = start("-m", str(slow), "-n", "50000", "--temperature", "2")
+    child.send("What?\r")
+    child.expect("[A-Za-z]{3}.*[A-Za-z]{3}")  # its line is shown again, and then the answer comes
+    time.sleep(1)
+    child.send(CTRL_C)
+    child.expect("\\(stopped\\)")
+    child.expect(READY)
+    say(child, f"/save {tmp_path}/chat.json\r")
+    assert len(json.loads((tmp_path / "chat.json").read_text())) == 2
+    assert end(child) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_the_terminal_as_it_was(start: Start, number: int) -> None:
+    child = start()
+    child.send("unfinished")
+    child.expect("unfinished")
+    child.kill(number)
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 128 + number and "Traceback" not in child.before
+    assert child.before.endswith("\x1b[?2004l")  # no bracketed paste any more
 
 
 def test_plain(start: Start) -> None:
