@@ -33,6 +33,7 @@ class LlmModel(llm.Model):
     """
 
     can_stream = True
+    supports_schema = True
 
     class Options(llm.Options):
         """What llm's -o sets."""
@@ -60,6 +61,8 @@ class LlmModel(llm.Model):
 
         options = prompt.options
         given = {name: value for name, value in options.model_dump().items() if value is not None and name != "model"}
+        if prompt.schema:
+            given["json_schema"] = prompt.schema
         try:
             model = _open(options.model or self._name)
             if model.has_chat_format:

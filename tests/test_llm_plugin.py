@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -60,6 +61,12 @@ def test_a_model_that_continues_texts(tmp_path: Path) -> None:
     with pytest.raises(llm.ModelError, match=r"missing\.bin"):
         model.prompt("Once", model="missing.bin").text()
     plugin._open.cache_clear()
+
+
+def test_a_schema(model: Any) -> None:
+    schema = {"type": "object", "properties": {"n": {"enum": [7]}}, "required": ["n"], "additionalProperties": False}
+    answer = model.prompt("Count.", schema=schema, max_tokens=50, temperature=0.0)
+    assert json.loads(answer.text()) == {"n": 7}
 
 
 def test_the_options_are_those_of_sampling(model: Any) -> None:

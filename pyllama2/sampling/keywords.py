@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from .params import LogitsProcessor
 
@@ -29,3 +29,6 @@ class Sampling(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     logits_processors: Sequence[LogitsProcessor]
     logits_processor_factories: Sequence[Callable[[], LogitsProcessor]]
+    json_schema: Mapping[str, Any] | str | bool | None
+    regex: str | None
+    grammar: str | None
