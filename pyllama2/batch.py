@@ -120,7 +120,7 @@ def _answer(args: argparse.Namespace, items: Input, results: Results, told: Call
 
     names = {"threads": "n_threads", "ctx": "n_ctx", "quant": "quant", "kv_dtype": "kv_dtype", "device": "device"}
     options = {ours: value for flag, ours in names.items() if (value := getattr(args, flag)) is not None}
-    options |= {"prompt_lookup": not args.no_prompt_lookup}
+    options |= {"prompt_lookup": not args.no_prompt_lookup, "lora": args.lora, "keep": args.keep}
     if args.tokenizer is not None:
         options["tokenizer"] = os.path.abspath(args.tokenizer)
     return run_on_ray(
@@ -130,7 +130,7 @@ def _answer(args: argparse.Namespace, items: Input, results: Results, told: Call
 
 def _recipe(args: argparse.Namespace, fields: dict[str, Any]) -> str:
     """What a result depends on besides its line, apart from the device."""
-    model = [model_name(args.model), args.quant, args.ctx, args.kv_dtype]
+    model = [model_name(args.model), args.quant, args.ctx, args.kv_dtype, *args.lora]
     return json.dumps([model, fields, args.chat or args.system is not None, args.system])
 
 
