@@ -38,6 +38,7 @@ def test_the_plan_is_called_counted(bench_gpu: ModuleType, capsys: pytest.Captur
     assert totals[0] <= 5.9 and totals[1] <= 5.0
 
 
+@pytest.mark.subprocess
 def test_rows(
     bench_gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -256,6 +256,7 @@ def test_matrices_are_loaded_from_shared_memory(cupy: StandIn, transposed: bool)
     assert (out == np.ascontiguousarray(expected).view(np.uint32).reshape(4, 32)).all()
 
 
+@pytest.mark.subprocess
 def test_architectures_have_what_they_have() -> None:
     source = 'extern "C" __global__ void k(int* x) { x[0] = __reduce_add_sync(~0u, 1); }'
     StandIn(arch=80).RawModule(code=source).compile()
@@ -267,6 +268,7 @@ def test_architectures_have_what_they_have() -> None:
     assert x.get()[0] == 610
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("code", "message"),
     [
@@ -303,6 +305,7 @@ def counted(body: str, parameters: str = "const float* a, float* b", block: int 
     return cupy.device.counts[0]
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("index", "sectors", "use"),
     [
@@ -323,6 +326,7 @@ def test_sectors_are_counted(index: str, sectors: int, use: float) -> None:
     assert counts.loads == counts.stores == 32 and counts.bytes_written == 128
 
 
+@pytest.mark.subprocess
 def test_requests_of_lanes_that_loop_are_told_apart() -> None:
     body = """
       for (int t = 0; t < 4; t++) {
@@ -335,6 +339,7 @@ def test_requests_of_lanes_that_loop_are_told_apart() -> None:
     assert counts.bytes_read == 2048 + 128
 
 
+@pytest.mark.subprocess
 def test_lanes_that_skip_a_round_do_not_spoil_the_others() -> None:
     body = """
       for (int t = 0; t < 4; t++) {
@@ -345,6 +350,7 @@ def test_lanes_that_skip_a_round_do_not_spoil_the_others() -> None:
     assert [(site.requests, site.sectors, site.used_bytes) for site in loads] == [(8, 32, 768)]
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(("index", "conflicts"), [("i", 1), ("2 * i", 2), ("32 * i", 32), ("33 * i", 1), ("0", 1)])
 def test_bank_conflicts_are_counted(index: str, conflicts: int) -> None:
     body = f"""
@@ -357,6 +363,7 @@ def test_bank_conflicts_are_counted(index: str, conflicts: int) -> None:
     assert [(site.transactions, site.ideal_transactions) for site in reads] == [(conflicts, 1)]
 
 
+@pytest.mark.subprocess
 def test_instructions_are_counted() -> None:
     body = """
       int c = 0;
@@ -370,6 +377,7 @@ def test_instructions_are_counted() -> None:
     assert {name: counts[name] for name in expected} == {name: 64 * n for name, n in expected.items()}
 
 
+@pytest.mark.subprocess
 def test_orders_differ() -> None:
     body = "if (threadIdx.x == 0) b[atomicAdd(c, 1)] = blockIdx.x;"
     seen = set()
@@ -383,6 +391,7 @@ def test_orders_differ() -> None:
     assert (0, 1, 2, 3, 4, 5, 6, 7) in seen and (7, 6, 5, 4, 3, 2, 1, 0) in seen and len(seen) == 4
 
 
+@pytest.mark.subprocess
 def test_a_wild_pointer_does_not_end_the_process() -> None:
     cupy = StandIn(mode="fast")
     with pytest.raises(EmulationError, match="no memory is"):

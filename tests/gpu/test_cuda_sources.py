@@ -30,6 +30,7 @@ def test_unknown_files_are_refused() -> None:
         source.source("flash")
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("name", SOURCES)
 def test_compiles(name: str, tmp_path: Path) -> None:
     nvcc = shutil.which("nvcc")

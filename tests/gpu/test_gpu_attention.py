@@ -177,6 +177,7 @@ def emulator() -> Any:
     return StandIn
 
 
+@pytest.mark.subprocess
 def test_no_order_of_threads_shows(emulator: Any) -> None:
     """Nor that of blocks: whichever merges the spans, or quantizes a token, is the last."""
     config = config_of((3, 3, 80))
@@ -193,6 +194,7 @@ def test_no_order_of_threads_shows(emulator: Any) -> None:
     assert all(np.array_equal(out, found[0]) for out in found)
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("dtype", KV_DTYPES)
 @pytest.mark.parametrize("heads", [(2, 2, 128), (8, 1, 128), (3, 1, 64), (2, 2, 80)], ids=str)
 def test_counted_sectors_are_used(emulator: Any, heads: tuple[int, int, int], dtype: str) -> None:

@@ -36,6 +36,8 @@ from pyllama2.sampling.sampler import Draw, Sampler
 from pyllama2.storage.model_file import StoredModel
 from pyllama2.storage.weights import ROW_BLOCK, Weight
 
+pytestmark = pytest.mark.subprocess
+
 # Widths that are no multiples of groups and tiles: 172, 200, 300
 HEADS = {
     "64": ModelConfig(dim=172, hidden_dim=200, n_layers=2, n_heads=6, n_kv_heads=2, head_dim=64, vocab_size=101,
@@ -211,6 +213,7 @@ def test_a_cache_that_grows_keeps_what_was_there() -> None:
     assert_same_logits(cpu, expected, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
 def test_tokens_chosen_on_the_device_are_those_of_the_sampler(kv_dtype: str) -> None:
     """Five rows with settings of their own, of which one wants nothing; the cache goes on with either way."""
@@ -249,6 +252,7 @@ def test_what_the_device_leaves_to_the_host() -> None:
         gpu.sample(Batch.of_sequence([GQA.vocab_size]), cache, [greedy])
 
 
+@pytest.mark.slow
 def test_texts_that_need_logits_get_them(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "tiny.bin", weight_type="q4")
     found = {}

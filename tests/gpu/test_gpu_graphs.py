@@ -36,6 +36,7 @@ def step(token: int, position: int, row: int = 0) -> Batch:
     return Batch.of_sequence([token], row, position)
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
 def test_a_token_of_32_layers_is_one_launch_of_163_kernels(gpu: Any, kv_dtype: str) -> None:
     backend = CudaBackend(make_model(DEEP), kv_dtype=kv_dtype)
@@ -190,6 +191,7 @@ def test_ctrl_c_in_a_capture_leaves_the_stream_usable(gpu: Any, monkeypatch: pyt
     assert backend.describe().launches.startswith("one graph")
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_the_plan_is_what_the_backend_allocates(gpu: Any, name: str, kv_dtype: str) -> None:

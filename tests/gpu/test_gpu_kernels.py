@@ -314,6 +314,7 @@ def test_launchers_refuse_what_kernels_rely_on(cupy: Any, uploader: Uploader) ->
         matvec.product(matrix, Vectors.empty(cupy, "q4", 1, 128, 64), cupy.empty((2, 32), np.float32))
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("n", [1, 4, 8])
 @pytest.mark.parametrize(("type", "group_size"), FORMATS)
 def test_counted_sectors_are_used(type: str, group_size: int, n: int) -> None:
@@ -333,6 +334,7 @@ def test_counted_sectors_are_used(type: str, group_size: int, n: int) -> None:
     assert weights < counts.bytes_read <= weights + of_vectors
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("order", ["forward", 1, 2])
 def test_no_order_of_threads_and_blocks_changes_a_bit(order: str | int) -> None:
     """The fixture's emulator runs the last first."""
