@@ -84,6 +84,8 @@ SAMPLING = {
     "logit_bias": [[(1, 2.0)], 5, "a", {"1": 1.0}, {1.0: 1.0}, {True: 1.0}, {1: "1"}, {1: True}, {1: None}],
     "logits_processors": [None, print, 5, "a", [3], ["print"], [None]],
     "logits_processor_factories": [None, print, 5, "a", [3], ["print"], [None]],
+    "json_schema": [5, b"{}", [{}], [], 1.5, {"const": b"a"}, {"const": object()}, {"enum": {1, 2}}, {b"a": 1}],
+    **each("regex grammar", [5, b"a", ["a"], {}, True]),
 }  # fmt: skip
 SAMPLING_VALUES = {
     **each("temperature repetition_penalty", [-1, float("nan"), float("inf"), 10**400, -(10**5000)]),
@@ -92,6 +94,8 @@ SAMPLING_VALUES = {
     **each("top_k repetition_window max_tokens logprobs", [-1, -(2**70), -(10**5000)]),
     "seed": [2**64, *HUGE],
     "stop": ["", ["a", ""]],
+    "json_schema": ["", "a", "[]", "5", '"a"', "null", {"const": float("nan")}, {"const": 10**5000}, "[" * 10**5],
+    **each("regex grammar", ["\ud800", "a" * 10**6]),
     "stop_token_ids": [[-1], [-(10**5000)]],
     "logit_bias": [{-1: 1.0}, {-(10**5000): 1.0}, {1: float("nan")}, {1: float("inf")}, {10**5000: float("nan")}],
 }  # fmt: skip

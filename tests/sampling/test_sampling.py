@@ -41,7 +41,8 @@ class TestParams:
             "temperature": 0.6, "top_p": 0.9, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
             "repetition_window": 64, "presence_penalty": 0.0, "frequency_penalty": 0.0, "max_tokens": 256, "stop": (),
             "stop_token_ids": (), "ignore_eos": False, "logprobs": None, "echo": False, "seed": None,
-            "logit_bias": None, "logits_processors": (), "logits_processor_factories": (),
+            "logit_bias": None, "logits_processors": (), "logits_processor_factories": (), "json_schema": None,
+            "regex": None, "grammar": None,
         }  # fmt: skip
 
     def test_frozen_and_copied(self) -> None:
