@@ -49,6 +49,7 @@ NOT_RUN = {
     r"python benchmarks/bench_generation\.py": "takes minutes",
     r"python benchmarks/bench_draft\.py": "takes minutes",
     r"python benchmarks/bench_server\.py": "takes minutes",
+    r"python benchmarks/bench_constraints\.py": "takes minutes",
     r"python benchmarks/bench_ray\.py": "takes minutes, and Ray",
     r"pyllama2 batch .*--ray": "wants a Ray cluster; tests/batches/test_ray.py has one",
     r"python benchmarks/how_close\.py": "takes minutes; test_real_models.py compares its figures with the README's",
