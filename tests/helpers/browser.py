@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import shutil
@@ -123,6 +124,8 @@ class Scripted:
     Attributes:
         bodies: of the requests, in order.
         replies: for the next requests: an error, or the parts of an answer. Without one, the model answers.
+        endless: whether the model goes on to the end of the context.
+        pause_s: seconds between two parts of a reply.
     """
 
     def __init__(self, app: App) -> None:
@@ -130,6 +133,8 @@ class Scripted:
         self.service = app.service
         self.bodies: list[dict[str, Any]] = []
         self.replies: list[ApiError | list[str | ApiError]] = []
+        self.endless = False
+        self.pause_s = 0.0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["path"] not in ("/v1/chat/completions", "/v1/completions"):
@@ -143,6 +148,8 @@ class Scripted:
         if self.replies:
             await self._reply(self.replies.pop(0), send)
             return
+        if self.endless:
+            message["body"] = json.dumps({**self.bodies[-1], "ignore_eos": True}).encode()
         messages = [message]
         await self._app(scope, lambda: _next(messages, receive), send)
 
@@ -153,6 +160,7 @@ class Scripted:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for part in reply:
+            await asyncio.sleep(self.pause_s)
             if isinstance(part, ApiError):
                 await send({"type": "http.response.body", "body": event(part.body()), "more_body": True})
                 break

@@ -63,7 +63,7 @@ def scripted(chat_llm: Llama) -> Iterator[tuple[Scripted, str]]:
 @pytest.fixture
 def page(browser: Browser, scripted: tuple[Scripted, str]) -> Iterator[Page]:
     app, url = scripted
-    app.bodies, app.replies = [], []
+    app.bodies, app.replies, app.endless, app.pause_s = [], [], False, 0.0
     browser.open(url)
     yield Page(browser, app, url)
     for complaint in browser.complaints():
@@ -102,9 +102,7 @@ class TestConversation:
 
     @pytest.mark.parametrize("how", ["button", "Escape"])
     def test_stop(self, page: Page, how: str) -> None:
-        page.browser.js("localStorage.setItem('pyllama2.settings', JSON.stringify({temperature: 2}))")
-        page.browser.driver.get(page.url)
-        page.browser.until(lambda: page.browser.text("#model"))
+        page.app.endless = True
         page.send("Talk for long")
         page.browser.until(lambda: page.browser.text(".prose").strip("…"))
         if how == "button":
@@ -116,6 +114,24 @@ class TestConversation:
         page.browser.until(lambda: page.app.service.idle)  # the server has heard of it
         page.say("still here")
         assert page.messages[-1].strip() == "still here"
+
+    def test_it_scrolls_only_when_the_reader_is_at_the_end(self, page: Page) -> None:
+        scroller = "const scroller = document.getElementById('scroller'); "
+        at_end = "return scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 48"
+        page.app.replies.append([f"line {i}\n\n" for i in range(600)])
+        page.app.pause_s = 0.02
+        page.send("Talk for long")
+        long = "return scroller.scrollHeight > 2 * scroller.clientHeight"
+        page.browser.until(lambda: page.browser.js(scroller + long))
+        assert page.browser.js(scroller + at_end)
+        page.browser.js(scroller + "scroller.scrollTop = 0")
+        page.browser.until(lambda: page.browser.shown("#newest"))
+        height = page.browser.js(scroller + "return scroller.scrollHeight")
+        page.browser.until(lambda: page.browser.js(scroller + "return scroller.scrollHeight") > height)
+        assert page.browser.js(scroller + "return scroller.scrollTop") == 0
+        page.browser.click("#newest")
+        page.browser.until(lambda: page.browser.js(scroller + at_end) and not page.browser.shown("#newest"))
+        page.browser.click("#stop")
 
     def test_answer_anew(self, page: Page) -> None:
         page.say("first")
@@ -165,6 +181,16 @@ class TestKept:
         assert [text.strip() for text in page.messages] == ["Say it", "kept"]
         assert page.browser.find("#input").get_attribute("value") == "a draft"
 
+    def test_a_draft_of_a_conversation_that_has_not_begun(self, page: Page) -> None:
+        page.browser.type("#input", "not sent yet")
+        page.browser.driver.refresh()
+        page.browser.until(lambda: page.browser.text("#model"))
+        assert page.browser.find("#input").get_attribute("value") == "not sent yet"
+        page.browser.type("#input", Keys.ENTER)
+        page.done()
+        page.browser.click("#new")
+        assert page.browser.find("#input").get_attribute("value") == ""
+
     def test_several_conversations(self, page: Page) -> None:
         page.say("one")
         page.browser.click("#new")
@@ -183,6 +209,7 @@ class TestKept:
         page.browser.until(lambda: len(page.browser.all("#list li")) == 2)
 
     def test_an_answer_goes_on_while_another_conversation_is_open(self, page: Page) -> None:
+        page.app.endless = True
         page.send("Talk for long")
         page.browser.until(lambda: page.browser.shown("#stop"))
         page.browser.click("#new")

@@ -16,7 +16,6 @@ export class Chat {
     this.app = app;
     this.conversation = null;
     this.runs = new Map(); // conversation id -> what is being answered
-    this.follows = true;
     $("composer").addEventListener("submit", (event) => {
       event.preventDefault();
       this.send();
@@ -35,11 +34,7 @@ export class Chat {
     });
     $("stop").addEventListener("click", () => this.stop());
     $("newest").addEventListener("click", () => this.#toEnd());
-    $("scroller").addEventListener("scroll", () => {
-      const { scrollHeight, scrollTop, clientHeight } = $("scroller");
-      this.follows = scrollHeight - scrollTop - clientHeight < AT_END;
-      $("newest").hidden = this.follows;
-    });
+    $("scroller").addEventListener("scroll", () => ($("newest").hidden = isAtEnd()));
   }
 
   get run() {
@@ -149,7 +144,7 @@ export class Chat {
     run.speaker.update(message.content, true);
     this.app.changed(conversation);
     if (this.conversation !== conversation) return;
-    const follows = this.follows;
+    const follows = isAtEnd();
     this.draw();
     if (follows) this.#toEnd();
     if (refusal) this.#refused(refusal, message);
@@ -171,9 +166,10 @@ export class Chat {
       run.timer = null;
       if (this.conversation !== conversation || !run.place?.isConnected) return;
       const before = performance.now();
+      const follows = isAtEnd(); // a reader who has scrolled up stays there
       if (run.message.tokens) this.#growTokens(run);
       else (run.growing ??= new Growing(run.place)).update(run.message.content);
-      if (this.follows) this.#toEnd();
+      if (follows) this.#toEnd();
       const took = performance.now() - before;
       run.drawn = performance.now() + 4 * took; // a slow browser draws less often
     }, wait);
@@ -316,9 +312,13 @@ export class Chat {
   #toEnd() {
     const scroller = $("scroller");
     scroller.scrollTop = scroller.scrollHeight;
-    this.follows = true;
     $("newest").hidden = true;
   }
+}
+
+function isAtEnd() {
+  const { scrollHeight, scrollTop, clientHeight } = $("scroller");
+  return scrollHeight - scrollTop - clientHeight < AT_END;
 }
 
 function titleOf(text) {

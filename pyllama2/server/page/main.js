@@ -10,6 +10,7 @@ import { TextTool } from "./text.js";
 const SETTINGS = "pyllama2.settings";
 const TOKENS = "pyllama2.tokens";
 const LAST = "pyllama2.last";
+const DRAFT = "pyllama2.draft"; // of the conversation that has not begun
 const THEMES = ["auto", "light", "dark"];
 const KEEP_MS = 400;
 
@@ -45,7 +46,7 @@ class App {
     this.#connect();
     this.#showTheme();
     $("view-tokens").setAttribute("aria-pressed", String(this.showsTokens));
-    this.open(this.store.conversations.get(kept.get(LAST)) ?? this.store.list()[0] ?? newConversation(this.settings));
+    this.open(this.store.conversations.get(kept.get(LAST)) ?? this.#fresh());
     this.#route();
     if (!this.store.keeps) notice($("chat-notice"), "This browser keeps no conversations for this page: they end with the tab.");
     await this.#loadModel();
@@ -62,13 +63,14 @@ class App {
 
   /** A conversation has other messages. */
   changed(conversation) {
+    if (conversation.messages.length && !conversation.draft) kept.set(DRAFT, "");
     this.#save(conversation);
     this.#drawList();
   }
 
   /** Keep a conversation soon: its draft changes with every key. */
   keep(conversation) {
-    if (!conversation.messages.length) return;
+    if (!conversation.messages.length) return kept.set(DRAFT, conversation.draft);
     clearTimeout(this.timers.get(conversation.id));
     this.timers.set(conversation.id, setTimeout(() => this.#save(conversation), KEEP_MS));
   }
@@ -146,8 +148,13 @@ class App {
     document.title = `${title} · pyllama2`;
   }
 
+  /** A conversation that has not begun, with what was written for it already. */
+  #fresh() {
+    return { ...newConversation(this.settings), draft: kept.get(DRAFT) ?? "" };
+  }
+
   #new() {
-    this.open(newConversation(this.settings));
+    this.open(this.#fresh());
     location.hash = "#chat";
     hideList();
     $("input").focus();
