@@ -67,7 +67,7 @@ def make_parser() -> CommandParser:
     add("-f", "--file", help='read the prompt from a file; "-" is standard input')
     add("--no-echo", action="store_true", help="print the continuation without the prompt")
     add("--no-stream", action="store_true", help="print the text when it is complete")
-    add("-q", "--quiet", action="store_true", help="print no timings and no hints")
+    add("-q", "--quiet", action="store_true", help="print nothing on stderr but errors")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add("--logprobs", type=int, metavar="N", help="print how likely each token was, and the N likeliest, on stderr")
     add("--variants", type=positive, nargs="?", const=3, metavar="N", help="generate N texts; 3 if N is left out")

@@ -127,6 +127,7 @@ def open_model(args: argparse.Namespace) -> Llama:
             prompt_lookup=not args.no_prompt_lookup,
             draft=args.draft,
             context=getattr(args, "context_mode", "stop"),
+            progress=False if getattr(args, "quiet", False) else None,
         )
     facts = ", ".join(f"{name} {value}" for name, value in llm.describe().items() if name != "config")
     logging.getLogger("pyllama2").info("%s", facts)

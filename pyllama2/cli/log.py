@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..shown import one_line, shown_value
 
@@ -19,16 +21,18 @@ class _OneLine(logging.Formatter):
         return one_line(super().format(record))
 
 
-def set_up_log(verbose: bool) -> None:
-    """Write the log to stderr.
+@contextmanager
+def log_on_stderr(verbose: bool, quiet: bool = False) -> Iterator[None]:
+    """Write the log of the block to stderr.
 
     Args:
         verbose: whether to say at least what "info" says.
+        quiet: whether to say errors alone, if the environment does not say otherwise.
 
     Raises:
         ValueError: PYLLAMA2_LOG_LEVEL is no level.
     """
-    name = os.environ.get("PYLLAMA2_LOG_LEVEL", "").upper() or "WARNING"
+    name = os.environ.get("PYLLAMA2_LOG_LEVEL", "").upper() or ("ERROR" if quiet else "WARNING")
     if name not in _LEVELS:
         raise ValueError(f"PYLLAMA2_LOG_LEVEL must be {', '.join(_LEVELS).lower()}, not {shown_value(name.lower())}")
     if verbose and name != "DEBUG":
@@ -36,4 +40,10 @@ def set_up_log(verbose: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler])
-    logging.getLogger("pyllama2").setLevel(name)
+    log = logging.getLogger("pyllama2")
+    before = log.level
+    log.setLevel(name)
+    try:
+        yield
+    finally:
+        log.setLevel(before)

@@ -37,9 +37,14 @@ class _HelpFormatter(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         shown_already = action.help is None or "default" in action.help
-        if shown_already or action.default in (None, False, [], argparse.SUPPRESS):
+        if shown_already or not _is_value(action.default):
             return action.help
         return f"{action.help} (default: %(default)s)"
+
+
+def _is_value(default: Any) -> bool:
+    """Whether a default says something. 0 does."""
+    return default is not None and not isinstance(default, bool) and default not in ([], argparse.SUPPRESS)
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -36,10 +36,10 @@ def run_command(parser: CommandParser, argv: list[str] | None, command: Callable
     def work() -> int:
         with _signals_as_exceptions(), _warnings_as_sentences(parser.prog):
             args = parser.parse(sys.argv[1:] if argv is None else argv)
-            from .log import set_up_log  # its import takes as long as all others here
+            from .log import log_on_stderr  # its import takes as long as all others here
 
-            set_up_log(verbose=getattr(args, "verbose", False))
-            return command(args)
+            with log_on_stderr(verbose=getattr(args, "verbose", False), quiet=getattr(args, "quiet", False)):
+                return command(args)
 
     return run_guarded(parser.prog, work)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from dataclasses import replace
@@ -57,6 +58,15 @@ def test_no_echo_and_quiet(model: Path, capsys: pytest.CaptureFixture[str]) -> N
     for stream in ([], ["--no-stream"]):
         assert generate.main([PROMPT, "-m", str(model), "-n", "8", "--seed", "3", "--no-echo", "-q", *stream]) == 0
         assert capsys.readouterr() == (text(model) + "\n", "")
+
+
+def test_quiet_silences_the_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("pyllama2")
+    before = log.level
+    monkeypatch.setattr(generate, "_generate", lambda parser, args: log.warning("a hint") or 0)
+    for flags, said in (["-q"], False), ([], True):
+        assert generate.main([PROMPT, *flags]) == 0
+        assert ("a hint" in caplog.text) == said and log.level == before
 
 
 def test_logprobs(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

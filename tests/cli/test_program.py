@@ -117,7 +117,7 @@ class TestHelp:
         parser = parser_of(command)
         text = " ".join(parser.format_help().split())
         for action in parser._actions:
-            if action.default not in (None, False, [], argparse.SUPPRESS):
+            if repr(action.default) not in ("None", "False", "[]", repr(argparse.SUPPRESS)):
                 assert f"{action.help} (default: {action.default})" in text or "default" in str(action.help)
 
 
