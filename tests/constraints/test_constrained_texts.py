@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -167,6 +168,22 @@ class TestAmongOthers:
                     texts[i] += chunk.text
         assert texts == expected
 
+    def test_in_a_forked_process(self, path: Path) -> None:
+        """Parent and child both go on with the text."""
+        with Llama(path) as llm:
+            expected = llm.generate("One: ", json_schema=PERSON, seed=1, max_tokens=200).text
+            stream = llm.stream("One: ", json_schema=PERSON, seed=1, max_tokens=200)
+            begun = next(stream).text + next(stream).text
+            child = os.fork()
+            if child == 0:
+                same = False
+                try:
+                    same = begun + "".join(chunk.text for chunk in stream) == expected
+                finally:
+                    os._exit(0 if same else 1)
+            assert begun + "".join(chunk.text for chunk in stream) == expected
+            assert os.waitpid(child, 0)[1] == 0
+
     def test_with_a_saved_state(self, path: Path, tmp_path: Path) -> None:
         with Llama(path) as llm:
             expected = brief(llm.generate("Once upon a time", json_schema=PERSON, seed=1, max_tokens=200))
@@ -208,6 +225,14 @@ class TestGuesses:
             plain = ask(llm)
         with Llama(path) as llm:
             assert ask(llm) == plain
+
+    def test_a_draft_changes_nothing(self, path: Path) -> None:
+        options: dict[str, Any] = {"json_schema": SCHEMAS["oneOf"], "max_tokens": 100, "seed": 2}
+        with Llama(path) as llm:
+            plain = brief(llm.generate("Text: ", **options))
+        for lookup in (False, True):
+            with Llama(path, draft=str(path), prompt_lookup=lookup) as llm:
+                assert brief(llm.generate("Text: ", **options)) == plain
 
     def test_what_the_grammar_forces_takes_few_passes(self, path: Path) -> None:
         word = "abcdefghijklmnopqrstuvwxyz"
