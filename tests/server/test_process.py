@@ -229,7 +229,10 @@ def test_no_auth_is_said_aloud(start: Callable[..., Process]) -> None:
 def test_wrong_flags_are_one_sentence(arguments: list[str], code: int, words: str) -> None:
     result = run(*arguments)
     assert result.returncode == code and words in result.stderr and "Traceback" not in result.stderr
-    assert result.stderr.strip().splitlines()[-1].startswith("pyllama2 serve: ")
+    lines = result.stderr.strip().splitlines()
+    assert lines[0 if code == 2 else -1].startswith("pyllama2 serve: ")
+    assert code != 2 or lines[1:] == ["usage: pyllama2 serve [FLAGS]; --help lists the flags"]
+    assert KEY not in result.stderr
 
 
 def test_files_of_keys_that_are_wrong(tmp_path: Path) -> None:
