@@ -87,6 +87,8 @@ def _listing(name: HubName) -> tuple[str, dict[str, _RemoteFile]]:
         raise CheckpointError(f"{_host()} does not say which commit {name} is")
     files = {}
     for entry in (info.siblings or [])[:_MOST_FILES]:
+        if {"", ".", ".."} & set(entry.rfilename.split("/")):
+            continue  # no path inside of the repository
         lfs: Any = entry.lfs
         size = entry.size if entry.size is not None else 0
         sha256 = "" if lfs is None else str(lfs["sha256"] if isinstance(lfs, dict) else lfs.sha256)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.hub import COMMIT, Hub
+from helpers.hub import COMMIT, Hub, Repo
 from helpers.tiny_llama import write_tiny
 
 import pyllama2
@@ -172,6 +172,16 @@ class TestFailures:
         cache.write_text("a file, where the folder should be")
         with pytest.raises(CheckpointError, match=r"HF_HOME"):
             find_model("tests/model")
+
+    def test_paths_that_lead_out_of_the_cache(self, hub: Hub, tmp_path: Path) -> None:
+        (tmp_path / "secret.gguf").write_bytes(b"GGUF")
+        outside = os.path.relpath(
+            tmp_path / "secret.gguf", tmp_path / "cache" / "models--tests--bad" / "snapshots" / "x"
+        )
+        hub.repos["tests/bad"] = Repo(dict.fromkeys((outside, str(tmp_path / "secret.gguf"), "./a.gguf"), b"GGUF"))
+        with pytest.raises(CheckpointError, match="tests/bad has no model that can be read"):
+            find_model("tests/bad")
+        assert hub.downloads() == []
 
     def test_nothing_to_read(self, hub: Hub, tmp_path: Path) -> None:
         (tmp_path / "x").mkdir()
