@@ -122,6 +122,7 @@ class TestHelp:
 
 
 class TestCompletion:
+    @pytest.mark.subprocess
     @pytest.mark.parametrize("shell", ["bash", "zsh"])
     def test_the_script_is_one(self, shell: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--print-completion", shell]) == 0
@@ -130,6 +131,7 @@ class TestCompletion:
         if shutil.which(shell) is not None:
             subprocess.run([shell, "-n"], input=script, text=True, check=True)
 
+    @pytest.mark.subprocess
     @pytest.mark.parametrize(
         ("line", "expected"),
         [("pyllama2 gen", "generate"), ("pyllama2 chat --dev", "--device"), ("pyllama2 chat --device c", "cuda")],
@@ -152,6 +154,7 @@ class TestCompletion:
 
 
 class TestStart:
+    @pytest.mark.subprocess
     def test_the_version_needs_no_numpy(self) -> None:
         code = (
             "import sys; from pyllama2.__main__ import main; main(['--version']); main(['genrate'])\n"
@@ -166,6 +169,7 @@ class TestStart:
         with pytest.raises(AttributeError, match="no attribute 'Lama'"):
             _ = pyllama2.Lama  # type: ignore[attr-defined]
 
+    @pytest.mark.subprocess
     @pytest.mark.parametrize("program", [["pyllama2", "generate"], ["pyllama2.generate"]])
     def test_ctrl_c_while_it_imports(self, program: list[str], tmp_path: Path) -> None:
         """A module that is imported early, and takes long, stands for a slow disk."""
