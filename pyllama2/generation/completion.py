@@ -46,7 +46,10 @@ class Completion:
 
     def _repr_html_(self) -> str:
         """HTML for IPython. All text of the model is escaped."""
-        reason: str = self.finish_reason
+        return self.html_with(self.finish_reason)
+
+    def html_with(self, reason: str) -> str:
+        """HTML for IPython, where reason says why the text ends."""
         if isinstance(self.stop_reason, str):
             reason = f"{reason} at {self.stop_reason!r}"
         notes = [

@@ -58,7 +58,9 @@ class Stream(Iterator[Chunk]):
 
     def _repr_html_(self) -> str:
         """HTML for IPython: what has come so far. Nothing is generated for it."""
-        return self.completion._repr_html_()
+        completion = self.completion
+        goes_on = completion.finish_reason == "cancelled" and not self.job.cancelled
+        return completion.html_with("more to come" if goes_on else completion.finish_reason)
 
     def close(self) -> None:
         """End the generation."""

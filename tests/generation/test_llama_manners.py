@@ -163,6 +163,12 @@ class TestResults:
         next(stream)
         assert PROMPT in stream._repr_html_() and stream.completion.usage.completion_tokens == 1
         assert f"{len(stream.completion.token_ids)} tokens" in stream._repr_html_()
+        assert "more to come" in stream._repr_html_() and "cancelled" not in stream._repr_html_()
+        list(stream)
+        assert "length" in stream._repr_html_() and "more to come" not in stream._repr_html_()
+        closed: Any = llm.stream(PROMPT, **SAMPLING)
+        closed.close()
+        assert "cancelled" in closed._repr_html_()
 
 
 def generated(llm: Llama) -> Completion:
