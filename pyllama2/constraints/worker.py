@@ -26,6 +26,13 @@ MAX_MEMORY = 128 << 20
 # One line, as json.dumps() writes it. With any whitespace, small models may write nothing else for ever.
 # A schema's own "x-guidance" may say otherwise.
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# llguidance's own patterns have a 29th of February in every year. These have it in none.
+_DATE = (
+    "[1-9][0-9]{3}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
+    "|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+)
+_TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,6})?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+_FORMATS = {"date": _DATE, "date-time": f"{_DATE}T{_TIME}"}
 # With forced bytes llguidance computes without a limit what a{4000000000} forces. Matcher.forced() does it instead.
 _OPTIONS = '%llguidance {"no_forcing": true}\n'
 
@@ -52,8 +59,9 @@ def _compile(llguidance: Any, kind: str, text: str, after_space: bool, limits: d
         if text == "false":
             raise ValueError("no text can match it")
         text = "{}" if text == "true" else text
-        _check_names(json.loads(text))
-        whole = native.grammar_from_json_schema(text, defaults=_JSON)
+        schema = json.loads(text)
+        _prepare(schema)
+        whole = native.grammar_from_json_schema(json.dumps(schema), defaults=_JSON)
     elif kind == "regex":
         if len(text) - len(text.rstrip("\\")) & 1:
             raise ValueError("a backslash at its end stands for nothing")
@@ -76,16 +84,20 @@ def _compile(llguidance: Any, kind: str, text: str, after_space: bool, limits: d
     return {"source": source, "goes_back": goes_back, "is_empty": allowed == [tokenizer.eos_token]}
 
 
-def _check_names(schema: Any) -> None:
-    """Refuse what llguidance accepts and does not keep to: names that are not in "properties" may come twice."""
+def _prepare(schema: Any) -> None:
+    """Change or refuse, in a schema and those inside of it, what llguidance accepts and does not keep to."""
     if isinstance(schema, dict):
         least, required = schema.get("minProperties"), schema.get("required")
         if isinstance(least, int) and least > 1 + len(required if isinstance(required, list) else ()):
+            # Names that are not in "properties" may come twice.
             raise ValueError("minProperties may be at most one more than the number of required properties")
-    if isinstance(schema, dict):
+        name = schema.get("format")
+        if isinstance(name, str) and name in _FORMATS and schema.get("type") == "string" and "pattern" not in schema:
+            del schema["format"]
+            schema["pattern"] = f"^{_FORMATS[name]}$"
         schema = [part for name, part in schema.items() if name not in ("const", "enum", "default", "examples")]
     for part in schema if isinstance(schema, list) else ():
-        _check_names(part)
+        _prepare(part)
 
 
 def _brief(message: str) -> str:

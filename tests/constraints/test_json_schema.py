@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.schemas import SCHEMAS, check
 
 from pyllama2 import Completion, ConstraintError, Llama
+from pyllama2.constraints import Compiler
 from pyllama2.model_names import find_model
+from pyllama2.sampling.constraint import Constraint
 
 SLOW = bool(os.environ.get("PYLLAMA2_SLOW_TESTS"))
 N_SEEDS = 300 if SLOW else 4
@@ -91,3 +94,16 @@ def test_names_that_may_come_twice_are_refused_where_it_matters(stories: Llama) 
     schema = {"type": "object", "additionalProperties": {"type": "null"}, "minProperties": 3}
     with pytest.raises(ConstraintError, match="minProperties may be at most one more"):
         stories.generate(PROMPT, json_schema={"type": "array", "items": schema})
+
+
+def test_dates_exist(stories: Llama) -> None:
+    """No 29th of February outside of leap years, nor a year 0."""
+    schema = {"type": "array", "items": {"type": "string", "format": "date"}, "minItems": 1, "maxItems": 1}
+    grammar = Compiler(stories.tokenizer).compile(Constraint("json_schema", json.dumps(schema)))
+    matcher = grammar.matcher(())
+    tokens = [stories.tokenizer.token_bytes(i) for i in range(stories.config.vocab_size)]
+    for byte in b'["2023-02-2':
+        matcher.accept(max(i for i, token in enumerate(tokens) if token == bytes([byte])))
+    bits = np.unpackbits(matcher.mask().view(np.uint8), bitorder="little")
+    allowed = {token[:1] for token, bit in zip(tokens, bits, strict=False) if bit}
+    assert allowed == {str(digit).encode() for digit in range(9)}
