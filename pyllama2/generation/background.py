@@ -63,8 +63,8 @@ class Background:
             Exception: what ended the stream, after its last chunk was taken.
         """
         chunks = stream.take()
-        if stream.job.ahead is not None and not stream.job.ended:
-            self.wake()  # it may have paused before, even since the beginning of this call
+        if stream.job.ahead is not None:
+            self.wake()  # it may have paused since this call began; or another thread, which tells nobody, has ended it
         return chunks
 
     def wake(self) -> None:
@@ -84,6 +84,8 @@ class Background:
                 for job in active:
                     job.error = job.error or error
             self._updated(self._note_times(active))
+        if self._jobs:  # all paused, perhaps since the last word, by a step that another thread drove
+            self._updated(False)
 
     def _note_times(self, active: list[Job]) -> bool:
         """Note when streams began and ended. Returns whether any did now."""

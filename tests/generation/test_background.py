@@ -28,6 +28,10 @@ class News:
         self._event = threading.Event()
         self.background: Background = llm.background(lambda urgent: self._event.set())
 
+    def forget(self) -> None:
+        """Forget the updates so far."""
+        self._event.clear()
+
     def collect(self, *streams: Stream) -> list[str]:
         """The texts of streams up to their ends."""
         texts = [""] * len(streams)
@@ -102,6 +106,50 @@ def test_a_stream_that_pauses_amid_a_take_goes_on(fresh: Llama, monkeypatch: pyt
     first = "".join(chunk.text for chunk in news.background.take(stream))
     monkeypatch.setattr(stream, "take", take)
     assert first + news.collect(stream)[0] == fresh.generate(PROMPT, PARAMS).text
+
+
+def test_a_stream_that_another_caller_ends_amid_a_take_is_told(fresh: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    news = News(fresh)
+    [stream] = fresh.streams(fresh.prompt_request(PROMPT, replace(PARAMS, max_tokens=12)), 1)
+    news.background.start(stream, 3)
+    while not stream.job.paused:
+        pass
+    assert no_thread_is_left()
+    take = stream.take
+
+    def take_and_wait() -> list[Chunk]:
+        """What is in the queue; then another caller's steps end the stream, which has gone on."""
+        chunks = []
+        while not stream.job.ended:
+            chunks += take()
+            fresh.generate([1, 7], max_tokens=2, ignore_eos=True)
+        assert stream.job.queue and no_thread_is_left()
+        news.forget()
+        return chunks
+
+    monkeypatch.setattr(stream, "take", take_and_wait)
+    first = "".join(chunk.text for chunk in news.background.take(stream))
+    monkeypatch.setattr(stream, "take", take)
+    assert first + news.collect(stream)[0] == fresh.generate(PROMPT, replace(PARAMS, max_tokens=12)).text
+
+
+def test_what_another_caller_computes_before_all_pause_is_told(fresh: Llama) -> None:
+    params = replace(PARAMS, max_tokens=12)
+    chunks: list[Chunk] = []
+    ended = threading.Event()
+
+    def updated(urgent: bool) -> None:
+        """Take everything. Before the thread looks again, another caller's steps fill the queue."""
+        chunks.extend(background.take(stream))
+        fresh.generate([1, 7], max_tokens=4, ignore_eos=True)
+        if stream.job.ended and not stream.job.queue:
+            ended.set()
+
+    background = fresh.background(updated)
+    [stream] = fresh.streams(fresh.prompt_request(PROMPT, params), 1)
+    background.start(stream, 2)
+    assert ended.wait(20)
+    assert "".join(chunk.text for chunk in chunks) == fresh.generate(PROMPT, params).text
 
 
 def test_closing_frees_the_row(fresh: Llama) -> None:
