@@ -74,8 +74,9 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        """Whether no more updates will be made."""
-        return self.cancelled or self.error is not None or self.text.finish_reason is not None
+        """Whether no more updates will be made, and all are in the queue."""
+        finished = self.text.finish_reason is not None and not self.advancing
+        return self.cancelled or self.error is not None or finished
 
     @property
     def paused(self) -> bool:
@@ -171,14 +172,21 @@ def advance(part: StepInput, results: Results) -> None:
         for i in range(len(results)):
             job.queue.append(text.advance(results[i]))
             rolled = text.context is not part.context
-            if rolled or job.ended or i == len(part.guesses) or text.context[-1] != part.guesses[i]:
+            if (
+                rolled
+                or text.finish_reason is not None
+                or job.cancelled
+                or i == len(part.guesses)
+                or text.context[-1] != part.guesses[i]
+            ):
                 break
             n_true += 1
         part.n_true = n_true
         text.learn(len(part.guesses), n_true, by_draft=part.drafted)
     except BaseException as error:
         job.error = error
-    job.advancing = False
+    finally:
+        job.advancing = False
 
 
 def settle(part: StepInput) -> None:

@@ -152,6 +152,24 @@ def test_what_another_caller_computes_before_all_pause_is_told(fresh: Llama) -> 
     assert "".join(chunk.text for chunk in chunks) == fresh.generate(PROMPT, params).text
 
 
+def test_a_stream_has_ended_when_its_last_chunk_can_be_taken(fresh: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not before: who looked then would take all but the last chunk, and not look again."""
+    [stream] = fresh.streams(fresh.prompt_request(PROMPT, replace(PARAMS, max_tokens=5)), 1)
+    text = stream.job.text
+    advance, seen = text.advance, []
+
+    def watched(result: Any) -> Any:
+        update = advance(result)
+        seen.append((text.finish_reason, stream.job.ended))
+        return update
+
+    monkeypatch.setattr(text, "advance", watched)
+    News(fresh).background.start(stream, None)
+    assert no_thread_is_left()
+    assert seen == [(None, False)] * 4 + [("length", False)]
+    assert stream.job.ended and len(stream.job.queue) == 5
+
+
 def test_closing_frees_the_row(fresh: Llama) -> None:
     news = News(fresh)
     [stream] = fresh.streams(fresh.prompt_request(PROMPT, replace(PARAMS, max_tokens=None)), 1)
