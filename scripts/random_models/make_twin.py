@@ -2,7 +2,9 @@
 
     python scripts/random_models/make_twin.py smollm2 twin.bin
 
-`benchmarks/how_close.py --model twin.bin` measures on it. Published 4-bit models have weights that some method of 4 bits reproduces to the bit, which says nothing about other
+`benchmarks/how_close.py --model twin.bin` measures on it.
+
+Published 4-bit models have weights that some method of 4 bits reproduces to the bit, which says nothing about other
 models. Each weight of a twin differs from the model's by up to half a step of a grid of 16 numbers over its group of
 32, as if it had been rounded from there. The embedding and norms stay. The twin is our file, in float32.
 """
