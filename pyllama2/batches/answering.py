@@ -20,6 +20,7 @@ from .inputs import Item
 from .results import Results
 
 if TYPE_CHECKING:
+    from ..server.errors import ApiError
     from ..server.service import Service
 
 # Requests that are open: those whose texts are decoded together, and as many that come next.
@@ -105,11 +106,11 @@ async def result_of(service: Service, item: Item, result_id: str) -> dict[str, A
     return {**head, "response": response, "error": None}
 
 
-def _raise_if_fatal(error: Exception) -> None:
+def _raise_if_fatal(error: ApiError) -> None:
     """Raise what concerns the model rather than the request: otherwise all that is left would fail by it."""
     cause = error.__cause__
-    of_request = cause is None or isinstance(cause, NumericalError) or type(cause) is Pyllama2Error
-    if cause is not None and not of_request:
+    refused = error.status < 500  # by what the request asks for, such as a schema that cannot be followed
+    if cause is not None and not (refused or isinstance(cause, NumericalError) or type(cause) is Pyllama2Error):
         raise cause
 
 

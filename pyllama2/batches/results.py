@@ -71,8 +71,13 @@ class Results:
         """Whether an item's result is in the file.
 
         Raises:
-            CheckpointError: the file has a result of another item, model or flag under this number.
+            CheckpointError: the file has a result of another item, model or flag under this number, or there are more
+                items than there were at first.
         """
+        if number > len(self._digests):
+            raise CheckpointError(
+                f"request {number} was added after the batch began; start it again, and it goes on with all of them"
+            )
         found = self._digests[number - 1]
         if found and found != self._digest(number, source):
             raise CheckpointError(

@@ -21,7 +21,7 @@ from pyllama2.batches import answering
 from pyllama2.batches.answering import AT_ONCE, run_batch
 from pyllama2.batches.inputs import Input
 from pyllama2.batches.results import Results
-from pyllama2.errors import CheckpointError
+from pyllama2.errors import CheckpointError, ConstraintError
 from pyllama2.server.errors import failed_in_model
 from pyllama2.server.service import Service
 from pyllama2.server.settings import Settings
@@ -198,6 +198,26 @@ def test_a_model_that_fails_for_good_ends_the_batch(
         run_batch(llm, Input(str(path)), results, name="tiny")
     assert all(result["response"] is None or result["response"]["status_code"] == 400
                for result in results_of(tmp_path / "results.jsonl").values())  # fmt: skip
+
+
+def test_a_constraint_that_cannot_be_followed_any_further_fails_its_request_alone(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, output = tmp_path / "requests.jsonl", tmp_path / "results.jsonl"
+    path.write_text("".join(f'{{"prompt": "{text}", "max_tokens": 4}}\n' for text in ("one", "two", "three")))
+    answer = Service.answer
+
+    async def failing(self: Service, request: Any, figures: Any = None) -> Any:
+        if request.prompt == "two":
+            error = ConstraintError("regex cannot be followed any further: it is too complex")
+            raise failed_in_model(error) from error
+        return await answer(self, request, figures)
+
+    monkeypatch.setattr(Service, "answer", failing)
+    assert run(path, "-o", output, "-m", model) == 0
+    results = results_of(output)
+    assert [results[n]["response"]["status_code"] for n in (1, 2, 3)] == [200, 400, 200]
+    assert "followed any further" in results[2]["response"]["body"]["error"]["message"]
 
 
 def test_it_does_without_the_servers_packages() -> None:

@@ -50,6 +50,12 @@ def test_another_source_or_recipe_is_refused(tmp_path: Path) -> None:
         results.has(1, b"x")
 
 
+def test_a_request_that_was_added_meanwhile_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    with Results(str(path), 9, "recipe") as results, pytest.raises(CheckpointError, match="request 10 was added"):
+        results.has(10, b"x")
+
+
 @pytest.mark.parametrize("text", [b"hello\n", b'{"id":"batch_req_10_0123456789abcdef",}\n', b"\0" * 20 + b"\n"])
 def test_another_file_is_left_as_it_is(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "results.jsonl"
