@@ -3,7 +3,8 @@
 The folder is PYLLAMA2_CACHE, else $XDG_CACHE_HOME/pyllama2, else ~/.cache/pyllama2. Its files are our model files. A
 file's name is a hash of what it was made from: the checkpoint's files with their sizes and times, the storage types,
 and adapters with their scales. When the files take more than PYLLAMA2_CACHE_GB, 20 without it, those that were used
-longest ago are removed. A program that has one of them mapped keeps it until it ends.
+longest ago are removed. A program that has one of them mapped keeps it until it ends. Files with other names are the
+user's own, and are left alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -28,7 +30,8 @@ log = logging.getLogger("pyllama2")
 
 _DEFAULT_GB = 20.0
 _SPARE_BYTES = 64 << 20  # that stay free on the disk
-_SUFFIX = ".bin"
+_NAME = re.compile(r"[0-9a-f]{32}\.bin")  # as _path_of() makes them
+_NO_ROOM = "the converted model is not kept: it has %.3g GB, more than the %s"
 
 
 def kept_folder() -> Path:
@@ -40,7 +43,7 @@ def kept_folder() -> Path:
 
 def kept_models() -> list[Path]:
     """The files of all kept models."""
-    return sorted(kept_folder().glob(f"*{_SUFFIX}"))
+    return sorted(path for path in kept_folder().glob("*.bin") if _NAME.fullmatch(path.name))
 
 
 def find_kept(checkpoint: Checkpoint, quantization: Quantization) -> StoredModel | None:
@@ -76,17 +79,18 @@ def keep_converted(checkpoint: Checkpoint, quantization: Quantization, progress:
     """
     path = _path_of(checkpoint, quantization)
     limit, n_bytes = _limit_bytes(), weight_bytes(checkpoint.config, quantization)
+    if n_bytes > limit:
+        log.warning(_NO_ROOM, n_bytes / 1e9, f"{limit / 1e9:.3g} GB that PYLLAMA2_CACHE_GB allows")
+        return None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _make_room(limit - n_bytes)
-        free = shutil.disk_usage(path.parent).free
+        free = _make_room(limit - n_bytes, n_bytes + _SPARE_BYTES)
     except OSError as error:
         raise CheckpointError(
             f"cannot keep a converted model in {path.parent}: {error.strerror} (PYLLAMA2_CACHE sets another folder)"
         ) from error
-    if n_bytes > limit or n_bytes + _SPARE_BYTES > free:
-        what = f"{limit / 1e9:.3g} GB that PYLLAMA2_CACHE_GB allows" if n_bytes > limit else f"{free / 1e9:.3g} GB free"
-        log.warning("the converted model is not kept: it has %.3g GB, more than the %s", n_bytes / 1e9, what)
+    if n_bytes + _SPARE_BYTES > free:
+        log.warning(_NO_ROOM, n_bytes / 1e9, f"{free / 1e9:.3g} GB free")
         return None
     write_converted(checkpoint, str(path), quantization, progress)
     log.warning("the converted model is kept as %s", shown(path))
@@ -101,7 +105,7 @@ def _path_of(checkpoint: Checkpoint, quantization: Quantization) -> Path:
         files.append([real, status.st_size, status.st_mtime_ns])
     config = checkpoint.config.to_json()
     key = json.dumps([VERSION, files, config, quantization.to_json(), checkpoint.source])
-    return kept_folder() / (hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32] + _SUFFIX)
+    return kept_folder() / (hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32] + ".bin")
 
 
 def _limit_bytes() -> int:
@@ -115,15 +119,23 @@ def _limit_bytes() -> int:
     return int(gigabytes * 1e9)
 
 
-def _make_room(limit: int) -> None:
-    """Remove the files that were used longest ago until the others take at most limit bytes. limit may be below 0."""
+def _make_room(limit: int, needed: int) -> int:
+    """Remove the files that were used longest ago until the others take at most limit bytes.
+
+    Nothing is removed if the disk has fewer than needed bytes even then. Returns the bytes that are free.
+    """
     files = [(path.stat(), path) for path in kept_models()]
-    total = sum(status.st_size for status, _ in files)
+    excess = sum(status.st_size for status, _ in files) - limit
+    free, n_bytes, gone = shutil.disk_usage(kept_folder()).free, 0, []
     for status, path in sorted(files, key=lambda file: file[0].st_atime_ns):
-        if total <= max(0, limit):
-            return
+        if n_bytes < excess:
+            n_bytes += status.st_size
+            gone.append(path)
+    if not gone or free + n_bytes < needed:
+        return free
+    for path in gone:
         path.unlink(missing_ok=True)
-        total -= status.st_size
+    return shutil.disk_usage(kept_folder()).free
 
 
 def _mark_used(path: Path) -> None:

@@ -16,6 +16,7 @@ from helpers.tiny_tokenizers import sentencepiece_model
 from pyllama2.cli.program import main
 from pyllama2.errors import CheckpointError
 from pyllama2.loading import load_model
+from pyllama2.loading.kept import kept_models
 from pyllama2.storage.model_file import StoredModel
 
 WEIGHTS = random_weights(CONFIG)
@@ -95,12 +96,32 @@ def test_what_was_used_longest_ago_goes_first(
     assert "is not kept" in caplog.text and "PYLLAMA2_CACHE_GB allows" in caplog.text
 
 
-def test_a_full_disk(
-    source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_the_users_own_files_stay(source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.mkdir(parents=True)
+    mine = folder / "mine.bin"
+    mine.write_bytes(bytes(1 << 20))
+    load(source, keep=True)
+    (kept,) = kept_models()
+    monkeypatch.setenv("PYLLAMA2_CACHE_GB", str(1.5 * kept.stat().st_size / 1e9))
+    os.utime(source, (1, 1))
+    load(source, keep=True)
+    assert mine.exists() and not kept.exists() and len(kept_models()) == 1
+
+
+@pytest.mark.parametrize("reason", ["limit", "disk"])
+def test_nothing_is_removed_in_vain(
+    source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reason: str
 ) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    load(source, keep=True)
+    (kept,) = kept_models()
+    size = kept.stat().st_size
+    monkeypatch.setenv("PYLLAMA2_CACHE_GB", str((0.1 if reason == "limit" else 1.5) * size / 1e9))
+    if reason == "disk":
+        monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    os.utime(source, (1, 1))
     model, _ = load(source, keep=True)
-    assert model.file is None and "is not kept" in caplog.text and "free" in caplog.text
+    assert model.file is None and kept.exists() and "is not kept" in caplog.text
+    assert ("PYLLAMA2_CACHE_GB allows" if reason == "limit" else "GB free") in caplog.text
 
 
 def test_wrong_settings(source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
