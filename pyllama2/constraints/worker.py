@@ -26,13 +26,17 @@ MAX_MEMORY = 128 << 20
 # One line, as json.dumps() writes it. With any whitespace, small models may write nothing else for ever.
 # A schema's own "x-guidance" may say otherwise.
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-# llguidance's own patterns have a 29th of February in every year. These have it in none.
+# llguidance's own patterns have a 29th of February in every year.
+_LEAP_YEAR = "(?:[1-9][0-9](?:0[48]|[2468][048]|[13579][26])|(?:[2468][048]|[13579][26])00)"
 _DATE = (
-    "[1-9][0-9]{3}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
-    "|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+    "(?:[1-9][0-9]{3}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
+    f"|02-(?:0[1-9]|1[0-9]|2[0-8]))|{_LEAP_YEAR}-02-29)"
 )
 _TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,6})?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
 _FORMATS = {"date": _DATE, "date-time": f"{_DATE}T{_TIME}"}
+# Keywords with schemas by names, which may be names of keywords; and keywords with values, which are no schemas.
+_OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_OF_VALUES = ("const", "enum", "default", "examples")
 # With forced bytes llguidance computes without a limit what a{4000000000} forces. Matcher.forced() does it instead.
 _OPTIONS = '%llguidance {"no_forcing": true}\n'
 
@@ -86,18 +90,28 @@ def _compile(llguidance: Any, kind: str, text: str, after_space: bool, limits: d
 
 def _prepare(schema: Any) -> None:
     """Change or refuse, in a schema and those inside of it, what llguidance accepts and does not keep to."""
-    if isinstance(schema, dict):
-        least, required = schema.get("minProperties"), schema.get("required")
-        if isinstance(least, int) and least > 1 + len(required if isinstance(required, list) else ()):
-            # Names that are not in "properties" may come twice.
-            raise ValueError("minProperties may be at most one more than the number of required properties")
-        name = schema.get("format")
-        if isinstance(name, str) and name in _FORMATS and schema.get("type") == "string" and "pattern" not in schema:
-            del schema["format"]
-            schema["pattern"] = f"^{_FORMATS[name]}$"
-        schema = [part for name, part in schema.items() if name not in ("const", "enum", "default", "examples")]
-    for part in schema if isinstance(schema, list) else ():
-        _prepare(part)
+    if isinstance(schema, list):
+        for part in schema:
+            _prepare(part)
+    if not isinstance(schema, dict):
+        return
+    least, required = schema.get("minProperties"), schema.get("required")
+    if isinstance(least, int) and least > 1 + len(required if isinstance(required, list) else ()):
+        # Names that are not in "properties" may come twice.
+        raise ValueError("minProperties may be at most one more than the number of required properties")
+    name = schema.get("format")
+    if isinstance(name, str) and name in _FORMATS:
+        del schema["format"]
+        pattern = {"pattern": f"^{_FORMATS[name]}$"}  # says nothing about values that are no strings, as a format
+        if "pattern" not in schema:
+            schema.update(pattern)
+        elif isinstance(schema.setdefault("allOf", []), list):
+            schema["allOf"].append(pattern)
+    for keyword, part in schema.items():
+        if keyword in _OF_SCHEMAS and isinstance(part, dict):
+            _prepare(list(part.values()))
+        elif keyword not in _OF_VALUES:
+            _prepare(part)
 
 
 def _brief(message: str) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from helpers.schemas import SCHEMAS, check
 
@@ -90,20 +89,52 @@ def test_a_text_is_laid_out_as_json_dumps_does_unless_the_schema_says_otherwise(
     assert text.startswith('{"name":"') and '","age":' in text
 
 
+def refusal(llm: Llama, schema: Any) -> str:
+    """The message of the error for a schema; "" if there is none."""
+    try:
+        Compiler(llm.tokenizer).compile(Constraint("json_schema", json.dumps(schema)))
+    except ConstraintError as error:
+        return str(error)
+    return ""
+
+
 def test_names_that_may_come_twice_are_refused_where_it_matters(stories: Llama) -> None:
+    """Properties may be called as keywords are, whose values are no schemas."""
     schema = {"type": "object", "additionalProperties": {"type": "null"}, "minProperties": 3}
-    with pytest.raises(ConstraintError, match="minProperties may be at most one more"):
-        stories.generate(PROMPT, json_schema={"type": "array", "items": schema})
+    refused = [{"type": "array", "items": schema}, {"anyOf": [{"type": "null"}, schema]}]
+    refused += [
+        {keyword: {name: schema}}
+        for keyword in ("properties", "patternProperties", "$defs")
+        for name in ("other", "default", "const", "enum", "examples", "properties")
+    ]
+    for one in refused:
+        assert "minProperties may be at most one more" in refusal(stories, one), one
+    for keyword in ("default", "examples"):
+        assert not refusal(stories, {"type": "object", keyword: [schema]}), keyword
 
 
 def test_dates_exist(stories: Llama) -> None:
     """No 29th of February outside of leap years, nor a year 0."""
-    schema = {"type": "array", "items": {"type": "string", "format": "date"}, "minItems": 1, "maxItems": 1}
-    grammar = Compiler(stories.tokenizer).compile(Constraint("json_schema", json.dumps(schema)))
-    matcher = grammar.matcher(())
-    tokens = [stories.tokenizer.token_bytes(i) for i in range(stories.config.vocab_size)]
-    for byte in b'["2023-02-2':
-        matcher.accept(max(i for i, token in enumerate(tokens) if token == bytes([byte])))
-    bits = np.unpackbits(matcher.mask().view(np.uint8), bitorder="little")
-    allowed = {token[:1] for token, bit in zip(tokens, bits, strict=False) if bit}
-    assert allowed == {str(digit).encode() for digit in range(9)}
+    tokens = {stories.tokenizer.token_bytes(i): i for i in range(stories.config.vocab_size)}
+
+    compiler = Compiler(stories.tokenizer)
+
+    def fits(schema: dict[str, Any], value: Any) -> bool:
+        matcher = compiler.compile(Constraint("json_schema", json.dumps(schema))).matcher(())
+        text = [tokens[bytes([byte])] for byte in json.dumps(value).encode()]
+        return matcher.n_allowed(text) == len(text)
+
+    date: dict[str, Any] = {"format": "date"}
+    nullable = {"type": ["string", "null"], **date}
+    several = [date, nullable, {"type": "string", **date}, {"pattern": "2", **date}]
+    several += [{"pattern": "2", "allOf": [{"minLength": 3}], **date}, {"$ref": "#/$defs/a", "$defs": {"a": date}}]
+    for schema in several:
+        assert fits(schema, "2023-02-28") and fits(schema, "2024-02-29") and fits(schema, "2000-02-29"), schema
+        assert not any(fits(schema, text) for text in ("2023-02-29", "1900-02-29", "0000-12-12", "2023-04-31")), schema
+    named = {"properties": {"default": date}}
+    assert fits(named, {"default": "2023-02-28"}) and not fits(named, {"default": "2023-02-29"})
+    assert fits(date, 5) and fits(nullable, None) and not fits({"pattern": "3", **date}, "2024-02-29")
+    assert fits({"format": "date-time"}, "2024-02-29T10:00:00Z")
+    assert not fits({"format": "date-time"}, "2023-02-29T10:00:00Z")
+    assert "Unsatisfiable" in refusal(stories, {"pattern": "x", **date, "type": "string"})
+    assert refusal(stories, {"pattern": "x", **date, "allOf": 1})
