@@ -221,6 +221,38 @@ class TestKept:
         page.browser.until(lambda: page.browser.text(".message .facts"))
         assert page.messages[0] == "Talk for long" and page.messages[1]
 
+    def test_what_is_deleted_does_not_come_back(self, page: Page) -> None:
+        page.say("first")
+        page.app.endless = True
+        page.send("Talk for long")
+        page.browser.until(
+            lambda: page.browser.shown("#stop") and page.browser.text(".message:last-child .prose") != "…"
+        )
+        page.browser.type("#input", "a draft")
+        page.browser.click("#list [aria-label^=Delete]")
+        page.browser.until(lambda: page.app.service.idle)
+        page.browser.driver.execute_async_script("setTimeout(arguments[0], 600)")  # drafts are kept after 400 ms
+        assert page.browser.texts("#list .name") == [] and page.messages == []
+        assert page.browser.driver.execute_async_script(STORED, "title") is None
+        page.browser.click("#toast button")
+        page.browser.until(lambda: len(page.messages) == 4)
+        page.browser.type("#input", " goes on")
+        kept = (STORED, "draft")
+        page.browser.until(lambda: page.browser.driver.execute_async_script(*kept) == "a draft goes on")
+
+    def test_a_draft_stays_when_another_conversation_is_answered(self, page: Page) -> None:
+        page.app.replies.append(["slow"] * 4)
+        page.app.pause_s = 0.5
+        page.send("Talk for long")
+        page.browser.until(lambda: page.browser.shown("#stop"))
+        page.browser.click("#new")
+        assert page.browser.find("#input").get_attribute("value") == ""
+        page.browser.type("#input", "a draft")
+        page.browser.until(lambda: page.browser.all("#list li"))
+        page.browser.driver.refresh()
+        page.browser.until(lambda: page.browser.text("#model"))
+        assert page.browser.find("#input").get_attribute("value") == "a draft"
+
     def test_export_and_import(self, page: Page, tmp_path: Path) -> None:
         page.say("to be kept")
         page.browser.cdp("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))

@@ -11,7 +11,7 @@ const AT_END = 48; // pixels from the end that still count as the end
 const ALTERNATIVES = 5;
 
 export class Chat {
-  /** app has model, store, showsTokens, changed(conversation): it has other messages. */
+  /** app has model, store, showsTokens, changed(conversation): it has other messages, keep(conversation): another draft. */
   constructor(app) {
     this.app = app;
     this.conversation = null;
@@ -64,6 +64,7 @@ export class Chat {
     const { conversation } = this;
     const before = [...conversation.messages];
     $("input").value = conversation.draft = "";
+    if (!before.length) this.app.keep(conversation); // it begins: the next one has a draft of its own
     this.#fit();
     conversation.messages.push({ role: "user", content: text });
     conversation.title ||= titleOf(text);
@@ -72,6 +73,7 @@ export class Chat {
       conversation.draft = text;
       if (this.conversation === conversation) {
         $("input").value = text;
+        this.app.keep(conversation);
         this.#fit();
       }
     });

@@ -36,6 +36,7 @@ class App {
   model = null;
   showsTokens = kept.get(TOKENS) === "true";
   timers = new Map();
+  removed = new Set(); // ids of conversations that must not come back by an answer or a draft that ends later
 
   async start() {
     this.store = await Store.open();
@@ -63,7 +64,6 @@ class App {
 
   /** A conversation has other messages. */
   changed(conversation) {
-    if (conversation.messages.length && !conversation.draft) kept.set(DRAFT, "");
     this.#save(conversation);
     this.#drawList();
   }
@@ -77,6 +77,7 @@ class App {
 
   async #save(conversation) {
     clearTimeout(this.timers.get(conversation.id));
+    if (this.removed.has(conversation.id)) return;
     try {
       if (conversation.messages.length) await this.store.save(conversation);
     } catch {
@@ -199,11 +200,14 @@ class App {
   }
 
   async #remove(conversation) {
+    this.removed.add(conversation.id);
+    clearTimeout(this.timers.get(conversation.id));
     this.chat.runs.get(conversation.id)?.controller.abort();
     await this.store.remove(conversation.id);
     if (conversation === this.conversation) this.open(this.store.list()[0] ?? newConversation(this.settings));
     else this.#drawList();
     toast(`Deleted “${(conversation.title || "Untitled").slice(0, 40)}”`, async () => {
+      this.removed.delete(conversation.id);
       await this.store.save(conversation);
       this.open(conversation);
     });
