@@ -14,6 +14,8 @@ from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..shown import shown_value
 
+MAX_FACTOR = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class Change:
@@ -53,7 +55,7 @@ class Adapter:
     changes: Mapping[str, Change]
 
     def check(self, config: ModelConfig) -> None:
-        """Raise CheckpointError unless the adapter is for a model of this config."""
+        """Raise CheckpointError unless the adapter is for a model of this config, and its factors are finite."""
         shapes = config.tensor_shapes()
         embedding = self.changes.get("tok_embeddings.weight")
         if config.tied_embeddings and embedding is not None and len(embedding.a):
@@ -71,6 +73,8 @@ class Adapter:
                     f"{self.files[0]} changes {name} by ({rows}, {other_r}) times ({r}, {columns}), but it is "
                     f"{shapes[name]} in this model; is the adapter for another one?"
                 )
+            if not abs(change.factor) <= MAX_FACTOR:
+                raise CheckpointError(f"{self.files[0]} changes {name} by the factor {change.factor:g}: out of range")
 
 
 class MergedCheckpoint(Checkpoint):
@@ -84,16 +88,22 @@ class MergedCheckpoint(Checkpoint):
         changed: the names of the tensors that the adapters change.
 
     Raises:
-        CheckpointError: an adapter is for another model.
+        CheckpointError: an adapter is for another model, or would discard the changes of one before it.
     """
 
     kind = "merged"
     changed: set[str]
 
     def __init__(self, checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> None:
+        self.changed = set()
         for adapter in adapters:
             adapter.check(checkpoint.config)
-        self.changed = {name for adapter in adapters for name in adapter.changes}
+            for name, change in adapter.changes.items():
+                if change.base is not None and name in self.changed:
+                    raise CheckpointError(
+                        f"{adapter.files[0]} replaces {name}, which an adapter before it changes; name this one first"
+                    )
+            self.changed |= adapter.changes.keys()
         self._checkpoint = checkpoint
         self._adapters = adapters
         self.config = checkpoint.config

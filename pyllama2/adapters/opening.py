@@ -17,7 +17,7 @@ from ..shown import shown, shown_value
 from ..storage.mapped import MappedFile
 from .adapter import Adapter, MergedCheckpoint
 from .gguf import read_gguf
-from .peft import CONFIG, read_peft
+from .peft import CONFIG, WEIGHTS, read_peft
 
 
 def with_adapters(checkpoint: Checkpoint, lora: str | Sequence[str]) -> MergedCheckpoint:
@@ -53,11 +53,14 @@ def _path_and_scale(name: str) -> tuple[str, float]:
 
 def _open(path: str, scale: float, config: ModelConfig) -> Adapter:
     path = find_adapter(path)
-    title = f"the adapter {shown(title_of(path))}" + ("" if scale == 1 else f" (scale {scale:g})")
+    digits = repr(scale).removesuffix(".0")  # all of them: kept models are known by their adapters' titles
+    title = f"the adapter {shown(title_of(path))}" + ("" if scale == 1 else f" (scale {digits})")
     if os.path.isfile(path):
         with MappedFile(path) as file:
             if is_gguf(file):
                 return Adapter(title, (path,), read_gguf(file, config, scale))
+        if os.path.basename(path) != WEIGHTS:
+            raise CheckpointError(f"{path} is neither a GGUF file nor the {WEIGHTS} of PEFT")
         path = os.path.dirname(path) or os.curdir
     if not os.path.exists(os.path.join(path, CONFIG)):
         what = "has no adapter_config.json" if os.path.isdir(path) else "is not there"

@@ -28,13 +28,18 @@ from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..storage.mapped import MappedFile
 from ..storage.safetensors import read_header
-from .adapter import Change
+from .adapter import MAX_FACTOR, Change
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_(embedding_)?([AB])(?:\.[A-Za-z0-9_-]+)?(?:\.weight)?")
 _BASE = re.compile(r"(?:base_model\.model\.)?(model\.embed_tokens|lm_head)(?:\.base_layer)?\.weight")
 _NUMBER = (int, float)
+_CHANGES_BASE = (
+    "pissa",
+    "olora",
+    "corda",
+)  # they begin with a part of the model's weights, which they take out of them
 
 
 def read_peft(folder: str, config: ModelConfig, scale: float) -> tuple[dict[str, Change], tuple[str, ...]]:
@@ -68,6 +73,8 @@ def read_peft(folder: str, config: ModelConfig, scale: float) -> tuple[dict[str,
             part = match[3] if match.re is _TENSOR else "base"
             pairs.setdefault(ours[match[1]], {})[part] = matrix.T if match.re is _TENSOR and match[2] else matrix
     alpha, rslora = settings.get("lora_alpha", _NUMBER, 8), settings.get("use_rslora", bool, False)
+    if not abs(alpha) <= MAX_FACTOR:
+        raise CheckpointError(f"{settings.path}: lora_alpha is {str(alpha)[:40]}, which is out of range")
     changes = {}
     for name, pair in pairs.items():
         base = pair.pop("base", None)
@@ -77,6 +84,8 @@ def read_peft(folder: str, config: ModelConfig, scale: float) -> tuple[dict[str,
         if set(pair) != {"A", "B"}:
             raise CheckpointError(f"{path}: of the two matrices for {name} one is missing")
         a, b = (pair["B"], pair["A"]) if name == "tok_embeddings.weight" else (pair["A"], pair["B"])
+        if not len(a):
+            raise CheckpointError(f"{path}: the matrices for {name} have the rank 0")
         changes[name] = Change(a, _ordered(name, b, config), scale * _factor(alpha, len(a), rslora), base)
     return changes, (settings.path, path)
 
@@ -100,6 +109,12 @@ def _refuse_unsupported(settings: JsonObject) -> None:
     for name in ("use_dora", "fan_in_fan_out", "lora_bias"):
         if settings.get(name, bool, False):
             raise CheckpointError(f"{settings.path}: {name} is not supported; merge this adapter with peft first")
+    init = str(settings.get("init_lora_weights", (bool, str), True))
+    if init.lower().startswith(_CHANGES_BASE):
+        raise CheckpointError(
+            f"{settings.path}: init_lora_weights {init[:40]!r} is not supported, for it changes the model itself; "
+            "convert this adapter to plain LoRA with peft first"
+        )
     if settings.get("bias", str, "none") != "none":
         raise CheckpointError(f"{settings.path}: an adapter with biases is not supported; Llamas have none")
     for name in ("modules_to_save", "alpha_pattern", "trainable_token_indices"):

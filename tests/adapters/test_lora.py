@@ -50,7 +50,7 @@ def write_peft(folder: Path, pairs: Pairs, extra: dict[str, torch.Tensor] | None
     """An adapter as PEFT saves it."""
     folder.mkdir(exist_ok=True)
     values = {"peft_type": "LORA", "r": RANK, "lora_alpha": 6, "bias": "none", "modules_to_save": None}
-    (folder / "adapter_config.json").write_text(json.dumps(values | settings))
+    (folder / "adapter_config.json").write_text(json.dumps(values | settings).replace("Infinity", "1e999"))
     tensors = dict(extra or {})
     for name, (a, b) in pairs.items():
         stem = f"base_model.model.{NAMES.of(name).removesuffix('.weight')}"
@@ -217,6 +217,14 @@ class TestRefused:
             ({"modules_to_save": ["lm_head"]}, "modules_to_save is not supported"),
             ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern is not supported"),
             ({"lora_alpha": "6"}, "lora_alpha should be of type int or float"),
+            ({"lora_alpha": 10**400}, "lora_alpha is 1000.*, which is out of range"),
+            ({"lora_alpha": math.inf}, "lora_alpha is inf, which is out of range"),
+            (
+                {"init_lora_weights": "pissa_niter_4"},
+                "'pissa_niter_4' is not supported.*; convert this adapter to plain",
+            ),
+            ({"init_lora_weights": "olora"}, "'olora' is not supported"),
+            ({"init_lora_weights": "corda"}, "'corda' is not supported"),
         ],
     )
     def test_settings(self, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
@@ -234,6 +242,24 @@ class TestRefused:
         extra = {"base_model.model.model.layers.0.mlp.up_proj.weight": torch.ones(RANK, 8)}
         refuse(tmp_path, write_peft(tmp_path / "a", {}, extra), "is not of LoRA")
 
+    def test_ranks_and_factors(self, tmp_path: Path) -> None:
+        empty = {name: (a[:0], b[:, :0]) for name, (a, b) in pairs_of(("attention.wo",)).items()}
+        refuse(tmp_path, write_peft(tmp_path / "a", empty), r"attention\.wo\.weight have the rank 0")
+        adapter = write_peft(tmp_path / "a", pairs_of())
+        refuse(tmp_path, f"{adapter}:-1e300", r"by the factor -1\.5e\+300: out of range")
+
+    def test_a_replaced_matrix_comes_first(self, tmp_path: Path) -> None:
+        changes = str(write_peft(tmp_path / "a", pairs_of(("output",))))
+        output = torch.randn(GQA.vocab_size, GQA.dim)
+        replaces = str(write_peft(tmp_path / "b", {}, {"base_model.model.lm_head.base_layer.weight": output}))
+        with closing(open_checkpoint(write_huggingface(tmp_path / "m", GQA, WEIGHTS))) as checkpoint:
+            message = r"b.adapter_config\.json replaces output\.weight, which an adapter before it changes"
+            with pytest.raises(CheckpointError, match=message):
+                with_adapters(checkpoint, [changes, replaces])
+            found = as_huggingface(with_adapters(checkpoint, [replaces, changes]))["lm_head.weight"]
+            ((a, b),) = pairs_of(("output",)).values()
+            torch.testing.assert_close(found, output + 6 / RANK * (b @ a))
+
     def test_a_tied_embedding(self, tmp_path: Path) -> None:
         stem = "base_model.model.model.embed_tokens"
         extra = {
@@ -247,6 +273,10 @@ class TestRefused:
         refuse(tmp_path, tmp_path / "empty", r"empty has no adapter_config\.json")
         refuse(tmp_path, tmp_path / "none", r"none is not there; an adapter is a directory of PEFT or a GGUF file")
         write_peft(tmp_path / "a", pairs_of())
+        (tmp_path / "a" / "other.safetensors").write_bytes((tmp_path / "a" / "adapter_model.safetensors").read_bytes())
+        refuse(
+            tmp_path, tmp_path / "a" / "other.safetensors", "is neither a GGUF file nor the adapter_model.safetensors"
+        )
         with pytest.raises(ValueError, match="the scale of an adapter must be finite, not 'nan'"):
             Llama(write_tiny(tmp_path / "m.bin"), lora=f"{tmp_path / 'a'}:nan")
         with pytest.raises(TypeError, match="lora must be a path"):
@@ -310,6 +340,6 @@ class TestUse:
         monkeypatch.setenv("PYLLAMA2_CACHE", str(tmp_path / "kept"))
         path = str(write_tiny(tmp_path / "m.bin"))
         options: dict[str, Any] = {"quant": "q8", "tokenizer": None, "n_ctx": None, "kv_dtype": None, "keep": True}
-        for lora in ([], [str(adapter)], [f"{adapter}:0.5"]):
+        for lora in ([], [str(adapter)], [f"{adapter}:0.5"], [f"{adapter}:0.50000001"]):
             load_model(path, lora=lora, **options)
-        assert len(list((tmp_path / "kept").iterdir())) == 3
+        assert len(list((tmp_path / "kept").iterdir())) == 4
