@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections import OrderedDict
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import ConstraintError, Pyllama2Error
 from ..process.locks import Lock
@@ -21,10 +21,23 @@ from .vocabulary import Vocabulary
 
 # Seconds that a check may take on a busy machine. Its processor time has a limit of its own.
 _TIMEOUT_S = 30.0
-# Constraints that are not checked again.
+# Constraints that are not checked again: so many that can be used, and so many that cannot.
 _KEPT = 16
+# The return code of a process that was not ended by its own limits, but perhaps for want of memory in the machine.
+_KILLED = -9
 # The environment variables that the process gets: where a shared libpython lies, and what Windows needs for Python.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+
+# Checks wait for one of these, so that no more run at the same time. Which one follows from the constraint, so that
+# equal constraints wait for each other.
+_TURNS = (Lock(), Lock())
+
+V = TypeVar("V")
+_Key = tuple[Constraint, bool]
+
+
+class _NoVerdictError(ConstraintError):
+    """A check did not end, which another time it may."""
 
 
 class Compiler:
@@ -36,12 +49,13 @@ class Compiler:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._lock = Lock()  # guards the next two
+        self._lock = Lock()  # guards the next three
         self._vocabulary: Vocabulary | None = None
-        self._grammars: OrderedDict[tuple[Constraint, bool], Grammar] = OrderedDict()
+        self._grammars: OrderedDict[_Key, Grammar] = OrderedDict()
+        self._refusals: OrderedDict[_Key, str] = OrderedDict()
 
     def compile(self, constraint: Constraint, *, after_space: bool = False) -> Grammar:
-        """Compile a constraint, unless that was done before.
+        """Compile a constraint, unless that was done before. At most two are checked at the same time.
 
         Args:
             constraint: what a text must be.
@@ -53,19 +67,44 @@ class Compiler:
             Pyllama2Error: llguidance is missing, or the process that checks it cannot be started.
         """
         key = (constraint, after_space)
+        grammar = self._known(key)
+        if grammar is None:
+            with _TURNS[hash(key) % len(_TURNS)]:
+                grammar = self._known(key) or self._check(key)  # another thread may have checked it meanwhile
+        return grammar
+
+    def _known(self, key: _Key) -> Grammar | None:
+        """What was checked before, if it was. Raises ConstraintError if it was refused."""
         with self._lock:
+            if key in self._refusals:
+                self._refusals.move_to_end(key)
+                raise ConstraintError(self._refusals[key])
             if key in self._grammars:
                 self._grammars.move_to_end(key)
-                return self._grammars[key]
-        answer = checked(constraint, after_space)
+            return self._grammars.get(key)
+
+    def _check(self, key: _Key) -> Grammar:
+        constraint, after_space = key
+        try:
+            answer = checked(constraint, after_space)
+        except _NoVerdictError:
+            raise
+        except ConstraintError as error:
+            with self._lock:
+                _keep(self._refusals, key, str(error))
+            raise
         with self._lock:
             if self._vocabulary is None:
                 self._vocabulary = Vocabulary(self._tokenizer)
             grammar = Grammar(constraint.kind, self._vocabulary, **answer)
-            self._grammars[key] = grammar
-            while len(self._grammars) > _KEPT:
-                self._grammars.popitem(last=False)
+            _keep(self._grammars, key, grammar)
         return grammar
+
+
+def _keep(kept: OrderedDict[_Key, V], key: _Key, value: V) -> None:
+    kept[key] = value
+    while len(kept) > _KEPT:
+        kept.popitem(last=False)
 
 
 def checked(constraint: Constraint, after_space: bool) -> dict[str, Any]:
@@ -100,9 +139,10 @@ def checked(constraint: Constraint, after_space: bool) -> dict[str, Any]:
     except OSError as error:
         raise Pyllama2Error(f"cannot start {sys.executable!r} to check {constraint.kind}: {error}") from error
     except subprocess.TimeoutExpired:
-        raise ConstraintError(f"{name}: to compile it takes too long") from None
+        raise _NoVerdictError(f"{name}: to compile it takes too long") from None
     if result.returncode != 0:
-        raise ConstraintError(f"{name}: to compile it takes too much time or memory")
+        refusal = _NoVerdictError if result.returncode == _KILLED else ConstraintError
+        raise refusal(f"{name}: to compile it takes too much time or memory")
     answer: dict[str, Any] = json.loads(result.stdout)
     if "error" in answer:
         raise ConstraintError(f"{name}: {shown(answer['error'], 400)}")

@@ -6,7 +6,10 @@ import json
 import random
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +192,55 @@ def test_no_process_is_left_and_each_constraint_is_checked_once(llm: Llama, monk
         own.compile(Constraint("regex", f"a{i}"))
     own.compile(Constraint("regex", "a+"))
     assert len(started) == 23  # the oldest had to go
+
+
+def test_few_checks_run_at_once_and_equal_ones_run_once(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Compiler(llm.tokenizer)
+    answer = compiler.checked(Constraint("regex", "a"), False)
+    running, most, seen = threading.Semaphore(3), [], []
+
+    def check(constraint: Constraint, after_space: bool) -> dict[str, Any]:
+        most.append(running.acquire(blocking=False))  # not a third one
+        seen.append(constraint.text)
+        time.sleep(0.02)
+        running.release()
+        return answer
+
+    running.acquire()
+    monkeypatch.setattr(compiler, "checked", check)
+    texts = [f"a{i}" for i in range(8)] * 3
+    with ThreadPoolExecutor(len(texts)) as threads:
+        grammars = list(threads.map(lambda text: own.compile(Constraint("regex", text)), texts))
+    assert all(most) and sorted(seen) == sorted(set(texts)) and len({id(grammar) for grammar in grammars}) == 8
+
+
+def test_refusals_are_kept_except_those_that_the_machine_may_be_the_reason_of(
+    llm: Llama, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script, notes = tmp_path / "worker.py", tmp_path / "notes"
+    monkeypatch.setattr(worker, "__file__", str(script))
+    monkeypatch.setattr(compiler, "_TIMEOUT_S", 2)
+
+    def checks(own: Compiler, code: str, text: str) -> int:
+        """How often something is checked that is asked for twice."""
+        script.write_text(f"open({str(notes)!r}, 'a').write('x')\n{code}")
+        notes.write_text("")
+        messages = []
+        for _ in range(2):
+            with pytest.raises(ConstraintError, match=r"^regex cannot be used: ") as raised:
+                own.compile(Constraint("regex", text))
+            messages.append(str(raised.value))
+        assert messages[0] == messages[1]
+        return len(notes.read_text())
+
+    own = Compiler(llm.tokenizer)
+    for i in range(20):
+        assert checks(own, 'print(\'{"error": "no"}\')', f"a{i}") == 1
+    assert checks(own, "", "a19") == 0 and checks(own, "raise SystemExit(3)", "a0") == 1  # the oldest had to go
+    assert checks(own, "import time; time.sleep(60)", "slow") == 2
+    if sys.platform != "win32":
+        assert checks(own, "import os; os.kill(os.getpid(), 9)", "killed") == 2
+        assert checks(own, "import os; os.kill(os.getpid(), 24)", "too long") == 1  # SIGXCPU
 
 
 def test_the_worker_alone() -> None:
