@@ -7,7 +7,7 @@
     tokenizer.ggml.merges          "gpt2" only: "left right", in the order in which they are merged
     tokenizer.ggml.pre             "gpt2" only: the name of the pre-tokenizer
     tokenizer.ggml.add_space_prefix                                      "llama" only: put a space before a text
-    tokenizer.ggml.{bos,eos,eot,unknown}_token_id, .add_bos_token        special tokens
+    tokenizer.ggml.{bos,eos,eot,eom,unknown}_token_id, .add_bos_token    special tokens
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -26,6 +26,7 @@ from ..tokenizer.pre_tokenizer import Step, byte_level, digits, split
 from ..tokenizer.sentencepiece_proto import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, build_model
 from .gguf_header import Metadata
 
+ENDS = ("eos", "eot", "eom")  # tokens that end a text: of the text, the turn and the message
 _SPECIAL = (UNKNOWN, CONTROL, USER_DEFINED)
 # The steps of each pre-tokenizer in tokenizer.ggml.pre, as a tokenizer.json has them.
 PRE_TOKENIZERS: dict[str, list[Step]] = {
@@ -60,7 +61,7 @@ def read_tokenizer(metadata: Metadata, vocab_size: int) -> TokenizerSpec | None:
         )
     tokens, types = _read_tokens(metadata, vocab_size)
     bos_id = _token_id(metadata, "bos", len(tokens))
-    ends = [_token_id(metadata, name, len(tokens)) for name in ("eos", "eot")]
+    ends = [_token_id(metadata, name, len(tokens)) for name in ENDS]
     eos_ids = tuple(dict.fromkeys(token_id for token_id in ends if token_id is not None))
     for token_id in (bos_id, *eos_ids):
         if token_id is not None and types[token_id] == NORMAL:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.gguf import NAMES, ROPE_FACTORS
 from ..config import ModelConfig
+from ..errors import CheckpointError
 from ..process.interrupts import Interrupts
 from ..storage.floats import as_float
 from ..storage.new_file import NewFile
@@ -65,7 +66,7 @@ def write_gguf(
         for name, shape, tensor in checkpoint.tensors():
             numpy_type = np.dtype(np.float16 if kinds[name] == "F16" else np.float32)
             array = as_float(name, tensor.read(), numpy_type)
-            data = _q8_0(array) if kinds[name] == "Q8_0" else np.ascontiguousarray(array).data.cast("B")
+            data = _q8_0(name, array) if kinds[name] == "Q8_0" else np.ascontiguousarray(array).data.cast("B")
             gguf.write(NAMES.of(name), data)
             done += prod(shape)
             if progress is not None:
@@ -78,7 +79,8 @@ def _type_of(shape: tuple[int, ...], kind: str) -> str:
     return "F16" if kind == "Q8_0" and shape[1] % _BLOCK else kind
 
 
-def _q8_0(matrix: NDArray[np.float32]) -> bytes:
+def _q8_0(name: str, matrix: NDArray[np.float32]) -> bytes:
+    """The blocks of a matrix. Raises CheckpointError for a number whose d is no float16."""
     layout = np.dtype([("d", "<f2"), ("codes", "i1", _BLOCK)])
     blocks = np.empty((len(matrix), matrix.shape[1] // _BLOCK), layout)
     for start in range(0, len(matrix), _ROWS):
@@ -86,7 +88,11 @@ def _q8_0(matrix: NDArray[np.float32]) -> bytes:
         scales = np.abs(part).max(-1) / np.float32(127)
         with np.errstate(divide="ignore", invalid="ignore"):
             codes = np.where(scales[..., None] > 0, part / scales[..., None], 0)
-        blocks["d"][start : start + _ROWS] = scales
+        with np.errstate(over="ignore"):
+            blocks["d"][start : start + _ROWS] = scales
+        if np.isinf(blocks["d"][start : start + _ROWS]).any():
+            largest = part.flat[np.abs(part).argmax()]
+            raise CheckpointError(f"tensor {name}: the number {largest:g} does not fit into Q8_0")
         blocks["codes"][start : start + _ROWS] = np.copysign(np.floor(np.abs(codes) + 0.5), codes)
     return blocks.tobytes()
 

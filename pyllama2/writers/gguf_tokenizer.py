@@ -5,7 +5,7 @@ A vocabulary that is smaller than the model's is filled with unused tokens, as o
 
 from __future__ import annotations
 
-from ..checkpoint.gguf_tokenizer import PRE_TOKENIZERS
+from ..checkpoint.gguf_tokenizer import ENDS, PRE_TOKENIZERS
 from ..errors import CheckpointError
 from ..tokenizer.base import TokenizerSpec
 from ..tokenizer.bpe_parts import parse_bpe
@@ -34,8 +34,10 @@ def tokenizer_keys(spec: TokenizerSpec, vocab_size: int) -> dict[str, Value]:
         CheckpointError: the tokenizer is damaged, or GGUF cannot express it.
     """
     keys = _sentencepiece(spec, vocab_size) if spec.kind == "sentencepiece" else _bpe(spec, vocab_size)
-    special = {"bos": spec.bos_id}
-    special |= dict(zip(("eos", "eot"), spec.eos_ids[:2], strict=False))
+    eos_ids = dict.fromkeys(spec.eos_ids)
+    if len(eos_ids) > len(ENDS):
+        raise CheckpointError(f"{len(eos_ids)} tokens end a text, but GGUF has keys for {len(ENDS)}: {', '.join(ENDS)}")
+    special = {"bos": spec.bos_id} | dict(zip(ENDS, eos_ids, strict=False))
     for name, token_id in special.items():
         if token_id is not None:
             keys[f"tokenizer.ggml.{name}_token_id"] = token_id

@@ -86,6 +86,20 @@ def test_tokens_and_template(tmp_path: Path, spec: Any) -> None:
         assert ours.special_tokens == {k: v for k, v in theirs.special_tokens.items() if not k.startswith("[PAD")}
 
 
+def test_three_tokens_end_a_text(tmp_path: Path) -> None:
+    """As in Llama 3.1: <|end_of_text|>, <|eom_id|> and <|eot_id|>."""
+    path = write_tiny(tmp_path / "m.bin", spec=bpe_spec(eos_ids=(1, 3, 2)))
+    pyllama2.export(path, tmp_path / "m.gguf", format="gguf")
+    with closing(open_checkpoint(tmp_path / "m.gguf")) as written:
+        assert written.tokenizer is not None and written.tokenizer.eos_ids == (1, 3, 2)
+    fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
+    keys = (gguf.Keys.Tokenizer.EOS_ID, gguf.Keys.Tokenizer.EOT_ID, gguf.Keys.Tokenizer.EOM_ID)
+    assert [int(fields[key].parts[fields[key].data[0]][0]) for key in keys] == [1, 3, 2]
+    path = write_tiny(tmp_path / "m.bin", spec=bpe_spec(eos_ids=(1, 2, 3, 4)))
+    with pytest.raises(CheckpointError, match="4 tokens end a text, but GGUF has keys for 3: eos, eot, eom"):
+        pyllama2.export(path, tmp_path / "m.gguf", format="gguf")
+
+
 @pytest.mark.parametrize("pre", [name for name in PRE_TOKENIZERS if name != "default"])
 def test_the_names_of_pre_tokenizers(tmp_path: Path, pre: str) -> None:
     values = json.loads(bpe_spec().data)
@@ -141,6 +155,12 @@ def test_bounds_and_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     path = write_tiny(tmp_path / "large.bin", weights=large)
     with pytest.raises(CheckpointError, match=r"layers\.1\.feed_forward\.w2\.weight: the weight 1e\+06"):
         pyllama2.export(path, tmp_path / "x.gguf", format="gguf", dtype="float16")
+    large["layers.1.feed_forward.w2.weight"][0, 0] = -9e6  # 9e6 / 127 is above the largest float16
+    with pytest.raises(CheckpointError, match=r"w2\.weight: the number -9e\+06 does not fit into Q8_0"):
+        pyllama2.export(write_tiny(path, weights=large), tmp_path / "x.gguf", format="gguf", dtype="q8")
+    large["layers.1.feed_forward.w2.weight"][0, 0] = 8.3e6
+    pyllama2.export(write_tiny(path, weights=large), tmp_path / "x.gguf", format="gguf", dtype="q8")
+    (tmp_path / "x.gguf").unlink()
     assert {path.name for path in tmp_path.iterdir()} == {"m.bin", "large.bin"}
     assert main(["export", str(source), "-o", str(tmp_path / "m.gguf"), "--format", "gguf", "--dtype", "q8"]) == 0
     assert main(["inspect", str(tmp_path / "m.gguf")]) == 0 and "Q8_0" in capsys.readouterr().out
