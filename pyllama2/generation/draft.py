@@ -7,7 +7,7 @@ The output is unchanged. Each token is sampled from logits that the model itself
 draft uses the random numbers that the text is going to use, so that it guesses what sampling would choose.
 
 The number of guesses is the one that makes most tokens a second, from times that were measured and the share of guesses
-that came true. A text may lose a few steps to wrong guesses, and must win them back before it guesses again.
+that came true. A few steps may be lost to wrong guesses, and must be won back before there are others.
 
 Speculative decoding is from arXiv:2211.17192; there, tokens are accepted at random by the ratio of both models'
 probabilities. Here they must be equal, so that a text is the same with a draft and without.
@@ -26,6 +26,7 @@ import numpy as np
 from ..backend.base import Backend, Batch
 from ..errors import Pyllama2Error
 from ..memory import rows_that_fit
+from ..process.interrupts import Interrupts
 from ..sampling.sampler import Draw, sampled
 from .job import Job, StepInput
 from .prefix_cache import CacheRow, PrefixCache, common_prefix
@@ -33,10 +34,11 @@ from .prefix_cache import CacheRow, PrefixCache, common_prefix
 log = logging.getLogger("pyllama2")
 
 _MOST = 8  # guesses at a time
-_FEED = 512  # tokens that the draft reads at a time
-# Time, in steps of the text without guesses, that it may lose: at the start, more with each token, and the most it may
-# save.
-_START, _PER_TOKEN, _SAVED = 3.0, 0.01, 8.0
+_UNREAD = 16  # tokens that the draft reads together with guessing; what is more, it reads in pieces, one for each step
+_PIECE, _PIECE_BESIDE_OTHERS = 512, 128
+# Time, in steps without guesses, that all texts together may lose: at the start, more with each step, and the most that
+# may be saved.
+_START, _PER_STEP, _SAVED = 3.0, 0.01, 8.0
 _NEW = 0.1  # weight of a new measurement in a mean
 _PRIOR = 0.6  # share of guesses that come true, before any did
 _WORTH_READING = 4  # tokens that the draft may have to read first, for each token that the text may have
@@ -50,12 +52,10 @@ class DraftState:
     Attributes:
         row: its row in the draft's cache; None before the first guess.
         true_share: of the guesses, those that came true, newer ones weighing more.
-        ration: time that it may lose, in steps.
     """
 
     row: CacheRow | None
     true_share: float
-    ration: float = _START
 
 
 class StepTimes:
@@ -104,7 +104,7 @@ class StepTimes:
 class NoDraft:
     """What a scheduler has without a draft: it guesses nothing."""
 
-    def guess(self, parts: Sequence[StepInput], most: int) -> None:
+    def guess(self, parts: Sequence[StepInput], most: int, interrupts: Interrupts) -> None:
         """Guess nothing."""
 
     def learn(self, parts: Sequence[StepInput], seconds: float) -> None:
@@ -139,15 +139,17 @@ class DraftModel(NoDraft):
         )
         self._times = StepTimes()
         self._true_share = _PRIOR  # of all texts
+        self._ration = _START  # time that may be lost, in steps
         self._states: dict[Job, DraftState] = {}
         self._broken = False
 
-    def guess(self, parts: Sequence[StepInput], most: int) -> None:
+    def guess(self, parts: Sequence[StepInput], most: int, interrupts: Interrupts) -> None:
         """Give guesses to the texts that have none.
 
         Args:
             parts: what the next step feeds: the newest token of each text.
             most: guesses of each text that a step may have.
+            interrupts: those of the driver, which are allowed while the draft computes.
         """
         if self._broken or not parts:
             return
@@ -155,10 +157,11 @@ class DraftModel(NoDraft):
         if not wanted:
             return
         try:
-            self._guess([part for part, _ in wanted], [n for _, n in wanted])
+            self._guess([part for part, _ in wanted], [n for _, n in wanted], interrupts)
         except (Pyllama2Error, MemoryError) as error:
             log.warning("the draft is left out from now on: %s", error)
             self._broken = True
+            self.forget()
             for part, _ in wanted:
                 part.guesses = []
 
@@ -167,19 +170,17 @@ class DraftModel(NoDraft):
         n_tokens = sum(1 + len(part.guesses) for part in parts)
         self._times.add_model(n_tokens, seconds)
         plain = self._times.of_model(len(parts))
-        for part in parts:
-            state = self._states.get(part.job)
-            if state is None:
-                continue
-            state.ration += _PER_TOKEN
-            if part.drafted:
-                for i in range(min(len(part.guesses), part.n_true + 1)):  # those after a wrong one say nothing
-                    true = float(i < part.n_true)
-                    state.true_share += _NEW * (true - state.true_share)
-                    self._true_share += _NEW / 4 * (true - self._true_share)
-                longer = self._times.of_model(n_tokens) - plain + len(part.guesses) * self._times.of_draft(len(parts))
-                state.ration += part.n_true * (1 + _PER_TOKEN) - max(0.0, longer / plain)
-            state.ration = min(_SAVED, state.ration)
+        drafted = [part for part in parts if part.drafted]
+        for part in drafted:
+            state = self._states[part.job]
+            for i in range(min(len(part.guesses), part.n_true + 1)):  # those after a wrong one say nothing
+                true = float(i < part.n_true)
+                state.true_share += _NEW * (true - state.true_share)
+                self._true_share += _NEW / 4 * (true - self._true_share)
+        gain = sum(part.n_true for part in drafted) / len(parts)
+        n_steps = max((len(part.guesses) for part in drafted), default=0)
+        longer = self._times.of_model(n_tokens) - plain + n_steps * self._times.of_draft(len(parts)) if drafted else 0.0
+        self._ration = min(_SAVED, self._ration + _PER_STEP * (1 + gain) + gain - max(0.0, longer / plain))
 
     def release(self, job: Job) -> None:
         """Give up what is kept for a text that has ended."""
@@ -208,7 +209,10 @@ class DraftModel(NoDraft):
         plain = times.of_model(n_texts)
         if most <= 0 or plain == 0:  # the first step of all is measured without guesses
             return 0
-        state = self._states.setdefault(part.job, DraftState(None, self._true_share))
+        state = self._states.get(part.job)
+        if state is None:
+            self._true_share += _NEW * (_PRIOR - self._true_share)  # so that after bad texts it is tried again
+            state = self._states[part.job] = DraftState(None, self._true_share)
         n_read = 0 if state.row is None else len(state.row.ids)
         if len(part.context) - n_read > _WORTH_READING * text.room_for_guesses:
             return 0
@@ -217,71 +221,85 @@ class DraftModel(NoDraft):
             likely *= state.true_share
             tokens += likely
             seconds = times.of_model(n_texts * (n + 1)) + n * times.of_draft(n_texts)
-            if tokens / seconds > best_rate and seconds - plain <= state.ration * plain:
+            if tokens / seconds > best_rate and seconds - plain <= self._ration * plain:
                 best, best_rate = n, tokens / seconds
         return best if best and text.draws(best) is not None else 0
 
-    def _guess(self, parts: list[StepInput], numbers: list[int]) -> None:
+    def _guess(self, parts: list[StepInput], numbers: list[int], interrupts: Interrupts) -> None:
         """Run the draft, for all texts together, one token after the other."""
-        rows, news = [], []
-        for part in parts:
-            row = self._row(part.job, len(parts))
-            del row.ids[common_prefix(row.ids, part.context, len(part.context) - 1) :]
-            rows.append(row)
-            news.append(self._read(row, part.context[len(row.ids) :]))
-        draws = [part.job.text.draws(n) or [] for part, n in zip(parts, numbers, strict=True)]
-        active = list(range(len(parts)))
-        for i in range(max(numbers)):
+        rows, draws, guessing = [], [], []
+        for part, n in zip(parts, numbers, strict=True):
+            row = self._row(part.job, parts)
+            if row is not None:
+                del row.ids[common_prefix(row.ids, part.context, len(part.context) - 1) :]
+                rows.append(row)
+                draws.append(part.job.text.draws(n) or [])
+                guessing.append(part)
+        self._read(guessing, rows, interrupts)
+        active = [i for i, row in enumerate(rows) if len(guessing[i].context) - len(row.ids) <= _UNREAD]
+        news = [part.context[len(row.ids) :] for part, row in zip(guessing, rows, strict=True)]
+        n_done = 0
+        while active:
             before = time.perf_counter()
-            tokens = self._step([rows[j] for j in active], [news[j] for j in active], [draws[j][i] for j in active])
-            if all(len(news[j]) == 1 for j in active):
+            tokens = self._step(
+                [rows[i] for i in active], [news[i] for i in active], [draws[i][n_done] for i in active], interrupts
+            )
+            if all(len(news[i]) == 1 for i in active):
                 self._times.add_draft(len(active), time.perf_counter() - before)
+            n_done += 1
             going_on = []
-            for j, token in zip(active, tokens, strict=True):
+            for i, token in zip(active, tokens, strict=True):
                 if token < 0:  # its logits are not finite
                     continue
-                parts[j].guesses.append(token)
-                news[j] = [token]
-                if i + 1 < numbers[j] and not parts[j].job.text.would_end(token):
-                    going_on.append(j)
+                part, news[i] = guessing[i], [token]
+                part.guesses.append(token)
+                part.drafted = True
+                if n_done < len(draws[i]) and not part.job.text.would_end(token):
+                    going_on.append(i)
             active = going_on
-            if not active:
-                break
-        for part in parts:
-            part.drafted = bool(part.guesses)
 
-    def _row(self, job: Job, n_texts: int) -> CacheRow:
-        """The text's row in the draft's cache, long enough for it."""
+    def _row(self, job: Job, parts: list[StepInput]) -> CacheRow | None:
+        """The row of a text in the draft's cache, if necessary one of a text that is not among parts; None without."""
         state = self._states[job]
         if state.row is None:
-            if not self._rows.provide_row(n_texts, min(self._n_ctx, job.text.n_positions)):
-                raise MemoryError("there is no room for its cache")
+            jobs = {part.job for part in parts}
+            while not self._rows.provide_row(len(self._states), min(self._n_ctx, job.text.n_positions)):
+                idle = next((s for j, s in self._states.items() if s.row is not None and j not in jobs), None)
+                if idle is None or idle.row is None:
+                    return None
+                self._rows.release(idle.row)
+                idle.row = None
             state.row = self._rows.acquire(job.text.context)
         return state.row
 
-    def _read(self, row: CacheRow, new: list[int]) -> list[int]:
-        """Feed new tokens but the last few. Returns those, at least one."""
-        assert self._rows.cache is not None
-        while len(new) > _MOST + 1:
-            head, new = new[: min(_FEED, len(new) - 1)], new[min(_FEED, len(new) - 1) :]
-            self.backend.forward(_batch([row], [head], wants_last=False), self._rows.cache)
-            row.ids += head
-        return new
+    def _read(self, parts: list[StepInput], rows: list[CacheRow], interrupts: Interrupts) -> None:
+        """Feed a piece of the first text that has more to read than a few tokens; the others wait for later steps."""
+        cache = self._rows.cache
+        for part, row in zip(parts, rows, strict=True):
+            new = part.context[len(row.ids) : -1]
+            if len(new) >= _UNREAD and cache is not None:
+                piece = new[: _PIECE if len(parts) == 1 else _PIECE_BESIDE_OTHERS]
+                with interrupts.allowed():
+                    self.backend.forward(_batch([row], [piece], wants_last=False), cache)
+                row.ids += piece
+                return
 
-    def _step(self, rows: list[CacheRow], news: list[list[int]], draws: list[Draw]) -> list[int]:
+    def _step(
+        self, rows: list[CacheRow], news: list[list[int]], draws: list[Draw], interrupts: Interrupts
+    ) -> list[int]:
         """Feed new tokens of each text, and sample what follows the last."""
         cache = self._rows.cache
         assert cache is not None
         batch = _batch(rows, news, wants_last=True)
-        found = self.backend.sample(batch, cache, draws)
-        if found is None:
-            logits = self.backend.forward(batch, cache)
-            tokens = [sampled(row, draw) for row, draw in zip(logits, draws, strict=True)]
-        else:
-            tokens = found.tolist()
+        with interrupts.allowed():
+            found = self.backend.sample(batch, cache, draws)
+            logits = self.backend.forward(batch, cache) if found is None else None
         for row, new in zip(rows, news, strict=True):
             row.ids += new
-        return tokens
+        if logits is None:
+            assert found is not None
+            return [int(token) for token in found]
+        return [sampled(row, draw) for row, draw in zip(logits, draws, strict=True)]
 
 
 def _batch(rows: list[CacheRow], news: list[list[int]], *, wants_last: bool) -> Batch:

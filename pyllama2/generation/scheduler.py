@@ -282,8 +282,7 @@ class Scheduler:
             has_prompt = any(len(part.tokens) > 1 for part in parts)
             decodes = all(len(part.tokens) == 1 and part.n_outputs for part in parts)
             if decodes:
-                with interrupts.allowed():
-                    self._draft.guess(parts, self._cheap_guesses(parts))
+                self._draft.guess(parts, self._cheap_guesses(parts), interrupts)
             batch = batch_of(parts)
             computing = time.perf_counter()
             with interrupts.allowed():

@@ -13,8 +13,10 @@ from helpers.scheduling import Watched
 from helpers.tiny import random_weights
 from helpers.tiny_llama import CONFIG, PROMPTS, same, write_tiny
 
-from pyllama2 import Completion, Llama
+from pyllama2 import Completion, Llama, Pyllama2Error
+from pyllama2.generation import draft
 from pyllama2.generation.draft import DraftModel, StepTimes
+from pyllama2.generation.prefix_cache import MAX_ROWS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SAMPLED = {"temperature": 0.9, "seed": 3, "ignore_eos": True}
@@ -107,14 +109,16 @@ class TestTexts:
         found, _ = both_ways(path, "self", lambda llm: llm.generate(PROMPTS[0], max_tokens=None, **SAMPLED), n_ctx=50)
         assert found.finish_reason == "length"
 
-    def test_a_long_prompt_and_its_cache(self, path: Path) -> None:
-        """The draft reads the prompt in pieces, and what it has read stays in its cache."""
+    def test_a_long_prompt_and_its_cache(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The draft reads the prompt in pieces, one for each step, and what it has read stays in its cache."""
+        monkeypatch.setattr(draft, "_PIECE", 32)
         prompt = [1, *(5 + i % 300 for i in range(120))]
 
         def ask(llm: Llama) -> list[Completion]:
             return [llm.generate(prompt + more, max_tokens=40, **SAMPLED) for more in ([], [7], [7, 8])]
 
-        both_ways(path, "self", ask)
+        found, sizes = both_ways(path, "self", ask, prompt_lookup=False)
+        assert sizes[1:4] == [1, 1, 1] and all(text.timings.guesses_true > 5 for text in found)
 
     def test_the_end_of_text(self, path: Path) -> None:
         found, _ = both_ways(
@@ -136,14 +140,51 @@ class TestFaults:
         assert found.timings.guesses_true == 0
 
     def test_no_memory(self, path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is given up with its cache, and said once."""
+
+        def provide_row(*sizes: int) -> bool:
+            raise Pyllama2Error("there is not enough memory")
+
         def ask(llm: Llama) -> Completion:
             if isinstance(llm._scheduler._draft, DraftModel):
-                monkeypatch.setattr(llm._scheduler._draft._rows, "provide_row", lambda *sizes: False)
+                monkeypatch.setattr(llm._scheduler._draft._rows, "provide_row", provide_row)
             return llm.generate(PROMPTS[0], max_tokens=20, **SAMPLED)
 
         found, _ = both_ways(path, "self", ask)
         assert found.timings.guesses == 0
-        assert [r.message for r in caplog.records if "draft is left out" in r.message] != []
+        assert len([r.message for r in caplog.records if "draft is left out" in r.message]) == 1
+
+    def test_texts_that_pause_give_up_their_rows(self, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """More streams are read halfway than the draft has rows for; those that go on have guesses again."""
+        with Llama(path, draft="self", prompt_lookup=False) as llm:
+            draft = llm._scheduler._draft
+            assert isinstance(draft, DraftModel)
+            streams = [llm.stream(PROMPTS[0], max_tokens=60, **SAMPLED) for _ in range(MAX_ROWS + 4)]
+            for stream in streams:
+                for _ in range(5):
+                    next(stream)
+            for stream in streams:
+                stream.close()
+            assert not draft._broken
+            draft._true_share, draft._ration = 0.9, 8.0  # which the texts above have used up
+            assert llm.generate(PROMPTS[0], max_tokens=60, **SAMPLED).timings.guesses_true > 5
+            assert not any(row.in_use for row in draft._rows.rows)
+        assert "left out" not in caplog.text
+
+    def test_it_is_tried_again_after_bad_texts(self, path: Path, other: Path) -> None:
+        with Llama(path, draft=other, prompt_lookup=False) as llm:
+            guesses = [llm.generate(PROMPTS[0], max_tokens=30, **SAMPLED).timings.guesses for _ in range(30)]
+        assert max(guesses[15:]) > 0
+        assert sum(guesses) * 0.07 < 3 + 0.02 * 30 * 30  # steps that they cost, and a share of the steps in all
+
+    def test_a_row_that_no_text_gives_up(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The text has no guesses then, and the others keep theirs."""
+        with Llama(path, draft="self", prompt_lookup=False) as llm:
+            draft = llm._scheduler._draft
+            assert isinstance(draft, DraftModel)
+            monkeypatch.setattr(draft._rows, "provide_row", lambda *sizes: False)
+            assert llm.generate(PROMPTS[0], max_tokens=20, **SAMPLED).timings.guesses == 0
+            monkeypatch.undo()
 
     def test_another_vocabulary(self, path: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="vocabular"):
