@@ -104,6 +104,7 @@ def _chat(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             answer_maker(as_json=args.json, plain=args.plain),
             template=args.template,
             drop_oldest=args.drop_oldest,
+            can_edit=source.interactive,
             verbose=args.verbose,
             system=args.system,
         )

@@ -88,7 +88,11 @@ class TerminalInput:
         with suppress(ImportError):
             import readline  # once imported, input() can edit lines and recalls earlier ones
 
-            readline.set_startup_hook((lambda: readline.insert_text(draft)) if draft else None)
+            def begin() -> None:
+                readline.set_startup_hook()  # the lines after this one begin empty
+                readline.insert_text(draft)
+
+            readline.set_startup_hook(begin if draft else None)
         while True:
             try:
                 return _read(_typed)

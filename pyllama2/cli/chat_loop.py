@@ -53,6 +53,7 @@ class ChatLoop:
         new_answer: makes what shows an answer.
         template: the chat format; None: the model's own.
         drop_oldest: whether to forget the oldest turns when the context is full.
+        can_edit: whether somebody types, and can edit a message.
         verbose: whether to print the speed of each answer.
         system: the system prompt with which reset() starts again; None: there is none.
         saved: what keeps the conversation; None: nothing does.
@@ -69,6 +70,7 @@ class ChatLoop:
     new_answer: Callable[[], Answer]
     template: str | None = None
     drop_oldest: bool = False
+    can_edit: bool = True
     verbose: bool = False
     system: str | None = None
     saved: SavedChat | None = None
@@ -91,6 +93,8 @@ class ChatLoop:
         try:
             self._obey(name, argument)
         except OSError as error:
+            if name != "load":  # an answer that cannot be printed
+                raise
             self._refuse(f"{shown(argument)}: {error.strerror}")
         except (CheckpointError, ValueError, TypeError) as error:
             self._refuse(str(error))
@@ -151,10 +155,12 @@ class ChatLoop:
             self.saved.begin_another()
 
     def go_on_with(self, messages: Messages) -> None:
-        """Replace the conversation."""
+        """Replace the conversation. What is kept of the one before stays as it is."""
         self.messages = messages
         self.system = messages[0]["content"] if n_system(messages) else None
         self.last = None
+        if self.saved is not None:
+            self.saved.begin_another()
 
     def set_system(self, text: str | None) -> None:
         """Replace the system prompt. None: do without one. Raises ValueError for text that is not valid Unicode."""
@@ -214,7 +220,7 @@ class ChatLoop:
 
         Raises:
             ValueError, TypeError: it is unknown or incomplete, or the file to load holds no conversation.
-            OSError: the file to load cannot be read.
+            OSError: the file to load cannot be read, or an answer cannot be printed.
             CheckpointError: the file to save cannot be written.
         """
         if name in _ALONE and argument is not None:
@@ -253,6 +259,8 @@ class ChatLoop:
     def _ask_anew(self, name: str, text: str | None) -> None:
         question = self._last_question()
         if name == "edit" and text is None:
+            if not self.can_edit:
+                raise ValueError("/edit needs a text, since nobody types here")
             self.messages = self.messages[:-2]
             self.draft = question
             return

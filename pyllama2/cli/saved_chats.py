@@ -7,8 +7,8 @@ newest conversations stay.
 from __future__ import annotations
 
 import os
-import time
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 from .conversation import Messages, write_messages
@@ -46,7 +46,7 @@ class SavedChat:
         """
         if self._path is None:
             folder = private_folder("chats")
-            self._path = folder / time.strftime(f"%Y%m%d-%H%M%S-{os.getpid()}.json")
+            self._path = folder / datetime.now().strftime(f"%Y%m%d-%H%M%S.%f-{os.getpid()}.json")
             for old in sorted(folder.glob("*.json"))[: 1 - _KEPT]:
                 with suppress(OSError):
                     old.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import io
 import json
@@ -15,6 +16,7 @@ from pyllama2 import Llama, SamplingParams, chat
 from pyllama2.cli.chat_input import EditedInput, PipeInput, TerminalInput, open_input
 from pyllama2.cli.chat_loop import ChatLoop
 from pyllama2.cli.chat_output import JsonAnswer, MarkdownAnswer, PlainAnswer, WrappedAnswer, answer_maker
+from pyllama2.cli.saved_chats import SavedChat, newest_chat
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -161,6 +163,41 @@ class TestCommands:
         assert self.contents(loop)[1] == "Who?" and len(loop.messages) == 3
         loop.handle_line("/edit")
         assert loop.draft == "Who?" and len(loop.messages) == 1
+
+    def test_edit_without_a_text_where_nobody_types(
+        self, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "chat.json"
+        code, _, err = run(monkeypatch, capsys, model, f"What?\n/edit\n/save {path}\n")
+        assert code == 1 and "/edit needs a text" in err
+        assert [message["content"] for message in json.loads(path.read_text())][:1] == ["What?"]
+
+    def test_what_is_kept_of_a_conversation_stays_when_another_is_loaded(
+        self, loop: ChatLoop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+        loop.saved = SavedChat()
+        loop.reset()
+        loop.handle_line("What?")
+        [kept] = (tmp_path / "pyllama2" / "chats").iterdir()
+        before = kept.read_bytes()
+        (tmp_path / "other.json").write_text(
+            '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]'
+        )
+        loop.handle_line(f"/load {tmp_path}/other.json")
+        loop.handle_line("Who?")
+        assert kept.read_bytes() == before and newest_chat() != kept and not loop.refused
+
+    def test_a_reader_that_has_gone_ends_the_chat(self, loop: ChatLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+        loop.handle_line("What?")
+
+        def write(text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+        monkeypatch.setattr(sys.stdout, "write", write)
+        with pytest.raises(BrokenPipeError):
+            loop.handle_line("/regenerate")
+        assert not loop.refused
 
     def test_a_message_that_is_refused_leaves_the_one_before(self, loop: ChatLoop) -> None:
         loop.reset()

@@ -169,6 +169,22 @@ def test_plain(start: Start) -> None:
     assert end(child) == 0
 
 
+def test_plain_edit(start: Start, tmp_path: Path) -> None:
+    """The draft is there once: not again after Ctrl-C, nor in an answer to a question."""
+    child = start("--plain", ready="> ")
+    say(child, "What?\r", "\n.*> ")
+    say(child, "/edit\r", "> .*What\\?")
+    say(child, " Who?\r", "\n.*> ")
+    assert questions(newest_in(tmp_path)) == ["What? Who?"]
+    say(child, "/edit\r", "> .*What\\? Who\\?")
+    say(child, CTRL_C, "Ctrl-D ends the chat.*> ")
+    say(child, "exit\r", "y/N")
+    child.send("y\r")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
 MARKDOWN = "# Title\n\nSome **bold** words and `code`, all of which are more than a line can have, so they wrap.\n\n"
 CODE = "```python\ndef f():\n    return 'x'  # \x1b]0;title\x07\n```\n" + "".join(f"- item {i}\n" for i in range(12))
 
