@@ -189,7 +189,8 @@ class Input:
         except csv.Error as error:
             raise CheckpointError(f"{shown(self.path)} is not CSV: {error}") from None
         except Exception as error:
-            if type(error).__module__.startswith("pyarrow"):
+            bare = isinstance(error, OSError) and error.errno is None  # pyarrow's word for much that is damaged
+            if bare or isinstance(error, UnicodeDecodeError) or type(error).__module__.startswith("pyarrow"):
                 raise CheckpointError(f"{shown(self.path)} cannot be read as Parquet: {error}") from None
             raise
 

@@ -71,7 +71,8 @@ def run_guarded(prog: str, work: Callable[[], int]) -> int:
         return 0
     except OSError as error:
         _discard_output()  # otherwise writing the rest fails again when the interpreter ends
-        return _fail(prog, f"{shown(error.filename)}: {error.strerror}" if error.filename else str(error.strerror))
+        reason = str(error.strerror or error)  # some libraries give a message alone
+        return _fail(prog, f"{shown(error.filename)}: {reason}" if error.filename else reason)
     except MemoryError as error:
         return _fail(prog, f"not enough memory: {error}".removesuffix(": "))
     except (Pyllama2Error, ValueError) as error:

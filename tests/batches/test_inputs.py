@@ -133,6 +133,25 @@ def test_a_column_of_parquet(tmp_path: Path) -> None:
         Input(str(path))
 
 
+def test_damaged_parquet_is_one_sentence(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "requests"
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a text", None, "c"], "n": [1, 2, 3]}), path)
+    whole, n_damaged = path.read_bytes(), 0
+    for position in [4, whole.index(b"a text"), *range(5, len(whole), 7)]:
+        path.write_bytes(whole[:position] + b"\xff" + whole[position + 1 :])
+        try:
+            list(Input(str(path), column="prompt"))
+        except CheckpointError as error:
+            assert "cannot be read as Parquet: " in str(error)
+            n_damaged += 1
+        except ValueError as error:
+            assert "no column 'prompt'" in str(error)
+    assert n_damaged > 20
+
+
 def test_parquet_without_pyarrow_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x").write_bytes(b"PAR1")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)

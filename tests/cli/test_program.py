@@ -19,6 +19,7 @@ from helpers.tiny_llama import write_tiny
 import pyllama2
 from pyllama2.cli import other_names
 from pyllama2.cli.program import COMMANDS, main, make_parser
+from pyllama2.cli.running import run_guarded
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +36,16 @@ def wrong(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     sentence, usage, rest = err.split("\n")
     assert out == rest == "" and usage.startswith("usage: pyllama2 ") and usage.endswith("; --help lists the flags")
     return sentence
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"), [(OSError("a reason"), "x: a reason\n"), (OSError(2, "gone", "a"), "x: a: gone\n")]
+)
+def test_an_error_of_the_system_is_told(error: OSError, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> int:
+        raise error
+
+    assert run_guarded("x", work) == 1 and capsys.readouterr().err == sentence
 
 
 class TestWrongUsage:
