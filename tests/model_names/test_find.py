@@ -120,6 +120,13 @@ class TestFailures:
         with pytest.raises(CheckpointError, match=r"did you mean tests/model?"):
             find_model("tests/modell")
 
+    @pytest.mark.parametrize("commit", ["", "main", "../../../x", "C0FFEE" + "0" * 34])
+    def test_a_commit_that_is_none(self, hub: Hub, cache: Path, commit: str) -> None:
+        hub.repos["tests/model"].commit = commit
+        with pytest.raises(CheckpointError, match="does not say which commit tests/model is"):
+            find_model("tests/model")
+        assert hub.downloads() == []
+
     def test_a_private_model(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         hub.repos["tests/model"].token = "hf_secret"
         with pytest.raises(CheckpointError, match=r"a private model needs a token \(HF_TOKEN"):
