@@ -16,13 +16,15 @@ if __name__ == "__main__":  # before the imports below, which take a while: Ctrl
     sys.exit(run_program(["batch", *sys.argv[1:]]))
 
 from .batches.answering import Tally, run_batch
+from .batches.identity import identity_of
 from .batches.inputs import FORMATS, Defaults, Input
 from .batches.results import Results
-from .cli.common import add_model_flags, open_model, positive
+from .cli.common import add_model_flags, naming_environment, open_model, positive, thread_count
 from .cli.naming import model_name
 from .cli.parser import CommandParser
 from .cli.running import run_command
 from .errors import Pyllama2Error
+from .model_names import find_model
 from .shown import shown
 
 _EPILOG = """\
@@ -69,7 +71,7 @@ def make_parser() -> CommandParser:
     add("--temperature", type=float, metavar="T", help="0 is greedy (1)")
     add("--top-p", type=float, metavar="P", help="the likeliest tokens up to this mass (1, which is off)")
     add("--seed", type=int, metavar="N", help="the same seed gives the same text (default: another each time)")
-    add_model_flags(parser)
+    add_model_flags(parser, threads=positive)  # those of other machines may be more than this one has
     return parser
 
 
@@ -88,6 +90,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _batch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     _import_packages()
+    if args.ray is None:
+        if args.workers is not None:
+            parser.error("--workers needs --ray")
+        if args.threads is not None:
+            args.threads = thread_count(str(args.threads))
     names = ("max_tokens", "temperature", "top_p", "seed")
     fields = {name: value for name in names if (value := getattr(args, name)) is not None}
     _check_fields(parser, fields)
@@ -120,17 +127,30 @@ def _answer(args: argparse.Namespace, items: Input, results: Results, told: Call
 
     names = {"threads": "n_threads", "ctx": "n_ctx", "quant": "quant", "kv_dtype": "kv_dtype", "device": "device"}
     options = {ours: value for flag, ours in names.items() if (value := getattr(args, flag)) is not None}
-    options |= {"prompt_lookup": not args.no_prompt_lookup, "lora": args.lora, "keep": args.keep}
+    options |= {"prompt_lookup": not args.no_prompt_lookup, "lora": list(map(_absolute, args.lora)), "keep": args.keep}
     if args.tokenizer is not None:
         options["tokenizer"] = os.path.abspath(args.tokenizer)
+    if args.draft is not None:
+        options["draft"] = _absolute(args.draft)
     return run_on_ray(
         args.ray or None, args.model, options, items, results, name=name, n_workers=args.workers, told=told
     )
 
 
+def _absolute(name: str) -> str:
+    """A path for workers, whose current folder is another one. What is no path of a file here stays as it is."""
+    path, colon, scale = name.rpartition(":")
+    if os.path.exists(name) or not os.path.exists(path):
+        path, colon, scale = name, "", ""
+    return os.path.abspath(path) + colon + scale if os.path.exists(path) else name
+
+
 def _recipe(args: argparse.Namespace, fields: dict[str, Any]) -> str:
     """What a result depends on besides its line, apart from the device."""
-    model = [model_name(args.model), args.quant, args.ctx, args.kv_dtype, *args.lora]
+    with naming_environment(args.model):
+        path = find_model(args.model, needs_tokenizer=args.tokenizer is None)
+    files = [identity_of(path), None if args.tokenizer is None else identity_of(args.tokenizer)]
+    model = [model_name(args.model), *files, args.quant, args.ctx, args.kv_dtype, *args.lora]
     return json.dumps([model, fields, args.chat or args.system is not None, args.system])
 
 

@@ -1,7 +1,7 @@
 """The file of results: it grows by whole lines, and says what is in it when the batch is started again.
 
 A line begins with {"id":"batch_req_NUMBER_DIGEST": the number of the request's line, and a digest of the request, the
-model's name and the flags. So no request is computed twice, and results of other requests are noticed. What a killed
+model and the flags. So no request is computed twice, and results of other requests are noticed. What a killed
 process wrote of a last line, without its end, is removed.
 """
 
@@ -28,7 +28,7 @@ class Results:
     Args:
         path: the file. It is made if it is not there.
         n_items: the number of the batch's last item.
-        recipe: what else results depend on: the model's name and the flags.
+        recipe: what else results depend on: the model and the flags.
 
     Attributes:
         n_before: results that the file had when it was opened.

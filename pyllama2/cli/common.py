@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from .._cpu.threads import n_processors
@@ -85,7 +85,10 @@ _QUANTS = ("auto", "float32", "float16", "q8", "q4")
 
 
 def add_model_flags(
-    parser: argparse.ArgumentParser, *, ctx_help: str = "longest sequence in tokens (default: the model's)"
+    parser: argparse.ArgumentParser,
+    *,
+    ctx_help: str = "longest sequence in tokens (default: the model's)",
+    threads: Callable[[str], int] = thread_count,
 ) -> None:
     """Add the flags that open_model() reads."""
     add = parser.add_argument_group("model").add_argument
@@ -99,7 +102,7 @@ def add_model_flags(
     add("--lora", action="append", default=[], metavar="PATH[:SCALE]", help="a LoRA adapter; may be repeated")
     add("--keep", action="store_true", help="keep a converted model for the next start, in ~/.cache/pyllama2")
     add("-c", "--ctx", type=positive, metavar="CTX", help=ctx_help)
-    add("-t", "--threads", type=thread_count, help="threads (default: PYLLAMA2_NUM_THREADS, else the physical cores)")
+    add("-t", "--threads", type=threads, help="threads (default: PYLLAMA2_NUM_THREADS, else the physical cores)")
     add("--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: PYLLAMA2_DEVICE, else auto)")
     add("--kv-dtype", choices=KV_DTYPES, help="type of keys and values (default: the device's)")
     add("--no-prompt-lookup", action="store_true", help="do not guess tokens from what the text has said before")

@@ -17,8 +17,8 @@ import pytest
 from helpers.tiny_llama import CHATML, write_tiny
 
 from pyllama2 import Llama, batch
-from pyllama2.batches import answering
-from pyllama2.batches.answering import AT_ONCE, run_batch
+from pyllama2.batches import answering, on_ray
+from pyllama2.batches.answering import AT_ONCE, Tally, run_batch
 from pyllama2.batches.inputs import Input
 from pyllama2.batches.results import Results
 from pyllama2.errors import CheckpointError, ConstraintError
@@ -124,6 +124,45 @@ def test_what_is_there_is_not_computed_again(
     capsys.readouterr()
     assert run(requests, "-o", output, "-m", model, "--temperature", 0) == 1
     assert "the flags have changed" in capsys.readouterr().err
+
+
+def test_results_of_another_model_of_the_same_name_are_not_mixed_in(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests, output = tmp_path / "requests.jsonl", tmp_path / "results.jsonl"
+    write_requests(requests, 9)
+    assert run(requests, "-o", output, "-m", model) == 0
+    before = output.read_bytes()
+    data = bytearray(model.read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "tiny.bin").write_bytes(data)
+    assert run(requests, "-o", output, "-m", tmp_path / "tiny.bin") == 1
+    assert "the model or the flags have changed" in capsys.readouterr().err and output.read_bytes() == before
+    (tmp_path / "tiny.bin").write_bytes(model.read_bytes())  # a copy is the same model
+    assert run(requests, "-o", output, "-m", tmp_path / "tiny.bin") == 0
+
+
+def test_what_the_workers_of_other_machines_get(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests, output = tmp_path / "requests.jsonl", tmp_path / "results.jsonl"
+    write_requests(requests, 9)
+    (tmp_path / "adapter").mkdir()
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+
+    def run_on_ray(address: Any, path: Any, options: dict[str, Any], *more: Any, **named: Any) -> Tally:
+        found.update(options)
+        return Tally()
+
+    monkeypatch.setattr(on_ray, "run_on_ray", run_on_ray)
+    lora = ["--lora", "adapter", "--lora", "adapter:0.5", "--lora", "org/name:2"]
+    flags = ["-m", model, "--ray", "-t", 999, "--draft", "self", *lora]
+    assert run(requests, "-o", output, *flags) == 0
+    assert found["n_threads"] == 999 and found["draft"] == "self"
+    assert found["lora"] == [f"{tmp_path}/adapter", f"{tmp_path}/adapter:0.5", "org/name:2"]
+    assert run(requests, "-o", output, "-m", model, "--workers", 2) == 2
+    assert "--workers needs --ray" in capsys.readouterr().err
 
 
 def test_texts_of_a_table(tmp_path: Path, model: Path) -> None:
