@@ -9,10 +9,8 @@ An answer must belong to its question, even after Ctrl-C twice, a MemoryError or
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -20,6 +18,7 @@ import weakref
 from typing import IO, Any
 
 from ..errors import CheckpointError, Pyllama2Error
+from ..process.confined import command, folder_of, options, program
 from ..process.forking import renew_after_fork
 from ..process.interrupts import Interrupts
 from ..process.locks import Lock
@@ -29,19 +28,7 @@ from .template_worker import ANSWER, MAX_CHARS, QUESTION, READY
 
 TIMEOUT_S = 10.0  # for a render
 START_TIMEOUT_S = 60.0  # for the start of the process, which is no fault of the template's: a busy machine takes long
-# The environment variables that the process gets: where a shared libpython lies, the time zone, and what Windows needs
-# to start Python.
-_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ", "SYSTEMROOT")
-# Imports this folder without running its __init__ and the package's, which load far more than the process needs.
-_START = """
-import sys, types
-sys.modules["pyllama2"] = types.ModuleType("pyllama2")
-folder = sys.modules["pyllama2.chat_formats"] = types.ModuleType("pyllama2.chat_formats")
-folder.__path__ = [sys.argv[1]]
-sys.path += sys.argv[2:]
-from pyllama2.chat_formats.template_worker import main
-main()
-"""
+_START = program("chat_formats", "template_worker")
 
 
 class TemplateRenderer:
@@ -114,17 +101,10 @@ class _Worker:
     """A process that renders templates. It ends with this object."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-I", "-S", "-c", _START, os.path.dirname(os.path.abspath(__file__))]
+        start = command(_START, _folder_of("jinja2"), _folder_of("markupsafe"))
         try:
             self._process = subprocess.Popen(
-                [*command, *_folders_of("jinja2", "markupsafe")],
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # no Ctrl-C, on Windows
-                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                start, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options()
             )
         except OSError as error:
             raise Pyllama2Error(f"cannot start {sys.executable!r} to render the chat template: {error}") from error
@@ -244,12 +224,9 @@ def _close_pipes(process: subprocess.Popen[bytes]) -> None:
             pipe.close()
 
 
-def _folders_of(*packages: str) -> list[str]:
-    """The folders that packages are imported from."""
-    folders = []
-    for package in packages:
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise Pyllama2Error(f"chat templates need {package}: pip install jinja2")
-        folders.append(os.path.dirname(os.path.dirname(os.path.abspath(spec.origin))))
-    return folders
+def _folder_of(package: str) -> str:
+    """The folder that a package is imported from."""
+    folder = folder_of(package)
+    if folder is None:
+        raise Pyllama2Error(f"chat templates need {package}: pip install jinja2")
+    return folder

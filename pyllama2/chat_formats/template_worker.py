@@ -33,13 +33,14 @@ import json
 import os
 import struct
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from ..process.limits import confine, limit_processor_time
+
 if sys.platform != "win32":
     import fcntl
-    import resource
     import select
     import signal
 
@@ -55,8 +56,6 @@ READY = 0  # the number of the answer that no question has
 MAX_MEMORY = 256 << 20
 MAX_CHARS = 4 << 20
 MAX_CPU_S = 20
-
-_PR_SET_NO_NEW_PRIVS = 38
 
 
 class _TooLong(Exception):
@@ -74,7 +73,7 @@ def main() -> None:
         number, template_length, variables_length = QUESTION.unpack(header)
         template = sys.stdin.buffer.read(template_length)
         variables = json.loads(sys.stdin.buffer.read(variables_length))
-        _limit_processor_time()
+        limit_processor_time(MAX_CPU_S)  # the parent's limit is shorter; this one is for when it has died
         with _ending_with_the_parent():
             status, text = _answer(compile_template, template, variables)
         data = text.encode("utf-8", "surrogatepass")
@@ -133,35 +132,10 @@ def _load_everything() -> None:
 def _confine() -> None:
     """Give up what rendering does not need. This cannot be undone."""
     if sys.platform == "linux":
-        import ctypes
-
-        with suppress(OSError, AttributeError):  # the C library has no prctl()
-            ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         # For _ending_with_the_parent(). The parent may ignore or block SIGIO, and this process inherits that.
         signal.signal(signal.SIGIO, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGIO})
-    if sys.platform != "win32":
-        limits = {
-            resource.RLIMIT_CORE: 0,
-            resource.RLIMIT_FSIZE: 0,
-            resource.RLIMIT_NPROC: 0,
-            resource.RLIMIT_NOFILE: 1,  # fewer than are open; with 0, poll() would refuse its one file
-            resource.RLIMIT_AS: MAX_MEMORY,
-        }
-        for kind, amount in limits.items():
-            hard = resource.getrlimit(kind)[1]
-            amount = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
-            with suppress(ValueError, OSError):  # macOS refuses a limit below the memory that is mapped
-                resource.setrlimit(kind, (amount, amount))
-
-
-def _limit_processor_time() -> None:
-    """Limit the processor time of one render. The parent's time limit is shorter; this one is for when it has died."""
-    if sys.platform != "win32":
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        amount = int(used.ru_utime + used.ru_stime) + MAX_CPU_S
-        resource.setrlimit(resource.RLIMIT_CPU, (amount if hard == resource.RLIM_INFINITY else min(amount, hard), hard))
+    confine(MAX_MEMORY)
 
 
 @contextmanager

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import subprocess
 import sys
 from collections import OrderedDict
 from typing import Any, TypeVar
 
 from ..errors import ConstraintError, Pyllama2Error
+from ..process.confined import command, folder_of, options, program
 from ..process.locks import Lock
 from ..sampling.constraint import Constraint
 from ..shown import shown
 from ..tokenizer.base import Tokenizer
-from . import worker
 from .matcher import LIMITS, Grammar
 from .vocabulary import Vocabulary
 
@@ -25,8 +23,7 @@ _TIMEOUT_S = 30.0
 _KEPT = 16
 # The return code of a process that was not ended by its own limits, but perhaps for want of memory in the machine.
 _KILLED = -9
-# The environment variables that the process gets: where a shared libpython lies, and what Windows needs for Python.
-_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+_START = program("constraints", "worker")
 
 # Checks wait for one of these, so that no more run at the same time. Which one follows from the constraint, so that
 # equal constraints wait for each other.
@@ -122,19 +119,16 @@ def checked(constraint: Constraint, after_space: bool) -> dict[str, Any]:
         Pyllama2Error: llguidance is missing, or the process cannot be started.
     """
     request = {"kind": constraint.kind, "text": constraint.text, "after_space": after_space, "limits": LIMITS}
-    command = [sys.executable, "-I", "-S", os.path.abspath(worker.__file__), _folder()]
+    start = command(_START, _folder())
     name = f"{constraint.kind} cannot be used"
     try:
         result = subprocess.run(
-            command,
+            start,
             input=json.dumps(request).encode(),
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
             timeout=_TIMEOUT_S,
-            start_new_session=True,
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # no Ctrl-C, on Windows
-            env={variable: os.environ[variable] for variable in _ENVIRONMENT if variable in os.environ},
             check=False,
+            **options(),
         )
     except OSError as error:
         raise Pyllama2Error(f"cannot start {sys.executable!r} to check {constraint.kind}: {error}") from error
@@ -151,9 +145,9 @@ def checked(constraint: Constraint, after_space: bool) -> dict[str, Any]:
 
 def _folder() -> str:
     """The folder that llguidance is imported from."""
-    spec = importlib.util.find_spec("llguidance")
-    if spec is None or spec.origin is None:
+    folder = folder_of("llguidance")
+    if folder is None:
         raise Pyllama2Error(
             'json_schema, regex and grammar need llguidance, which is missing: pip install "pyllama2[constraints]"'
         )
-    return os.path.dirname(os.path.dirname(os.path.abspath(spec.origin)))
+    return folder

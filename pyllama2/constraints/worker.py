@@ -2,7 +2,7 @@
 
 llguidance limits its work for a token, but not all of its work when it compiles: a few lines of a schema may keep it
 busy for ever, or exhaust its stack. So a constraint is compiled here first, with limits of the system. Where that goes
-well, compiling it again takes no more. compiler.py runs this file as a program, without the rest of pyllama2.
+well, compiling it again takes no more. compiler.py starts it, without the rest of pyllama2.
 
     stdin    JSON: {"kind": "json_schema", "regex" or "grammar", "text": ..., "after_space": bool, "limits": {...}}
     stdout   JSON: {"error": one sentence}, or
@@ -18,6 +18,8 @@ import re
 import sys
 from contextlib import suppress
 from typing import Any
+
+from ..process.limits import confine, limit_processor_time
 
 # Seconds of processor time, and bytes of memory besides those of Python and llguidance.
 MAX_CPU_S = 4
@@ -124,21 +126,9 @@ def _brief(message: str) -> str:
 
 
 def _confine() -> None:
-    """Limit processor time and memory."""
-    if sys.platform == "win32":
-        return
-    import resource
-
-    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_CPU: MAX_CPU_S}
+    """Give up what compiling does not need. This cannot be undone."""
+    memory = None
     with suppress(OSError), open("/proc/self/statm") as file:  # Linux only
-        limits[resource.RLIMIT_AS] = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + MAX_MEMORY
-    for kind, amount in limits.items():
-        hard = resource.getrlimit(kind)[1]
-        amount = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
-        with suppress(ValueError, OSError):
-            resource.setrlimit(kind, (amount, amount))
-
-
-if __name__ == "__main__":
-    sys.path += sys.argv[1:]
-    main()
+        memory = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + MAX_MEMORY
+    confine(memory)
+    limit_processor_time(MAX_CPU_S)

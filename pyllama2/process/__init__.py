@@ -1,1 +1,1 @@
-"""The process around the package: it forks, gets signals, and ends."""
+"""The process around the package: it forks, gets signals, ends, and starts confined ones."""

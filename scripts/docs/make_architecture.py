@@ -29,7 +29,7 @@ ROOMS = {
     "errors": "The classes of all errors",
     "bounded_json": "Parses JSON from files of others, strictly and within bounded memory",
     "arguments": "Checks of arguments, with messages that say what was expected",
-    "process": "What concerns the whole process: Ctrl-C, fork, exit",
+    "process": "What concerns whole processes: Ctrl-C, fork, exit, and confined ones for what strangers write",
     "progress": "A progress bar on terminals and in notebooks",
     "config": "`ModelConfig`: the dimensions of a model, and the name and shape of every tensor",
     "tokenizer": "Text to token ids and back",

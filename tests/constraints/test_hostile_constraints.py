@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -18,10 +20,12 @@ import pytest
 from helpers.tiny_llama import write_tiny
 
 from pyllama2 import ConstraintError, Llama, Pyllama2Error, SamplingParams
-from pyllama2.constraints import Compiler, compiler, worker
+from pyllama2.constraints import Compiler, compiler
 from pyllama2.constraints.matcher import LIMITS
+from pyllama2.process.confined import command, folder_of
 from pyllama2.sampling.constraint import Constraint, checked_schema
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -169,12 +173,10 @@ def test_a_missing_package_is_named(llm: Llama, monkeypatch: pytest.MonkeyPatch)
         llm.generate("a", regex="never seen")
 
 
-def test_a_process_that_hangs_or_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    script = tmp_path / "worker.py"
-    monkeypatch.setattr(worker, "__file__", str(script))
+def test_a_process_that_hangs_or_dies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "_TIMEOUT_S", 0.5)
     for code in ("import time; time.sleep(60)", "import os; os.abort()", "raise SystemExit(3)"):
-        script.write_text(code)
+        monkeypatch.setattr(compiler, "_START", code)
         with pytest.raises(ConstraintError, match="takes too"):
             compiler.checked(Constraint("regex", "a"), False)
 
@@ -217,13 +219,12 @@ def test_few_checks_run_at_once_and_equal_ones_run_once(llm: Llama, monkeypatch:
 def test_refusals_are_kept_except_those_that_the_machine_may_be_the_reason_of(
     llm: Llama, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    script, notes = tmp_path / "worker.py", tmp_path / "notes"
-    monkeypatch.setattr(worker, "__file__", str(script))
+    notes = tmp_path / "notes"
     monkeypatch.setattr(compiler, "_TIMEOUT_S", 2)
 
     def checks(own: Compiler, code: str, text: str) -> int:
         """How often something is checked that is asked for twice."""
-        script.write_text(f"open({str(notes)!r}, 'a').write('x')\n{code}")
+        monkeypatch.setattr(compiler, "_START", f"open({str(notes)!r}, 'a').write('x')\n{code}")
         notes.write_text("")
         messages = []
         for _ in range(2):
@@ -243,9 +244,65 @@ def test_refusals_are_kept_except_those_that_the_machine_may_be_the_reason_of(
         assert checks(own, "import os; os.kill(os.getpid(), 24)", "too long") == 1  # SIGXCPU
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limits")
+def test_a_limit_that_was_exceeded_is_not_tried_again(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of processor time, even if this process ignores the signal."""
+    short = compiler._START.replace("main()\n", "main.__globals__['MAX_CPU_S'] = 1\nmain()\n")
+    monkeypatch.setattr(compiler, "_START", short)
+    own = Compiler(llm.tokenizer)
+    constraint = Constraint("json_schema", '{"type": "integer", "multipleOf": 99999989}')
+    ignored = signal.signal(signal.SIGXCPU, signal.SIG_IGN)
+    try:
+        with pytest.raises(ConstraintError, match="too much time or memory"):
+            own.compile(constraint)
+    finally:
+        signal.signal(signal.SIGXCPU, ignored)
+    monkeypatch.setattr(compiler, "_START", "never run")
+    with pytest.raises(ConstraintError, match="too much time or memory"):
+        own.compile(constraint)
+
+
+@pytest.mark.subprocess
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems lack some of it")
+def test_what_the_worker_has_given_up() -> None:
+    script = """
+import ctypes, os, resource, socket
+from pyllama2.constraints.worker import _confine
+_confine()
+print(ctypes.CDLL(None).prctl(39, 0, 0, 0, 0) == 1)  # PR_GET_NO_NEW_PRIVS
+for name in ("CORE", "FSIZE", "NPROC"):
+    print(resource.getrlimit(getattr(resource, f"RLIMIT_{name}")) == (0, 0))
+for harm in (lambda: open(os.devnull), socket.socket, os.pipe):
+    try:
+        harm()
+    except OSError as error:
+        print(error.errno == 24)
+    else:
+        print(harm, "worked")
+"""
+    output = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert output.split() == ["True"] * 7, output
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
+def test_it_compiles_without_the_rights_of_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whom the limit of processes, and so of threads, is for."""
+    become = """
+import os
+confine = main.__globals__["_confine"]
+main.__globals__["_confine"] = lambda: (confine(), os.setuid(65534))
+main()
+"""
+    monkeypatch.setattr(compiler, "_START", compiler._START.replace("main()\n", become))
+    for kind, text in (("json_schema", "{}"), ("regex", "a+"), ("grammar", "root ::= [a-z]+")):
+        assert compiler.checked(Constraint(kind, text), False)["source"]
+
+
 def test_the_worker_alone() -> None:
-    """As a program, it answers with JSON."""
+    """It answers with JSON."""
+    folder = folder_of("llguidance")
+    assert folder is not None
     request = {"kind": "regex", "text": "a", "after_space": False, "limits": LIMITS}
-    command = [sys.executable, worker.__file__]
-    result = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True, check=True)
-    assert set(json.loads(result.stdout)) == {"source", "goes_back", "is_empty"}
+    start = command(compiler._START, folder)
+    result = subprocess.run(start, input=json.dumps(request).encode(), capture_output=True, check=True)
+    assert set(json.loads(result.stdout)) == {"source", "goes_back", "is_empty"} and not result.stderr
