@@ -44,6 +44,7 @@ def run_on_ray(
     Raises:
         CheckpointError: the model is not there, or the results are not of this batch.
         Pyllama2Error: Ray is missing, or a worker has failed.
+        ValueError: no machine has n_threads CPUs.
     """
     tally = Tally(started=time.monotonic())
     with connected(address) as ray:

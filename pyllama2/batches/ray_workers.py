@@ -1,6 +1,6 @@
 """Workers on the machines of a Ray cluster, each with a model of its own, which answer blocks of requests.
 
-The model's file is used where it is if a machine has it under the same path, and otherwise copied to it through Ray.
+The model's file is used where it is if a machine has the same under its path, and otherwise copied to it through Ray.
 Ray itself is imported inside functions, since few users have it.
 """
 
@@ -11,9 +11,10 @@ import hashlib
 import logging
 import os
 import pickle
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..process.interrupts import Interrupts
 from ..shown import one_line, shown
 from ..storage.new_file import NewFile
 from .answering import make_service, result_of, to_line
+from .identity import identity_of
 from .inputs import Item
 
 # Requests that a worker gets at a time. Its last texts run with few others, so a block has several times as many as
@@ -75,20 +77,25 @@ class SharedModel:
 
     Attributes:
         path: where it is on the machine that asks.
-        size: of the file, in bytes. None for a folder.
-        pieces: references to the bytes in Ray's store. Empty: every machine has the file.
+        identity: what identity_of() says of it there.
+        digest: of all bytes of the file, in hexadecimal digits. Empty: every machine has it.
+        pieces: references to the bytes in Ray's store.
     """
 
     path: str
-    size: int | None
+    identity: str
+    digest: str = ""
     pieces: tuple[Any, ...] = field(default=(), repr=False)
 
     def is_here(self) -> bool:
         """Whether this machine has it under its path."""
-        return os.path.isdir(self.path) if self.size is None else _size_of(self.path) == self.size
+        try:
+            return identity_of(self.path) == self.identity
+        except OSError:
+            return False
 
     def local(self) -> str:
-        """Return the path on this machine, after a copy if it is needed.
+        """Return the path on this machine, after a copy if it is needed, which replaces older ones.
 
         Raises:
             CheckpointError: it is not here, and was not shared.
@@ -99,13 +106,17 @@ class SharedModel:
             raise CheckpointError(f"{shown(self.path)} is not on the machine of a worker: copy it there")
         import ray
 
-        name = hashlib.sha256(f"{self.path} {self.size}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
         folder = os.path.join(tempfile.gettempdir(), f"pyllama2-{os.getuid()}")
         os.makedirs(folder, mode=0o700, exist_ok=True)
         if os.stat(folder).st_uid != os.getuid():
             raise CheckpointError(f"{shown(folder)} belongs to another user")
-        path = os.path.join(folder, f"{name}-{os.path.basename(self.path)}")
-        if _size_of(path) != self.size:
+        name = os.path.basename(self.path)
+        path = os.path.join(folder, f"{self.digest[:16]}-{name}")
+        if not os.path.exists(path):
+            for other in os.listdir(folder):
+                if re.fullmatch("[0-9a-f]{16}-" + re.escape(name), other):
+                    with suppress(OSError):  # a process that has it open keeps its bytes
+                        os.unlink(os.path.join(folder, other))
             with Interrupts() as interrupts, NewFile(path, interrupts) as file, interrupts.allowed():
                 for piece in self.pieces:
                     file.write(ray.get(piece))
@@ -120,10 +131,11 @@ def share_model(ray: Any, model: str | None) -> SharedModel:
         model: as Llama takes it.
 
     Raises:
-        CheckpointError: there is no such model, or a folder is missing on a machine.
+        CheckpointError: there is no such model, or a machine does not have the same folder.
+        OSError: a file cannot be read.
     """
     path = os.path.abspath(find_model(model))
-    shared = SharedModel(path, None if os.path.isdir(path) else _size_of(path))
+    shared = SharedModel(path, identity_of(path))
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     look = ray.remote(num_cpus=0)(SharedModel.is_here)
@@ -134,13 +146,16 @@ def share_model(ray: Any, model: str | None) -> SharedModel:
     ]
     if all(ray.get(found)):
         return shared
-    if shared.size is None:
+    if os.path.isdir(path):
         raise CheckpointError(
-            f"the folder {shown(path)} is not on every machine: copy it there, or export it to a file"
+            f"the folder {shown(path)} is not the same on every machine: copy it there, or export it to a file"
         )
+    digest, pieces = hashlib.sha256(), []
     with open(path, "rb") as file:
-        pieces = tuple(ray.put(piece) for piece in iter(lambda: file.read(_PIECE), b""))
-    return SharedModel(path, shared.size, pieces)
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            pieces.append(ray.put(piece))
+    return SharedModel(path, shared.identity, digest.hexdigest(), tuple(pieces))
 
 
 def cpus_and_workers(ray: Any, n_threads: int | None) -> tuple[int, int]:
@@ -149,8 +164,16 @@ def cpus_and_workers(ray: Any, n_threads: int | None) -> tuple[int, int]:
     Args:
         ray: the module.
         n_threads: of a worker. None: all CPUs of the smallest machine that has any.
+
+    Raises:
+        ValueError: no machine has so many CPUs.
     """
     cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    most = max(cpus, default=0)
+    if most and n_threads is not None and n_threads > most:
+        raise ValueError(
+            f"a worker of {n_threads} threads fits on no machine of the cluster: they have at most {most} CPUs"
+        )
     each = n_threads or min((n for n in cpus if n), default=1)
     return each, max(1, sum(n // each for n in cpus))
 
@@ -200,10 +223,3 @@ def block_of(items: Sequence[tuple[Item, str]]) -> Any:
     import pyarrow
 
     return pyarrow.table({"item": pyarrow.array([pickle.dumps(item) for item in items], pyarrow.binary())})
-
-
-def _size_of(path: str) -> int | None:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return None

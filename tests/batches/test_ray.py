@@ -131,12 +131,12 @@ def test_prompts_of_a_dataset(cluster: str, model: Path) -> None:
 def test_a_file_is_copied_to_where_it_is_missing(cluster: str, tmp_path: Path) -> None:
     pieces = (b"first", b"second")
     gone = str(tmp_path / "gone" / "model.bin")
-    shared = SharedModel(gone, 11, tuple(ray.put(piece) for piece in pieces))
+    shared = SharedModel(gone, "0" * 16, "1" * 64, tuple(ray.put(piece) for piece in pieces))
     path = Path(shared.local())
     assert path.read_bytes() == b"firstsecond" and shared.local() == str(path)
     path.unlink()
     with pytest.raises(CheckpointError, match="copy it there"):
-        SharedModel(gone, 11).local()
+        SharedModel(gone, "0" * 16).local()
 
 
 @slow
