@@ -11,7 +11,7 @@ One tensor is in memory at a time, apart from those that convert_in_memory keeps
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from math import prod
@@ -24,7 +24,7 @@ from . import arguments
 from .checkpoint import open_checkpoint
 from .checkpoint.base import Checkpoint
 from .errors import CheckpointError
-from .model_names import find_model
+from .model_names import Adapters, find_adapters, find_model
 from .process.interrupts import Interrupts
 from .shown import shown, shown_value
 from .storage.floats import as_float
@@ -45,7 +45,7 @@ def export(
     *,
     dtype: str = "float32",
     format: str = "pyllama2",
-    lora: str | Sequence[str] = (),
+    lora: Adapters = (),
     tokenizer: FilePath | None = None,
     max_seq_len: int | None = None,
     norm_eps: float | None = None,
@@ -81,12 +81,13 @@ def export(
     target = arguments.path("out", out)
     arguments.function("progress", progress)
     arguments.path("checkpoint", checkpoint)
-    opened = open_checkpoint(
-        find_model(checkpoint, needs_tokenizer=tokenizer is None),
-        tokenizer=None if tokenizer is None else arguments.path("tokenizer", tokenizer),
-        max_seq_len=None if max_seq_len is None else arguments.integer("max_seq_len", max_seq_len, 1, 1 << 31),
-        norm_eps=None if norm_eps is None else arguments.real("norm_eps", norm_eps),
-    )
+    tokenizer = None if tokenizer is None else arguments.path("tokenizer", tokenizer)
+    max_seq_len = None if max_seq_len is None else arguments.integer("max_seq_len", max_seq_len, 1, 1 << 31)
+    norm_eps = None if norm_eps is None else arguments.real("norm_eps", norm_eps)
+    check_target(target, [], folder=format == "huggingface")  # before a model is downloaded
+    lora = find_adapters(lora)
+    path = find_model(checkpoint, needs_tokenizer=tokenizer is None)
+    opened = open_checkpoint(path, tokenizer=tokenizer, max_seq_len=max_seq_len, norm_eps=norm_eps)
     with closing(opened) as source:
         if lora:
             from .adapters import with_adapters  # as late as the readers, which it imports

@@ -34,7 +34,7 @@ from .generation.scoring import logits_of, scores_of
 from .generation.stream import Stream, pulled_in_threads
 from .loading import load_draft, load_model
 from .memory import check_logits_fit
-from .model_names import find_model
+from .model_names import Adapters, find_adapters, find_model
 from .progress import progress_bar
 from .sampling.keywords import Sampling
 from .sampling.params import SamplingParams, check_seed
@@ -70,7 +70,8 @@ class Llama(ChatEngine):
         kv_dtype: type of keys and values: "float32", "float16" or, where the backend has it, "int8". None: the
             backend's choice.
         tokenizer: path of a tokenizer, for checkpoints without one.
-        lora: LoRA adapters that are merged into the weights, each PATH or PATH:SCALE: PEFT's directory or a GGUF file.
+        lora: LoRA adapters that are merged into the weights, each PATH or PATH:SCALE. A path is PEFT's directory or a
+            GGUF file, or the name of either on the hub.
         seed: seed of requests that bring none. Two instances with one seed repeat each other.
         context: "stop": a text ends when it fills the context. "roll": it goes on. When prompt and text together are
             longer than n_ctx, the model sees the first 4 tokens and the newest n_ctx // 2. They are computed anew
@@ -108,7 +109,7 @@ class Llama(ChatEngine):
         quant: str | None = "auto",
         kv_dtype: str | None = None,
         tokenizer: str | os.PathLike[str] | None = None,
-        lora: str | Sequence[str] = (),
+        lora: Adapters = (),
         seed: int | None = None,
         context: str = "stop",
         prompt_lookup: bool = True,
@@ -136,6 +137,7 @@ class Llama(ChatEngine):
             arguments.function("progress", progress)
         seed = None if seed is None else check_seed(seed)
         select_backend(device)  # before weights are converted, which may take long
+        lora = find_adapters(lora)
         path = find_model(model, needs_tokenizer=tokenizer is None)
         with progress_bar("convert", delay_s=1.0) if progress is None else nullcontext(progress or None) as progress:
             stored = load_model(
@@ -166,7 +168,6 @@ class Llama(ChatEngine):
             guesses=arguments.boolean("prompt_lookup", prompt_lookup),
             draft=None if draft is None else load_draft(draft, stored, n_ctx, n_threads),
         )
-
         self._settings: dict[str, Any] = {
             "model": os.path.abspath(path),
             "device": device,
@@ -175,7 +176,7 @@ class Llama(ChatEngine):
             "quant": quant,
             "kv_dtype": kv_dtype,
             "tokenizer": None if tokenizer is None else os.path.abspath(tokenizer),
-            "lora": [os.path.abspath(one) for one in ([lora] if isinstance(lora, str) else lora)],
+            "lora": lora,
             "draft": os.path.abspath(draft) if draft is not None and os.path.exists(draft) else draft,
             "seed": seed,
             "context": context,

@@ -330,3 +330,25 @@ def test_memory_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
         capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent,
     )  # fmt: skip
     assert float(result.stdout) < size / 3
+
+
+def test_nothing_is_downloaded_for_wrong_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of the hub may take gigabytes."""
+    for name in ("pyllama2.convert.find_model", "pyllama2.calibration.entry.find_model"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("it was looked for"))
+    missing, out = tmp_path / "missing" / "out", tmp_path / "out"
+    for kind in ("pyllama2", "gguf", "huggingface"):
+        with pytest.raises(CheckpointError, match="there is no directory"):
+            pyllama2.export("hf:tests/model", missing, format=kind)
+    with pytest.raises(CheckpointError, match="there is no directory"):
+        pyllama2.quantize("hf:tests/model", missing, "q4")
+    wrong: list[dict[str, Any]] = [
+        {"max_seq_len": 0},
+        {"norm_eps": "1"},
+        {"tokenizer": 1},
+        {"lora": 1},
+        {"lora": "a:inf"},
+    ]
+    for options in wrong:
+        with pytest.raises((TypeError, ValueError), match=f"{next(iter(options))}|the scale of an adapter"):
+            pyllama2.export("hf:tests/model", out, **options)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Sequence
 
-from .. import arguments
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.gguf_header import is_gguf
 from ..checkpoint.title import title_of
 from ..config import ModelConfig
 from ..errors import CheckpointError
-from ..model_names import find_adapter
-from ..shown import shown, shown_value
+from ..model_names.adapter_names import Adapters, find_adapters, path_and_scale, scale_text
+from ..shown import shown
 from ..storage.mapped import MappedFile
 from .adapter import Adapter, MergedCheckpoint
 from .gguf import read_gguf
 from .peft import CONFIG, WEIGHTS, read_peft
 
 
-def with_adapters(checkpoint: Checkpoint, lora: str | Sequence[str]) -> MergedCheckpoint:
+def with_adapters(checkpoint: Checkpoint, lora: Adapters) -> MergedCheckpoint:
     """Merge LoRA adapters into the tensors of a checkpoint, which are changed when they are read.
 
     Args:
@@ -30,31 +27,16 @@ def with_adapters(checkpoint: Checkpoint, lora: str | Sequence[str]) -> MergedCh
 
     Raises:
         CheckpointError: an adapter cannot be read, or is for another model.
-        TypeError: lora is neither a string nor a list of strings.
+        TypeError: lora is neither a path nor a list of paths.
         ValueError: a scale is not finite.
     """
-    names = [lora] if isinstance(lora, (str, os.PathLike)) else arguments.sequence("lora", lora)
-    places = [_path_and_scale(arguments.path("lora", name)) for name in names]
+    places = [path_and_scale(name) for name in find_adapters(lora)]
     return MergedCheckpoint(checkpoint, [_open(path, scale, checkpoint.config) for path, scale in places])
 
 
-def _path_and_scale(name: str) -> tuple[str, float]:
-    path, colon, tail = name.rpartition(":")
-    if not colon or os.path.exists(name):
-        return name, 1.0
-    try:
-        scale = float(tail)
-    except ValueError:
-        return name, 1.0
-    if not math.isfinite(scale):
-        raise ValueError(f"the scale of an adapter must be finite, not {shown_value(tail)}")
-    return path, scale
-
-
 def _open(path: str, scale: float, config: ModelConfig) -> Adapter:
-    path = find_adapter(path)
-    digits = repr(scale).removesuffix(".0")  # all of them: kept models are known by their adapters' titles
-    title = f"the adapter {shown(title_of(path))}" + ("" if scale == 1 else f" (scale {digits})")
+    # All digits of the scale: kept models are known by their adapters' titles.
+    title = f"the adapter {shown(title_of(path))}" + ("" if scale == 1 else f" (scale {scale_text(scale)})")
     if os.path.isfile(path):
         with MappedFile(path) as file:
             if is_gguf(file):

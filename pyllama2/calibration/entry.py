@@ -81,6 +81,7 @@ def quantize(
     texts = _texts(calibrate)
     quantization = Quantization.of(type, int(group_size) if bits is None else BASE.group_size, output_type)
     arguments.path("source", source)
+    check_target(target, [])  # before a model is downloaded
     path = find_model(source)
     with closing(open_checkpoint(path)) as opened:
         if calibrate is None and type == "q4" and opened.tokenizer is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import closing
 from typing import get_args
 
@@ -17,6 +17,7 @@ from ..checkpoint.own_file import OwnCheckpoint
 from ..checkpoint.title import title_of
 from ..convert import Progress, convert_in_memory, quantized_weight
 from ..memory import check_model_fits
+from ..model_names import Adapters
 from ..shown import shown, shown_value
 from ..storage.floats import as_float
 from ..storage.model_file import StoredModel
@@ -35,7 +36,7 @@ def load_model(
     *,
     quant: str | None,
     tokenizer: str | os.PathLike[str] | None,
-    lora: str | Sequence[str] = (),
+    lora: Adapters = (),
     n_ctx: int | None,
     kv_dtype: str | None,
     n_threads: int | None = None,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -268,7 +270,7 @@ class TestRefused:
         }
         refuse(tmp_path, write_peft(tmp_path / "a", {}, extra), "changes the embedding, which is the output", TIED)
 
-    def test_paths(self, tmp_path: Path) -> None:
+    def test_paths(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "empty").mkdir()
         refuse(tmp_path, tmp_path / "empty", r"empty has no adapter_config\.json")
         refuse(tmp_path, tmp_path / "none", r"none is not there; an adapter is a directory of PEFT or a GGUF file")
@@ -279,6 +281,7 @@ class TestRefused:
         )
         with pytest.raises(ValueError, match="the scale of an adapter must be finite, not 'nan'"):
             Llama(write_tiny(tmp_path / "m.bin"), lora=f"{tmp_path / 'a'}:nan")
+        monkeypatch.setattr("pyllama2.llama.load_model", None)  # a wrong argument is found before
         with pytest.raises(TypeError, match="lora must be a path"):
             Llama(tmp_path / "m.bin", lora=[1])  # type: ignore[list-item]
 
@@ -323,6 +326,25 @@ class TestUse:
             with Llama(**{"model": path, **option}) as llm:
                 logits.append(llm.logits([1, 2, 3]))
         assert np.array_equal(logits[0], logits[1]) and not np.allclose(logits[0], logits[2])
+
+    def test_it_is_pickled(self, tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Names of the hub and relative paths become places that are found from any folder."""
+        path = write_tiny(tmp_path / "m.bin")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        repo = tmp_path / "cache" / "models--tests--lora"
+        (repo / "refs").mkdir(parents=True)
+        (repo / "refs" / "main").write_text("0" * 40)
+        shutil.copytree(adapter, repo / "snapshots" / ("0" * 40))
+        loras: list[Any] = ["tests/lora", ["hf:tests/lora:0.5", Path("a")], "a:-0.25", adapter, iter(["a"])]
+        for lora in loras:
+            with Llama(path, lora=lora, n_threads=1) as llm:
+                data = pickle.dumps(llm)
+                monkeypatch.chdir("/")
+                with pickle.loads(data) as copy:
+                    assert copy.describe()["source"] == llm.describe()["source"]
+                    assert np.array_equal(copy.logits([1, 2]), llm.logits([1, 2]))
+            monkeypatch.chdir(tmp_path)
 
     def test_the_flags(self, tmp_path: Path, adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path, out = str(write_tiny(tmp_path / "m.bin")), str(tmp_path / "merged.bin")
