@@ -1,4 +1,6 @@
-"""What a change must pass, by name: `nox -s lint`, or `nox` for lint, types and tests. .ci/run calls these sessions.
+"""What a change must pass, by name: `nox -s lint`, or `nox` for lint, types and tests.
+
+.ci/run calls these sessions, but for tests, which it runs as the README says.
 
 They run in the environment that nox is installed in, by `pip install -e ".[test,dev,docs]"`. An environment for each
 of them would compile the package and install torch once more.

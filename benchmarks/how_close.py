@@ -64,6 +64,7 @@ def main() -> None:
     rows = measure_files(args.model, texts, args.files) if args.files else measure(args.model, texts)
     for name, found in rows:
         print(row(name, found), flush=True)
+    print(f"\n{found.n_tokens:,} tokens of {args.text.name}")
 
 
 if __name__ == "__main__":

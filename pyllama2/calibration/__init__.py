@@ -7,6 +7,9 @@
     solver.py       the best codes of a matrix: correction and GPTQ
     products.py     products of large matrices
     estimate.py     how long it takes
+    survey.py       what each type would lose in each matrix
+    budget.py       a type for each matrix, within so many bits a weight
+    work.py         what is done with each layer
     work_folder.py  finished layers outlive an interruption
     request.py      one calibration: its text, its layers, what is kept after an interruption
     quantizing.py   the flow: layers in order, what is lost on held-out windows, the file

@@ -36,8 +36,8 @@ _UNKNOWN = 0.002  # share of tokens that the vocabulary has no text for
 _PARTS = 8  # of a text, whose long words are compared
 _LONG_WORD = re.compile(r"[^\W\d_]{6,}")
 _LONG_WORDS = 800  # below which nothing is said of the subject
-_SAME_WORDS = 0.3  # mean cosine of the counts of long words in two parts; eighteen short tales and essays have 0.14
-_FAVOURITES = 0.27  # share of the 20 most frequent ones; the same have 0.13
+_SAME_WORDS = 0.3  # mean cosine of the counts of long words in two parts; a mixture has half of it
+_FAVOURITES = 0.27  # share of the 20 most frequent long words
 
 
 @dataclass(frozen=True)

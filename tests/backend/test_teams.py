@@ -51,6 +51,7 @@ SETTINGS = [
     {"OMP_THREAD_LIMIT": "2"},
     {"OMP_MAX_ACTIVE_LEVELS": "0"},
     {"OMP_DYNAMIC": "true"},
+    {"OMP_NESTED": "true"},
     {"OMP_PROC_BIND": "true"},
     {"OMP_PROC_BIND": "close", "OMP_PLACES": "{0}"},
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 
+N_EXITS = 34 if os.environ.get("PYLLAMA2_SLOW_TESTS") else 3  # of each kind; 200 in all
 # Prints, once the gate is closed: whether the thread was still inside, and how often it has entered since.
 GATE = """
 import atexit, time
@@ -85,7 +87,7 @@ def test_the_gate_waits_and_holds_back() -> None:
     ],
 )
 def test_every_kind_of_exit_ends_by_itself(arguments: tuple[str, ...], code: int) -> None:
-    for _ in range(3):
+    for _ in range(N_EXITS):
         assert run(PROGRAM, *arguments).returncode == code
 
 

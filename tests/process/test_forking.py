@@ -357,6 +357,15 @@ def test_data_loader_workers_use_the_parents_model(llm: Llama) -> None:
     assert list(loader) == [greedy(llm, prompt) for prompt in PROMPTS]
 
 
+@pytest.mark.subprocess
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing"])
+def test_joblib(backend: str, path: Path, llm: Llama) -> None:
+    joblib = pytest.importorskip("joblib")
+    expected = greedy(llm)
+    work = [joblib.delayed(_greedy_in_worker)(path)] * 2
+    assert joblib.Parallel(n_jobs=2, backend=backend, timeout=60)(work) == [expected, expected]
+
+
 def test_a_gpu_is_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = object.__new__(CudaBackend)
     backend._process = os.getpid() + 1

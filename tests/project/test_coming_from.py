@@ -20,12 +20,16 @@ LLAMA = set(inspect.signature(Llama).parameters)
 SAMPLING = {field.name for field in fields(SamplingParams)}
 
 
+def rows_of(section: str) -> list[list[str]]:
+    """The cells of each row of the table of a section."""
+    text = PAGE.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `")]
+
+
 def names_in(section: str) -> dict[str, set[str]]:
     """The names of others in the table of a section, by ours."""
-    text = PAGE.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `")]
     found: dict[str, set[str]] = {}
-    for ours, *others in rows:
+    for ours, *others in rows_of(section):
         found.setdefault(ours.strip().strip("`"), set()).update(re.findall(r"`([^`]+)`", " ".join(others)))
     return found
 
@@ -41,6 +45,7 @@ def names_in(section: str) -> dict[str, set[str]]:
 )
 def test_tables(section: str, table: Mapping[str, str], known: set[str]) -> None:
     in_page = names_in(section)
+    assert len(rows_of(section)) == len(in_page)  # no row stands twice
     assert in_page and (not known or in_page.keys() <= known)
     pairs = {(name, ours) for ours, names in in_page.items() for name in names if name != ours}
     assert pairs == set(table.items())

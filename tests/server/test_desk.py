@@ -135,7 +135,6 @@ def test_more_texts_than_slots_in_one_request(serve: Callable[..., Server]) -> N
 def test_the_time_of_a_request_is_limited(serve: Callable[..., Server], slow_llm: Llama, stream: bool) -> None:
     server = serve(slow_llm, timeout_s=1.0)
     client = server.client()
-    started = time.monotonic()
     with pytest.raises(openai.APIError, match="longer than the 1 seconds") as late:
         answer = client.completions.create(
             model="tiny", prompt="x", max_tokens=100_000, stream=stream, extra_body={"ignore_eos": True}
@@ -143,7 +142,6 @@ def test_the_time_of_a_request_is_limited(serve: Callable[..., Server], slow_llm
         for _ in answer:
             pass
     assert stream or late.value.status_code == 504  # type: ignore[attr-defined]
-    assert time.monotonic() - started < 30
     wait_for(lambda: server.app.service.idle)
     assert server.metric("pyllama2_requests_cancelled_total") == 1
 
