@@ -12,6 +12,7 @@ _MAX_WIDTH = 1 << 20
 _MAX_VOCAB = 1 << 24
 _MAX_LAYERS = 4096
 _MAX_LENGTH = 1 << 26
+_BIASES = ("qkv_bias", "wo_bias")
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,18 @@ class RopeScaling:
     "linear" divides every frequency by factor. "llama3" divides low frequencies by factor, keeps high ones, and
     interpolates between them. A frequency is low if its wavelength is above original_max_seq_len / low_freq_factor
     tokens, and high if it is below original_max_seq_len / high_freq_factor (source: Llama 3.1's reference code).
+    "yarn" interpolates between the numbers of the pairs that turn beta_slow and beta_fast times in the trained
+    context, and multiplies cosines and sines by attention_factor, which makes attention sharper (arXiv:2309.00071).
 
     Attributes:
-        kind: "linear" or "llama3".
+        kind: "linear", "llama3" or "yarn".
         factor: what frequencies are divided by.
         low_freq_factor: bound of the low frequencies; for "llama3" only.
         high_freq_factor: bound of the high frequencies; for "llama3" only.
-        original_max_seq_len: the trained context in tokens; for "llama3" only.
+        original_max_seq_len: the trained context in tokens; not for "linear".
+        beta_fast: bound of the high frequencies, in turns; for "yarn" only.
+        beta_slow: bound of the low frequencies, in turns; for "yarn" only.
+        attention_factor: factor of cosines and sines. None for "yarn": 0.1 ln(factor) + 1.
 
     Raises:
         ValueError: the kind is unknown, or a number is out of range.
@@ -38,16 +44,38 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_seq_len: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "llama3"):
-            raise ValueError(f"rope scaling {str(self.kind)[:40]!r} is not supported (linear and llama3 are)")
+        if self.kind not in ("linear", "llama3", "yarn"):
+            raise ValueError(f"rope scaling {str(self.kind)[:40]!r} is not supported (linear, llama3 and yarn are)")
         _check_float("rope scaling factor", self.factor, 1e-3, 1e6)
         _check_float("low_freq_factor", self.low_freq_factor, 1e-6, 1e6)
         _check_float("high_freq_factor", self.high_freq_factor, 1e-6, 1e6)
         _check_int("original_max_seq_len", self.original_max_seq_len, 1, _MAX_LENGTH)
+        _check_float("beta_fast", self.beta_fast, 1e-6, 1e6)
+        _check_float("beta_slow", self.beta_slow, 1e-6, 1e6)
+        if self.attention_factor is not None:
+            _check_float("attention_factor", self.attention_factor, 1e-3, 1e3)
         if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
             raise ValueError("high_freq_factor must be greater than low_freq_factor")
+        if self.kind == "yarn" and self.beta_fast < self.beta_slow:
+            raise ValueError("beta_fast must not be less than beta_slow")
+
+    @property
+    def default_attention_factor(self) -> float:
+        """What "yarn" multiplies cosines and sines by if attention_factor is None."""
+        return 0.1 * math.log(self.factor) + 1 if self.factor > 1 else 1.0
+
+    def to_values(self) -> dict[str, Any]:
+        """The fields as our file stores them. Only "yarn" has its own, so that older versions read the others."""
+        values = asdict(self)
+        if self.kind != "yarn":
+            for name in ("beta_fast", "beta_slow", "attention_factor"):
+                del values[name]
+        return values
 
 
 @dataclass(frozen=True)
@@ -67,6 +95,8 @@ class ModelConfig:
         rope_theta: base of the RoPE frequencies.
         rope_scaling: how these are scaled for longer contexts; None: not at all.
         tied_embeddings: whether the output matrix is the embedding matrix.
+        qkv_bias: whether wq, wk and wv have biases, as in Qwen2.
+        wo_bias: whether wo has a bias, which only some Llamas with qkv_bias have.
 
     Raises:
         ValueError: a value is out of range, or two of them contradict each other.
@@ -84,6 +114,8 @@ class ModelConfig:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     tied_embeddings: bool = False
+    qkv_bias: bool = False
+    wo_bias: bool = False
 
     def __post_init__(self) -> None:
         _check_int("dim", self.dim, 1, _MAX_WIDTH)
@@ -102,8 +134,13 @@ class ModelConfig:
             raise ValueError(f"head_dim ({self.head_dim}) is odd; rotations need pairs")
         if self.q_dim > _MAX_WIDTH:
             raise ValueError(f"n_heads x head_dim ({self.q_dim}) is too large")
-        if not isinstance(self.tied_embeddings, bool):
-            raise ValueError("tied_embeddings must be true or false")
+        for name in ("tied_embeddings", *_BIASES):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false")
+        if self.rope_scaling is not None and self.rope_scaling.kind == "yarn" and self.rope_theta <= 1:
+            raise ValueError("rope_theta must be greater than 1 with yarn scaling")
+        if self.wo_bias and not self.qkv_bias:
+            raise ValueError("a model with wo_bias has qkv_bias, too")
 
     @property
     def q_dim(self) -> int:
@@ -118,7 +155,8 @@ class ModelConfig:
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """The name and shape of every tensor, in file order.
 
-        Matrices are (outputs, inputs); norms are (dim,). A model with tied embeddings has no output.weight.
+        Matrices are (outputs, inputs), biases (outputs,), norms (dim,). A model with tied embeddings has no
+        output.weight.
         """
         dim, hidden = self.dim, self.hidden_dim
         shapes: dict[str, tuple[int, ...]] = {"tok_embeddings.weight": (self.vocab_size, dim)}
@@ -129,6 +167,12 @@ class ModelConfig:
             shapes[layer + "attention.wk.weight"] = (self.kv_dim, dim)
             shapes[layer + "attention.wv.weight"] = (self.kv_dim, dim)
             shapes[layer + "attention.wo.weight"] = (dim, self.q_dim)
+            if self.qkv_bias:
+                shapes[layer + "attention.wq.bias"] = (self.q_dim,)
+                shapes[layer + "attention.wk.bias"] = (self.kv_dim,)
+                shapes[layer + "attention.wv.bias"] = (self.kv_dim,)
+            if self.wo_bias:
+                shapes[layer + "attention.wo.bias"] = (dim,)
             shapes[layer + "ffn_norm.weight"] = (dim,)
             shapes[layer + "feed_forward.w1.weight"] = (hidden, dim)
             shapes[layer + "feed_forward.w2.weight"] = (dim, hidden)
@@ -140,7 +184,7 @@ class ModelConfig:
 
     @property
     def n_parameters(self) -> int:
-        """The number of weights."""
+        """The number of weights, biases included."""
         return sum(math.prod(shape) for shape in self.tensor_shapes().values())
 
     def rope_frequencies(self) -> list[float]:
@@ -154,11 +198,27 @@ class ModelConfig:
             return frequencies
         if scaling.kind == "linear":
             return [f / scaling.factor for f in frequencies]
+        if scaling.kind == "yarn":
+            return _yarn_frequencies(frequencies, scaling, self.rope_theta)
         return [_llama3_frequency(f, scaling) for f in frequencies]
 
+    @property
+    def rope_attention_factor(self) -> float:
+        """What cosines and sines are multiplied by: 1 unless rope_scaling is "yarn"."""
+        scaling = self.rope_scaling
+        if scaling is None or scaling.kind != "yarn":
+            return 1.0
+        return scaling.default_attention_factor if scaling.attention_factor is None else scaling.attention_factor
+
     def to_json(self) -> str:
-        """The config as a JSON object, as our file stores it."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        """The config as a JSON object, as our file stores it.
+
+        Biases are named only in models that have some, so that older versions read the files of the others.
+        """
+        values = {name: value for name, value in asdict(self).items() if value or name not in _BIASES}
+        if self.rope_scaling is not None:
+            values["rope_scaling"] = self.rope_scaling.to_values()
+        return json.dumps(values, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
@@ -207,6 +267,22 @@ def _llama3_frequency(frequency: float, scaling: RopeScaling) -> float:
         return frequency
     blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     return (1 - blend) * frequency / scaling.factor + blend * frequency
+
+
+def _yarn_frequencies(frequencies: list[float], scaling: RopeScaling, theta: float) -> list[float]:
+    """Pairs below number `first` keep their frequency, those from `last` on have it divided by factor."""
+    head_dim = 2 * len(frequencies)
+
+    def pair_that_turns(times: float) -> float:  # in the trained context
+        return head_dim * math.log(scaling.original_max_seq_len / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+    first = max(math.floor(pair_that_turns(scaling.beta_fast)), 0)
+    last = min(math.ceil(pair_that_turns(scaling.beta_slow)), head_dim - 1)
+    result = []
+    for i, frequency in enumerate(frequencies):
+        divided = min(max((i - first) / max(last - first, 0.001), 0.0), 1.0)
+        result.append(divided * frequency / scaling.factor + (1 - divided) * frequency)
+    return result
 
 
 def _check_int(name: str, value: Any, low: int, high: int) -> None:

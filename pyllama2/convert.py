@@ -10,6 +10,7 @@ One tensor is in memory at a time, apart from those that convert_in_memory keeps
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -31,6 +32,8 @@ from .storage.floats import as_float
 from .storage.model_file import ModelWriter, StoredModel
 from .storage.new_file import check_replaceable
 from .storage.weights import Quantization, StorageType, Weight
+
+log = logging.getLogger("pyllama2")
 
 FilePath = str | os.PathLike[str]
 _DTYPES = {  # that a format has
@@ -89,6 +92,8 @@ def export(
     path = find_model(checkpoint, needs_tokenizer=tokenizer is None)
     opened = open_checkpoint(path, tokenizer=tokenizer, max_seq_len=max_seq_len, norm_eps=norm_eps)
     with closing(opened) as source:
+        if source.limit:
+            log.warning("the context ends at %d tokens: %s", source.config.max_seq_len, source.limit)
         if lora:
             from .adapters import with_adapters  # as late as the readers, which it imports
 

@@ -51,10 +51,11 @@ class RMSNorm(nn.Module):
 
 
 def rope_table(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of the angle position * frequency_i, each (T, E / 2), for positions (T,)."""
+    """cos and sin of the angle position * frequency_i, each (T, E / 2), for positions (T,); YaRN scales them."""
     frequencies = torch.tensor(config.rope_frequencies(), dtype=torch.float64)  # (E/2,)
     angles = torch.outer(positions.double().cpu(), frequencies)  # (T, E/2)
-    return angles.cos().float().to(positions.device), angles.sin().float().to(positions.device)
+    cos, sin = angles.cos() * config.rope_attention_factor, angles.sin() * config.rope_attention_factor
+    return cos.float().to(positions.device), sin.float().to(positions.device)
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # (B, T, heads, E)
@@ -98,10 +99,11 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         self.queries_per_kv = config.n_heads // config.n_kv_heads
-        self.wq = nn.Linear(config.dim, config.q_dim, bias=False)  # weight (H*E, D)
-        self.wk = nn.Linear(config.dim, config.kv_dim, bias=False)  # weight (K*E, D)
-        self.wv = nn.Linear(config.dim, config.kv_dim, bias=False)  # weight (K*E, D)
-        self.wo = nn.Linear(config.q_dim, config.dim, bias=False)  # weight (D, H*E)
+        # No Llama-2 has biases. Qwen2 has those of wq, wk and wv, which shift what a token asks for and answers to.
+        self.wq = nn.Linear(config.dim, config.q_dim, bias=config.qkv_bias)  # weight (H*E, D)
+        self.wk = nn.Linear(config.dim, config.kv_dim, bias=config.qkv_bias)  # weight (K*E, D)
+        self.wv = nn.Linear(config.dim, config.kv_dim, bias=config.qkv_bias)  # weight (K*E, D)
+        self.wo = nn.Linear(config.q_dim, config.dim, bias=config.wo_bias)  # weight (D, H*E)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:  # x (B, T, D)
         """Attention of T new tokens to themselves and to the tokens in the cache."""

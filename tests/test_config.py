@@ -52,7 +52,11 @@ def test_heads_too_wide_together() -> None:
     [
         (lambda c: c.pop("dim"), "lacks dim"),
         (lambda c: c.update(extra=1), "no field 'extra'"),
-        (lambda c: c.update(rope_scaling={"kind": "yarn", "factor": 2.0}), "yarn"),
+        (lambda c: c.update(rope_scaling={"kind": "longrope", "factor": 2.0}), "longrope"),
+        (lambda c: c.update(rope_scaling={"kind": "yarn", "factor": 2.0, "beta_fast": 0.5}), "beta_fast"),
+        (lambda c: c.update(rope_scaling={"kind": "yarn", "factor": 2.0}, rope_theta=1.0), "rope_theta"),
+        (lambda c: c.update(qkv_bias=1), "qkv_bias"),
+        (lambda c: c.update(wo_bias=True), "qkv_bias"),
         (lambda c: c.update(rope_scaling=[]), "object"),
         (lambda c: c.update(rope_scaling={"kind": "linear"}), "lacks factor"),
     ],

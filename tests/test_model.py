@@ -24,8 +24,12 @@ def plain_logits(config: ModelConfig, weights: dict[str, np.ndarray], tokens: li
         return w[name] * x / np.sqrt(np.mean(x * x) + config.norm_eps)
 
     def rope(head: np.ndarray, position: int) -> np.ndarray:
-        pairs = (head[0::2] + 1j * head[1::2]) * np.exp(1j * position * frequencies)
+        turn = config.rope_attention_factor * np.exp(1j * position * frequencies)
+        pairs = (head[0::2] + 1j * head[1::2]) * turn
         return np.stack([pairs.real, pairs.imag], axis=1).reshape(-1)
+
+    def product(name: str, x: np.ndarray) -> np.ndarray:
+        return w[f"{name}.weight"] @ x + w.get(f"{name}.bias", 0.0)
 
     rows, keys, values = [], {}, {}
     for t, token in enumerate(tokens):
@@ -33,10 +37,10 @@ def plain_logits(config: ModelConfig, weights: dict[str, np.ndarray], tokens: li
         for i in range(config.n_layers):
             layer = f"layers.{i}."
             a = norm(x, layer + "attention_norm.weight")
-            q = (w[layer + "attention.wq.weight"] @ a).reshape(config.n_heads, -1)
-            k = (w[layer + "attention.wk.weight"] @ a).reshape(config.n_kv_heads, -1)
+            q = product(layer + "attention.wq", a).reshape(config.n_heads, -1)
+            k = product(layer + "attention.wk", a).reshape(config.n_kv_heads, -1)
             keys[i, t] = np.stack([rope(head, t) for head in k])
-            values[i, t] = (w[layer + "attention.wv.weight"] @ a).reshape(config.n_kv_heads, -1)
+            values[i, t] = product(layer + "attention.wv", a).reshape(config.n_kv_heads, -1)
             out = []
             for h in range(config.n_heads):
                 shared = h // (config.n_heads // config.n_kv_heads)
@@ -45,7 +49,7 @@ def plain_logits(config: ModelConfig, weights: dict[str, np.ndarray], tokens: li
                 p = np.exp(scores - scores.max())
                 p /= p.sum()
                 out.append(sum(p[s] * values[i, s][shared] for s in range(t + 1)))
-            x = x + w[layer + "attention.wo.weight"] @ np.concatenate(out)
+            x = x + product(layer + "attention.wo", np.concatenate(out))
             f = norm(x, layer + "ffn_norm.weight")
             gate = w[layer + "feed_forward.w1.weight"] @ f
             up = w[layer + "feed_forward.w3.weight"] @ f

@@ -69,6 +69,10 @@ cdef struct LayerWeights:
     const float *attention_norm  # (dim,)
     const float *ffn_norm        # (dim,)
     Matrix wq, wk, wv, wo, w1, w2, w3
+    const float *wq_bias         # (q_dim,), NULL in models without
+    const float *wk_bias         # (kv_dim,)
+    const float *wv_bias         # (kv_dim,)
+    const float *wo_bias         # (dim,), NULL in models without
 
 
 cdef class Forward:
@@ -86,6 +90,7 @@ cdef class Forward:
     cdef int64_t n_layers, dim, vocab_size
     cdef float norm_eps
     cdef double[::1] frequencies
+    cdef double rope_factor      # of cosines and sines
     cdef double[:, ::1] seconds  # (2, N_STEPS): of FEW and of MANY
     cdef readonly list tokens    # number of tokens of both kinds of chunks
     cdef readonly list passes    # number of chunks of both kinds
@@ -102,6 +107,7 @@ cdef class Forward:
         self.n_layers, self.dim = config.n_layers, config.dim
         self.vocab_size, self.norm_eps = config.vocab_size, config.norm_eps
         self.frequencies = np.asarray(config.rope_frequencies(), np.float64)
+        self.rope_factor = config.rope_attention_factor
         self.seconds, self.tokens, self.passes = np.zeros((2, N_STEPS)), [0, 0], [0, 0]
         self.layers = <LayerWeights *> calloc(self.n_layers, sizeof(LayerWeights))
         if self.layers is NULL:
@@ -128,7 +134,15 @@ cdef class Forward:
         layer.w1 = self._matrix(prefix + "feed_forward.w1.weight")
         layer.w2 = self._matrix(prefix + "feed_forward.w2.weight")
         layer.w3 = self._matrix(prefix + "feed_forward.w3.weight")
+        layer.wq_bias = self._bias(prefix + "attention.wq.bias")
+        layer.wk_bias = self._bias(prefix + "attention.wk.bias")
+        layer.wv_bias = self._bias(prefix + "attention.wv.bias")
+        layer.wo_bias = self._bias(prefix + "attention.wo.bias")
         return 0
+
+    cdef const float *_bias(self, str name) except? NULL:
+        """The numbers of a bias. NULL in models without."""
+        return vector_of(self.weights[name]) if name in self.weights else NULL
 
     @property
     def isa(self):
@@ -208,8 +222,8 @@ cdef class Forward:
             lookup_row(self.kernels, &self.tok_embeddings, state.tokens[t], state.x + t * self.dim)
             for i in range(half):
                 angle = state.positions[t] * self.frequencies[i]
-                state.rope_table[(t * half + i) * 2] = <float> cos(angle)
-                state.rope_table[(t * half + i) * 2 + 1] = <float> sin(angle)
+                state.rope_table[(t * half + i) * 2] = <float> (cos(angle) * self.rope_factor)
+                state.rope_table[(t * half + i) * 2 + 1] = <float> (sin(angle) * self.rope_factor)
         team_barrier()
         mark(state, thread, EMBED)
 
@@ -240,6 +254,13 @@ cdef const float *vector_of(object weight) except NULL:
         raise ValueError(f"{weight.name} must be a contiguous float32 array")
     cdef size_t address = weight.data.ctypes.data
     return <const float *> address
+
+
+cdef inline void add_bias(float *x, const float *bias, int64_t n) noexcept nogil:
+    """x (n,) += bias."""
+    cdef int64_t i
+    for i in range(n):
+        x[i] += bias[i]
 
 
 cdef inline void mark(ChunkState *state, const Thread *thread, Step step) noexcept nogil:
@@ -285,6 +306,9 @@ cdef void run_layer(const Kernels *kernels, const LayerWeights *layer, int64_t i
     cdef int64_t q_dim = layer.wq.rows, kv_dim = layer.wk.rows, hidden_dim = layer.w1.rows
     cdef int64_t head_dim = heads.head_dim, group_dim = heads.queries_per_kv * heads.head_dim
     cdef int64_t unit, units, kv_head, first, count
+    cdef float *q
+    cdef float *k
+    cdef float *v
     cdef int t, n = state.n
     cdef Activations act
 
@@ -297,14 +321,21 @@ cdef void run_layer(const Kernels *kernels, const LayerWeights *layer, int64_t i
     team_barrier()
     mark(state, thread, WQ_WK_WV)
 
-    # rope -> kv append
+    # biases -> rope -> kv append
     units = n * heads.n_kv_heads
     for unit in range(share(units, thread.id, thread.team), share(units, thread.id + 1, thread.team)):
         t, kv_head = <int> (unit // heads.n_kv_heads), unit % heads.n_kv_heads
+        q, first = state.q + t * q_dim + kv_head * group_dim, kv_head * head_dim
+        k, v = state.k + t * kv_dim + first, state.v + t * kv_dim + first
+        if layer.wq_bias is not NULL:
+            add_bias(q, layer.wq_bias + kv_head * group_dim, group_dim)
+            add_bias(k, layer.wk_bias + first, head_dim)
+            add_bias(v, layer.wv_bias + first, head_dim)
         rope_and_append(kernels, heads, cache, index, state.rows[t], state.positions[t], kv_head,
-                        state.rope_table + t * head_dim, state.q + t * q_dim + kv_head * group_dim,
-                        state.k + t * kv_dim + kv_head * head_dim, state.v + t * kv_dim + kv_head * head_dim,
-                        state.plan.threads[thread.id].narrow)
+                        state.rope_table + t * head_dim, q, k, v, state.plan.threads[thread.id].narrow)
+    if layer.wo_bias is not NULL:  # to the residual stream, before wo's product
+        for t in range(<int> share(n, thread.id, thread.team), <int> share(n, thread.id + 1, thread.team)):
+            add_bias(state.x + t * layer.wo.rows, layer.wo_bias, layer.wo.rows)
     team_barrier()
     mark(state, thread, ROPE_KV_APPEND)
 

@@ -69,7 +69,7 @@ cdef class LayerSteps:
             raise ValueError("queries, keys and values must be of the same tokens")
         if self.cache is None or self.cache.max_seq_len < n:
             self.cache = CpuKVCache(config, 1, n, "float32")
-            self.rope_table = rope_table(config.rope_frequencies(), n)
+            self.rope_table = rope_table(config, n)
         cdef CacheArrays arrays = cache_arrays(self.cache)
         cdef int32_t[::1] rows = np.zeros(n, np.int32), positions = np.arange(n, dtype=np.int32)
         cdef float[:, ::1] out = np.empty((n, q.shape[1]), np.float32)
@@ -98,7 +98,8 @@ cdef class LayerSteps:
         attend(self.kernels, heads, cache, 0, &self.workspace.planner.plan, positions, q, out, thread)
 
 
-def rope_table(frequencies, int64_t n):
+def rope_table(config, int64_t n):
     """Cosine and sine of each pair's angle at positions 0 .. n - 1, (n, head_dim) float32: pairs of two."""
-    angles = np.outer(np.arange(n, dtype=np.float64), np.asarray(frequencies, np.float64))
-    return np.stack([np.cos(angles), np.sin(angles)], axis=-1).reshape(n, -1).astype(np.float32)
+    angles = np.outer(np.arange(n, dtype=np.float64), np.asarray(config.rope_frequencies(), np.float64))
+    table = np.stack([np.cos(angles), np.sin(angles)], axis=-1) * config.rope_attention_factor
+    return table.reshape(n, -1).astype(np.float32)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from ..storage.model_file import StoredModel
 from .launchers.matmul import part_of
 from .launchers.upload import Uploader
@@ -14,7 +16,10 @@ from .layout import DeviceMatrix
 
 @dataclass(frozen=True)
 class DeviceLayer:
-    """One layer. Matrices with the same inputs lie together. The tiles of w1 and w3 alternate."""
+    """One layer. Matrices with the same inputs lie together. The tiles of w1 and w3 alternate.
+
+    Biases are None in models without.
+    """
 
     attention_norm: Any
     wqkv: DeviceMatrix
@@ -22,11 +27,22 @@ class DeviceLayer:
     ffn_norm: Any
     w13: DeviceMatrix
     w2: DeviceMatrix
+    wqkv_bias: Any = None
+    wo_bias: Any = None
 
     @cached_property
     def wq_wk_wv(self) -> tuple[DeviceMatrix, ...]:
         """The parts of wqkv. They are not copies."""
         return tuple(part_of(self.wqkv, i) for i in range(3))
+
+    @cached_property
+    def wq_wk_wv_bias(self) -> tuple[Any, ...]:
+        """The parts of wqkv_bias. They are not copies. None for each in models without."""
+        if self.wqkv_bias is None:
+            return None, None, None
+        q_dim, kv_dim, _ = self.wqkv.parts
+        bias = self.wqkv_bias
+        return bias[:q_dim], bias[q_dim : q_dim + kv_dim], bias[q_dim + kv_dim :]
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,7 @@ class DeviceModel:
         for layer in self.layers:
             matrices += [layer.wqkv, layer.wo, layer.w13, layer.w2]
             norms += [layer.attention_norm, layer.ffn_norm]
+            norms += [bias for bias in (layer.wqkv_bias, layer.wo_bias) if bias is not None]
         return sum(int(m.codes.nbytes + m.scales.nbytes) for m in matrices) + sum(int(norm.nbytes) for norm in norms)
 
 
@@ -57,6 +74,10 @@ def upload(cupy: Any, model: StoredModel) -> DeviceModel:
 
     def norm(name: str) -> Any:
         return cupy.asarray(weights[f"{name}.weight"].data)
+
+    def bias(*names: str) -> Any:
+        parts = [weights[f"{name}.bias"].data for name in names if f"{name}.bias" in weights]
+        return cupy.asarray(np.concatenate(parts)) if parts else None
 
     def layer(prefix: str) -> DeviceLayer:
         wq, wk, wv, wo = (weights[f"{prefix}.attention.{name}.weight"] for name in ("wq", "wk", "wv", "wo"))
@@ -68,6 +89,8 @@ def upload(cupy: Any, model: StoredModel) -> DeviceModel:
             ffn_norm=norm(f"{prefix}.ffn_norm"),
             w13=uploader.matrix(w1, w3, in_turns=True),
             w2=uploader.matrix(w2),
+            wqkv_bias=bias(*(f"{prefix}.attention.{name}" for name in ("wq", "wk", "wv"))),
+            wo_bias=bias(f"{prefix}.attention.wo"),
         )
 
     table = uploader.matrix(weights["tok_embeddings.weight"])

@@ -17,7 +17,7 @@ from .cache import CudaKVCache
 from .device_model import DeviceModel
 from .launchers.attention import Attend, AttendPrompt
 from .launchers.cache import Append
-from .launchers.matmul import Matmul, Rope
+from .launchers.matmul import Bias, Matmul, Rope
 from .launchers.matvec import Matvec, QkvMatvec
 from .launchers.sample import Sample
 from .launchers.vectors import Norm, VectorKernels
@@ -51,6 +51,7 @@ class Forward:
         self._attend = {size: Attend(cupy, config, kv_dtype, size) for size in attention_sizes}
         self._matmul = {kind: Matmul(cupy, *kind, compute_capability) for kind in kinds}
         self._rope, self._append = Rope(cupy), Append(cupy, config.head_dim, kv_dtype)
+        self._bias = Bias(cupy)
         self._sample_kernel = Sample(cupy)
         self.attend_prompt = AttendPrompt(cupy, config, kv_dtype)
         self._matvecs: dict[tuple[tuple[Kind, Kind], int], Matvec] = {}
@@ -80,16 +81,19 @@ class Forward:
         for layer, kv, following in zip(model.layers, cache.layers, self._following(work), strict=True):
             attention_input, ffn_input = work.normed[layer.wqkv.kind], work.normed[layer.w13.kind]
             wo_input, w2_input = work.wo_input[layer.wo.kind], work.w2_input[layer.w2.kind]
-            # wq wk wv -> rope -> kv append
+            # wq wk wv -> biases -> rope -> kv append
             qkv = self._qkv_matvec(layer.wqkv.kind, n)
             qkv(layer.wqkv, attention_input, work.rope_table, work.rows, work.positions, work.q, work.kv,
-                work.head_counters, kv.n_positions, kv.keys, kv.values, kv.key_scales, kv.value_scales)  # fmt: skip
+                work.head_counters, kv.n_positions, kv.keys, kv.values, kv.key_scales, kv.value_scales,
+                layer.wqkv_bias)  # fmt: skip
             # attention
             self._attend[layer.wo.group_size](
                 work.q, kv, work.rows, work.positions, n, n_positions, work.attention_parts, work.attention_counters,
                 work.attention, wo_input,
             )  # fmt: skip
             # wo + residual -> ffn_norm
+            if layer.wo_bias is not None:
+                self._bias(work.x, n, layer.wo_bias)
             few = self._matvec(n, layer.wo, ffn_input, "residual")
             few.residual(layer.wo, wo_input, work.x, work.counter, self._norm(layer.ffn_norm, ffn_input))
             # w1 w3 -> silu *
@@ -124,10 +128,13 @@ class Forward:
         for layer, kv in zip(model.layers, cache.layers, strict=True):
             attention_input, ffn_input = work.normed[layer.wqkv.kind], work.normed[layer.w13.kind]
             wo_input, w2_input = work.wo_input[layer.wo.kind], work.w2_input[layer.w2.kind]
-            # attention_norm -> wq wk wv
+            # attention_norm -> wq wk wv -> biases
             vectors[attention_input.group_size].rms_norm(work.x, n, self._norm(layer.attention_norm, attention_input))
-            for matrix, out in zip(layer.wq_wk_wv, (work.q, work.k, work.v), strict=True):
+            outputs = (work.q, work.k, work.v)
+            for matrix, bias, out in zip(layer.wq_wk_wv, layer.wq_wk_wv_bias, outputs, strict=True):
                 self._matmul[matrix.kind](matrix, attention_input, n, out)
+                if bias is not None:
+                    self._bias(out, n, bias)
             # rope -> kv append
             self._rope(work.q, n, config.q_dim, config.head_dim, work.rope_table, work.positions)
             self._rope(work.k, n, config.kv_dim, config.head_dim, work.rope_table, work.positions)
@@ -135,6 +142,8 @@ class Forward:
             # attention
             self.attend_prompt(work.q, kv, work.rows, work.positions, n, work.tiles, n_tiles, work.attention)
             # wo + residual
+            if layer.wo_bias is not None:
+                self._bias(work.x, n, layer.wo_bias)
             vectors[wo_input.group_size].quantize(work.attention, n, wo_input)
             self._matmul[layer.wo.kind](layer.wo, wo_input, n, work.x, accumulate=True)
             # ffn_norm -> w1 w3 -> silu *

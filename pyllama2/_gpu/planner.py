@@ -41,7 +41,7 @@ PARTS = {
     "linear": "linear weights",
     "output": "output weights",
     "embeddings": "embeddings",
-    "norms": "norms",
+    "norms": "norms, biases",
     "cache": "keys and values",
     "workspace": "workspace",
 }
@@ -208,6 +208,10 @@ def weight_arrays(config: ModelConfig, quantization: Quantization) -> dict[str, 
             kind = quantization.of_step(i, step)
             linear |= _prefixed(f"layers.{i}.{name}", matrix_arrays(kind.type, parts, columns, kind.group_size))
         norms |= {f"layers.{i}.{name}": ("float32", (dim,)) for name in ("attention_norm", "ffn_norm")}
+        if config.qkv_bias:
+            norms[f"layers.{i}.wqkv_bias"] = ("float32", (q_dim + 2 * kv_dim,))
+        if config.wo_bias:
+            norms[f"layers.{i}.wo_bias"] = ("float32", (dim,))
 
     def table(name: str) -> Shapes:
         kind = quantization.storage_of(f"{name}.weight", config)

@@ -152,7 +152,8 @@ def rope_table(config: ModelConfig, max_seq_len: int) -> NDArray[np.float32]:
     They are computed in float64 and rounded at the end.
     """
     angles = np.outer(np.arange(max_seq_len, dtype=np.float64), np.asarray(config.rope_frequencies(), np.float64))
-    return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
+    table = np.stack([np.cos(angles), np.sin(angles)], axis=-1) * config.rope_attention_factor
+    return table.astype(np.float32)
 
 
 def pinned(cupy: Any, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:

@@ -108,7 +108,7 @@ class MergedCheckpoint(Checkpoint):
         self._adapters = adapters
         self.config = checkpoint.config
         self.tokenizer = checkpoint.tokenizer
-        self.chat_template = checkpoint.chat_template
+        self.chat_template, self.limit = checkpoint.chat_template, checkpoint.limit
         self.files = [*checkpoint.files, *(file for adapter in adapters for file in adapter.files)]
         self.source = f"{checkpoint.source} with {', '.join(adapter.title for adapter in adapters)}"
 

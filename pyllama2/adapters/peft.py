@@ -116,7 +116,7 @@ def _refuse_unsupported(settings: JsonObject) -> None:
             "convert this adapter to plain LoRA with peft first"
         )
     if settings.get("bias", str, "none") != "none":
-        raise CheckpointError(f"{settings.path}: an adapter with biases is not supported; Llamas have none")
+        raise CheckpointError(f"{settings.path}: an adapter with biases is not supported; merge it with peft first")
     for name in ("modules_to_save", "alpha_pattern", "trainable_token_indices"):
         if settings.values.get(name):
             raise CheckpointError(f"{settings.path}: {name} is not supported; merge this adapter with peft first")

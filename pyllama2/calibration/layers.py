@@ -82,6 +82,7 @@ class LayerCalibrator:
         self._config, self._tokens, self._products = config, tokens, products
         self.streams = streams
         self._steps = LayerSteps(config, products.n_threads)
+        self._biases = {name for name in config.tensor_shapes() if name.endswith(".bias")}
 
     def quantize(
         self,
@@ -108,6 +109,13 @@ class LayerCalibrator:
         def step(index: int, inputs: Pair) -> list[Pair]:
             names = [f"{prefix}{name}.weight" for name in STEPS[index]]
             outputs = self._step(names, inputs, [read(name) for name in names], types[index], finer, weights, losses)
+            for name, output in zip(STEPS[index], outputs, strict=True):
+                bias_name = f"{prefix}{name}.bias"
+                if bias_name in self._biases:
+                    bias = read(bias_name).astype(np.float32)
+                    weights[bias_name] = Weight(bias_name, "float32", bias.shape, bias)
+                    output.exact += bias
+                    output.quantized += bias
             return outputs
 
         def normed(name: str) -> Pair:

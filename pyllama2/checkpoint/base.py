@@ -47,6 +47,8 @@ class Checkpoint(ABC):
         tokenizer: None when the checkpoint has none.
         chat_template: Jinja source, None when the checkpoint has none.
         files: every file that belongs to the checkpoint.
+        limit: why config.max_seq_len is the longest context that can be computed, as the end of a sentence. "": it is
+            what the model was made for.
         source: one line with the format and the file name, which is stored in files made from the checkpoint.
 
     Raises:
@@ -58,6 +60,7 @@ class Checkpoint(ABC):
     tokenizer: TokenizerSpec | None
     chat_template: str | None
     files: list[str]
+    limit: str = ""
     source: str
 
     @abstractmethod

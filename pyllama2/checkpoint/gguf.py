@@ -1,9 +1,10 @@
-"""GGUF checkpoints of architecture "llama": one file with the config, the tokenizer and the weights.
+"""GGUF checkpoints of the architectures "llama" and "qwen2": one file with the config, the tokenizer and the weights.
 
 A model may also be cut into files NAME-00001-of-00003.gguf: the first one has the metadata, each has some tensors
 (gguf_parts.py).
 
-wq and wk rotate adjacent rows, as in model.py: converters undo the permutation of Hugging Face checkpoints.
+wq and wk of "llama" rotate adjacent rows, as in model.py: converters undo the permutation of Hugging Face checkpoints.
+Those of "qwen2" rotate the two halves of a head, as in a Hugging Face checkpoint.
 gguf_header.py parses the file, gguf_blocks.py decodes the quantized types, and gguf_tokenizer.py makes the
 tokenizer. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -11,9 +12,10 @@ tokenizer. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +26,12 @@ from ..shown import shown
 from ..storage.mapped import MappedFile
 from ..storage.tensor_info import TensorInfo
 from .base import Checkpoint, LazyTensor
+from .families import SLIDING_WINDOW, refusal
 from .gguf_blocks import BLOCK_TYPES, dequantize
 from .gguf_header import Metadata, is_gguf
 from .gguf_parts import open_parts
 from .gguf_tokenizer import read_tokenizer
+from .huggingface import in_our_order, rotated_heads
 from .stored_tensor import StoredTensor
 from .tensor_names import TensorNames, check_tensors
 from .tokenizer_files import read_tokenizer_file
@@ -51,6 +55,8 @@ NAMES = TensorNames(
         "output": "output",
     },
 )
+ARCHITECTURES = ("llama", "qwen2")
+HALVES = ("qwen2",)  # those whose wq and wk rotate the halves of a head
 ROPE_FACTORS = "rope_freqs.weight"
 
 
@@ -64,7 +70,12 @@ class GgufCheckpoint(Checkpoint):
         file, header = parts[0]
         self._places = {name: (part, info) for part, other in parts for name, info in other.tensors.items()}
         self._parts = [part for part, _ in parts]
-        self.config = _read_config(file, header.metadata, self._places)
+        self._architecture = _architecture(header.metadata)
+        self.config = _read_config(file, header.metadata, self._architecture, self._places)
+        window = header.metadata.find(f"{self._architecture}.attention.sliding_window", int)
+        if window:
+            self.config = replace(self.config, max_seq_len=min(window, self.config.max_seq_len))
+            self.limit = SLIDING_WINDOW
         shapes = {name: info.shape for name, (_, info) in self._places.items() if name != ROPE_FACTORS}
         check_tensors(file.path, self.config, shapes, NAMES.of)
         self.files = [part.path for part in self._parts]
@@ -77,6 +88,11 @@ class GgufCheckpoint(Checkpoint):
         self.source = f"GGUF {shown(os.path.basename(file.path))}"
 
     def tensor(self, name: str) -> LazyTensor:
+        tensor = self._stored(name)
+        n_heads = rotated_heads(name, self.config) if self._architecture in HALVES else None
+        return tensor if n_heads is None else replace(tensor, read=partial(_reordered, tensor.read, n_heads))
+
+    def _stored(self, name: str) -> LazyTensor:
         file, info = self._places[NAMES.of(name)]
         if info.dtype not in BLOCK_TYPES:
             return StoredTensor(file, info.dtype, info.shape, info.offset).lazy()
@@ -87,6 +103,10 @@ class GgufCheckpoint(Checkpoint):
     def close(self) -> None:
         for part in self._parts:
             part.close()
+
+
+def _reordered(read: Callable[[], NDArray[Any]], n_heads: int) -> NDArray[Any]:
+    return in_our_order(read(), n_heads)
 
 
 def _dequantized(file: MappedFile, info: TensorInfo, start: int, stop: int) -> NDArray[np.float32]:
@@ -101,66 +121,93 @@ def _dequantized(file: MappedFile, info: TensorInfo, start: int, stop: int) -> N
     return dequantize(info.dtype, blocks).reshape(stop - start, *info.shape[1:])
 
 
-def _read_config(
-    file: MappedFile, metadata: Metadata, places: Mapping[str, tuple[MappedFile, TensorInfo]]
-) -> ModelConfig:
+def _architecture(metadata: Metadata) -> str:
     architecture = metadata.get("general.architecture", str)
-    if architecture != "llama":
-        raise CheckpointError(f"{file.path}: the architecture {architecture[:40]!r} is not supported (llama is)")
-    if metadata.find("llama.expert_count", int):
+    if architecture not in ARCHITECTURES:
+        raise CheckpointError(f"{metadata.path}: the architecture {refusal(architecture)}")
+    return architecture
+
+
+def _read_config(
+    file: MappedFile, metadata: Metadata, architecture: str, places: Mapping[str, tuple[MappedFile, TensorInfo]]
+) -> ModelConfig:
+    if metadata.find(f"{architecture}.expert_count", int):
         raise CheckpointError(
-            f"{file.path} is a mixture of experts, which is not supported; take a dense Llama instead"
+            f"{file.path} is a mixture of experts, which is not supported; take a dense model, such as Mistral 7B"
         )
     if "token_embd.weight" not in places:
         raise CheckpointError(f"{file.path}: tensor token_embd.weight is missing")
-    dim = metadata.get("llama.embedding_length", int)
-    n_heads = metadata.uniform("llama.attention.head_count")
-    rope_theta = metadata.find("llama.rope.freq_base", float)
+    dim = metadata.get(f"{architecture}.embedding_length", int)
+    n_heads = metadata.uniform(f"{architecture}.attention.head_count")
+    rope_theta = metadata.find(f"{architecture}.rope.freq_base", float)
     try:
         config = ModelConfig(
             dim=dim,
-            hidden_dim=metadata.uniform("llama.feed_forward_length"),
-            n_layers=metadata.get("llama.block_count", int),
+            hidden_dim=metadata.uniform(f"{architecture}.feed_forward_length"),
+            n_layers=metadata.get(f"{architecture}.block_count", int),
             n_heads=n_heads,
-            n_kv_heads=metadata.uniform("llama.attention.head_count_kv", n_heads),
-            head_dim=_head_dim(metadata, dim, n_heads),
+            n_kv_heads=metadata.uniform(f"{architecture}.attention.head_count_kv", n_heads),
+            head_dim=_head_dim(metadata, architecture, dim, n_heads),
             vocab_size=places["token_embd.weight"][1].shape[0],
-            max_seq_len=metadata.get("llama.context_length", int),
-            norm_eps=metadata.get("llama.attention.layer_norm_rms_epsilon", float),
+            max_seq_len=metadata.get(f"{architecture}.context_length", int),
+            norm_eps=metadata.get(f"{architecture}.attention.layer_norm_rms_epsilon", float),
             rope_theta=10000.0 if rope_theta is None else rope_theta,
-            rope_scaling=_linear_scaling(metadata),
+            rope_scaling=_rope_scaling(metadata, architecture),
             tied_embeddings="output.weight" not in places,
+            qkv_bias="blk.0.attn_q.bias" in places,
+            wo_bias="blk.0.attn_output.bias" in places,
         )
         return _with_rope_factors(config, *places[ROPE_FACTORS]) if ROPE_FACTORS in places else config
     except ValueError as error:
         raise CheckpointError(f"{file.path}: {error}") from error
 
 
-def _head_dim(metadata: Metadata, dim: int, n_heads: int) -> int:
+def _head_dim(metadata: Metadata, architecture: str, dim: int, n_heads: int) -> int:
     """Return head_dim. Raises ValueError if the file does not say it, and n_heads does not divide dim."""
-    head_dim = metadata.find("llama.attention.key_length", int)
+    head_dim = metadata.find(f"{architecture}.attention.key_length", int)
     if head_dim is None:
         head_dim = default_head_dim(dim, n_heads)
-    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
+    for name in ("attention.value_length", "rope.dimension_count"):
+        key = f"{architecture}.{name}"
         value = metadata.find(key, int)
         if value not in (None, head_dim):
             raise CheckpointError(f"{metadata.path}: {key} is {value}, other than head_dim {head_dim}")
     return head_dim
 
 
-def _linear_scaling(metadata: Metadata) -> RopeScaling | None:
+def _rope_scaling(metadata: Metadata, architecture: str) -> RopeScaling | None:
     """Return the scaling in the metadata. Old files have a factor without a type.
 
-    Raises ValueError for a factor out of range.
+    Raises ValueError for a number out of range.
     """
-    kind = metadata.find("llama.rope.scaling.type", str)
-    if kind not in (None, "none", "linear"):
-        raise CheckpointError(f"{metadata.path}: rope scaling {kind!r:.40} is not supported (none and linear are)")
-    factor = metadata.find("llama.rope.scaling.factor", float)
+    keys = f"{architecture}.rope.scaling"
+    kind = metadata.find(f"{keys}.type", str)
+    if kind not in (None, "none", "linear", "yarn"):
+        raise CheckpointError(f"{metadata.path}: rope scaling {kind!r:.40} is not supported (linear and yarn are)")
+    factor = metadata.find(f"{keys}.factor", float)
     if factor is None:
-        factor = metadata.find("llama.rope.scale_linear", float)
+        factor = metadata.find(f"{architecture}.rope.scale_linear", float)
     # Converters write 0 when there is no factor.
-    return None if kind == "none" or factor in (None, 0.0, 1.0) else RopeScaling("linear", factor)
+    if kind == "none" or factor is None or factor in (0.0, 1.0):
+        return None
+    if kind != "yarn":
+        return RopeScaling("linear", factor)
+    trained_len = metadata.find(f"{keys}.original_context_length", int)
+    if trained_len is None:
+        trained_len = metadata.get(f"{architecture}.context_length", int)
+    fast, slow = (metadata.find(f"{keys}.yarn_{name}", float) for name in ("beta_fast", "beta_slow"))
+    scaling = RopeScaling(
+        "yarn",
+        factor,
+        original_max_seq_len=trained_len,
+        beta_fast=32.0 if fast is None else fast,
+        beta_slow=1.0 if slow is None else slow,
+    )
+    # attn_factor comes on top of the factor that follows from the scaling.
+    attn_factor = metadata.find(f"{keys}.attn_factor", float)
+    if attn_factor in (None, 1.0):
+        return scaling
+    return replace(scaling, attention_factor=attn_factor * scaling.default_attention_factor)
 
 
 def _with_rope_factors(config: ModelConfig, file: MappedFile, info: TensorInfo) -> ModelConfig:

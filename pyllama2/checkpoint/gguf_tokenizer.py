@@ -34,7 +34,12 @@ PRE_TOKENIZERS: dict[str, list[Step]] = {
     "gpt-2": [byte_level(use_regex=True)],
     "smollm": [digits(each=True), byte_level(use_regex=True)],
     "llama-bpe": [split("llama-bpe"), byte_level(use_regex=False)],
+    "qwen2": [split("qwen2"), byte_level(use_regex=False)],
+    "deepseek-r1-qwen": [split("qwen2"), byte_level(use_regex=False)],
+    "tekken": [split("tekken"), byte_level(use_regex=False)],
 }
+IGNORES_MERGES = ("llama-bpe", "tekken")  # a piece of text that is a token becomes that token without merging
+NORMALIZES = ("qwen2",)  # to NFC
 
 
 def read_tokenizer(metadata: Metadata, vocab_size: int) -> TokenizerSpec | None:
@@ -148,7 +153,7 @@ def _tokenizer_json(metadata: Metadata, tokens: list[str], types: list[int], pre
     ]
     model = {
         "type": "BPE",
-        "ignore_merges": pre == "llama-bpe",  # a piece of text that is a token becomes that token without merging
+        "ignore_merges": pre in IGNORES_MERGES,
         "vocab": vocab,
         "merges": _read_merges(metadata, vocab),
     }
@@ -159,6 +164,8 @@ def _tokenizer_json(metadata: Metadata, tokens: list[str], types: list[int], pre
         "decoder": byte_level(use_regex=True),
         "model": model,
     }
+    if pre in NORMALIZES:
+        parts["normalizer"] = {"type": "NFC"}
     return json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode()
 
 

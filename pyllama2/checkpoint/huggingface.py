@@ -2,8 +2,9 @@
 
     model.safetensors, or model.safetensors.index.json = {"weight_map": {tensor: file name}} and its files
 
-Their wq and wk rotate the two halves of a head, (i, i + head_dim/2), where model.py rotates adjacent rows,
-(2i, 2i + 1). Their rows are therefore permuted, and reading undoes that:
+The models are Llama, Mistral and Qwen2 (huggingface_config.py). Their wq and wk rotate the two halves of a head,
+(i, i + head_dim/2), where model.py rotates adjacent rows, (2i, 2i + 1). The rows, and those of a bias, are therefore
+permuted, and reading undoes that:
 
     row (head, half, i) of theirs = row (head, i, half) of ours        half in {0, 1}, i < head_dim/2
 
@@ -63,7 +64,8 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     def __init__(self, path: str | os.PathLike[str], tokenizer: str | None = None) -> None:
         folder = os.fspath(path)
-        self.config, config_file = read_config(os.path.join(folder, "config.json"))
+        description = read_config(os.path.join(folder, "config.json"))
+        self.config, self.limit, config_file = description.config, description.limit, description.file
         self._mapped: list[MappedFile] = []
         self._tensors = self._map_tensors(folder)
         shapes = {n: info.shape for n, (_, info) in self._tensors.items() if not _is_unused(n, self.config)}
@@ -80,11 +82,10 @@ class HuggingFaceCheckpoint(Checkpoint):
     def tensor(self, name: str) -> LazyTensor:
         file, info = self._tensors[NAMES.of(name)]
         stored = StoredTensor(file, info.dtype, info.shape, info.offset)
-        if name.endswith("attention.wq.weight"):
-            return replace(stored.lazy(), read=partial(_unpermuted, stored, self.config.n_heads))
-        if name.endswith("attention.wk.weight"):
-            return replace(stored.lazy(), read=partial(_unpermuted, stored, self.config.n_kv_heads))
-        return stored.lazy()
+        n_heads = rotated_heads(name, self.config)
+        if n_heads is None:
+            return stored.lazy()
+        return replace(stored.lazy(), read=partial(_unpermuted, stored, n_heads))
 
     def close(self) -> None:
         for file in self._mapped:
@@ -133,12 +134,23 @@ def _is_unused(name: str, config: ModelConfig) -> bool:
 
 
 def _unpermuted(stored: StoredTensor, n_heads: int) -> NDArray[Any]:
-    """Read wq or wk with its rows in model.py's order."""
+    """Read wq, wk or a bias of them with its rows in model.py's order."""
     return in_our_order(stored.read(), n_heads)
 
 
+def rotated_heads(name: str, config: ModelConfig) -> int | None:
+    """Return the number of heads of wq or wk, or of a bias of them; None for other tensors."""
+    kind = name.split(".")[-2]
+    return {"wq": config.n_heads, "wk": config.n_kv_heads}.get(kind)
+
+
 def in_our_order(matrix: NDArray[Any], n_heads: int) -> NDArray[Any]:
-    """Return wq or wk, or any (n_heads * head_dim, columns) with their rows, with the rows in model.py's order."""
-    rows, columns = matrix.shape
-    halves = matrix.reshape(n_heads, 2, rows // n_heads // 2, columns)
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows, columns)
+    """Return wq, wk, a bias of them, or anything (n_heads * head_dim, ...) with the rows in model.py's order."""
+    halves = matrix.reshape(n_heads, 2, len(matrix) // n_heads // 2, -1)
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(matrix.shape)
+
+
+def in_their_order(matrix: NDArray[Any], n_heads: int) -> NDArray[Any]:
+    """Undo in_our_order(): row (head, i, half) of ours is row (head, half, i) of theirs."""
+    pairs = matrix.reshape(n_heads, len(matrix) // n_heads // 2, 2, -1)
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(matrix.shape)

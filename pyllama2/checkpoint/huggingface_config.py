@@ -1,89 +1,123 @@
-"""Reads config.json of a Hugging Face Llama.
+"""Reads config.json of a Hugging Face Llama, Mistral or Qwen2.
 
-Fields and their defaults: https://huggingface.co/docs/transformers/model_doc/llama#transformers.LlamaConfig.
+Fields and their defaults: https://huggingface.co/docs/transformers/model_doc/llama#transformers.LlamaConfig, and the
+same pages of mistral and qwen2.
 The settings of RoPE are in rope_theta and rope_scaling, or since transformers 5 in rope_parameters.
 """
 
 from __future__ import annotations
 
-from ..config import ModelConfig, RopeScaling, default_head_dim
+from dataclasses import dataclass
+
+from ..config import ModelConfig, default_head_dim
 from ..errors import CheckpointError
+from .families import SLIDING_WINDOW, refusal
+from .huggingface_rope import read_rope
 from .json_file import JsonObject
 
 _NUMBER = (float, int)
 
 
-def read_config(path: str) -> tuple[ModelConfig, JsonObject]:
+_KINDS = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral", "Qwen2ForCausalLM": "qwen2"}
+_MISTRAL_WINDOW = 4096  # of a Mistral whose config does not say it
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a config.json says.
+
+    Attributes:
+        config: the model's dimensions.
+        limit: why config.max_seq_len is the longest context that can be computed. "": it is only what the model was
+            made for.
+        file: the parsed file, which also names special tokens.
+    """
+
+    config: ModelConfig
+    limit: str
+    file: JsonObject
+
+
+def read_config(path: str) -> Description:
     """Read a config.json.
 
     Args:
         path: the file.
 
-    Returns:
-        The model's dimensions, and the parsed file, which also names special tokens.
-
     Raises:
-        CheckpointError: the file is damaged, the model is not a Llama, or a setting changes the computation in a way
-            that is not supported.
+        CheckpointError: the file is damaged, the model is not of a known kind, or a setting changes the computation
+            in a way that is not supported.
     """
     values = JsonObject.read(path)
+    kind = _kind(values)
     _refuse_unsupported(values)
     dim, n_heads = values.positive("hidden_size"), values.positive("num_attention_heads")
     head_dim = values.get("head_dim", int)
-    rope_theta, rope_scaling = _rope(values)
+    max_seq_len = values.positive("max_position_embeddings", 2048)
+    rope_theta, rope_scaling, trained_len = read_rope(values, max_seq_len)
+    limit = ""
+    if trained_len is not None:
+        limit = "dynamic RoPE scaling, which begins there, is not supported"
+    elif rope_scaling is not None and rope_scaling.kind == "yarn":
+        max_seq_len = max(max_seq_len, int(rope_scaling.original_max_seq_len * rope_scaling.factor))
+    window = _sliding_window(values, kind)
+    if window is not None:
+        max_seq_len, limit = min(window, max_seq_len), SLIDING_WINDOW
+    biases = kind == "qwen2" or (kind == "llama" and values.get("attention_bias", bool, False))
     try:
         config = ModelConfig(
             dim=dim,
             hidden_dim=values.positive("intermediate_size"),
             n_layers=values.positive("num_hidden_layers"),
             n_heads=n_heads,
-            n_kv_heads=values.positive("num_key_value_heads", n_heads),
+            n_kv_heads=values.positive("num_key_value_heads", 8 if kind == "mistral" else n_heads),
             head_dim=default_head_dim(dim, n_heads) if head_dim is None else head_dim,
             vocab_size=values.positive("vocab_size"),
-            max_seq_len=values.positive("max_position_embeddings", 2048),
+            max_seq_len=max_seq_len,
             norm_eps=values.get("rms_norm_eps", _NUMBER, 1e-6),
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
             tied_embeddings=values.get("tie_word_embeddings", bool, False),
+            qkv_bias=biases,
+            wo_bias=biases and kind == "llama",
         )
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return config, values
+    return Description(config, limit, values)
+
+
+def _kind(values: JsonObject) -> str:
+    """Return "llama", "mistral" or "qwen2"."""
+    names = [str(name) for name in values.get("architectures", list, [])]
+    kind: str = values.get("model_type", str, _KINDS.get(names[0] if names else "", "llama"))
+    for name in (*names, kind):
+        if name not in _KINDS and name not in _KINDS.values():
+            raise CheckpointError(f"{values.path}: a model of type {refusal(name)}")
+    if any(_KINDS.get(name, name) != kind for name in names):
+        raise CheckpointError(f"{values.path}: architectures {str(names)[:80]} contradict model_type {kind!r}")
+    return kind
 
 
 def _refuse_unsupported(values: JsonObject) -> None:
-    kinds = [*values.get("architectures", list, []), values.get("model_type", str, "llama")]
-    if any(kind not in ("llama", "LlamaForCausalLM") for kind in kinds):
-        raise CheckpointError(f"{values.path}: a model of type {str(kinds)[:120]} is not supported (llama is)")
     activation = values.get("hidden_act", str, "silu")
     if activation != "silu":
         raise CheckpointError(f"{values.path}: hidden_act {activation[:40]!r} is not supported (silu is)")
-    for name in ("attention_bias", "mlp_bias"):
-        if values.get(name, bool, False):
-            raise CheckpointError(f"{values.path}: {name} is true; Llamas with biases are not supported")
+    if values.get("mlp_bias", bool, False):
+        raise CheckpointError(
+            f"{values.path}: mlp_bias is true; biases of the feed-forward network are not supported (attention_bias is)"
+        )
+    if values.get("num_local_experts", int) or values.get("num_experts", int):
+        raise CheckpointError(f"{values.path}: a mixture of experts is not supported; take a dense model of the family")
     if values.get("quantization_config", dict) is not None:
         method = str(values.child("quantization_config").values.get("quant_method"))[:40]
         raise CheckpointError(f"{values.path}: weights quantized by {method} are not supported; use the original ones")
 
 
-def _rope(values: JsonObject) -> tuple[float, RopeScaling | None]:
-    """Return rope_theta and the scaling, None for no scaling."""
-    name = "rope_parameters" if values.get("rope_parameters", dict) else "rope_scaling"
-    rope = values.child(name)
-    theta: float = rope.get("rope_theta", _NUMBER, values.get("rope_theta", _NUMBER, 10000.0))
-    if values.get("partial_rotary_factor", _NUMBER, 1) != 1 or rope.get("partial_rotary_factor", _NUMBER, 1) != 1:
-        raise CheckpointError(f"{values.path}: a partial_rotary_factor is not supported")
-    kind = rope.get("rope_type", str, rope.get("type", str, "default"))
-    if kind == "default":
-        return theta, None
-    if kind not in ("linear", "llama3"):
-        raise CheckpointError(f"{rope.path}: {kind[:40]!r} is not supported (linear and llama3 are)")
-    factor = rope.get("factor", _NUMBER)
-    try:
-        if kind == "linear":
-            return theta, RopeScaling(kind, factor)
-        trained_len = rope.positive("original_max_position_embeddings")
-        low, high = rope.get("low_freq_factor", _NUMBER), rope.get("high_freq_factor", _NUMBER)
-        return theta, RopeScaling(kind, factor, low, high, trained_len)
-    except ValueError as error:
-        raise CheckpointError(f"{rope.path}: {error}") from error
+def _sliding_window(values: JsonObject, kind: str) -> int | None:
+    """Return the number of tokens that each token sees, None for all."""
+    if kind == "mistral":
+        window = values.positive("sliding_window", _MISTRAL_WINDOW)
+        return None if "sliding_window" in values.values and values.values["sliding_window"] is None else window
+    if kind == "qwen2" and values.get("use_sliding_window", bool, False):
+        return values.positive("sliding_window", _MISTRAL_WINDOW)
+    return None

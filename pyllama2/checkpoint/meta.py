@@ -25,6 +25,7 @@ from ..config import ModelConfig, RopeScaling, default_head_dim
 from ..errors import CheckpointError
 from ..shown import shown
 from .base import Checkpoint, LazyTensor
+from .families import SLIDING_WINDOW
 from .json_file import JsonObject
 from .pth import read_pth
 from .stored_tensor import StoredTensor
@@ -99,7 +100,9 @@ class MetaCheckpoint(Checkpoint):
         params = _read_params(os.path.join(folder, "params.json"))
         shard_paths = _shard_paths(folder)
         self._pieces = _collect(shard_paths, [read_pth(shard) for shard in shard_paths], params)
-        self.config = _config(params, self._pieces, len(shard_paths))
+        window = params.get("sliding_window", int)
+        self.limit = "" if window is None else SLIDING_WINDOW
+        self.config = _config(params, self._pieces, len(shard_paths), window)
         shapes = {name: pieces.shape for name, pieces in self._pieces.items()}
         hint = f" (of {len(shard_paths)} shard(s)); is a shard missing, or params.json from another model?"
         check_tensors(folder, self.config, shapes, hint=hint)
@@ -193,7 +196,7 @@ def _axis(name: str, shape: tuple[int, ...], dim: int) -> int | None:
     return 1 if name.endswith(_ROW_PARALLEL) else 0
 
 
-def _config(params: JsonObject, pieces: dict[str, _Pieces], n_shards: int) -> ModelConfig:
+def _config(params: JsonObject, pieces: dict[str, _Pieces], n_shards: int, window: int | None) -> ModelConfig:
     dim, n_heads = params.positive("dim"), params.positive("n_heads")
     vocab_size = _rows(params, pieces, "tok_embeddings.weight")
     if params.get("vocab_size", int, -1) not in (-1, vocab_size):
@@ -204,8 +207,6 @@ def _config(params: JsonObject, pieces: dict[str, _Pieces], n_shards: int) -> Mo
     hidden_dim = _rows(params, pieces, "layers.0.feed_forward.w1.weight")
     _compare_hidden_dim(params, dim, hidden_dim)
     head_dim = params.get("head_dim", int)
-    if params.get("sliding_window", int) is not None:
-        raise CheckpointError(f"{params.path}: sliding_window is not supported")
     try:
         return ModelConfig(
             dim=dim,
@@ -215,7 +216,7 @@ def _config(params: JsonObject, pieces: dict[str, _Pieces], n_shards: int) -> Mo
             n_kv_heads=params.positive("n_kv_heads", n_heads),
             head_dim=default_head_dim(dim, n_heads) if head_dim is None else head_dim,
             vocab_size=vocab_size,
-            max_seq_len=_MAX_SEQ_LEN,
+            max_seq_len=_MAX_SEQ_LEN if window is None else window,
             norm_eps=params.get("norm_eps", (float, int), 1e-5),
             rope_theta=params.get("rope_theta", (float, int), 10000.0),
             rope_scaling=_LLAMA3_SCALING if params.get("use_scaled_rope", bool, False) else None,

@@ -12,7 +12,9 @@ from ..shown import shown_value
 
 @dataclass(frozen=True)
 class TensorNames:
-    """A format's names of the tensors in ModelConfig.tensor_shapes(). All names end with ".weight", theirs and ours.
+    """A format's names of the tensors in ModelConfig.tensor_shapes().
+
+    All names end with ".weight" or ".bias", theirs and ours.
 
     Attributes:
         layer: what stands before the number of a layer: "blk" in "blk.7.attn_q.weight".
@@ -24,11 +26,11 @@ class TensorNames:
 
     def of(self, name: str) -> str:
         """Their name of the tensor that we call name."""
-        name = name.removesuffix(".weight")
+        name, _, kind = name.rpartition(".")
         if name in self.theirs:
-            return f"{self.theirs[name]}.weight"
+            return f"{self.theirs[name]}.{kind}"
         _, number, rest = name.split(".", 2)
-        return f"{self.layer}.{number}.{self.theirs[rest]}.weight"
+        return f"{self.layer}.{number}.{self.theirs[rest]}.{kind}"
 
 
 def check_tensors(
@@ -60,5 +62,6 @@ def check_tensors(
     unknown = shapes.keys() - expected.keys()
     if unknown:
         raise CheckpointError(
-            f"{path}: unknown tensor {shown_value(min(unknown))} (biases and adapters are not supported)"
+            f"{path}: unknown tensor {shown_value(min(unknown))} (biases of the feed-forward network, norms of queries "
+            "and keys, and adapters are not supported here)"
         )

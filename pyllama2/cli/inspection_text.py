@@ -110,9 +110,12 @@ def _config_lines(inspection: Inspection) -> list[str]:
     values = asdict(inspection.config)
     scaling = values.pop("rope_scaling")
     tied = values.pop("tied_embeddings")
+    qkv_bias, wo_bias = values.pop("qkv_bias"), values.pop("wo_bias")
     numbers = [f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:g}" for name, value in values.items()]
     rope = "none" if scaling is None else f"{scaling['kind']} x {scaling['factor']:g}"
     parts = [*numbers, f"rope_scaling {rope}", f"tied_embeddings {'yes' if tied else 'no'}"]
+    if qkv_bias:
+        parts.append(f"biases of wq wk wv{' wo' if wo_bias else ''}")
     return ["  " + "   ".join(parts[i : i + 6]) for i in range(0, len(parts), 6)]
 
 

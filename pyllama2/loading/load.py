@@ -74,8 +74,12 @@ def load_model(
         config = checkpoint.config
         if n_ctx is not None and not 1 <= n_ctx <= config.max_seq_len:
             raise ValueError(
-                f"n_ctx must be between 1 and {config.max_seq_len}, which the model was made for, "
-                f"not {shown_value(n_ctx)}"
+                f"n_ctx must be between 1 and {config.max_seq_len}, not {shown_value(n_ctx)}: "
+                f"{checkpoint.limit or 'the model was made for that'}"
+            )
+        if checkpoint.limit:
+            log.warning(
+                "%s: the context ends at %d tokens: %s", shown(title_of(path)), config.max_seq_len, checkpoint.limit
             )
         context = min(config.max_seq_len, USUAL_CONTEXT) if n_ctx is None else n_ctx
         model = _usable_in_place(checkpoint, path, None if quant == "auto" else quant)

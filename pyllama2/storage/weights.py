@@ -14,7 +14,8 @@ eight products of the same input need no horizontal sum:
                                                              high nibble: quad j + group_size/8
     scales      float16 (rows/8, groups, 8)
 
-Norms are always float32. Our file stores these arrays as they are, and the CPU backend computes on them as they are.
+Norms and biases are always float32. Our file stores these arrays as they are, and the CPU backend computes on them as
+they are.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ class Quantization:
 
     def storage_of(self, name: str, config: ModelConfig) -> StorageType:
         """Return how the tensor called name is stored in a model of this config."""
-        if name.endswith("norm.weight"):
+        if name.endswith(("norm.weight", ".bias")):
             return StorageType("float32")
         if name == "output.weight" or (config.tied_embeddings and name == "tok_embeddings.weight"):
             return StorageType(self.output_type, self.group_size)

@@ -1,8 +1,9 @@
-"""Writes a model as a GGUF file of architecture "llama", for llama.cpp and the programs that use it.
+"""Writes a model as a GGUF file, for llama.cpp and the programs that use it.
 
-The keys are those that checkpoint/gguf.py reads. Matrices are F32, F16 or Q8_0, and norms are F32. A matrix whose rows
-are not whole blocks of 32 numbers is F16 in a file of Q8_0. The "llama3" scaling of RoPE is a tensor with one divisor
-for each frequency.
+Its architecture is "llama", or "qwen2" for a model with biases of wq, wk and wv, whose wq and wk are then in the order
+of Hugging Face. The keys are those that checkpoint/gguf.py reads. Matrices are F32, F16 or Q8_0, norms and biases are
+F32. A matrix whose rows are not whole blocks of 32 numbers is F16 in a file of Q8_0. The "llama3" scaling of RoPE is a
+tensor with one divisor for each frequency.
 
     Q8_0: d = largest |x| of 32 numbers / 127, in float16; q = x / d, rounded, with the d that was not rounded yet
 
@@ -19,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.base import Checkpoint
-from ..checkpoint.gguf import NAMES, ROPE_FACTORS
+from ..checkpoint.gguf import HALVES, NAMES, ROPE_FACTORS
+from ..checkpoint.huggingface import in_their_order, rotated_heads
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..process.interrupts import Interrupts
@@ -57,7 +59,8 @@ def write_gguf(
     divisors = _rope_divisors(config)
     if divisors is not None:
         tensors = {ROPE_FACTORS: ("F32", divisors.shape), **tensors}
-    keys = _keys(checkpoint, _TYPES[dtype])
+    architecture = _architecture(config)
+    keys = _keys(checkpoint, architecture, _TYPES[dtype])
     done, total = 0, config.n_parameters
     with Interrupts() as interrupts, NewFile(out, interrupts) as file, interrupts.allowed():
         gguf = GgufFile(file, keys, tensors)
@@ -66,6 +69,9 @@ def write_gguf(
         for name, shape, tensor in checkpoint.tensors():
             numpy_type = np.dtype(np.float16 if kinds[name] == "F16" else np.float32)
             array = as_float(name, tensor.read(), numpy_type)
+            n_heads = rotated_heads(name, config) if architecture in HALVES else None
+            if n_heads is not None:
+                array = in_their_order(array, n_heads)
             data = _q8_0(name, array) if kinds[name] == "Q8_0" else np.ascontiguousarray(array).data.cast("B")
             gguf.write(NAMES.of(name), data)
             done += prod(shape)
@@ -97,29 +103,42 @@ def _q8_0(name: str, matrix: NDArray[np.float32]) -> bytes:
     return blocks.tobytes()
 
 
-def _keys(checkpoint: Checkpoint, kind: str) -> dict[str, Value]:
+def _architecture(config: ModelConfig) -> str:
+    """Return "qwen2" for what that can express. "llama" may have biases, too, but few programs look for them."""
+    is_llama3 = config.rope_scaling is not None and config.rope_scaling.kind == "llama3"
+    return "qwen2" if config.qkv_bias and not config.wo_bias and not is_llama3 else "llama"
+
+
+def _keys(checkpoint: Checkpoint, architecture: str, kind: str) -> dict[str, Value]:
     config = checkpoint.config
     keys: dict[str, Value] = {
-        "general.architecture": "llama",
+        "general.architecture": architecture,
         "general.name": checkpoint.source,
         "general.file_type": _FILE_TYPES[kind],
         "general.quantization_version": 2,
-        "llama.vocab_size": config.vocab_size,
-        "llama.block_count": config.n_layers,
-        "llama.context_length": config.max_seq_len,
-        "llama.embedding_length": config.dim,
-        "llama.feed_forward_length": config.hidden_dim,
-        "llama.attention.head_count": config.n_heads,
-        "llama.attention.head_count_kv": config.n_kv_heads,
-        "llama.attention.key_length": config.head_dim,
-        "llama.attention.value_length": config.head_dim,
-        "llama.attention.layer_norm_rms_epsilon": float(config.norm_eps),
-        "llama.rope.dimension_count": config.head_dim,
-        "llama.rope.freq_base": float(config.rope_theta),
+        f"{architecture}.vocab_size": config.vocab_size,
+        f"{architecture}.block_count": config.n_layers,
+        f"{architecture}.context_length": config.max_seq_len,
+        f"{architecture}.embedding_length": config.dim,
+        f"{architecture}.feed_forward_length": config.hidden_dim,
+        f"{architecture}.attention.head_count": config.n_heads,
+        f"{architecture}.attention.head_count_kv": config.n_kv_heads,
+        f"{architecture}.attention.key_length": config.head_dim,
+        f"{architecture}.attention.value_length": config.head_dim,
+        f"{architecture}.attention.layer_norm_rms_epsilon": float(config.norm_eps),
+        f"{architecture}.rope.dimension_count": config.head_dim,
+        f"{architecture}.rope.freq_base": float(config.rope_theta),
     }
-    if config.rope_scaling is not None and config.rope_scaling.kind == "linear":
-        keys["llama.rope.scaling.type"] = "linear"
-        keys["llama.rope.scaling.factor"] = float(config.rope_scaling.factor)
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind in ("linear", "yarn"):
+        keys[f"{architecture}.rope.scaling.type"] = scaling.kind
+        keys[f"{architecture}.rope.scaling.factor"] = float(scaling.factor)
+    if scaling is not None and scaling.kind == "yarn":
+        keys[f"{architecture}.rope.scaling.original_context_length"] = scaling.original_max_seq_len
+        keys[f"{architecture}.rope.scaling.yarn_beta_fast"] = float(scaling.beta_fast)
+        keys[f"{architecture}.rope.scaling.yarn_beta_slow"] = float(scaling.beta_slow)
+        attn_factor = config.rope_attention_factor / scaling.default_attention_factor
+        keys[f"{architecture}.rope.scaling.attn_factor"] = attn_factor
     if checkpoint.tokenizer is not None:
         keys |= tokenizer_keys(checkpoint.tokenizer, config.vocab_size)
     else:

@@ -5,11 +5,11 @@ A vocabulary that is smaller than the model's is filled with unused tokens, as o
 
 from __future__ import annotations
 
-from ..checkpoint.gguf_tokenizer import ENDS, PRE_TOKENIZERS
+from ..checkpoint.gguf_tokenizer import ENDS, IGNORES_MERGES, NORMALIZES, PRE_TOKENIZERS
 from ..errors import CheckpointError
 from ..tokenizer.base import TokenizerSpec
-from ..tokenizer.bpe_parts import parse_bpe
-from ..tokenizer.pre_tokenizer import Step, known_steps
+from ..tokenizer.bpe_parts import BpeParts, parse_bpe
+from ..tokenizer.pre_tokenizer import known_steps
 from ..tokenizer.sentencepiece import open_processor
 from ..tokenizer.sentencepiece_proto import (
     BYTE,
@@ -79,14 +79,10 @@ def _sentencepiece(spec: TokenizerSpec, vocab_size: int) -> dict[str, Value]:
 
 def _bpe(spec: TokenizerSpec, vocab_size: int) -> dict[str, Value]:
     parts = parse_bpe(spec.data)
-    if parts.nfc:
-        raise CheckpointError("the tokenizer normalizes text (NFC), which a GGUF file cannot say")
-    pre = next(
-        (name for name, steps in PRE_TOKENIZERS.items() if name != "default" and _same(steps, parts.steps)), None
-    )
-    if pre is None or parts.ignore_merges != (pre == "llama-bpe"):
+    pre = next((name for name in PRE_TOKENIZERS if name != "default" and _is_of(name, parts)), None)
+    if pre is None:
         raise CheckpointError(
-            "the rules by which the tokenizer cuts a text have no name in GGUF "
+            "the rules by which the tokenizer cuts or normalizes a text have no name in GGUF "
             f"({', '.join(name for name in PRE_TOKENIZERS if name != 'default')} do)"
         )
     tokens: list[str | None] = [None] * vocab_size
@@ -109,8 +105,11 @@ def _bpe(spec: TokenizerSpec, vocab_size: int) -> dict[str, Value]:
     }
 
 
-def _same(steps: list[Step], others: list[Step]) -> bool:
-    return known_steps({"type": "Sequence", "pretokenizers": steps}) == others
+def _is_of(name: str, parts: BpeParts) -> bool:
+    """Whether a name of a pre-tokenizer says how a tokenizer cuts and normalizes a text."""
+    steps = known_steps({"type": "Sequence", "pretokenizers": PRE_TOKENIZERS[name]})
+    says = (steps, name in IGNORES_MERGES, name in NORMALIZES)
+    return says == (parts.steps, parts.ignore_merges, parts.nfc)
 
 
 def _filled(tokens: list[str] | list[str | None], vocab_size: int) -> list[str]:

@@ -4,7 +4,8 @@
     model.safetensors                          float32 or float16, under Hugging Face's names
     tokenizer.model or tokenizer.json, tokenizer_config.json
 
-Their wq and wk rotate the two halves of a head, so that their rows are permuted; see checkpoint/huggingface.py.
+A model with biases of wq, wk and wv is a Qwen2, others are Llamas. Their wq and wk rotate the two halves of a head, so
+that their rows are permuted; see checkpoint/huggingface.py.
 """
 
 from __future__ import annotations
@@ -18,10 +19,9 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..checkpoint.base import Checkpoint
-from ..checkpoint.huggingface import NAMES
+from ..checkpoint.huggingface import NAMES, in_their_order, rotated_heads
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..process.interrupts import Interrupts
@@ -93,28 +93,21 @@ def _write_tensors(
         file.write(make_header(layout, {"format": "pt"}))
         for name, shape, tensor in checkpoint.tensors():
             array = as_float(name, tensor.read(), np.dtype(dtype))
-            if name.endswith("attention.wq.weight"):
-                array = _permuted(array, config.n_heads)
-            elif name.endswith("attention.wk.weight"):
-                array = _permuted(array, config.n_kv_heads)
+            n_heads = rotated_heads(name, config)
+            if n_heads is not None:
+                array = in_their_order(array, n_heads)
             file.write(np.ascontiguousarray(array).data.cast("B"))
             done += prod(shape)
             if progress is not None:
                 progress(done, total, name)
 
 
-def _permuted(matrix: NDArray[Any], n_heads: int) -> NDArray[Any]:
-    """wq or wk with its rows in their order: row (head, i, half) of ours is row (head, half, i) of theirs."""
-    rows, columns = matrix.shape
-    pairs = matrix.reshape(n_heads, rows // n_heads // 2, 2, columns)
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows, columns)
-
-
 def _config(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
     config = checkpoint.config
+    qwen2 = config.qkv_bias and not config.wo_bias
     values: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": ["Qwen2ForCausalLM" if qwen2 else "LlamaForCausalLM"],
+        "model_type": "qwen2" if qwen2 else "llama",
         "hidden_act": "silu",
         "hidden_size": config.dim,
         "intermediate_size": config.hidden_dim,
@@ -128,10 +121,12 @@ def _config(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
         "rope_theta": config.rope_theta,
         "rope_scaling": _rope_scaling(config),
         "tie_word_embeddings": config.tied_embeddings,
-        "attention_bias": False,
-        "mlp_bias": False,
         "torch_dtype": dtype,
     }
+    if qwen2:
+        values["use_sliding_window"] = False
+    else:
+        values |= {"attention_bias": config.qkv_bias, "mlp_bias": False}
     return values | _special_ids(checkpoint.tokenizer)
 
 
@@ -144,6 +139,13 @@ def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
         values |= {
             "low_freq_factor": scaling.low_freq_factor,
             "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_seq_len,
+        }
+    elif scaling.kind == "yarn":
+        values |= {
+            "beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
+            "attention_factor": config.rope_attention_factor,
             "original_max_position_embeddings": scaling.original_max_seq_len,
         }
     return values

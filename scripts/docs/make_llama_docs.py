@@ -80,7 +80,7 @@ STEPS = [
         "rope, kv append",
         "turn each pair of q and k by position × frequency; keep k and v",
         "model.py apply_rope",
-        "forward.pyx # rope -> kv append",
+        "forward.pyx # biases -> rope -> kv append",
         "attention.pyx rope_and_append",
     ),
     (

@@ -66,6 +66,17 @@ class TestFile:
         before, after = StoredModel.open(plain), StoredModel.open(calibrated)
         assert before.quantization == after.quantization and before.nbytes == after.nbytes
 
+    def test_biases_are_kept_and_count(self, text: Path, tmp_path: Path) -> None:
+        source = write_tiny(tmp_path / "biases.bin", qkv_bias=True, wo_bias=True)
+        plain, calibrated = tmp_path / "plain.bin", tmp_path / "calibrated.bin"
+        quantize(source, plain, False)
+        quantize(source, calibrated, [text])
+        assert divergence(calibrated, source) < 0.7 * divergence(plain, source)
+        weights = {path: StoredModel.open(path).weights for path in (source, plain, calibrated)}
+        for name in (name for name in weights[source] if name.endswith(".bias")):
+            for path in (plain, calibrated):
+                assert np.array_equal(weights[path][name].data, weights[source][name].data)
+
     @pytest.mark.slow
     def test_q8_too(self, source: Path, text: Path, tmp_path: Path) -> None:
         plain, calibrated = tmp_path / "plain.bin", tmp_path / "calibrated.bin"

@@ -250,7 +250,7 @@ REFUSED_KEYS: dict[str, tuple[dict[str, Any], str]] = {
     "heads_and_kv_heads": ({"llama.attention.head_count_kv": 4}, r"n_heads \(6\) is not a multiple of n_kv_heads"),
     "value_length": ({"llama.attention.value_length": 4}, "value_length is 4, other than head_dim 8"),
     "partial_rotation": ({"llama.rope.dimension_count": 4}, "dimension_count is 4, other than head_dim 8"),
-    "yarn": ({"llama.rope.scaling.type": "yarn"}, "rope scaling 'yarn' is not supported"),
+    "longrope": ({"llama.rope.scaling.type": "longrope"}, "rope scaling 'longrope' is not supported"),
     "bad_factor": (
         {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": -2.0},
         "rope scaling factor must be between",
@@ -278,12 +278,20 @@ def test_refused_metadata(tmp_path: Path, case: str) -> None:
 
 def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
     tensors = {gguf_name(name): array for name, array in random_weights(GQA).items()}
-    path = write_gguf(tmp_path / "m", tensors, model_keys(GQA), architecture="qwen2")
-    with pytest.raises(CheckpointError, match="architecture 'qwen2' is not supported"):
-        GgufCheckpoint(path)
+    for name, instead in (
+        ("qwen3", "Qwen2.5"),
+        ("qwen2moe", "dense model"),
+        ("gemma3", "a Llama"),
+        ("gpt-oss", "Llama"),
+    ):
+        path = write_gguf(tmp_path / "m", tensors, model_keys(GQA), architecture=name)
+        with pytest.raises(CheckpointError, match=f"architecture '{name}' is .* not supported; take .*{instead}"):
+            GgufCheckpoint(path)
 
 
-@pytest.mark.parametrize("name", ["blk.0.attn_q.bias", "blk.1.attn_norm.bias", "rope_factors_long.weight", "x" * 100])
+@pytest.mark.parametrize(
+    "name", ["blk.0.ffn_up.bias", "blk.0.attn_q_norm.weight", "rope_factors_long.weight", "x" * 100]
+)
 def test_other_tensors_are_refused_by_name(tmp_path: Path, name: str) -> None:
     extra = {name: np.zeros(48, np.float32)}
     path = write_model(tmp_path / "m", GQA, random_weights(GQA), extra=extra)

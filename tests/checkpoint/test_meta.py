@@ -205,7 +205,7 @@ class TestParams:
             ({"rope_theta": 0.5}, "rope_theta"),
             ({"use_scaled_rope": "yes"}, "use_scaled_rope"),
             ({"multiple_of": 0}, "multiple_of"),
-            ({"sliding_window": 4096}, "sliding_window"),
+            ({"sliding_window": "wide"}, "sliding_window"),
             ({"vocab_size": "many"}, "vocab_size"),
         ],
     )

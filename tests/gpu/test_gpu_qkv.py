@@ -1,4 +1,4 @@
-"""wq wk wv -> rope -> kv append in one launch."""
+"""wq wk wv -> biases -> rope -> kv append in one launch."""
 
 from __future__ import annotations
 

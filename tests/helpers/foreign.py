@@ -64,9 +64,10 @@ def write_meta(
 
 def huggingface_config(config: ModelConfig, **changes: Any) -> dict[str, Any]:
     """config.json; changes replace fields, and None removes one."""
-    values = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+    qwen2 = config.qkv_bias and not config.wo_bias
+    values: dict[str, Any] = {
+        "architectures": ["Qwen2ForCausalLM" if qwen2 else "LlamaForCausalLM"],
+        "model_type": "qwen2" if qwen2 else "llama",
         "hidden_act": "silu",
         "hidden_size": config.dim,
         "intermediate_size": config.hidden_dim,
@@ -80,6 +81,8 @@ def huggingface_config(config: ModelConfig, **changes: Any) -> dict[str, Any]:
         "rope_theta": config.rope_theta,
         "tie_word_embeddings": config.tied_embeddings,
     }
+    if config.wo_bias:
+        values["attention_bias"] = True
     if scaling := config.rope_scaling:
         values["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor}
         if scaling.kind == "llama3":
@@ -88,6 +91,8 @@ def huggingface_config(config: ModelConfig, **changes: Any) -> dict[str, Any]:
                 "high_freq_factor": scaling.high_freq_factor,
                 "original_max_position_embeddings": scaling.original_max_seq_len,
             }
+        elif scaling.kind == "yarn":
+            values["rope_scaling"]["original_max_position_embeddings"] = scaling.original_max_seq_len
     return {name: value for name, value in (values | changes).items() if value is not None}
 
 
@@ -107,7 +112,7 @@ def huggingface_tensors(config: ModelConfig, weights: Weights, dtype: str = "F32
     }
     tensors = {}
     for name, array in weights.items():
-        stem = name.removesuffix(".weight")
+        stem, _, kind = name.rpartition(".")
         tensor = torch.from_numpy(array.copy())
         if stem.endswith(("wq", "wk")):
             n_heads = config.n_heads if stem.endswith("wq") else config.n_kv_heads
@@ -117,7 +122,7 @@ def huggingface_tensors(config: ModelConfig, weights: Weights, dtype: str = "F32
             stem = f"model.layers.{layer}.{in_layer[rest]}"
         else:
             stem = names[stem]
-        tensors[f"{stem}.weight"] = tensor.to(TORCH_DTYPES[dtype]).contiguous()
+        tensors[f"{stem}.{kind}"] = tensor.to(TORCH_DTYPES[dtype]).contiguous()
     return tensors
 
 

@@ -30,31 +30,48 @@ IN_LAYER = {
 
 
 def gguf_name(name: str) -> str:
-    stem = name.removesuffix(".weight")
+    stem, _, kind = name.rpartition(".")
     if stem in TOP:
-        return f"{TOP[stem]}.weight"
+        return f"{TOP[stem]}.{kind}"
     _, layer, rest = stem.split(".", 2)
-    return f"blk.{layer}.{IN_LAYER[rest]}.weight"
+    return f"blk.{layer}.{IN_LAYER[rest]}.{kind}"
+
+
+def architecture_of(config: ModelConfig) -> str:
+    """What converters call a model."""
+    return "qwen2" if config.qkv_bias and not config.wo_bias else "llama"
+
+
+def in_order(name: str, array: NDArray[np.float32], config: ModelConfig) -> NDArray[np.float32]:
+    """A tensor with its rows as converters store them: those of Qwen2 stay as Hugging Face has them."""
+    n_heads = {"wq": config.n_heads, "wk": config.n_kv_heads}.get(name.split(".")[-2])
+    if n_heads is None or architecture_of(config) == "llama":
+        return array
+    return array.reshape(n_heads, config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(array.shape)
 
 
 def model_keys(config: ModelConfig) -> dict[str, Any]:
     """The metadata that converters write for a model, without a tokenizer."""
+    arch = architecture_of(config)
     keys: dict[str, Any] = {
         "general.name": "tiny",
-        "llama.block_count": config.n_layers,
-        "llama.context_length": config.max_seq_len,
-        "llama.embedding_length": config.dim,
-        "llama.feed_forward_length": config.hidden_dim,
-        "llama.attention.head_count": config.n_heads,
-        "llama.attention.head_count_kv": config.n_kv_heads,
-        "llama.attention.key_length": config.head_dim,
-        "llama.attention.value_length": config.head_dim,
-        "llama.attention.layer_norm_rms_epsilon": config.norm_eps,
-        "llama.rope.dimension_count": config.head_dim,
-        "llama.rope.freq_base": config.rope_theta,
+        f"{arch}.block_count": config.n_layers,
+        f"{arch}.context_length": config.max_seq_len,
+        f"{arch}.embedding_length": config.dim,
+        f"{arch}.feed_forward_length": config.hidden_dim,
+        f"{arch}.attention.head_count": config.n_heads,
+        f"{arch}.attention.head_count_kv": config.n_kv_heads,
+        f"{arch}.attention.key_length": config.head_dim,
+        f"{arch}.attention.value_length": config.head_dim,
+        f"{arch}.attention.layer_norm_rms_epsilon": config.norm_eps,
+        f"{arch}.rope.dimension_count": config.head_dim,
+        f"{arch}.rope.freq_base": config.rope_theta,
     }
-    if config.rope_scaling is not None and config.rope_scaling.kind == "linear":
-        keys |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": config.rope_scaling.factor}
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind in ("linear", "yarn"):
+        keys |= {f"{arch}.rope.scaling.type": scaling.kind, f"{arch}.rope.scaling.factor": scaling.factor}
+        if scaling.kind == "yarn":
+            keys[f"{arch}.rope.scaling.original_context_length"] = scaling.original_max_seq_len
     return keys
 
 
@@ -127,8 +144,9 @@ def write_model(
     for name, array in weights.items():
         theirs = gguf_name(name)
         types[theirs] = "F32" if array.ndim == 1 else dtype
-        tensors[theirs] = stored(array, types[theirs])
-    return write_gguf(path, tensors | dict(extra or {}), model_keys(config) | dict(keys or {}), types)
+        tensors[theirs] = stored(in_order(name, array, config), types[theirs])
+    keys = model_keys(config) | dict(keys or {})
+    return write_gguf(path, tensors | dict(extra or {}), keys, types, architecture_of(config))
 
 
 def string(text: str | bytes) -> bytes:

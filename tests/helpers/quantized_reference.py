@@ -29,14 +29,15 @@ def reference_logits(model: StoredModel, tokens: list[int]) -> Array:
     n, e = len(tokens), config.head_dim
     weights = {name: weight.dequantize().astype(np.float64) for name, weight in model.weights.items()}
     angles = np.outer(np.arange(n), config.rope_frequencies())
-    turn = np.exp(1j * angles)[:, None, :]  # (n, 1, e/2)
+    turn = config.rope_attention_factor * np.exp(1j * angles)[:, None, :]  # (n, 1, e/2)
     future = np.triu(np.ones((n, n), bool), 1)
 
     def norm(x: Array, name: str) -> Array:
         return weights[name] * x / np.sqrt(np.mean(x * x, -1, keepdims=True) + config.norm_eps)
 
     def product(name: str, x: Array) -> Array:
-        return quantize_activations(x, model.weights[name]) @ weights[name].T
+        y = quantize_activations(x, model.weights[name]) @ weights[name].T
+        return y + weights.get(name.removesuffix("weight") + "bias", 0.0)
 
     def rope(x: Array) -> Array:  # (n, heads, e)
         turned = (x[..., 0::2] + 1j * x[..., 1::2]) * turn

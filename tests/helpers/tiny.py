@@ -37,7 +37,19 @@ WIDE_HEADS = ModelConfig(
     dim=40, hidden_dim=64, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=32, vocab_size=50, max_seq_len=48,
     rope_scaling=RopeScaling("linear", 2.0),
 )  # fmt: skip
-CONFIGS = {"gqa": GQA, "mha": MHA, "tied": TIED, "wide_heads": WIDE_HEADS}
+# with biases of wq, wk and wv, and YaRN scaling
+QWEN2 = ModelConfig(
+    dim=48, hidden_dim=80, n_layers=2, n_heads=6, n_kv_heads=2, head_dim=8, vocab_size=70, max_seq_len=128,
+    rope_theta=1e4, rope_scaling=RopeScaling("yarn", 4.0, original_max_seq_len=32), tied_embeddings=True, qkv_bias=True,
+)  # fmt: skip
+# with a bias of wo, too
+BIASES = ModelConfig(
+    dim=48, hidden_dim=96, n_layers=2, n_heads=3, n_kv_heads=3, head_dim=16, vocab_size=60, max_seq_len=64,
+    qkv_bias=True, wo_bias=True,
+)  # fmt: skip
+CONFIGS = {
+    "gqa": GQA, "mha": MHA, "tied": TIED, "wide_heads": WIDE_HEADS, "qwen2": QWEN2, "biases": BIASES
+}  # fmt: skip
 
 
 def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:

@@ -1,5 +1,5 @@
 // Needs: product.cu, norm.cu, rope.cu, cache.cu
-// wq wk wv -> rope -> kv append, in one launch for 1 to 8 tokens.
+// wq wk wv -> biases -> rope -> kv append, in one launch for 1 to 8 tokens.
 //
 // The matrix has the tiles of wq, those of wk, and those of wv; each of the three starts a new tile. float16 keys and
 // values go straight to the cache. int8 ones have a scale for a whole head, which may be in several tiles: the last
@@ -59,13 +59,14 @@ __device__ __forceinline__ void store_number(const LayerCache<__half>& cache, bo
 //   rope_table       (positions, head_dim / 2, 2) cosines and sines
 //   rows, positions  (columns,) of the tokens
 //   kv, counters     (2, columns, kv_dim) scratch and (2, n_kv_heads) zeros, for int8 only
+//   bias             (q_dim + 2 kv_dim) of queries, keys and values, or null
 template <int kBits, int kGroup, int kColumns, int kHeadDim, class Code>
 __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kBlocks)
     matvec_qkv(const uint4* __restrict__ codes, const __half* __restrict__ scales, int q_dim, int kv_dim, int groups,
                const signed char* __restrict__ x_codes, const float* __restrict__ x_scales,
                const int* __restrict__ x_offsets, const float2* __restrict__ rope_table, const int* __restrict__ rows,
                const int* __restrict__ positions, float* __restrict__ q, float* kv, unsigned* counters, int n_positions,
-               Code* keys, Code* values, float* key_scales, float* value_scales) {
+               Code* keys, Code* values, float* key_scales, float* value_scales, const float* __restrict__ bias) {
   const Quantized x = {const_cast<signed char*>(x_codes), const_cast<float*>(x_scales), const_cast<int*>(x_offsets),
                        groups};
   float total[1];
@@ -81,6 +82,7 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kB
   float* scratch = is_value ? kv + static_cast<size_t>(kColumns) * kv_dim : kv;
   if (column < kColumns) {
     float number = total[0];
+    if (bias != nullptr && i < width) number += bias[(is_query ? 0 : is_value ? q_dim + kv_dim : q_dim) + i];
     if (!is_value) {
       const size_t angle = static_cast<size_t>(positions[column]) * (kHeadDim / 2) + i % kHeadDim / 2;
       number = rotated(number, i, rope_table[angle]);

@@ -1,4 +1,5 @@
-// Rotation of adjacent pairs of queries and keys by the angle of their position (RoFormer, arXiv:2104.09864).
+// Biases, and the rotation of adjacent pairs of queries and keys by the angle of their position (RoFormer,
+// arXiv:2104.09864).
 
 namespace {
 
@@ -21,4 +22,11 @@ extern "C" __global__ void rope(float* __restrict__ x, const float2* __restrict_
     const float2 pair = pairs[i], angle = row[i % (head_dim / 2)];
     pairs[i] = {pair.x * angle.x - pair.y * angle.y, pair.x * angle.y + pair.y * angle.x};
   }
+}
+
+// x (n, width) += bias (width). Grid (n, blocks); any number of threads.
+extern "C" __global__ void add_bias(float* __restrict__ x, const float* __restrict__ bias, int width) {
+  float* row = x + static_cast<size_t>(blockIdx.x) * width;
+  for (int i = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x); i < width; i += gridDim.y * blockDim.x)
+    row[i] += bias[i];
 }

@@ -1,4 +1,4 @@
-"""Products of quantized matrices with many vectors, and rotation, for prompts."""
+"""Products of quantized matrices with many vectors, biases, and rotation, for prompts."""
 
 from __future__ import annotations
 
@@ -86,3 +86,23 @@ class Rope:
         expect_at_least("positions", positions, "int32", n)
         blocks = max(1, min(64, width // 512))
         self._kernel((n, blocks), (_THREADS,), (x, rope_table, positions, *integers(width, head_dim)))
+
+
+class Bias:
+    """Biases of products."""
+
+    def __init__(self, cupy: Any) -> None:
+        self._kernel = compile_module(cupy, ["rope"], []).get_function("add_bias")
+
+    def __call__(self, x: Any, n: int, bias: Any) -> None:
+        """Add a bias to n vectors.
+
+        Args:
+            x: (n, width) float32.
+            n: number of tokens.
+            bias: (width,) float32.
+        """
+        (width,) = bias.shape
+        expect_at_least("x", x, "float32", n * width)
+        blocks = max(1, min(64, width // 512))
+        self._kernel((n, blocks), (_THREADS,), (x, bias, np.int32(width)))

@@ -106,7 +106,7 @@ class Matvec:
 
 
 class QkvMatvec:
-    """wq wk wv -> rope -> kv append for a fixed number of tokens.
+    """wq wk wv -> biases -> rope -> kv append for a fixed number of tokens.
 
     Args:
         cupy: the module, or a stand-in.
@@ -142,6 +142,7 @@ class QkvMatvec:
         values: Any,
         key_scales: Any = None,
         value_scales: Any = None,
+        bias: Any = None,
     ) -> None:
         """Launch the kernel.
 
@@ -156,6 +157,7 @@ class QkvMatvec:
             n_positions: positions of the cache.
             keys, values: of one layer, as in kernels/cache.cu.
             key_scales, value_scales: for int8, else None.
+            bias: (q_dim + 2 kv_dim,) float32 of wq, wk and wv; None in models without.
         """
         weights, vectors = matrix_arguments(matrix, x, self.n_columns)
         q_dim, kv_dim, _ = matrix.parts
@@ -171,8 +173,10 @@ class QkvMatvec:
             expect_at_least("kv", kv, "float32", 2 * n * kv_dim)
             expect_at_least("counters", counters, "uint32", 2 * kv_dim // self._head_dim)
             extra = (kv, counters, np.int32(n_positions), keys, values, key_scales, value_scales)
+        if bias is not None:
+            expect_at_least("bias", bias, "float32", q_dim + 2 * kv_dim)
         sizes = integers(q_dim, kv_dim, matrix.groups)
-        arguments = (*weights, *sizes, *vectors, rope_table, rows, positions, q, *extra)
+        arguments = (*weights, *sizes, *vectors, rope_table, rows, positions, q, *extra, NULL if bias is None else bias)
         self._kernel((matrix.tiles,), (THREADS,), arguments)
 
 
