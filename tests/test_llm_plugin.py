@@ -41,6 +41,7 @@ def answer(path: Path, *texts: str, system: str | None = None) -> str:
         return one.chat(messages, max_tokens=5, temperature=0).text
 
 
+@pytest.mark.slow
 def test_a_conversation(model: Any, path: Path) -> None:
     conversation = model.conversation()
     first = conversation.prompt("What?", system="Be nice.", **OPTIONS)

@@ -82,6 +82,7 @@ def assert_same(checkpoint: Any, wanted: dict[str, torch.Tensor]) -> None:
 
 
 class TestPeft:
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["huggingface", "ours"])
     @pytest.mark.parametrize(
         ("settings", "factor"),
@@ -97,6 +98,7 @@ class TestPeft:
         with closing(open_checkpoint(model)) as checkpoint:
             assert_same(with_adapters(checkpoint, str(adapter)), expected(pairs, factor))
 
+    @pytest.mark.slow
     def test_scale_and_several(self, tmp_path: Path) -> None:
         model = write_huggingface(tmp_path / "m", GQA, WEIGHTS)
         first, second = pairs_of(), pairs_of(("attention.wq", "feed_forward.w3", "output"), seed=8)

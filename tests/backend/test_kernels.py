@@ -35,6 +35,7 @@ def test_all_tables_give_the_same(native: dict[str, str]) -> None:
     assert len({digest for table, digest in native.items() if table != "scalar"}) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cpu", "tables"), [("max", ["scalar", "neon", "neon_dotprod"]), ("cortex-a57", ["scalar", "neon"])]
 )

@@ -33,6 +33,7 @@ def make_columns(n: int, columns: int) -> NDArray[np.float32]:
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("type", "group_size"), KINDS)
 def test_products_equal_the_definition_and_each_other(type: str, group_size: int, shape: tuple[int, int]) -> None:

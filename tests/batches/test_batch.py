@@ -76,6 +76,7 @@ def run(*arguments: Any) -> int:
     return batch.main([*map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_the_answers_are_those_of_the_server(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     requests, output = tmp_path / "requests.jsonl", tmp_path / "results.jsonl"
     lines = write_requests(requests, 12)
@@ -101,6 +102,7 @@ def test_the_answers_are_those_of_the_server(tmp_path: Path, model: Path, capsys
     assert results[7]["response"]["body"]["error"]["code"] == "unknown_field"
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_computed_again(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,6 +200,7 @@ def test_what_is_refused_at_once(
     assert not Path("results.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_requests_are_read_when_their_turn_comes(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "requests.jsonl"
     write_requests(path, 4 * AT_ONCE)
@@ -259,6 +262,7 @@ def test_a_constraint_that_cannot_be_followed_any_further_fails_its_request_alon
     assert "followed any further" in results[2]["response"]["body"]["error"]["message"]
 
 
+@pytest.mark.slow
 def test_it_does_without_the_servers_packages() -> None:
     code = (
         "import sys\nfor name in ('fastapi', 'starlette', 'uvicorn', 'prometheus_client'): sys.modules[name] = None\n"

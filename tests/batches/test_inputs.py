@@ -159,6 +159,7 @@ def test_parquet_without_pyarrow_is_one_sentence(tmp_path: Path, monkeypatch: py
         Input(str(tmp_path / "x"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["long.jsonl", "long.csv"])
 def test_a_long_file_is_not_held_in_memory(tmp_path: Path, name: str) -> None:
     path = tmp_path / name

@@ -96,6 +96,7 @@ class TestFiles:
         path.write_text(" ".join(np.random.default_rng(0).choice(words, 900)))
         return path
 
+    @pytest.mark.slow
     def test_more_bits_lose_less(self, source: Path, text: Path, tmp_path: Path) -> None:
         said: list[str] = []
         divergences = []
@@ -113,6 +114,7 @@ class TestFiles:
         assert not list(tmp_path.glob("*.partial"))
         assert any("bits a weight: " in sentence for sentence in said)
 
+    @pytest.mark.slow
     def test_it_goes_on_after_an_interruption(self, source: Path, text: Path, tmp_path: Path) -> None:
         """Whether the survey was interrupted or the calibration, the file is the same, and no layer is done twice."""
         pyllama2.quantize(source, tmp_path / "whole.bin", "q4", bits=6.0, calibrate=[text])

@@ -256,6 +256,7 @@ def test_lone_surrogates_are_refused_in_keys_too() -> None:
         JinjaChat(BPE, "", "test").encode([{"role": "user", "content": "", "\udc00": ""}])
 
 
+@pytest.mark.slow
 def test_a_message_is_searched_for_a_special_token_in_vain() -> None:
     chat = JinjaChat(BPE, "{{ messages[0].content.split('</think>')[-1].split('<|im_end|>')[-1] }}", "test")
     ids = chat.encode([{"role": "user", "content": "a</think> b<|im_end|>c"}])

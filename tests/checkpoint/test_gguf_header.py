@@ -104,6 +104,7 @@ def test_version_2_is_the_same(tmp_path: Path) -> None:
     open_all(path)
 
 
+@pytest.mark.slow
 def test_truncation_at_every_byte(tmp_path: Path) -> None:
     path = tmp_path / "m"
     path.write_bytes(SMALL_FILE)
@@ -393,6 +394,7 @@ def test_memory_of_keys_and_tensors(tmp_path: Path) -> None:
     assert peak_of(lambda: read_header(MappedFile(path))) * (65536 / count) < 200 << 20
 
 
+@pytest.mark.slow
 def test_a_million_strings(tmp_path: Path) -> None:
     strings = string("token") * (1 << 19)
     numbers = np.arange(1 << 20, dtype=np.float32).tobytes()

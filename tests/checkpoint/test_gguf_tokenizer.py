@@ -359,6 +359,7 @@ def test_special_tokens_of_any_length(tmp_path: Path, kind: str) -> None:
         read(tmp_path / "m", keys)
 
 
+@pytest.mark.slow
 def test_smollm2(smollm2_path: Path, smollm2_reference: list[dict[str, Any]]) -> None:
     checkpoint = GgufCheckpoint(smollm2_path)
     spec = checkpoint.tokenizer

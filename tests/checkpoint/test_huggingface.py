@@ -311,6 +311,7 @@ class TestIndex:
         self.edit(folder, lambda index: index["weight_map"].update({"third": "third.safetensors"}))
         refuse(folder, "third")
 
+    @pytest.mark.slow
     def test_many_files(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Looking through all names for each file would run 800 million lines."""
         tensor = (None, TensorInfo("F32", (1,), 0, 4))

@@ -114,6 +114,7 @@ class TestHeaders:
         for wrong in (data[:-1], data[:-4], data + b"\0", data + bytes(4 * GQA.dim)):
             refuse(write(tmp_path / "m", wrong), str(len(data)), str(len(wrong)))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("version", [0, 1, 2])
     def test_truncation_in_the_header(self, tmp_path: Path, version: int) -> None:
         config = replace(GQA, n_layers=1)
@@ -145,6 +146,7 @@ class TestHeaders:
         for group_size in (0, -8, 7, 1 << 30):
             refuse(write(tmp_path / "m", data[:37] + struct.pack("<i", group_size) + data[41:]), "group size")
 
+    @pytest.mark.slow
     @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.lists(st.integers(-(1 << 31), (1 << 31) - 1) | st.integers(1, 64), min_size=7, max_size=7), st.booleans())
     def test_any_header(self, tmp_path: Path, numbers: list[int], magic: bool) -> None:

@@ -182,6 +182,7 @@ class TestFiles:
         refuse(tmp_path / "pipe", "not a regular file")
         refuse(Path("/dev/zero"), "not a regular file")
 
+    @pytest.mark.slow
     @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         st.sampled_from([b"", b"GGUF\3\0\0\0", b"PK\3\4", b"24ka\1\0\0\0", b"\x20\0\0\0\0\0\0\0{", b"\x80\x02"]),

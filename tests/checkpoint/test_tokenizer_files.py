@@ -228,6 +228,7 @@ class TestLlama2c:
         assert tokenizer.decode(tokenizer.encode(text)) == text
         assert tokenizer.special_tokens == {"<s>": 1, "</s>": 2}
 
+    @pytest.mark.slow
     def test_vocabulary_size(self, tmp_path: Path) -> None:
         data = llama2c_tokenizer(llama2c_pieces(PACKAGE))
         refuse(tmp_path / "t", data, "more than 339", vocab_size=339)
@@ -236,6 +237,7 @@ class TestLlama2c:
         many = llama2c_pieces(PACKAGE)[:259] + [(b"x", 0.0)] * 299_742
         refuse(tmp_path / "t", llama2c_tokenizer(many), "more than 270000 tokens, which is too many")
 
+    @pytest.mark.slow
     def test_truncation(self, tmp_path: Path) -> None:
         data = llama2c_tokenizer(llama2c_pieces(PACKAGE)[:300])
         assert load(tmp_path / "t", data).vocab_size == 300
@@ -441,6 +443,7 @@ class TestOtherFiles:
             with pytest.raises(CheckpointError, match=path.name):
                 read_tokenizer_file(path)
 
+    @pytest.mark.slow
     @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.binary(max_size=60) | st.builds(bytes.__add__, st.sampled_from([b"\n", b"{", b"\7\0\0\0"]), st.binary()))
     def test_any_bytes(self, tmp_path: Path, data: bytes) -> None:

@@ -80,6 +80,7 @@ class TestReport:
         assert bench.main(["-m", str(model), *SMALL]) == 0
         assert "processor's cache" not in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_the_hash_is_of_the_logits(self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         logits = report(capsys, "-m", model, *SMALL)["logits"]
         assert report(capsys, "-m", model, *SMALL, "-t", 2)["logits"] == logits

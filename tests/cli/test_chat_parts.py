@@ -77,6 +77,7 @@ class TestInput:
         monkeypatch.setenv("TERM", "xterm")
         assert isinstance(open_input(commands=[], plain=False, keep=True), EditedInput) and made == [True]
 
+    @pytest.mark.slow
     def test_a_single_turn_takes_all_of_a_pipe(
         self, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:

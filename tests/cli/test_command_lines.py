@@ -80,6 +80,7 @@ def assert_one_sentence(text: str, match: str) -> None:
 
 
 class TestGenerate:
+    @pytest.mark.slow
     def test_prompt_and_text_go_to_stdout_and_timings_to_stderr(self, model: Path, expected: str) -> None:
         result = run("pyllama2.generate", PROMPT, "-m", model, *GREEDY)
         assert result.returncode == 0
@@ -171,6 +172,7 @@ class TestGenerate:
         assert generate.main([PROMPT, *GREEDY]) == 0
         assert capsys.readouterr().out == PROMPT + expected + "\n"
 
+    @pytest.mark.slow
     def test_characters_of_any_language_in_any_locale(self, model: Path) -> None:
         prompt = "h\u00e9 \u72d0 \U0001f98a"
         environment = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -215,6 +217,7 @@ class TestExitCodes:
         assert out == ""
         assert_one_sentence(err, match)
 
+    @pytest.mark.slow
     def test_no_traceback_from_the_shell(self, tmp_path: Path) -> None:
         result = run("pyllama2.generate", "a", "-m", tmp_path)
         assert result.returncode == 1
@@ -251,6 +254,7 @@ class TestExitCodes:
         assert generate.main(["a", "-m", str(model)]) == 1
         assert_one_sentence(capsys.readouterr().err, "not enough memory: Unable to allocate 9 TiB")
 
+    @pytest.mark.slow
     def test_a_reader_that_has_seen_enough(self, model: Path) -> None:
         command = (
             f"{sys.executable} -m pyllama2.generate {PROMPT!r} -m {model} -n 40 | head -c 1; exit ${{PIPESTATUS[0]}}"
@@ -258,6 +262,7 @@ class TestExitCodes:
         result = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60)
         assert (result.returncode, result.stdout, result.stderr) == (0, PROMPT[:1].encode(), b"")
 
+    @pytest.mark.slow
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
     def test_output_that_cannot_be_written(self, model: Path) -> None:
         with open("/dev/full", "w") as full:
@@ -377,6 +382,7 @@ class TestConversions:
         assert_one_sentence(capsys.readouterr().err, "choose another name")
         assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
+    @pytest.mark.slow
     def test_a_progress_bar_on_a_terminal(self, model: Path, tmp_path: Path) -> None:
         leader, follower = pty.openpty()
         command = [sys.executable, "-m", "pyllama2.quantize", model, "-o", tmp_path / "o.bin", "--type", "q8"]

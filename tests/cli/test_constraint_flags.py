@@ -27,6 +27,7 @@ def schema(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_generate(model: str, schema: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grammar = tmp_path / "grammar.lark"
     grammar.write_text('start: "a" | "bb"\n')

@@ -194,6 +194,7 @@ def handlers() -> Iterator[None]:
     root.handlers[:] = before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evil", [EVIL, LONG], ids=["short", "long"])
 @pytest.mark.parametrize("name", MAKERS)
 def test_files(tmp_path: Path, name: str, evil: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,6 +283,7 @@ def test_errors_of_other_functions(tmp_path: Path, call: Callable[[Path], object
     assert str(caught.value).isprintable() and len(str(caught.value)) < 600
 
 
+@pytest.mark.slow
 def test_templates(tmp_path: Path) -> None:
     """What a template gives to raise_exception(), and what fails in it."""
     for template in ("{{ raise_exception(messages[0].content) }}", "{{ {}[messages[0].content] + 1 }}", "{{ " + EVIL):
@@ -321,6 +323,7 @@ def test_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_safe(str(caught[0].message), 500)
 
 
+@pytest.mark.slow
 def test_names_that_are_not_utf_8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Files of such names are read, written and named; their bytes are spelled out."""
     path = str(write_tiny(tmp_path / os.fsdecode(b"m\xff.bin"), "bpe"))

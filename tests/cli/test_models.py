@@ -52,6 +52,7 @@ def listed(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, object]]:
     return {model["name"]: model for model in json.loads(capsys.readouterr().out)}
 
 
+@pytest.mark.slow
 def test_the_list(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("tests/model", "tests/gguf/tiny-Q4_0.gguf"):
         assert main(["models", "get", name]) == 0
@@ -77,6 +78,7 @@ def test_the_list(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(capsys.readouterr().out.split()) == {*found, "other.bin"}
 
 
+@pytest.mark.slow
 def test_kept_models(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options: dict[str, Any] = {"quant": "q8", "tokenizer": None, "n_ctx": None, "kv_dtype": None, "keep": True}
     load_model(str(write_model(tmp_path / "x.gguf", CONFIG, WEIGHTS, "Q4_1")), **options)
@@ -87,6 +89,7 @@ def test_kept_models(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["models", "remove", "-y", str(path)]) == 0 and not path.exists()
 
 
+@pytest.mark.slow
 def test_what_does_not_fit(hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     main(["models", "get", "tests/model"])
     for name in ("pyllama2.analysis.model_list.available_bytes", "pyllama2.loading.choice.available_bytes"):
@@ -94,6 +97,7 @@ def test_what_does_not_fit(hub: Hub, capsys: pytest.CaptureFixture[str], monkeyp
     assert {model["fits_as"] for model in listed(capsys).values()} == {None}
 
 
+@pytest.mark.slow
 def test_a_damaged_model_of_the_cache_is_listed(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "get", "tests/gguf:Q8_0"]) == 0
     snapshot = tmp_path / "cache" / "models--tests--gguf" / "snapshots" / COMMIT
@@ -101,6 +105,7 @@ def test_a_damaged_model_of_the_cache_is_listed(hub: Hub, tmp_path: Path, capsys
     assert "truncated" in str(listed(capsys)["tests/gguf/tiny-Q8_0.gguf"]["problem"])
 
 
+@pytest.mark.slow
 def test_get_asks_the_hub_for_what_is_new(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "get", "tests/model"]) == 0
     path = Path(capsys.readouterr().out.strip())
@@ -122,6 +127,7 @@ def test_remove_asks(hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: 
         assert os.path.exists("mine.bin") == bool(code)
 
 
+@pytest.mark.slow
 def test_remove_a_repository(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("tests/model", "tests/gguf:Q8_0"):
         main(["models", "get", name])
@@ -131,6 +137,7 @@ def test_remove_a_repository(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFix
     assert not any(path.name.startswith("models--tests--model") for path in (tmp_path / "cache").iterdir())
 
 
+@pytest.mark.slow
 def test_remove_a_file_or_a_revision(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("tests/gguf:Q8_0", "tests/gguf:Q4_0"):
         main(["models", "get", name])

@@ -45,6 +45,7 @@ def test_spelling() -> None:
     assert one_line("two\n   lines\r\nand \x1b[m\n") == r"two lines and \x1b[m"
 
 
+@pytest.mark.slow
 def test_long_texts_keep_both_ends() -> None:
     for text in ("begin" + "x" * 5_000_000 + "end", "begin" + "\x1b" * 5_000_000 + "end"):
         for safe in (shown(text), one_line(text)):

@@ -42,6 +42,7 @@ def brief(completion: Completion) -> tuple[Any, ...]:
 
 
 class TestKinds:
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(6))
     def test_a_regex(self, llm: Llama, seed: int) -> None:
         for regex in ("(yes|no)", "[A-Z][a-z]{2,8} \\d{4}", " ?\u00fc\u2603{2,4}", "a|ab|abc", "^x+$"):
@@ -56,6 +57,7 @@ class TestKinds:
             assert text.finish_reason == "stop" and re.fullmatch(regex, text.text), text
             assert text.text.count("[") == text.text.count("]")
 
+    @pytest.mark.slow
     def test_a_chats_answer_is_the_whole_text(self, llm: Llama) -> None:
         """SentencePiece's tokens begin an answer with a space that is not part of it, and a space that is."""
         for regex in ("(yes|no)", " (yes|no)", "  x"):
@@ -184,6 +186,7 @@ class TestAmongOthers:
             assert begun + "".join(chunk.text for chunk in stream) == expected
             assert os.waitpid(child, 0)[1] == 0
 
+    @pytest.mark.slow
     def test_with_a_saved_state(self, path: Path, tmp_path: Path) -> None:
         with Llama(path) as llm:
             expected = brief(llm.generate("Once upon a time", json_schema=PERSON, seed=1, max_tokens=200))
@@ -215,6 +218,7 @@ class TestAmongOthers:
 
 
 class TestGuesses:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["person", "nested", "oneOf", "formats"])
     def test_the_output_is_unchanged(self, path: Path, name: str) -> None:
         def ask(llm: Llama) -> list[Any]:
@@ -226,6 +230,7 @@ class TestGuesses:
         with Llama(path) as llm:
             assert ask(llm) == plain
 
+    @pytest.mark.slow
     def test_a_draft_changes_nothing(self, path: Path) -> None:
         options: dict[str, Any] = {"json_schema": SCHEMAS["oneOf"], "max_tokens": 100, "seed": 2}
         with Llama(path) as llm:
@@ -234,6 +239,7 @@ class TestGuesses:
             with Llama(path, draft=str(path), prompt_lookup=lookup) as llm:
                 assert brief(llm.generate("Text: ", **options)) == plain
 
+    @pytest.mark.slow
     def test_what_the_grammar_forces_takes_few_passes(self, path: Path) -> None:
         word = "abcdefghijklmnopqrstuvwxyz"
         passes = []
@@ -266,6 +272,7 @@ class TestErrors:
             llm.generate("a", regex="x", logit_bias=letters)
         assert llm.generate("a", regex="y").text == "y"
 
+    @pytest.mark.slow
     def test_a_text_that_becomes_too_complex_ends_alone(self, llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(LIMITS, "max_lexer_states", 1000)
         regex = "(?s:.*)a(?s:.){200}b(?s:.*)c(?s:.){200}d"

@@ -115,6 +115,7 @@ def test_what_is_no_schema_is_refused_at_once(schema: Any, message: str) -> None
     assert str(raised.value).startswith("json_schema ") and len(str(raised.value)) < 600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "text", "message"), UNUSABLE, ids=range(len(UNUSABLE)))
 def test_unusable(llm: Llama, kind: str, text: Any, message: str) -> None:
     with pytest.raises(ConstraintError, match=f"^{kind} cannot be used: .*({message})") as raised:
@@ -124,6 +125,7 @@ def test_unusable(llm: Llama, kind: str, text: Any, message: str) -> None:
     assert isinstance(raised.value, ValueError) and isinstance(raised.value, Pyllama2Error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "text"), HEAVY, ids=range(len(HEAVY)))
 def test_heavy(llm: Llama, kind: Any, text: Any) -> None:
     """Random walks of some hundred tokens end, go on, or exceed the limits."""
@@ -181,6 +183,7 @@ def test_a_process_that_hangs_or_dies(monkeypatch: pytest.MonkeyPatch) -> None:
             compiler.checked(Constraint("regex", "a"), False)
 
 
+@pytest.mark.slow
 def test_no_process_is_left_and_each_constraint_is_checked_once(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
     run = subprocess.run
@@ -216,6 +219,7 @@ def test_few_checks_run_at_once_and_equal_ones_run_once(llm: Llama, monkeypatch:
     assert all(most) and sorted(seen) == sorted(set(texts)) and len({id(grammar) for grammar in grammars}) == 8
 
 
+@pytest.mark.slow
 def test_refusals_are_kept_except_those_that_the_machine_may_be_the_reason_of(
     llm: Llama, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -244,6 +248,7 @@ def test_refusals_are_kept_except_those_that_the_machine_may_be_the_reason_of(
         assert checks(own, "import os; os.kill(os.getpid(), 24)", "too long") == 1  # SIGXCPU
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limits")
 def test_a_limit_that_was_exceeded_is_not_tried_again(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of processor time, even if this process ignores the signal."""
@@ -284,6 +289,7 @@ for harm in (lambda: open(os.devnull), socket.socket, os.pipe):
     assert output.split() == ["True"] * 7, output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
 def test_it_compiles_without_the_rights_of_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whom the limit of processes, and so of threads, is for."""

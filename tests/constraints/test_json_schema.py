@@ -43,6 +43,7 @@ def check_all(completions: list[Completion], schema: Any, least: float = 0.4) ->
     assert len(ended) >= least * len(completions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_the_bundled_model(stories: Llama, name: str) -> None:
     options: dict[str, Any] = {"json_schema": SCHEMAS[name], "max_tokens": 300}
@@ -52,6 +53,7 @@ def test_the_bundled_model(stories: Llama, name: str) -> None:
     check_all(greedy, SCHEMAS[name], least=0)  # it repeats a digit, or tells a story in a string, for ever
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEMAS if ALL else ["person", "optional", "enum"])
 def test_smollm2(smollm2: Llama, name: str) -> None:
     messages = [{"role": "user", "content": f"Write JSON for this schema: {json.dumps(SCHEMAS[name])}"}]
@@ -61,6 +63,7 @@ def test_smollm2(smollm2: Llama, name: str) -> None:
     check_all([smollm2.chat(messages, temperature=0, **options)], SCHEMAS[name], least=0)
 
 
+@pytest.mark.slow
 def test_any_json(stories: Llama) -> None:
     """true and {} allow every value; and what an object may hold is free."""
     for schema in (True, {}, "{}", {"type": "object"}):
@@ -78,6 +81,7 @@ def test_properties_come_in_the_schemas_order(stories: Llama) -> None:
         assert list(json.loads(text)) == names, given
 
 
+@pytest.mark.slow
 def test_a_text_is_laid_out_as_json_dumps_does_unless_the_schema_says_otherwise(stories: Llama) -> None:
     schema = SCHEMAS["person"]
     options: dict[str, Any] = {"temperature": 1.5, "top_p": 1, "max_tokens": 300}
@@ -98,6 +102,7 @@ def refusal(llm: Llama, schema: Any) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_names_that_may_come_twice_are_refused_where_it_matters(stories: Llama) -> None:
     """Properties may be called as keywords are, whose values are no schemas."""
     schema = {"type": "object", "additionalProperties": {"type": "null"}, "minProperties": 3}
@@ -113,6 +118,7 @@ def test_names_that_may_come_twice_are_refused_where_it_matters(stories: Llama) 
         assert not refusal(stories, {"type": "object", keyword: [schema]}), keyword
 
 
+@pytest.mark.slow
 def test_dates_exist(stories: Llama) -> None:
     """No 29th of February outside of leap years, nor a year 0."""
     tokens = {stories.tokenizer.token_bytes(i): i for i in range(stories.config.vocab_size)}

@@ -123,6 +123,7 @@ def test_what_one_text_meets_does_not_concern_others(own: Compiler, monkeypatch:
     assert len(allowed(grammar.matcher(()))) > 200
 
 
+@pytest.mark.slow
 def test_json_words_are_one_token_where_the_model_has_one() -> None:
     """What follows in a text gets no space before it, as a whole text does with SentencePiece."""
 
@@ -143,6 +144,7 @@ def test_json_words_are_one_token_where_the_model_has_one() -> None:
     assert spaced.forced(5) == [5]
 
 
+@pytest.mark.slow
 def test_vocabularies_of_any_tokens() -> None:
     """Long tokens, and tokens of bytes that are not UTF-8."""
 

@@ -354,6 +354,7 @@ class TestChat:
             chatml.stream_chat([{"role": "user", "content": "fox " * 70}])
 
 
+@pytest.mark.slow
 def test_public_names() -> None:
     assert all(hasattr(pyllama2, name) for name in pyllama2.__all__)
     assert math.isfinite(float(pyllama2.__version__.rpartition(".")[0]))

@@ -192,6 +192,7 @@ class TestPickle:
         opened, _ = llm.__reduce__()
         assert {*opened.keywords, "verbose", "progress"} == {*inspect.signature(Llama).parameters}
 
+    @pytest.mark.slow
     def test_in_another_process(self, llm: Llama) -> None:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             assert pool.apply(generated, (llm,)).token_ids == generated(llm).token_ids
@@ -250,6 +251,7 @@ class TestChats:
         with pytest.raises(ValueError, match="INST"):
             llm.chat_tokens(messages, template="llama2", continue_final_message=True)
 
+    @pytest.mark.slow
     def test_variables_of_the_template(self, tmp_path: Path) -> None:
         template = "{{ name | default('nobody') }}{% if tools %}{{ tools[0].x }}{% endif %}:{{ messages[0].content }}"
         with Llama(write_tiny(tmp_path / "m.bin", "bpe", template=template)) as llm:

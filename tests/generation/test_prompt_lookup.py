@@ -106,6 +106,7 @@ class TestTexts:
         assert text.token_ids == ids
         assert len(sizes) < 35
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("temperature", [0, 0.5, 1.5])
     @pytest.mark.parametrize("seed", range(4))
     def test_the_same_when_sampled(self, path: Path, temperature: float, seed: int) -> None:

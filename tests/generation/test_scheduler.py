@@ -178,6 +178,7 @@ class TestChoosingDevices:
 
 
 class TestLeaving:
+    @pytest.mark.slow
     def test_closed_and_dropped_streams_are_not_computed(self, fresh: Llama) -> None:
         watched = Watched(fresh)
         closed, dropped, stays = (fresh.stream([1, 5 + i], ignore_eos=True) for i in range(3))

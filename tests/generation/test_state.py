@@ -183,6 +183,7 @@ class TestRefused:
             with pytest.raises(CheckpointError):
                 llm.load_state(tmp_path / "cut")
 
+    @pytest.mark.slow
     @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.data())
     def test_changed_headers(self, llm: Llama, saved: Path, tmp_path: Path, data: st.DataObject) -> None:

@@ -103,6 +103,7 @@ def has_wheels() -> bool:
     return nvrtc.wheel_folder("cuda_nvrtc") is not None and nvrtc.wheel_folder("cuda_runtime") is not None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_wheels(), reason="NVRTC's wheels are not installed")
 @pytest.mark.parametrize("architecture", [61, 80])
 def test_a_kernel_is_compiled_and_counted(architecture: int, monkeypatch: pytest.MonkeyPatch) -> None:

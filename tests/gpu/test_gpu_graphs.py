@@ -51,6 +51,7 @@ def test_a_token_of_32_layers_is_one_launch_of_163_kernels(gpu: Any, kv_dtype: s
     assert backend.describe().launches == "one graph for each decoding step"
 
 
+@pytest.mark.slow
 def test_greedy_steps_leave_nothing_to_the_host_but_an_id(gpu: Any) -> None:
     """The token and its position stay on the device; a drawn token needs its random number, too."""
     backend, check = (CudaBackend(make_model(GQA)) for _ in range(2))
@@ -99,6 +100,7 @@ def test_an_interrupted_choice_is_forgotten(gpu: Any, monkeypatch: pytest.Monkey
     assert backend.sample(step(3, 1), cache, [Draw(0.0)]) == expected[1]
 
 
+@pytest.mark.slow
 def test_graphs_are_kept_by_what_they_depend_on(gpu: Any) -> None:
     """Numbers of tokens, powers of two of 256 positions, whether logits are wanted, and caches have their own."""
     backend = CudaBackend(make_model(replace(GQA, n_layers=1, max_seq_len=1200)))

@@ -79,6 +79,7 @@ def assert_cpus_logits(model: StoredModel, kv_dtype: str, pieces: list[list[int]
         assert_same_logits(cpu, theirs, ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
 @pytest.mark.parametrize("name", MIXES)
 @pytest.mark.usefixtures("gpu")
@@ -87,18 +88,21 @@ def test_logits_are_those_of_the_cpu(name: str, kv_dtype: str) -> None:
     assert_cpus_logits(MIXES[name].model(), kv_dtype, [[12, 9], [1, 1], [1, 1], [1, 1], [0, 2]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", range(1, 9))
 @pytest.mark.usefixtures("gpu")
 def test_steps_of_1_to_8_tokens(n: int) -> None:
     assert_cpus_logits(ALIKE.model(), "float16", [[n]] * 4)
 
 
+@pytest.mark.slow
 def test_every_access_is_in_order() -> None:
     """Bounds, races, barriers, unwritten memory and the order of streams, checked by the emulator."""
     with installed_cupy("emulated", mode="check", order="backward"):
         assert_cpus_logits(ALIKE.model(), "float16", [[9], [2], [2]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MIXES)
 @pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
 def test_the_plan_is_what_is_allocated(gpu: Any, name: str, kv_dtype: str) -> None:

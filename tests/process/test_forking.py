@@ -165,6 +165,7 @@ def test_while_other_threads_are_in_a_step(llm: Llama) -> None:
     assert greedy(llm) == expected
 
 
+@pytest.mark.slow
 def test_a_stream_goes_on_in_both(llm: Llama) -> None:
     expected = greedy(llm)
     with busy(llm):
@@ -221,6 +222,7 @@ def test_while_another_thread_is_in_a_logits_processor(llm: Llama) -> None:
     assert stream.completion.text + "".join(chunk.text for chunk in stream) == expected
 
 
+@pytest.mark.slow
 def test_locks_that_another_thread_holds(llm: Llama) -> None:
     """The backend's, the chat formats' and the scheduler's, held at the moment of the fork."""
     expected = greedy(llm)

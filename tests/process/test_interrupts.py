@@ -198,6 +198,7 @@ class TestForcedTiming:
         with pytest.raises(Alarm):
             kept(signal.SIGALRM, None)
 
+    @pytest.mark.slow
     def test_real_signals(self) -> None:
         """Another thread sends them, at moments of its own."""
         n, called, inside = 100, 0, False

@@ -118,6 +118,7 @@ def test_tokenizer(format: str, tmp_path: Path, script: ModuleType) -> None:
         assert llm.generate("a", max_tokens=2, ignore_eos=True, seed=0).usage.completion_tokens == 2
 
 
+@pytest.mark.slow
 def test_options(tmp_path: Path, script: ModuleType) -> None:
     for seed in ("1", "1", "2"):
         script.main(["tiny", str(tmp_path / f"{len(list(tmp_path.iterdir()))}"), "--format", "native", "--seed", seed])

@@ -88,6 +88,7 @@ def test_names_in_documents_exist(page: Path) -> None:
     assert [(span, names) for span in spans_of(page) if (names := missing(span))] == []
 
 
+@pytest.mark.slow
 def test_the_check_is_able_to_fail() -> None:
     good = [
         "Llama.generate()",

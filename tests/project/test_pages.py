@@ -76,6 +76,7 @@ class TestPages:
         nav = list(nav_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
         assert sorted(nav) == sorted(str(path.relative_to(folder)) for path in folder.rglob("*.md"))
 
+    @pytest.mark.slow
     def test_links_between_them_lead_somewhere(self, folder: Path) -> None:
         for page in folder.rglob("*.md"):
             text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
@@ -90,6 +91,7 @@ class TestPages:
         for name in ("export", "quantize", "perplexity"):
             assert make_pages.public_names()[f"pyllama2.{name}"] in places, name
 
+    @pytest.mark.slow
     def test_lines_of_source_pages_have_anchors(self, folder: Path) -> None:
         text = (ROOT / "pyllama2" / "model.py").read_text()
         page = (folder / "source" / "pyllama2" / "model.py.html").read_text()

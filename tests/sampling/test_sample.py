@@ -107,6 +107,7 @@ PARAMS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LOGITS)
 @pytest.mark.parametrize("params", PARAMS, ids=str)
 def test_samples_are_those_of_plain_sorts(kind: str, params: tuple[float, int, float, float]) -> None:
@@ -142,6 +143,7 @@ def test_small_vocabularies_with_many_equals(
     check_draws(np.asarray(values, np.float32) / np.float32(scale), (1.0, top_k, top_p, min_p), 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
 def test_the_nucleus_is_exact_where_its_edge_is_near(scale: float, isa: str) -> None:
     """Masses that just exceed top_p, or just do not, by more and by less than a rough sum of the others can tell."""

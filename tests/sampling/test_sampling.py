@@ -364,6 +364,7 @@ def plain_support(logits: NDArray[np.float32], temperature: float, top_k: int, t
     return {token_id for token_id, weight in kept if weight >= min_p and weight > 0}
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.integers(-8, 8), min_size=1, max_size=40),

@@ -136,6 +136,7 @@ def name(params: dict[str, Any]) -> str:
     return ",".join(f"{key}={value}" for key, value in params.items()) or "none"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("params", ALONE + TOGETHER, ids=name)
 def test_draws_follow_the_definition(params: dict[str, Any]) -> None:
     counts = draw(LOGITS, PROMPT_IDS, GENERATED, seed=17, **params)

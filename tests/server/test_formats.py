@@ -28,6 +28,7 @@ def ask(client: Any, **fields: Any) -> Any:
 
 
 class TestResponseFormat:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["person", "anyOf", "array", "formats"])
     def test_a_json_schema(self, client: Any, name: str) -> None:
         answer = ask(client, response_format=schema_format(SCHEMAS[name]), n=3, seed=1)
@@ -69,6 +70,7 @@ class TestResponseFormat:
         choice = ask(client, response_format=schema_format(PERSON), max_tokens=4).choices[0]
         assert choice.finish_reason == "length" and choice.message.content.startswith("{")
 
+    @pytest.mark.slow
     def test_many_at_once(self, server: Server) -> None:
         """Each of its own schema, and free texts between them."""
         names = ["person", "tuple", "enum", "oneOf", "lengths"]
@@ -94,6 +96,7 @@ class TestResponseFormat:
 
 
 class TestOtherFields:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("fields", "pattern"),
         [

@@ -20,6 +20,7 @@ def expected(llm: Llama) -> str:
     return llm.chat([{"role": "user", "content": QUESTION}], temperature=0, top_p=1, max_tokens=20).text
 
 
+@pytest.mark.slow
 def test_langchain(server: Server, chat_llm: Llama) -> None:
     langchain = pytest.importorskip("langchain_openai")
     common = {"base_url": server.url, "api_key": "none", "model": "tiny", "temperature": 0, "max_tokens": 20}
@@ -34,6 +35,7 @@ def test_langchain(server: Server, chat_llm: Llama) -> None:
     assert [one[0].text for one in both] == texts
 
 
+@pytest.mark.slow
 def test_the_command_llm(server: Server, chat_llm: Llama, tmp_path: Path) -> None:
     if importlib.util.find_spec("llm") is None:
         pytest.skip("llm is not installed")

@@ -33,6 +33,7 @@ def refuse(parts: dict[str, Any], message: str) -> None:
 
 
 class TestBounds:
+    @pytest.mark.slow
     @pytest.mark.parametrize("special", [True, False])
     def test_added_tokens(self, special: bool) -> None:
         own = len(bpe_json()["added_tokens"])
@@ -160,6 +161,7 @@ def test_tokens_that_take_spaces_from_each_other(content: str, flag: str) -> Non
     assert load_tokenizer(bpe_spec(with_added({"content": content}))).encode(f"a{content}b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [{}, {"lstrip": True, "rstrip": True}, {"single_word": True}, {"normalized": True}])
 def test_long_texts_take_linear_time(flags: dict[str, bool]) -> None:
     tokenizer: Tokenizer = load_tokenizer(bpe_spec(with_added({"content": "||", **flags}, normalizer={"type": "NFC"})))

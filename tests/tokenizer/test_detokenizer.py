@@ -24,6 +24,7 @@ def stream(tokenizer: Tokenizer, ids: list[int], prompt_ids: list[int] | None = 
     return [*map(detokenizer.push, ids), detokenizer.finish()]
 
 
+@pytest.mark.slow
 @kinds
 @settings(deadline=None)
 @given(data=st.data())

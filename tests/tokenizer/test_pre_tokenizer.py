@@ -96,6 +96,7 @@ PUBLISHED = {
 TEXTS = st.text(st.sampled_from("ab AZ'sT 019\n\r\t!?.-_/é\u0301ſ漢あ한😀ﷺ") | st.characters(exclude_categories=["Cs"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalizer", [None, {"type": "NFC"}], ids=["plain", "NFC"])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_rules_encode_as_the_package(name: str, normalizer: Any) -> None:
@@ -157,6 +158,7 @@ def test_other_rules_are_refused_by_name(case: str, capfd: pytest.CaptureFixture
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*_WHOLE_PATTERNS, *_PART_PATTERNS])
 def test_known_expressions_take_linear_time(name: str) -> None:
     """Of the processor's time, with room for a slow machine: a quadratic one would take a minute."""

@@ -153,6 +153,7 @@ class TestBpe:
         with pytest.raises(ValueError, match=r"\(bytes f1 80 80 80\)"):
             tokenizer.encode("\U00040000")
 
+    @pytest.mark.slow
     def test_smollm2_lacks_21_bytes(self, smollm2_path: Path) -> None:
         from pyllama2.checkpoint.gguf import GgufCheckpoint
 
@@ -168,6 +169,7 @@ class TestBpe:
         assert refused == {0x04, 0x06, 0x13, 0x14, 0x16, 0x1D}
         assert tokenizer.encode("<|im_start|>a") == [44, 108, 306, 79, 3738, 108, 46, 81]
 
+    @pytest.mark.slow
     def test_smollm2_reference(self, smollm2_path: Path, smollm2_reference: list[dict[str, Any]]) -> None:
         from pyllama2.checkpoint.gguf import GgufCheckpoint
 

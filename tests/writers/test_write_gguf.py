@@ -147,6 +147,7 @@ def test_rope_scaling(tmp_path: Path, scaling: RopeScaling) -> None:
         assert "rope_freqs.weight" not in tensors
 
 
+@pytest.mark.slow
 def test_bounds_and_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_tiny(tmp_path / "m.bin", None)
     for wrong in ({"format": "onnx"}, {"format": "gguf", "dtype": "q4"}, {"dtype": "q8"}):
@@ -170,6 +171,7 @@ def test_bounds_and_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["inspect", str(tmp_path / "m.gguf")]) == 0 and "Q8_0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_smollm2(tmp_path: Path, smollm2_path: Path) -> None:
     """A real file of 4 bits becomes one of 8 bits with the same tokens."""
     pyllama2.export(smollm2_path, tmp_path / "m.gguf", format="gguf", dtype="q8")
