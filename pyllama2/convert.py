@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from math import prod
+from math import prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from .shown import shown, shown_value
 from .storage.floats import as_float
 from .storage.model_file import ModelWriter, StoredModel
 from .storage.new_file import check_replaceable
-from .storage.weights import Quantization, StorageType, Weight
+from .storage.weights import ROW_BLOCK, Quantization, StorageType, Weight
 
 log = logging.getLogger("pyllama2")
 
@@ -39,6 +39,7 @@ FilePath = str | os.PathLike[str]
 _DTYPES = {  # that a format has
     "pyllama2": ("float32", "float16"), "gguf": ("float32", "float16", "q8"), "huggingface": ("float32", "float16")
 }  # fmt: skip
+_SAMPLED_ROWS = 64  # of each matrix, for the loss of rounding once more
 Progress = Callable[[int, int, str], None]  # weights done, weights in all, name of the tensor just done
 
 
@@ -193,16 +194,50 @@ def _without_weights(source: Checkpoint, quantization: Quantization) -> StoredMo
 def _convert(source: Checkpoint, quantization: Quantization, progress: Progress | None) -> Iterator[Weight]:
     """Yield every tensor of source in order, in its storage type."""
     done, total = 0, source.config.n_parameters
+    rounding = Rounding()
     for name, shape, tensor in source.tensors():
         kind = quantization.storage_of(name, source.config)
-        array = tensor.read()
-        if kind.group_size:
-            yield quantized_weight(name, array, kind)
+        codes = None if tensor.codes is None or not kind.group_size else tensor.codes(kind)
+        if codes is not None:
+            yield Weight.of_codes(name, kind, shape, *codes)
+        elif kind.group_size:
+            array = tensor.read()
+            weight = quantized_weight(name, array, kind)
+            if tensor.codes is not None:
+                rounding.add(array, weight)
+            yield weight
         else:
-            yield Weight(name, kind.type, shape, as_float(name, array, np.dtype(kind.type)))
+            yield Weight(name, kind.type, shape, as_float(name, tensor.read(), np.dtype(kind.type)))
         done += prod(shape)
         if progress is not None:
             progress(done, total, name)
+    if rounding.loss:
+        log.warning(
+            "weights that were quantized before are rounded again, which changes them by %.1f %% (root mean square)",
+            100 * rounding.loss,
+        )
+
+
+class Rounding:
+    """What a second quantization changes, as the first rows of each matrix show it."""
+
+    def __init__(self) -> None:
+        self._errors = self._squares = 0.0
+
+    def add(self, array: NDArray[Any], weight: Weight) -> None:
+        """Count a matrix and the weight that was made of it."""
+        assert weight.scales is not None
+        rows = min(len(array), _SAMPLED_ROWS)
+        blocks = slice(0, -(-rows // ROW_BLOCK))
+        part = replace(weight, shape=(rows, *weight.shape[1:]), data=weight.data[blocks], scales=weight.scales[blocks])
+        exact = array[:rows].astype(np.float32)
+        self._errors += float(np.square(part.dequantize() - exact).sum(dtype=np.float64))
+        self._squares += float(np.square(exact).sum(dtype=np.float64))
+
+    @property
+    def loss(self) -> float:
+        """The root mean square of the change, as a share of that of the weights."""
+        return sqrt(self._errors / self._squares) if self._squares else 0.0
 
 
 def quantized_weight(name: str, array: NDArray[Any], kind: StorageType) -> Weight:

@@ -120,6 +120,7 @@ class MergedCheckpoint(Checkpoint):
             tensor,
             read=lambda: merged(name, tensor.read(), self._adapters),
             read_rows=lambda start, stop: merged(name, tensor.read(), self._adapters)[start:stop],
+            codes=None,
         )
 
     def close(self) -> None:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..config import ModelConfig
+from ..storage.weights import StorageType
 from ..tokenizer.base import TokenizerSpec
 
 
@@ -25,6 +27,8 @@ class LazyTensor:
         read_rows: takes (start, stop) and returns rows start .. stop - 1 only. They are in the order in which they
             are stored, which differs from that of read for Hugging Face's wq and wk.
         release: lets the operating system take back the pages that were read.
+        codes: takes a quantized storage type and returns codes and scales that give the same numbers, as
+            Weight.of_codes() takes them, or None if the type has not the same numbers. None: no type has.
     """
 
     dtype: str
@@ -32,6 +36,7 @@ class LazyTensor:
     read: Callable[[], NDArray[Any]]
     read_rows: Callable[[int, int], NDArray[Any]]
     release: Callable[[], None]
+    codes: Callable[[StorageType], tuple[NDArray[np.int8], NDArray[np.float16]] | None] | None = None
 
 
 class Checkpoint(ABC):

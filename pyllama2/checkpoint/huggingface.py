@@ -31,6 +31,8 @@ from .base import Checkpoint, LazyTensor
 from .huggingface_config import read_config
 from .huggingface_tokenizer import read_tokenizer
 from .json_file import JsonObject
+from .packed_matrix import PARTS, PackedMatrix
+from .quantization_config import Packing
 from .stored_tensor import StoredTensor, check_dtype
 from .tensor_names import TensorNames, check_tensors
 from .title import title_of
@@ -68,9 +70,12 @@ class HuggingFaceCheckpoint(Checkpoint):
         self.config, self.limit, config_file = description.config, description.limit, description.file
         self._mapped: list[MappedFile] = []
         self._tensors = self._map_tensors(folder)
+        self._packed = {} if description.packing is None else self._take_packed(description.packing)
         shapes = {n: info.shape for n, (_, info) in self._tensors.items() if not _is_unused(n, self.config)}
+        plain = list(shapes)
+        shapes |= {name: matrix.shape for name, matrix in self._packed.items()}
         check_tensors(folder, self.config, shapes, NAMES.of)
-        for name in shapes:
+        for name in plain:
             file, info = self._tensors[name]
             check_dtype(file.path, name, info.dtype)
         directory_tokenizer = read_tokenizer(folder, config_file, tokenizer, self.config.vocab_size)
@@ -80,9 +85,11 @@ class HuggingFaceCheckpoint(Checkpoint):
         self.source = f"Hugging Face checkpoint {shown(title_of(folder))}"
 
     def tensor(self, name: str) -> LazyTensor:
-        file, info = self._tensors[NAMES.of(name)]
+        theirs, n_heads = NAMES.of(name), rotated_heads(name, self.config)
+        if theirs in self._packed:
+            return self._packed[theirs].lazy(None if n_heads is None else partial(in_our_order, n_heads=n_heads))
+        file, info = self._tensors[theirs]
         stored = StoredTensor(file, info.dtype, info.shape, info.offset)
-        n_heads = rotated_heads(name, self.config)
         if n_heads is None:
             return stored.lazy()
         return replace(stored.lazy(), read=partial(_unpermuted, stored, n_heads))
@@ -90,6 +97,30 @@ class HuggingFaceCheckpoint(Checkpoint):
     def close(self) -> None:
         for file in self._mapped:
             file.close()
+
+    def _take_packed(self, packing: Packing) -> dict[str, PackedMatrix]:
+        """Take the parts of quantized matrices out of the tensors; returns the matrices by the names of weights.
+
+        Some programs store a bias of zeros for every matrix. These biases are taken out, too.
+        """
+        parts: dict[str, dict[str, tuple[MappedFile, TensorInfo]]] = {}
+        for name in list(self._tensors):
+            matrix, _, part = name.rpartition(".")
+            if part in PARTS:
+                parts.setdefault(matrix, {})[part] = self._tensors.pop(name)
+        for name in (f"{matrix}.weight" for matrix in parts):
+            if name in self._tensors:
+                raise CheckpointError(
+                    f"{self._tensors[name][0].path}: tensor {name[:80]!r} is there twice, as qweight too"
+                )
+        wanted = {NAMES.of(name) for name in self.config.tensor_shapes()}
+        for name in (f"{matrix}.bias" for matrix in parts):
+            if name in self._tensors and name not in wanted:
+                file, info = self._tensors[name]
+                check_dtype(file.path, name, info.dtype)
+                if not StoredTensor(file, info.dtype, info.shape, info.offset).read().any():
+                    del self._tensors[name]
+        return {f"{matrix}.weight": PackedMatrix.open(matrix, found, packing) for matrix, found in parts.items()}
 
     def _map_tensors(self, folder: str) -> dict[str, tuple[MappedFile, TensorInfo]]:
         """Map the files; returns every tensor by its name in the directory."""

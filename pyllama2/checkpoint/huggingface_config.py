@@ -14,6 +14,7 @@ from ..errors import CheckpointError
 from .families import SLIDING_WINDOW, refusal
 from .huggingface_rope import read_rope
 from .json_file import JsonObject
+from .quantization_config import Packing, read_packing
 
 _NUMBER = (float, int)
 
@@ -30,11 +31,13 @@ class Description:
         config: the model's dimensions.
         limit: why config.max_seq_len is the longest context that can be computed. "": it is only what the model was
             made for.
+        packing: how quantized matrices are stored. None: there are none.
         file: the parsed file, which also names special tokens.
     """
 
     config: ModelConfig
     limit: str
+    packing: Packing | None
     file: JsonObject
 
 
@@ -51,6 +54,7 @@ def read_config(path: str) -> Description:
     values = JsonObject.read(path)
     kind = _kind(values)
     _refuse_unsupported(values)
+    packing = read_packing(values)
     dim, n_heads = values.positive("hidden_size"), values.positive("num_attention_heads")
     head_dim = values.get("head_dim", int)
     max_seq_len = values.positive("max_position_embeddings", 2048)
@@ -83,7 +87,7 @@ def read_config(path: str) -> Description:
         )
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return Description(config, limit, values)
+    return Description(config, limit, packing, values)
 
 
 def _kind(values: JsonObject) -> str:
@@ -108,9 +112,6 @@ def _refuse_unsupported(values: JsonObject) -> None:
         )
     if values.get("num_local_experts", int) or values.get("num_experts", int):
         raise CheckpointError(f"{values.path}: a mixture of experts is not supported; take a dense model of the family")
-    if values.get("quantization_config", dict) is not None:
-        method = str(values.child("quantization_config").values.get("quant_method"))[:40]
-        raise CheckpointError(f"{values.path}: weights quantized by {method} are not supported; use the original ones")
 
 
 def _sliding_window(values: JsonObject, kind: str) -> int | None:

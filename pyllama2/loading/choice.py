@@ -5,6 +5,8 @@
     F16                         float32 if it fits comfortably, else float16, q8, q4
     Q8_0                        q8 in groups of 32, which is the same numbers, else q4
     Q4_0                        q4 in groups of 32, which is the same numbers
+    GPTQ int4/128               q4 in groups of 128, which is the same numbers
+    GPTQ uint4/64, AWQ uint4/64 q8 in groups of 64, which is the same numbers, if it fits comfortably, else q4
     5 bits and more             q8, else q4
     other types of 4 bits and   q8 if it fits comfortably, since another rounding to 4 bits loses much in a small model,
     fewer                       else q4
@@ -27,9 +29,11 @@ _EXACT_IN_4_BITS = "Q4_0"
 
 
 def main_type(checkpoint: Checkpoint) -> str:
-    """The type of most of a checkpoint's bytes, as its format spells it."""
+    """The type of most bytes of the layers' matrices, as the checkpoint's format spells it."""
     n_bytes: Counter[str] = Counter()
-    for name in checkpoint.config.tensor_shapes():
+    for name, shape in checkpoint.config.tensor_shapes().items():
+        if len(shape) == 1 or not name.startswith("layers."):  # a small model may have a large embedding
+            continue
         tensor = checkpoint.tensor(name)
         n_bytes[tensor.dtype] += tensor.nbytes
     return n_bytes.most_common(1)[0][0]
@@ -61,6 +65,17 @@ def choose_quantization(
     return ways[-1][0]
 
 
+def keeps_numbers(stored: str, quantization: Quantization) -> bool:
+    """Whether matrices of a quantized type of a checkpoint have the same numbers in a storage type."""
+    if stored in ("Q8_0", _EXACT_IN_4_BITS):
+        return quantization == Quantization.of("q8" if stored == "Q8_0" else "q4", 32)
+    kind, _, size = stored.partition("/")
+    if not size or not kind.endswith("int4"):
+        return False
+    exact = ("q8", "q4") if kind.endswith(" int4") else ("q8",)
+    return quantization.type in exact and int(size) % quantization.group_size == 0
+
+
 def _ways(stored: str) -> list[tuple[Quantization, float]]:
     """The storage types for a type of a checkpoint, best first, each with the share of the memory that it may take."""
     q8, q4 = Quantization.of("q8"), Quantization.of("q4")
@@ -72,6 +87,11 @@ def _ways(stored: str) -> list[tuple[Quantization, float]]:
         return [(fine_q8, _TIGHT), (fine_q4, _TIGHT), (q4, 1)]
     if stored == _EXACT_IN_4_BITS:
         return [(fine_q4, 1)]
+    kind, _, size = stored.partition("/")
+    if size and kind.endswith(" int4"):
+        return [(Quantization.of("q4", int(size)), 1)]
+    if size and kind.endswith(" uint4"):
+        return [(Quantization.of("q8", int(size)), _COMFORTABLE), (fine_q4, _TIGHT), (q4, 1)]
     if stored.startswith(("Q5", "Q6", "Q8", "int8")):
         return [(fine_q8, _TIGHT), (fine_q4, _TIGHT), (q4, 1)]
     return [(fine_q8, _COMFORTABLE), (fine_q4, _TIGHT), (q4, 1)]

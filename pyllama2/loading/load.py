@@ -22,7 +22,7 @@ from ..shown import shown, shown_value
 from ..storage.floats import as_float
 from ..storage.model_file import StoredModel
 from ..storage.weights import Quantization, Weight, WeightType
-from .choice import choose_quantization, main_type
+from .choice import choose_quantization, keeps_numbers, main_type
 from .kept import find_kept, keep_converted
 
 log = logging.getLogger("pyllama2")
@@ -126,10 +126,11 @@ def _converted(
         return model
     if chosen and quantization.group_size:
         log.warning(
-            "%s (%s) is used as %s; %s",
+            "%s (%s) is used as %s%s; %s",
             shown(title_of(path)),
             main_type(checkpoint),
             quantization.type,
+            ", with the same numbers" if keeps_numbers(main_type(checkpoint), quantization) else "",
             "it will be kept" if keep else "--keep, or keep=True, keeps the converted file for the next start",
         )
     else:
