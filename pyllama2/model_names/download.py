@@ -1,8 +1,9 @@
 """Downloads the files of a model from the Hugging Face hub into its local cache, with the package huggingface_hub.
 
 The package reads HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE, shows progress, and goes on where a connection
-broke. It compares sizes; the hashes are compared here. The branch's entry in the cache is written last: a download
-that was interrupted is never taken for a complete model, and its finished files are not downloaded again.
+broke. It compares sizes; the hashes are compared here. Large files go on where an earlier download was cancelled
+(large_file.py). The branch's entry in the cache is written last: a download that was interrupted is never taken for a
+complete model, and its finished files are not downloaded again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from ..shown import shown
 from .cached import COMMIT, cache_folder, repo_folder
 from .choice import choose
 from .hub_name import HubName
+from .large_file import DamagedFileError, digest_of, download_large_file, incomplete_file
 
 log = logging.getLogger("pyllama2")
 
@@ -98,7 +101,7 @@ def _listing(name: HubName) -> tuple[str, dict[str, _RemoteFile]]:
 
 def _announce(name: HubName, missing: list[str], remote: dict[str, _RemoteFile]) -> None:
     """Say what will be downloaded. Raises CheckpointError if the disk has no room for it."""
-    needed = sum(remote[path].size for path in missing)
+    needed = sum(remote[path].size - _present(name, remote[path]) for path in missing)
     folder = cache_folder()
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
@@ -111,6 +114,15 @@ def _announce(name: HubName, missing: list[str], remote: dict[str, _RemoteFile])
     log.warning("downloading %s of %s (%s) to %s", shown(what), name.repo, _bytes(needed), shown(folder))
 
 
+def _present(name: HubName, file: _RemoteFile) -> int:
+    """Bytes of a file that an earlier download left."""
+    try:
+        n_bytes = incomplete_file(name.repo, file.sha256).stat().st_size if file.sha256 else 0
+    except OSError:
+        return 0
+    return n_bytes if n_bytes <= file.size else 0
+
+
 def _fetch(name: HubName, path: str, revision: str, file: _RemoteFile | None) -> None:
     """Download a file unless it is in the cache. file: what it should be; None: that is not checked.
 
@@ -118,14 +130,25 @@ def _fetch(name: HubName, path: str, revision: str, file: _RemoteFile | None) ->
     """
     from huggingface_hub import hf_hub_download
 
-    place = Path(hf_hub_download(name.repo, path, revision=revision, library_name="pyllama2"))
-    if file is None or not _is_damaged(place, file):
-        return
-    os.unlink(os.path.realpath(place))
-    place.unlink(missing_ok=True)
+    try:
+        checked = file is not None and file.sha256 != "" and _fetch_large(name, path, revision, file)
+        place = Path(hf_hub_download(name.repo, path, revision=revision, library_name="pyllama2"))
+        if checked or file is None or not _is_damaged(place, file):
+            return
+        os.unlink(os.path.realpath(place))
+        place.unlink(missing_ok=True)
+    except DamagedFileError:
+        pass
     raise CheckpointError(
         f"{path} of {name.repo} arrived damaged: its hash is not the one that {_host()} announced; "
         "it was removed, so try again"
+    )
+
+
+def _fetch_large(name: HubName, path: str, commit: str, file: _RemoteFile) -> bool:
+    """Download a file with a SHA-256 into the cache, and check it. False: huggingface_hub must do it."""
+    return re.fullmatch("[0-9a-f]{64}", file.sha256) is not None and download_large_file(
+        name.repo, path, commit, file.size, file.sha256
     )
 
 
@@ -138,10 +161,7 @@ def _is_damaged(path: Path, file: _RemoteFile) -> bool:
         digest = hashlib.sha256()
     else:
         digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with open(path, "rb") as data:
-        while part := data.read(1 << 22):
-            digest.update(part)
-    return digest.hexdigest() != wanted
+    return digest_of(path, digest) != wanted
 
 
 @contextmanager

@@ -50,6 +50,8 @@ class Hub:
         repos: by their names.
         requests: method, path and Range header of what was asked for.
         cut_after: bytes after which the next answers with a file break off, one for each.
+        hold_after: bytes after which the next answer with a file waits until the client gives up.
+        no_ranges: whether a Range header is ignored.
         stall_s: seconds that each answer is late.
         status: what every request is answered with, 0 for none.
     """
@@ -58,6 +60,8 @@ class Hub:
     repos: dict[str, Repo] = field(default_factory=dict)
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     cut_after: list[int] = field(default_factory=list)
+    hold_after: list[int] = field(default_factory=list)
+    no_ranges: bool = False
     stall_s: float = 0
     status: int = 0
 
@@ -114,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": repo.commit, "ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
         data = repo.false.get(path, data)
         start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if start is None:
+        if start is None or self.hub.no_ranges:
             return self._send(200, headers, data)
         headers["Content-Range"] = f"bytes {start[1]}-{len(data) - 1}/{len(data)}"
         return self._send(206, headers, data[int(start[1]) :])
@@ -128,6 +132,10 @@ class _Handler(BaseHTTPRequestHandler):
             if self.hub.cut_after and "X-Repo-Commit" in (headers or {}) and len(body) > self.hub.cut_after[0]:
                 body = body[: self.hub.cut_after.pop(0)]
                 self.close_connection = True
+            if self.hub.hold_after and "X-Repo-Commit" in (headers or {}) and len(body) > self.hub.hold_after[0]:
+                self.wfile.write(body[: self.hub.hold_after.pop(0)])
+                self.connection.recv(1)  # nothing comes until the client has gone
+                return
             self.wfile.write(body)
 
 

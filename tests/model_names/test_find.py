@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from helpers.hub import COMMIT, Hub, Repo
+from helpers.scheduling import wait_until
 from helpers.tiny_llama import write_tiny
 
 import pyllama2
 from pyllama2.errors import CheckpointError
 from pyllama2.model_names import find_adapter, find_model
-from pyllama2.model_names.cached import cached_repos
+from pyllama2.model_names.cached import cached_repos, repo_folder
 
 NEEDED = {"config.json", "tokenizer.model", "model.safetensors"}
 
@@ -65,6 +68,48 @@ class TestDownload:
         assert Path(path).read_bytes() == hub.repos["tests/gguf"].files["tiny-F16.gguf"]
         starts = [start for method, _, start in hub.requests if method == "GET" and start]
         assert starts == ["bytes=5000-"]
+
+    def test_a_cancelled_download_goes_on_in_the_next_run(self, hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+        hub.hold_after = [20000]
+        code = (
+            "from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 10_000\n"
+            "from pyllama2.model_names import find_model; find_model('tests/gguf/tiny-F16.gguf')"
+        )
+        with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as process:
+            wait_until(lambda: any(path.stat().st_size == 20000 for path in self.incomplete(hub)))
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
+        assert [path.stat().st_size for path in self.incomplete(hub)] == [20000]
+        hub.requests.clear()
+        with caplog.at_level("WARNING", logger="pyllama2"):
+            path = find_model("tests/gguf/tiny-F16.gguf")
+        whole = hub.repos["tests/gguf"].files["tiny-F16.gguf"]
+        assert Path(path).read_bytes() == whole
+        assert [start for method, _, start in hub.requests if method == "GET" and start] == ["bytes=20000-"]
+        assert f"going on with tiny-F16.gguf after {2000000 / len(whole):.0f} %" in caplog.text
+        assert f"({(len(whole) - 20000) / 1e3:.1f} kB)" in caplog.text
+        assert not self.incomplete(hub)
+
+    @staticmethod
+    def incomplete(hub: Hub) -> list[Path]:
+        return list(repo_folder("tests/gguf").glob("blobs/*.incomplete"))
+
+    @pytest.mark.parametrize("ranges", [True, False])
+    @pytest.mark.parametrize("first", ["right", "wrong", "whole", "too long"])
+    def test_what_an_earlier_run_left(self, hub: Hub, first: str, ranges: bool) -> None:
+        whole = hub.repos["tests/gguf"].files["tiny-F16.gguf"]
+        left = {"right": whole[:3000], "wrong": bytes(3000), "whole": whole, "too long": whole + b"x"}[first]
+        place = repo_folder("tests/gguf") / "blobs" / f"{hashlib.sha256(whole).hexdigest()}.incomplete"
+        place.parent.mkdir(parents=True)
+        place.write_bytes(left)
+        hub.no_ranges = not ranges
+        if first == "wrong" and ranges:
+            with pytest.raises(CheckpointError, match=r"arrived damaged.*try again"):
+                find_model("tests/gguf/tiny-F16.gguf")
+        hub.requests.clear()
+        assert Path(find_model("tests/gguf/tiny-F16.gguf")).read_bytes() == whole
+        assert len(hub.downloads()) == (0 if first == "whole" else 1)
+        assert not self.incomplete(hub)
 
     def test_finished_files_are_not_downloaded_again(self, hub: Hub) -> None:
         repo = hub.repos["tests/model"]
