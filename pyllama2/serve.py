@@ -13,7 +13,7 @@ import re
 import stat
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # before the imports below, which take a while: Ctrl-C then ends them quietly
     from .cli.program import main as run_program
@@ -30,6 +30,7 @@ from .shown import shown, shown_value
 
 if TYPE_CHECKING:
     from .server.app import App
+    from .server.settings import Settings
 
 _EPILOG = """\
   pyllama2 serve -m smollm2
@@ -84,11 +85,42 @@ def create_app(
     """
     _import_packages()
     from .server.app import App
+
+    return App(
+        llm,
+        make_settings(
+            names=names,
+            api_keys=api_keys,
+            host=host,
+            allowed_hosts=allowed_hosts,
+            cors_origins=cors_origins,
+            max_concurrent=max_concurrent,
+            max_queue=max_queue,
+            timeout_s=timeout_s,
+            max_body_bytes=max_body_bytes,
+            temperature=temperature,
+            top_p=top_p,
+        ),
+    )
+
+
+def make_settings(
+    *,
+    names: str | Sequence[str] | None = None,
+    api_keys: Sequence[str] = (),
+    allowed_hosts: Sequence[str] = (),
+    cors_origins: Sequence[str] = (),
+    **limits: Any,
+) -> Settings:
+    """Check the arguments of create_app(), and keep them as one object.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+    """
     from .server.settings import Settings
 
     if names is None:
         names = "pyllama2"
-    names = (names,) if isinstance(names, str) else tuple(names)
     for key in api_keys:
         check_key(key)
     for name in allowed_hosts:
@@ -97,21 +129,12 @@ def create_app(
     for origin in cors_origins:
         if origin != "*" and not re.fullmatch(r"https?://[^/\s?#@]+", origin):
             raise ValueError(f"{shown_value(origin)} is not an origin such as https://example.org")
-    return App(
-        llm,
-        Settings(
-            names=names,
-            keys=tuple(api_keys),
-            host=host,
-            allowed_hosts=tuple(allowed_hosts),
-            cors_origins=tuple(cors_origins),
-            max_concurrent=max_concurrent,
-            max_queue=max_queue,
-            timeout_s=timeout_s,
-            max_body_bytes=max_body_bytes,
-            temperature=temperature,
-            top_p=top_p,
-        ),
+    return Settings(
+        names=(names,) if isinstance(names, str) else tuple(names),
+        keys=tuple(api_keys),
+        allowed_hosts=tuple(allowed_hosts),
+        cors_origins=tuple(cors_origins),
+        **limits,
     )
 
 

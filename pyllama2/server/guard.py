@@ -75,17 +75,27 @@ class Guard:
             return
         try:
             headers = _Headers(scope)
-            if headers.n_bytes > self._settings.max_header_bytes:
-                limit = self._settings.max_header_bytes
-                raise ApiError(431, f"the headers have more than {limit} bytes", code="headers_too_large")
+            self._check_size(headers)
             self._check_place(headers)
             await self._rest(scope, receive, send)
         except ApiError as error:
             await send_error(error, send)
 
+    def admits(self, scope: Scope) -> bool:
+        """Whether the headers of a request are such that its body would be read."""
+        try:
+            headers = _Headers(scope)
+            self._check_size(headers)
+            self._check_place(headers)
+            self._check_key(scope["path"], headers)
+            self._check_body(headers)
+        except ApiError:
+            return False
+        return True
+
     async def _check_rest(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What comes after CORS, so that pages of allowed origins may read errors, too."""
-        body = _Body(receive, self._settings)
+        body = Body(receive, self._settings)
         try:
             headers = _Headers(scope)
             self._check_key(scope["path"], headers)
@@ -94,6 +104,11 @@ class Guard:
             await self._app(scope, body.receive, send)
         except ApiError as error:
             await send_error(error, send)
+
+    def _check_size(self, headers: _Headers) -> None:
+        limit = self._settings.max_header_bytes
+        if headers.n_bytes > limit:
+            raise ApiError(431, f"the headers have more than {limit} bytes", code="headers_too_large")
 
     def _check_place(self, headers: _Headers) -> None:
         host = headers.one("host")
@@ -165,7 +180,7 @@ class _Headers:
         return values[0].decode("latin-1") if values else None
 
 
-class _Body:
+class Body:
     """Counts the bytes of a body as it is read, since its length need not be told before. It does not wait for ever."""
 
     def __init__(self, receive: Receive, settings: Settings) -> None:

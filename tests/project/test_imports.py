@@ -31,7 +31,9 @@ APART = [
 # model.py is on its own: it imports config alone, and nothing of the package imports it.
 ALONE = {"model": {"config"}}
 # Files that nothing of the package imports when it is loaded: they may load what they like.
-NOT_IMPORTED = {"pyllama2.model", "pyllama2.llm_plugin", "pyllama2.chat_formats.template_environment"}
+NOT_IMPORTED = {
+    "pyllama2.model", "pyllama2.llm_plugin", "pyllama2.chat_formats.template_environment", "pyllama2.ray.router",
+}  # fmt: skip
 # A folder whose files load what they like, and that nothing outside of it imports when it is loaded.
 NOT_IMPORTED_ROOM = "server"
 SERVER = {"pyllama2.server", "pyllama2.serve"}
