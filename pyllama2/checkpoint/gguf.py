@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig, RopeScaling, default_head_dim
 from ..errors import CheckpointError
+from ..families import SLIDING_WINDOW, refusal
 from ..shown import shown
 from ..storage.mapped import MappedFile
 from ..storage.tensor_info import TensorInfo
 from .base import Checkpoint, LazyTensor
-from .families import SLIDING_WINDOW, refusal
 from .gguf_blocks import BLOCK_TYPES, dequantize
 from .gguf_header import Metadata, is_gguf
 from .gguf_parts import open_parts

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..config import ModelConfig, default_head_dim
 from ..errors import CheckpointError
-from .families import SLIDING_WINDOW, refusal
+from ..families import FAMILIES, SLIDING_WINDOW, refused
 from .huggingface_rope import read_rope
 from .json_file import JsonObject
 from .quantization_config import Packing, read_packing
@@ -19,7 +19,6 @@ from .quantization_config import Packing, read_packing
 _NUMBER = (float, int)
 
 
-_KINDS = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral", "Qwen2ForCausalLM": "qwen2"}
 _MISTRAL_WINDOW = 4096  # of a Mistral whose config does not say it
 
 
@@ -93,11 +92,10 @@ def read_config(path: str) -> Description:
 def _kind(values: JsonObject) -> str:
     """Return "llama", "mistral" or "qwen2"."""
     names = [str(name) for name in values.get("architectures", list, [])]
-    kind: str = values.get("model_type", str, _KINDS.get(names[0] if names else "", "llama"))
-    for name in (*names, kind):
-        if name not in _KINDS and name not in _KINDS.values():
-            raise CheckpointError(f"{values.path}: a model of type {refusal(name)}")
-    if any(_KINDS.get(name, name) != kind for name in names):
+    kind: str = values.get("model_type", str, FAMILIES.get(names[0] if names else "", "llama"))
+    if reason := refused(values.values):
+        raise CheckpointError(f"{values.path}: {reason}")
+    if any(FAMILIES.get(name, name) != kind for name in names):
         raise CheckpointError(f"{values.path}: architectures {str(names)[:80]} contradict model_type {kind!r}")
     return kind
 

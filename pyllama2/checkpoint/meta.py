@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig, RopeScaling, default_head_dim
 from ..errors import CheckpointError
+from ..families import SLIDING_WINDOW
 from ..shown import shown
 from .base import Checkpoint, LazyTensor
-from .families import SLIDING_WINDOW
 from .json_file import JsonObject
 from .pth import read_pth
 from .stored_tensor import StoredTensor

@@ -13,10 +13,10 @@ import os
 from dataclasses import dataclass
 
 from ..errors import CheckpointError
+from ..families import QUANT_INSTEAD
 from .json_file import JsonObject
 
 _OLD = "quantize_config.json"
-_INSTEAD = "take the original model, its 4-bit GPTQ or AWQ version, or a GGUF file of it"
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,7 @@ def read_packing(values: JsonObject) -> Packing | None:
         settings.values.setdefault("quant_method", "gptq")
     if not settings.values:
         return None
-    method = settings.get("quant_method", str, "unknown").lower()
-    if method not in ("gptq", "awq"):
-        raise CheckpointError(f"{settings.path}: weights quantized by {method[:40]!r} are not supported; {_INSTEAD}")
+    method = settings.get("quant_method", str).lower()  # families.py has refused others
     bits = settings.get("bits", int, settings.get("w_bit", int))
     layout = settings.get("checkpoint_format" if method == "gptq" else "version", str, "")
     known = ("", "gptq", "gptq_v2") if method == "gptq" else ("", "gemm", "exllama")
@@ -68,7 +66,7 @@ def read_packing(values: JsonObject) -> Packing | None:
         what = f"{bits} bits" if bits != 4 else repr(layout[:40] or "dynamic")
         raise CheckpointError(
             f"{settings.path}: {method.upper()} weights of {what} are not supported (4 bits in the format "
-            f"{known[1]} are); {_INSTEAD}"
+            f"{known[1]} are); {QUANT_INSTEAD}"
         )
     group_size = settings.get("group_size", int, settings.get("q_group_size", int, 128))
     if group_size != -1 and not 1 <= group_size < 1 << 20:

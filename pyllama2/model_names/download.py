@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..bounded_json import parse_json
 from ..errors import CheckpointError
+from ..families import refused
 from ..shown import shown
 from .cached import COMMIT, cache_folder, repo_folder
 from .choice import choose
@@ -31,6 +33,7 @@ from .large_file import DamagedFileError, digest_of, download_large_file, incomp
 log = logging.getLogger("pyllama2")
 
 _MOST_FILES = 100_000
+_MOST_CONFIG_BYTES = 1 << 20
 _SPARE_BYTES = 64 << 20  # that a download leaves free on the disk
 
 
@@ -73,8 +76,11 @@ def download(name: HubName, suggestion: str = "", *, adapter: bool = False) -> s
         missing = [path for path in choice.files if not (snapshot / path).exists()]
         if missing:
             _announce(name, missing, remote)
-        for path in missing:
-            _fetch(name, path, commit, remote[path])
+        for path in choice.files:
+            if path in missing:
+                _fetch(name, path, commit, remote[path])
+            if path == "config.json":
+                _refuse(name, snapshot / path)  # before the weights, which come last
         _fetch(name, choice.files[0], name.revision, None)  # it is there: this writes the branch's entry alone
         return str(snapshot / choice.model)
 
@@ -112,6 +118,18 @@ def _announce(name: HubName, missing: list[str], remote: dict[str, _RemoteFile])
         )
     what = missing[0] if len(missing) == 1 else f"{len(missing)} files"
     log.warning("downloading %s of %s (%s) to %s", shown(what), name.repo, _bytes(needed), shown(folder))
+
+
+def _refuse(name: HubName, config: Path) -> None:
+    """Raise CheckpointError if a config.json says that the model cannot be used. Its reader will say what is damaged."""
+    try:
+        if config.stat().st_size > _MOST_CONFIG_BYTES:
+            return
+        values = parse_json(config.read_bytes())
+    except (OSError, ValueError):
+        return
+    if isinstance(values, dict) and (reason := refused(values)):
+        raise CheckpointError(f"{name}: {reason}")
 
 
 def _present(name: HubName, file: _RemoteFile) -> int:

@@ -27,6 +27,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 ROOMS = {
     "shown": "Makes text from files and users safe to print",
     "errors": "The classes of all errors",
+    "families": "Which models are computed as a Llama is, and what to take instead of others",
     "bounded_json": "Parses JSON from files of others, strictly and within bounded memory",
     "arguments": "Checks of arguments, with messages that say what was expected",
     "process": "What concerns whole processes: Ctrl-C, fork, exit, and confined ones for what strangers write",

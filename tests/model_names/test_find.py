@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import signal
@@ -110,6 +111,25 @@ class TestDownload:
         assert Path(find_model("tests/gguf/tiny-F16.gguf")).read_bytes() == whole
         assert len(hub.downloads()) == (0 if first == "whole" else 1)
         assert not self.incomplete(hub)
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            (
+                {"model_type": "mixtral"},
+                r"tests/model: a model of type 'mixtral' is a mixture of experts.*take Mistral 7B",
+            ),
+            ({"quantization_config": {"quant_method": "fp8"}}, r"tests/model: weights quantized by 'fp8' are not"),
+        ],
+    )
+    def test_what_cannot_be_read_is_not_downloaded(self, hub: Hub, changes: dict[str, object], words: str) -> None:
+        files = hub.repos["tests/model"].files
+        files["config.json"] = json.dumps(json.loads(files["config.json"]) | changes).encode()
+        with pytest.raises(CheckpointError, match=words):
+            find_model("tests/model")
+        with pytest.raises(CheckpointError, match=words):  # config.json is in the cache now
+            find_model("tests/model")
+        assert "model.safetensors" not in hub.downloads()
 
     def test_finished_files_are_not_downloaded_again(self, hub: Hub) -> None:
         repo = hub.repos["tests/model"]

@@ -7,6 +7,15 @@ qwen2      a Llama with biases of wq, wk and wv
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+# The families by their names in "architectures" of a config.json. Its "model_type" has the names on the right.
+FAMILIES = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral", "Qwen2ForCausalLM": "qwen2"}
+# How weights may be quantized, by "quant_method" of a config.json, and what to take instead of others.
+QUANT_METHODS = ("gptq", "awq")
+QUANT_INSTEAD = "take the original model, its 4-bit GPTQ or AWQ version, or a GGUF file of it"
+
 # Why a context may not be longer than a sliding window: up to there, all attention is the same as without one.
 SLIDING_WINDOW = "it is the model's sliding window, and attention beyond it is not supported"
 
@@ -41,3 +50,22 @@ def refusal(kind: str) -> str:
         (entry for part, entry in _OTHERS.items() if part in kind.lower()), ("another architecture", "a Llama")
     )
     return f"{kind[:40]!r} is {what}, which is not supported; take {nearest} (llama, mistral and qwen2 are supported)"
+
+
+def refused(config: Mapping[str, Any]) -> str:
+    """Say in a part of a sentence why a model cannot be used, and what can be used instead; "" if it may.
+
+    Args:
+        config: a config.json that nobody has checked.
+    """
+    names = config.get("architectures")
+    kinds = [*(names if isinstance(names, list) else []), config.get("model_type") or "llama"]
+    for kind in map(str, kinds):
+        if kind not in FAMILIES and kind not in FAMILIES.values():
+            return f"a model of type {refusal(kind)}"
+    settings = config.get("quantization_config")
+    if isinstance(settings, dict):
+        method = str(settings.get("quant_method", "unknown")).lower()
+        if method not in QUANT_METHODS:
+            return f"weights quantized by {method[:40]!r} are not supported; {QUANT_INSTEAD}"
+    return ""
