@@ -121,7 +121,7 @@ def _announce(name: HubName, missing: list[str], remote: dict[str, _RemoteFile])
 
 
 def _refuse(name: HubName, config: Path) -> None:
-    """Raise CheckpointError if a config.json says that the model cannot be used. Its reader will say what is damaged."""
+    """Raise CheckpointError if a config.json says that the model cannot be used. The reader says what is damaged."""
     try:
         if config.stat().st_size > _MOST_CONFIG_BYTES:
             return
