@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend.base import AMID_A_STEP, Backend, BackendFacts, Batch
+from ..backend.fitting import USUAL_CONTEXT
 from ..backend.kv_cache import KVCache, check_kv_dtype
 from ..errors import BackendUnavailableError, ClosedError, Pyllama2Error
 from ..process.locks import Lock
@@ -27,7 +28,6 @@ from .step_graphs import StepGraphs
 from .workspace import Workspace
 
 CHUNK = 256  # tokens of a prompt that are computed together
-_USUAL_CONTEXT = 2048  # there must be memory for a sequence of this length; new_cache() checks what it needs
 _NO_TILES = np.empty((0, 2), np.int32)
 _GREEDY = Draw(0.0)
 
@@ -253,7 +253,7 @@ class CudaBackend(Backend):
 
 def _usual_plan(model: StoredModel, kv_dtype: str | None, free_bytes: int) -> Plan:
     """Plan the model with one sequence of the usual length."""
-    context = min(model.config.max_seq_len, _USUAL_CONTEXT)
+    context = min(model.config.max_seq_len, USUAL_CONTEXT)
     return plan(model.config, model.quantization, 1, context, kv_dtype, CHUNK, free_bytes)
 
 

@@ -6,6 +6,7 @@ import os
 from contextlib import closing
 from dataclasses import dataclass
 
+from ..backend.fitting import USUAL_CONTEXT
 from ..backend.kv_cache import default_kv_dtype
 from ..checkpoint import open_checkpoint
 from ..checkpoint.base import Checkpoint
@@ -16,7 +17,6 @@ from ..loading.kept import kept_models
 from ..memory import available_bytes, needed_bytes
 from ..model_names.known import Place, known_places
 
-_USUAL_CONTEXT = 2048  # that load_model() asks to have memory for
 _KINDS = {"gguf": "GGUF", "huggingface": "safetensors", "meta": "Meta", "llama2.c": "llama2.c", "pyllama2": "pyllama2"}
 
 
@@ -70,7 +70,7 @@ def list_models() -> list[FoundModel]:
 
 def _facts(place: Place, checkpoint: Checkpoint, free: int | None) -> FoundModel:
     config = checkpoint.config
-    context = min(config.max_seq_len, _USUAL_CONTEXT)
+    context = min(config.max_seq_len, USUAL_CONTEXT)
     if isinstance(checkpoint, OwnCheckpoint):
         way = checkpoint.model.quantization
         stored: str = way.type

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 
+USUAL_CONTEXT = 2048  # in tokens; a model is loaded only if there is memory for so many, unless n_ctx says another
 LEAST_CONTEXT = 128  # in tokens; a suggestion with less would be of no use
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 from contextlib import closing
 
+from ..backend.fitting import USUAL_CONTEXT
 from ..backend.kv_cache import default_kv_dtype
 from ..checkpoint import open_checkpoint
 from ..checkpoint.own_file import OwnCheckpoint
@@ -14,7 +15,7 @@ from ..memory import check_model_fits
 from ..model_names import find_model
 from ..storage.model_file import StoredModel
 from ..storage.weights import Quantization
-from .load import USUAL_CONTEXT, load_model
+from .load import load_model
 
 log = logging.getLogger("pyllama2")
 

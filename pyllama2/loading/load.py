@@ -10,6 +10,7 @@ from typing import get_args
 
 import numpy as np
 
+from ..backend.fitting import USUAL_CONTEXT
 from ..backend.kv_cache import check_kv_dtype, default_kv_dtype
 from ..checkpoint import open_checkpoint
 from ..checkpoint.base import Checkpoint
@@ -26,9 +27,6 @@ from .choice import choose_quantization, keeps_numbers, main_type
 from .kept import find_kept, keep_converted
 
 log = logging.getLogger("pyllama2")
-
-# Without n_ctx, there must be enough memory for a context of this length; each generation then asks for what it needs.
-USUAL_CONTEXT = 2048
 
 
 def load_model(

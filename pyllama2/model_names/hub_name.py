@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 MODEL_SUFFIXES = (".gguf", ".bin", ".pth", ".safetensors")
 
@@ -58,8 +59,7 @@ def parse_name(text: str) -> HubName | None:
     when its second part ends like a model file.
     """
     if url := _URL.fullmatch(text):
-        revision, _, file = (url[2] or "main").partition("/")
-        return HubName(url[1], revision, file.partition("?")[0])
+        return _of_url(url[1], (url[2] or "main").partition("?")[0])
     bare = _PREFIX.sub("", text, count=1)
     match = _NAME.fullmatch(bare)
     if match is None or "--" in match[1] or ".." in bare:
@@ -70,6 +70,14 @@ def parse_name(text: str) -> HubName | None:
     if _QUANTIZED.fullmatch(revision):
         return HubName(repo, file=file, quantized=revision.upper())
     return HubName(repo, revision or "main", file)
+
+
+def _of_url(repo: str, place: str) -> HubName | None:
+    """Read what follows the repository: a revision and a path. In a revision, "/" is written as %2F, or as it is."""
+    match = re.fullmatch(rf"({_REVISION})(?:/(.*))?", unquote(place))
+    if match is None or "--" in repo or {"", ".", ".."} & set(unquote(place).rstrip("/").split("/")):
+        return None
+    return HubName(repo, match[1], (match[2] or "").rstrip("/"))
 
 
 def quantized_of(file: str) -> str:

@@ -28,6 +28,11 @@ from pyllama2.model_names.hub_name import HubName, parse_name, quantized_of
         ("https://huggingface.co/org/name", HubName("org/name")),
         ("https://huggingface.co/org/name/tree/dev", HubName("org/name", "dev")),
         ("https://huggingface.co/org/name/blob/main/m.gguf?download=true", HubName("org/name", file="m.gguf")),
+        ("https://huggingface.co/org/name/tree/main/", HubName("org/name")),
+        ("https://huggingface.co/org/name/tree/refs%2Fpr%2F1", HubName("org/name", "refs/pr/1")),
+        ("https://huggingface.co/org/name/tree/refs/pr/1", HubName("org/name", "refs/pr/1")),
+        ("https://huggingface.co/org/name/blob/refs%2Fpr%2F1/m.gguf", HubName("org/name", "refs/pr/1", "m.gguf")),
+        ("https://huggingface.co/org/name/blob/main/a%20b/m.gguf", HubName("org/name", file="a b/m.gguf")),
     ],
 )
 def test_names(text: str, expected: HubName) -> None:
@@ -40,6 +45,8 @@ def test_names(text: str, expected: HubName) -> None:
         "", "llama", "llama.bin", "./org/name", "../org", "/org/name", "~/org/name", "org/", "/name", "org//name",
         "org/name/", "models/llama.gguf", "models/llama.bin", "org/na me", "org/name/../x", "org\\name", "a--b/c",
         "org/name:", "org/\x1bname", "hf:name", "hf:", "https://example.org/org/name", "org/name/..", "-x/y",
+        "https://huggingface.co/org/name/tree/..%2F..", "https://huggingface.co/org/name/blob/main/../m.gguf",
+        "https://huggingface.co/org/name/blob/%2Fetc%2Fpasswd", "https://huggingface.co/a--b/c",
     ],
 )  # fmt: skip
 def test_what_is_no_name(text: str) -> None:
