@@ -6,7 +6,7 @@
 
     factor = alpha / r; 1 if alpha is 0
 
-Rows are in the order of model.py, as in GGUF models.
+Rows are in the order of the GGUF models of the same architecture.
 Source: https://github.com/ggml-org/llama.cpp (convert_lora_to_gguf.py, src/llama-adapter.cpp).
 """
 
@@ -16,8 +16,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ..checkpoint.gguf import NAMES
+from ..checkpoint.gguf import ARCHITECTURES, HALVES, NAMES
 from ..checkpoint.gguf_header import read_header
+from ..checkpoint.huggingface import in_our_order, rotated_heads
 from ..checkpoint.stored_tensor import StoredTensor, check_dtype
 from ..config import ModelConfig
 from ..errors import CheckpointError
@@ -37,14 +38,14 @@ def read_gguf(file: MappedFile, config: ModelConfig, scale: float) -> dict[str, 
         The changes by our names of the tensors.
 
     Raises:
-        CheckpointError: the file is damaged, or is not an adapter of a Llama.
+        CheckpointError: the file is damaged, or is not an adapter of such a model.
     """
     header = read_header(file)
     find = header.metadata.find
     if find("general.type", str) != "adapter":
         raise CheckpointError(f"{file.path} is a model, not an adapter")
     kind, architecture = find("adapter.type", str), find("general.architecture", str)
-    if kind != "lora" or architecture != "llama":
+    if kind != "lora" or architecture not in ARCHITECTURES:
         raise CheckpointError(f"{file.path} is an adapter of type {str(kind)[:40]!r} for {str(architecture)[:40]!r}")
     alpha = find("adapter.lora.alpha", float) or 0.0
     ours = {NAMES.of(name): name for name in config.tensor_shapes()}
@@ -65,5 +66,8 @@ def read_gguf(file: MappedFile, config: ModelConfig, scale: float) -> dict[str, 
         a, b = pair["a"], pair["b"]
         if name == "tok_embeddings.weight":
             a, b = b.T, a
+        n_heads = rotated_heads(name, config) if architecture in HALVES else None
+        if n_heads is not None and len(b) == n_heads * config.head_dim:  # Adapter.check() refuses other shapes
+            b = in_our_order(b, n_heads)
         changes[name] = Change(a, b, scale * (alpha / len(a) if alpha else 1.0))
     return changes

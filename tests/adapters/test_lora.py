@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.foreign import huggingface_tensors, write_huggingface
-from helpers.gguf_files import gguf_name, write_gguf
-from helpers.tiny import GQA, TIED, random_weights
+from helpers.gguf_files import gguf_name, in_order, write_gguf, write_model
+from helpers.tiny import GQA, QWEN2, TIED, random_weights
 from helpers.tiny_llama import CONFIG, write_tiny
 from numpy.typing import NDArray
 from safetensors.torch import save_file
@@ -182,12 +182,28 @@ class TestGguf:
                     torch.from_numpy(tensor.read().copy()), wanted, rtol=1e-6, atol=1e-5, msg=name
                 )
 
+    def test_of_qwen2(self, tmp_path: Path) -> None:
+        """An adapter for wq and wk of a GGUF file of Qwen2 has their order, too; biases stay."""
+        weights = random_weights(QWEN2)
+        names = [f"layers.1.attention.{name}.weight" for name in ("wq", "wk", "wv")]
+        rng = np.random.default_rng(0)
+        pairs = {
+            name: (rng.standard_normal((RANK, QWEN2.dim), np.float32), rng.standard_normal((rows, RANK), np.float32))
+            for name, rows in zip(names, (QWEN2.q_dim, QWEN2.kv_dim, QWEN2.kv_dim), strict=True)
+        }
+        stored = {name: (a, in_order(name, b, QWEN2)) for name, (a, b) in pairs.items()}
+        adapter = self.write(tmp_path / "a.gguf", stored, architecture="qwen2")
+        with closing(open_checkpoint(write_model(tmp_path / "m.gguf", QWEN2, weights))) as checkpoint:
+            for name, _, tensor in with_adapters(checkpoint, str(adapter)).tensors():
+                wanted = weights[name] + (6 / RANK * pairs[name][1] @ pairs[name][0] if name in pairs else 0)
+                np.testing.assert_allclose(tensor.read(), wanted, rtol=1e-5, atol=1e-5)
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
             ({"general__type": "model"}, "is a model, not an adapter"),
             ({"adapter__type": "other"}, "is an adapter of type 'other'"),
-            ({"architecture": "qwen2"}, "for 'qwen2'"),
+            ({"architecture": "qwen3"}, "for 'qwen3'"),
         ],
     )
     def test_refused(self, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
