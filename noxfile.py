@@ -75,3 +75,13 @@ def arm(session: nox.Session) -> None:
     """The NEON kernels against the scalar ones, on emulated 64-bit ARM CPUs with and without dot products."""
     for cpu in ("max", "cortex-a57"):
         session.run("scripts/check_kernels.sh", "aarch64", cpu)
+
+
+@nox.session
+def ray(session: nox.Session) -> None:
+    """Batches and the server on a Ray cluster of three nodes, all on this machine. Needs the extra ray."""
+    session.run("python", "-c", "import ray", log=False)
+    settings = {"PYLLAMA2_RAY_TESTS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    its_own = ("-W", "ignore::DeprecationWarning")  # warnings of Ray about itself
+    tests = session.posargs or ["tests/batches", "-k", "ray"]
+    session.run("python", "-m", "pytest", *its_own, *tests, env=settings)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.ray_processes import ray_processes
+from helpers.ray_cluster import on_cluster, ray_processes
 
 from pyllama2 import Llama, batch
 from pyllama2.batches.ray_workers import SharedModel
@@ -18,10 +17,6 @@ from pyllama2.errors import CheckpointError
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 from pyllama2.ray import map_prompts  # noqa: E402
-
-slow = pytest.mark.skipif(
-    not os.environ.get("PYLLAMA2_SLOW_TESTS"), reason="takes minutes; PYLLAMA2_SLOW_TESTS=1 runs it"
-)
 
 
 def write_requests(path: Path, n: int, max_tokens: int) -> None:
@@ -42,7 +37,7 @@ def said(path: Path) -> dict[int, Any]:
     return found
 
 
-@slow
+@on_cluster
 def test_the_results_are_those_of_one_machine(cluster: str, tmp_path: Path, model: Path) -> None:
     requests, here, there = (tmp_path / name for name in ("requests.jsonl", "here.jsonl", "there.jsonl"))
     write_requests(requests, 300, 8)
@@ -54,7 +49,7 @@ def test_the_results_are_those_of_one_machine(cluster: str, tmp_path: Path, mode
     assert there.read_bytes() == before
 
 
-@slow
+@on_cluster
 def test_a_worker_that_is_killed_loses_and_doubles_nothing(cluster: str, tmp_path: Path, model: Path) -> None:
     requests, here, there = (tmp_path / name for name in ("requests.jsonl", "here.jsonl", "there.jsonl"))
     write_requests(requests, 1500, 40)
@@ -77,7 +72,7 @@ def test_a_worker_that_is_killed_loses_and_doubles_nothing(cluster: str, tmp_pat
     assert said(there) == said(here) and len(said(here)) == 1501
 
 
-@slow
+@on_cluster
 def test_prompts_of_a_dataset(cluster: str, model: Path) -> None:
     rows = [{"prompt": f"The sea {i}", "seed": i, "other": -i} for i in range(20)]
     dataset = map_prompts(
@@ -94,7 +89,7 @@ def test_prompts_of_a_dataset(cluster: str, model: Path) -> None:
     assert wrong["text"] is None and "max_tokens" in wrong["error"]
 
 
-@slow
+@on_cluster
 def test_a_file_is_copied_to_where_it_is_missing(cluster: str, tmp_path: Path) -> None:
     pieces = (b"first", b"second")
     gone = str(tmp_path / "gone" / "model.bin")

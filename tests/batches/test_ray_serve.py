@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from helpers.ray_processes import ray_processes
+from helpers.ray_cluster import on_cluster, ray_processes
 from helpers.tiny_llama import CHATML, write_tiny
 
 from pyllama2 import Llama
@@ -28,9 +28,6 @@ ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 from pyllama2.ray import build, deployment  # noqa: E402
 from pyllama2.ray.front import Front  # noqa: E402
 
-slow = pytest.mark.skipif(
-    not os.environ.get("PYLLAMA2_SLOW_TESTS"), reason="takes minutes; PYLLAMA2_SLOW_TESTS=1 runs it"
-)
 KEY = "a-key-of-the-tests"
 AUTH = {"Authorization": f"Bearer {KEY}"}
 JSON = AUTH | {"Content-Type": "application/json"}
@@ -73,7 +70,7 @@ def text_of(model: Path, **asked: Any) -> str:
         return llm.generate("Once", **{"max_tokens": 20, "seed": 1, "temperature": 1, "top_p": 1, **asked}).text
 
 
-@slow
+@on_cluster
 def test_answers_are_those_of_the_library(client: openai.OpenAI, talker: Path) -> None:
     text = text_of(talker)
     assert client.completions.create(**ASK).choices[0].text == text
@@ -81,7 +78,7 @@ def test_answers_are_those_of_the_library(client: openai.OpenAI, talker: Path) -
     assert "".join(event.choices[0].text for event in stream if event.choices) == text
 
 
-@slow
+@on_cluster
 def test_a_chat_stays_with_the_replica_that_has_it(url: str, client: openai.OpenAI) -> None:
     """Every later turn finds all of the one before in the cache, and both replicas have chats."""
 
@@ -103,7 +100,7 @@ def test_a_chat_stays_with_the_replica_that_has_it(url: str, client: openai.Open
     assert len(served) == 2 and sum(served) == 64, "one replica has all chats"
 
 
-@slow
+@on_cluster
 def test_the_guard_and_ids(url: str) -> None:
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
     answer = httpx.post(f"{url}/v1/chat/completions", json=body, headers=AUTH | {"X-Request-Id": "mine"})
@@ -135,7 +132,7 @@ def test_the_guard_and_ids(url: str) -> None:
     assert "<title>" in httpx.get(f"{url}/").text
 
 
-@slow
+@on_cluster
 def test_a_client_that_leaves_ends_its_texts(url: str, client: openai.OpenAI) -> None:
     stream = client.completions.create(
         stream=True, **ASK | {"max_tokens": 8000, "n": 8}, extra_body={"ignore_eos": True}
@@ -149,7 +146,7 @@ def test_a_client_that_leaves_ends_its_texts(url: str, client: openai.OpenAI) ->
     assert "pyllama2_requests_running 0.0" in text
 
 
-@slow
+@on_cluster
 def test_a_killed_replica_is_not_noticed(url: str, client: openai.OpenAI, talker: Path) -> None:
     """Requests that it had are given to the other one, without a retry of the client."""
     long = ASK | {"max_tokens": 300, "extra_body": {"ignore_eos": True}}
@@ -183,7 +180,7 @@ def replicas() -> list[Any]:
     ]
 
 
-@slow
+@on_cluster
 def test_what_is_under_way_is_drained(url: str, client: openai.OpenAI) -> None:
     from ray import serve
 
@@ -198,7 +195,7 @@ def test_what_is_under_way_is_drained(url: str, client: openai.OpenAI) -> None:
     assert not replicas()
 
 
-@slow
+@on_cluster
 def test_serve_run(cluster: str, url: str, talker: Path) -> None:
     """As Ray's documentation says. Ctrl-C ends it."""
     command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", cluster, "pyllama2.ray:build"]

@@ -73,7 +73,7 @@ def locked() -> dict[str, list[tuple[str, str]]]:
 
 
 def test_ci_installs_exact_versions_of_all_but_torch() -> None:
-    wanted = [*RUN, *BUILD, *EXTRAS["test"], *EXTRAS["dev"], *EXTRAS["docs"], *EXTRAS["fuzz"]]
+    wanted = [*RUN, *BUILD, *EXTRAS["test"], *EXTRAS["dev"], *EXTRAS["docs"], *EXTRAS["fuzz"], *EXTRAS["ray"]]
     lock = locked()
     for requirement in map(Requirement, wanted):
         if requirement.name == "torch":  # which build it is depends on the machine
