@@ -203,11 +203,14 @@ def _rope_scaling(metadata: Metadata, architecture: str) -> RopeScaling | None:
         beta_fast=32.0 if fast is None else fast,
         beta_slow=1.0 if slow is None else slow,
     )
-    # attn_factor comes on top of the factor that follows from the scaling.
-    attn_factor = metadata.find(f"{keys}.attn_factor", float)
-    if attn_factor in (None, 1.0):
-        return scaling
-    return replace(scaling, attention_factor=attn_factor * scaling.default_attention_factor)
+    if metadata.find(f"{keys}.yarn_ext_factor", float) not in (None, -1.0, 1.0):  # -1: as usual
+        raise CheckpointError(f"{metadata.path}: a {keys}.yarn_ext_factor other than 1 is not supported")
+    # These come on top of the factor that follows from the scaling.
+    more = 1.0
+    for name in ("attn_factor", "yarn_attn_factor"):
+        value = metadata.find(f"{keys}.{name}", float)
+        more *= 1.0 if value is None else value
+    return scaling if more == 1 else replace(scaling, attention_factor=more * scaling.default_attention_factor)
 
 
 def _with_rope_factors(config: ModelConfig, file: MappedFile, info: TensorInfo) -> ModelConfig:

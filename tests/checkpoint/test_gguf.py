@@ -172,6 +172,7 @@ def test_tokenizer_file(tmp_path: Path) -> None:
     assert checkpoint.files == [str(path), str(model)]
 
 
+_YARN = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
 # Metadata that says the same, or something else that is supported.
 VARIANTS: dict[str, tuple[ModelConfig, dict[str, Any], dict[str, Any]]] = {
     "lengths_follow_from_dim": (
@@ -198,6 +199,25 @@ VARIANTS: dict[str, tuple[ModelConfig, dict[str, Any], dict[str, Any]]] = {
         {"rope_scaling": RopeScaling("linear", 4.0)},
     ),
     "old_name_of_the_factor": (GQA, {"llama.rope.scale_linear": 0.5}, {"rope_scaling": RopeScaling("linear", 0.5)}),
+    "yarn": (
+        GQA,
+        _YARN | {"llama.rope.scaling.original_context_length": 32, "llama.rope.scaling.yarn_beta_fast": 16.0},
+        {"rope_scaling": RopeScaling("yarn", 4.0, original_max_seq_len=32, beta_fast=16.0)},
+    ),
+    "yarn_of_the_whole_context": (
+        GQA,
+        _YARN | {"llama.rope.scaling.yarn_ext_factor": -1.0},
+        {"rope_scaling": RopeScaling("yarn", 4.0, original_max_seq_len=64)},
+    ),
+    "yarn_with_factors": (
+        GQA,
+        _YARN | {"llama.rope.scaling.attn_factor": 0.5, "llama.rope.scaling.yarn_attn_factor": 3.0},
+        {
+            "rope_scaling": RopeScaling(
+                "yarn", 4.0, original_max_seq_len=64, attention_factor=1.5 * (0.1 * np.log(4.0) + 1)
+            )
+        },
+    ),
     "no_experts": (GQA, {"llama.expert_count": 0}, {}),
     "one_part": (GQA, {"split.count": 1}, {}),
     "alignment": (GQA, {"general.alignment": 4096}, {}),
@@ -251,6 +271,10 @@ REFUSED_KEYS: dict[str, tuple[dict[str, Any], str]] = {
     "value_length": ({"llama.attention.value_length": 4}, "value_length is 4, other than head_dim 8"),
     "partial_rotation": ({"llama.rope.dimension_count": 4}, "dimension_count is 4, other than head_dim 8"),
     "longrope": ({"llama.rope.scaling.type": "longrope"}, "rope scaling 'longrope' is not supported"),
+    "yarn_ext_factor": (
+        _YARN | {"llama.rope.scaling.yarn_ext_factor": 0.5},
+        "yarn_ext_factor other than 1 is not supported",
+    ),
     "bad_factor": (
         {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": -2.0},
         "rope scaling factor must be between",
