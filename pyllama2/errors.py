@@ -32,6 +32,10 @@ class BackendUnavailableError(Pyllama2Error):
     """The requested device cannot be used here. The message says what to install."""
 
 
+class DeviceMemoryError(Pyllama2Error, MemoryError):
+    """The memory of a device does not suffice. The message has the numbers, and what would fit if something would."""
+
+
 class ConstraintError(Pyllama2Error, ValueError):
     """A json_schema, regex or grammar is wrong, not supported, too complex, or nothing the model can write fits it."""
 

@@ -81,13 +81,15 @@ def smollm2_path() -> Path:
 
 
 @pytest.fixture(scope="module", params=["emulated", "cuda"])
-def cupy(request: pytest.FixtureRequest) -> Any:
-    """What the CUDA backend is given as cupy: the checking emulator, and on a machine with a GPU cupy itself."""
-    if request.param == "emulated":
-        if reason := missing_compiler():
-            pytest.skip(reason)
-        return StandIn(mode="check", order="backward")
-    return real_cupy()
+def cupy(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """What the CUDA backend is given as cupy: the checking emulator, and cupy on a GPU or on a pretended driver."""
+    if request.param == "cuda":
+        with real_cupy() as module:
+            yield module
+        return
+    if reason := missing_compiler():
+        pytest.skip(reason)
+    yield StandIn(mode="check", order="backward")
 
 
 @pytest.fixture(params=instruction_sets.HERE)

@@ -5,20 +5,41 @@ Only this module imports cupy. All others get it as an argument.
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
+import os
+import re
+import shutil
+import tempfile
 from typing import Any
 
 from .source import compile_module
 
+LEAST_CUPY = (14, 2)  # earlier ones compile kernels that are templates again in each process
 LEAST_CAPABILITY = 61  # compute capability 6.1 has dp4a, products of four bytes
 _INSTALL = 'pip install "pyllama2[gpu]"'
 
 
 def import_cupy() -> Any:
     """Return the module cupy."""
+    _provide_cache_folder()
     import cupy
 
     return cupy
+
+
+def _provide_cache_folder() -> None:
+    """Name another folder for compiled kernels if CuPy's cannot be written: without one, CuPy cannot be imported."""
+    folder = os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser("~/.cupy/kernel_cache")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        usable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        usable = False
+    if not usable:
+        folder = tempfile.mkdtemp(prefix="pyllama2-kernels-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["CUPY_CACHE_DIR"] = folder
 
 
 def unavailable_reason() -> str | None:
@@ -29,13 +50,21 @@ def unavailable_reason() -> str | None:
         cupy = import_cupy()
     except Exception as error:  # an installation that is broken may raise anything
         return f"the package cupy cannot be imported ({_first_line(error)}); install it anew: {_INSTALL}"
-    return _no_device(cupy) or _no_compiler(cupy)
+    return _too_old(cupy) or _no_device(cupy) or _no_compiler(cupy)
 
 
 def compute_capability(cupy: Any) -> int:
     """Return the compute capability of the current device: 80 for 8.0."""
     properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
     return int(properties["major"]) * 10 + int(properties["minor"])
+
+
+def _too_old(cupy: Any) -> str | None:
+    version = tuple(int(number) for number in re.findall(r"\d+", cupy.__version__)[:2])
+    if version < LEAST_CUPY:
+        needed = ".".join(map(str, LEAST_CUPY))
+        return f"CuPy {cupy.__version__} is installed, and {needed} or later is needed ({_INSTALL})"
+    return None
 
 
 def _no_device(cupy: Any) -> str | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +23,27 @@ from .cache import DTYPES, CudaKVCache, cache_arrays
 from .device_model import DeviceModel, upload
 from .forward import Forward
 from .launchers.attention import SPAN, spans_of
-from .layout import bytes_of
-from .planner import DECODE_TOKENS, GRAPHS, Plan, plan, unsupported
+from .layout import Shapes, bytes_of
+from .planner import (
+    DECODE_TOKENS,
+    GRANULE,
+    GRAPHS,
+    Plan,
+    driver_bytes,
+    plan,
+    taken_bytes,
+    unsupported,
+    weight_arrays,
+    workspace_arrays,
+)
 from .step_graphs import StepGraphs
 from .workspace import Workspace
 
 CHUNK = 256  # tokens of a prompt that are computed together
 _NO_TILES = np.empty((0, 2), np.int32)
 _GREEDY = Draw(0.0)
+_MOST_LEFT_OVER = 6  # arrays of a cache and a workspace that are large, and need not fill the last GRANULE
+_T = TypeVar("_T")
 
 
 class CudaBackend(Backend):
@@ -44,7 +58,7 @@ class CudaBackend(Backend):
 
     Raises:
         BackendUnavailableError: it cannot run this model.
-        Pyllama2Error: the model does not fit into memory. The message has the numbers.
+        DeviceMemoryError: the model does not fit into memory. The message has the numbers.
         ValueError: kv_dtype is another.
     """
 
@@ -83,8 +97,9 @@ class CudaBackend(Backend):
             self._stream = cupy.cuda.Stream(non_blocking=True)  # the default one cannot be captured
             self._compute_capability = availability.compute_capability(cupy)
             with self._stream:
-                self._model: DeviceModel | None = upload(cupy, model)
-                self._stream.synchronize()
+                self._model: DeviceModel | None = _allocated(lambda: upload(cupy, model))
+                if self._model is None:
+                    raise planned.refused(_free_bytes(cupy))
                 for file in model.files():  # they are not read any more after this
                     file.check()
                 cupy.get_default_memory_pool().free_all_blocks()  # what the weights were copied through
@@ -94,14 +109,35 @@ class CudaBackend(Backend):
         self._graphs = StepGraphs(cupy, self._stream, GRAPHS)
 
     def new_cache(self, n_rows: int, max_seq_len: int) -> CudaKVCache:
-        """Make an empty cache. Raises Pyllama2Error, with the numbers, when there is not enough memory."""
+        """Make an empty cache. Raises DeviceMemoryError, with the numbers, when there is not enough memory."""
         with self._turn():
-            self.plan(n_rows, max_seq_len).check()
-            if self._work is None or self._work.max_seq_len < max_seq_len:
-                self._graphs.clear()
-                self._work = None  # before the larger one is allocated
-                self._work = Workspace(self._cupy, self.config, self.quantization, max_seq_len, CHUNK)
-            return CudaKVCache(self._cupy, self.config, n_rows, max_seq_len, self.kv_dtype, self._stream)
+            planned = self.plan(n_rows, max_seq_len)
+            planned.check()
+            if self._has_workspace(max_seq_len):
+                arguments = self._cupy, self.config, n_rows, max_seq_len, self.kv_dtype, self._turn
+                cache = _allocated(lambda: CudaKVCache(*arguments))
+                if cache is not None:
+                    return cache
+            raise planned.refused(_free_bytes(self._cupy))
+
+    def _has_workspace(self, max_seq_len: int) -> bool:
+        """Provide a workspace for sequences of so many tokens. False if CUDA refuses; the old one is still there then.
+
+        The old one is freed first. Its pieces are given back, or CuPy would cut arrays from them, and could not give
+        back the rest.
+        """
+        now = 0 if self._work is None else self._work.max_seq_len
+        if now >= max_seq_len:
+            return True
+        self._graphs.clear()
+        self._work = None
+        for length in (max_seq_len, now):
+            self._cupy.get_default_memory_pool().free_all_blocks()
+            if length:
+                self._work = _allocated(partial(Workspace, self._cupy, self.config, self.quantization, length, CHUNK))
+            if self._work is not None:
+                break
+        return self._work is not None and self._work.max_seq_len >= max_seq_len
 
     def kv_cache_bytes(self, n_rows: int, max_seq_len: int) -> int:
         """Return the bytes of the device that new_cache() would take."""
@@ -109,9 +145,18 @@ class CudaBackend(Backend):
 
     def plan(self, n_rows: int, max_seq_len: int) -> Plan:
         """Plan the model with one cache, and check whether they fit beside all that is on the device."""
-        resident = self._model_open().nbytes + (self._work.nbytes if self._work else 0)
-        free = _free_bytes(self._cupy) + resident
+        self._model_open()
+        with self._device:
+            free = _free_bytes(self._cupy)
+        free += taken_bytes(bytes_of({"": shape}) for shapes in self._resident() for shape in shapes.values())
         return plan(self.config, self.quantization, n_rows, max_seq_len, self.kv_dtype, CHUNK, free)
+
+    def _resident(self) -> list[Shapes]:
+        """The arrays that are on the device without caches."""
+        shapes = list(weight_arrays(self.config, self.quantization).values())
+        if self._work is not None:
+            shapes.append(workspace_arrays(self.config, self.quantization, self._work.max_seq_len, CHUNK))
+        return shapes
 
     def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
         """Run the model on a batch, as Backend.forward() says."""
@@ -203,7 +248,8 @@ class CudaBackend(Backend):
         with self._turn():
             longest = self.plan(1, self.config.max_seq_len)
             growth = longest.parts["workspace"] - (self._work.nbytes if self._work else 0)
-            return max(0, _free_bytes(self._cupy) - longest.driver_bytes - growth)
+            left_over = _MOST_LEFT_OVER * GRANULE
+            return max(0, _free_bytes(self._cupy) - driver_bytes(self.config) - left_over - growth)
 
     def close(self) -> None:
         """Give back the weights, scratch memory and graphs."""
@@ -231,6 +277,10 @@ class CudaBackend(Backend):
             self._model_open()
             try:
                 yield
+            except BaseException:
+                with suppress(RuntimeError):  # of CUDA: the first error says more
+                    self._stream.synchronize()  # a copy that is under way reads what the next pass would write over
+                raise
             finally:
                 if self._closing:
                     self._release()
@@ -258,5 +308,20 @@ def _usual_plan(model: StoredModel, kv_dtype: str | None, free_bytes: int) -> Pl
 
 
 def _free_bytes(cupy: Any) -> int:
-    """Free bytes of the current device, with those that CuPy's pool keeps."""
-    return int(cupy.cuda.runtime.memGetInfo()[0]) + int(cupy.get_default_memory_pool().free_bytes())
+    """Free bytes of the current device.
+
+    What CuPy's pool keeps is given back first, as far as it can be. The rest is in pieces, which serve few arrays.
+    """
+    cupy.get_default_memory_pool().free_all_blocks()
+    return int(cupy.cuda.runtime.memGetInfo()[0])
+
+
+def _allocated(make: Callable[[], _T]) -> _T | None:
+    """Return what make() returns, or None if there is not enough memory.
+
+    The error is forgotten here: it would keep the arrays that were made before it.
+    """
+    try:
+        return make()
+    except MemoryError:
+        return None

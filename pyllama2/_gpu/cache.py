@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from ..backend.kv_cache import KVCache, check_kv_dtype, saved_arrays
 from ..config import ModelConfig
 from .launchers.cache import CacheRows
-from .layout import Shapes, allocate
+from .layout import Shapes, allocate, copy_to
 
 KEY_BLOCK = 32  # positions whose keys are interleaved; see kernels/cache.cu
 _PIECE_BYTES = 16
@@ -64,16 +65,18 @@ class CudaKVCache(KVCache):
         n_rows: number of sequences.
         max_seq_len: longest sequence in tokens.
         dtype: "float16" or "int8".
-        stream: the stream of kernels and copies. None: cupy's current one.
+        turn: returns a block in which a thread has the backend to itself, with its device and stream. All kernels and
+            copies are within such blocks. None: those of cupy's current device and stream, with no such block.
     """
 
     def __init__(
-        self, cupy: Any, config: ModelConfig, n_rows: int, max_seq_len: int, dtype: str, stream: Any = None
-    ) -> None:
+        self, cupy: Any, config: ModelConfig, n_rows: int, max_seq_len: int, dtype: str,
+        turn: Callable[[], AbstractContextManager[None]] | None = None,
+    ) -> None:  # fmt: skip
         check_kv_dtype(dtype, DTYPES)
         super().__init__(config, n_rows, max_seq_len, dtype)
         self.n_positions = positions_of(max_seq_len)
-        self._stream = contextlib.nullcontext() if stream is None else stream
+        self._cupy, self._turn = cupy, turn or nullcontext
         self._rows = CacheRows(cupy, config.head_dim, dtype)
         self._arrays: dict[str, Any] = allocate(cupy, cache_arrays(config, n_rows, max_seq_len, dtype))
         self.layers = tuple(self._layer(i) for i in range(config.n_layers))
@@ -91,13 +94,15 @@ class CudaKVCache(KVCache):
         return sum(int(array.nbytes) for array in self._arrays.values())
 
     def _copy_prefix(self, source: CudaKVCache, src_row: int, dst_row: int, length: int) -> None:
+        if source._turn != self._turn:
+            raise ValueError("a row can only be copied from a cache of the same backend")
         if length and (source is not self or src_row != dst_row):
-            with self._stream:
+            with self._turn():
                 self._rows.copy_prefix(source._arrays, src_row, self._arrays, dst_row, length)
 
     def _save_row(self, row: int, length: int) -> dict[str, NDArray[Any]]:
         saved = {}
-        with self._stream:
+        with self._turn():
             for name, (dtype, shape) in saved_arrays(self._config, length, self.dtype).items():
                 saved[name] = np.empty(shape, dtype)
                 for layer, head in np.ndindex(*shape[:2]) if length else ():
@@ -105,7 +110,7 @@ class CudaKVCache(KVCache):
         return saved
 
     def _load_row(self, row: int, length: int, arrays: dict[str, NDArray[Any]]) -> None:
-        with self._stream:
+        with self._turn():
             for name in self._arrays:
                 for layer, head in np.ndindex(*arrays[name].shape[:2]) if length else ():
                     self._put(name, layer, row, head, arrays[name][layer, head])
@@ -126,7 +131,7 @@ class CudaKVCache(KVCache):
         """Copy plain to the first positions of a head. Those after them stay as they are."""
         array, length = self._arrays[name][layer, row, head], len(plain)
         if name != "keys":
-            array[:length].set(np.ascontiguousarray(plain))
+            copy_to(self._cupy, np.ascontiguousarray(plain), array[:length])
             return
         n_blocks = -(-length // KEY_BLOCK)
         whole = np.empty((n_blocks * KEY_BLOCK, self._config.head_dim), plain.dtype)
@@ -135,4 +140,4 @@ class CudaKVCache(KVCache):
             last = np.asarray(array[n_blocks - 1].get()).transpose(1, 0, 2).reshape(KEY_BLOCK, self._config.head_dim)
             whole[length:] = last[length % KEY_BLOCK :]
         pieces = whole.reshape(n_blocks, KEY_BLOCK, -1, array.shape[-1]).transpose(0, 2, 1, 3)
-        array[:n_blocks].set(np.ascontiguousarray(pieces))
+        copy_to(self._cupy, np.ascontiguousarray(pieces), array[:n_blocks])

@@ -7,11 +7,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..storage.model_file import StoredModel
 from .launchers.matmul import part_of
 from .launchers.upload import Uploader
-from .layout import DeviceMatrix
+from .layout import DeviceMatrix, copy_to
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,17 @@ def upload(cupy: Any, model: StoredModel) -> DeviceModel:
     """Copy the weights of a q4 or q8 model to the device, and rearrange them there, on cupy's current stream."""
     uploader, weights = Uploader(cupy), model.weights
 
+    def copied(data: NDArray[np.float32]) -> Any:
+        array = cupy.empty(data.shape, data.dtype)
+        copy_to(cupy, np.ascontiguousarray(data), array)
+        return array
+
     def norm(name: str) -> Any:
-        return cupy.asarray(weights[f"{name}.weight"].data)
+        return copied(weights[f"{name}.weight"].data)
 
     def bias(*names: str) -> Any:
         parts = [weights[f"{name}.bias"].data for name in names if f"{name}.bias" in weights]
-        return cupy.asarray(np.concatenate(parts)) if parts else None
+        return copied(np.concatenate(parts)) if parts else None
 
     def layer(prefix: str) -> DeviceLayer:
         wq, wk, wv, wo = (weights[f"{prefix}.attention.{name}.weight"] for name in ("wq", "wk", "wv", "wo"))

@@ -62,6 +62,15 @@ def allocate(cupy: Any, shapes: Shapes) -> dict[str, Any]:
     return {name: cupy.empty(shape, dtype) for name, (dtype, shape) in shapes.items()}
 
 
+def copy_to(cupy: Any, source: Any, target: Any) -> None:
+    """Copy a numpy array to the device, and wait for it: the array may be written or freed afterwards.
+
+    Some GPUs read all memory of the host by themselves. There the copy is not done when set() returns.
+    """
+    target.set(source)
+    cupy.cuda.get_current_stream().synchronize()
+
+
 @dataclass(frozen=True)
 class DeviceMatrix:
     """A quantized matrix on the device.

@@ -1,7 +1,8 @@
 """What a model needs on the device, computed before anything is allocated, and whether it fits.
 
     allocated  every array by its name: the backend allocates exactly these
-    driver     an estimate of what CUDA takes for itself: the context, code and stacks of kernels, graphs
+    driver     an estimate of what CUDA takes besides: the context, code and stacks of kernels, graphs, and what is
+               left over where an array does not fill the pieces that CUDA allocates
 
 A Plan lists the arrays of the weights, of a cache, and of the workspace. The backend makes its arrays from the same
 functions, so that a plan is exact to the byte.
@@ -10,6 +11,7 @@ functions, so that a plan is exact to the byte.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -18,7 +20,7 @@ import numpy as np
 from ..backend.fitting import LEAST_CONTEXT, gib, largest_context
 from ..backend.kv_cache import check_kv_dtype
 from ..config import ModelConfig
-from ..errors import Pyllama2Error
+from ..errors import DeviceMemoryError
 from ..storage.weights import STEPS, Quantization, StorageType
 from .cache import DTYPES, cache_arrays
 from .launchers.attention import MAX_HEAD_DIM, attend_arrays
@@ -31,7 +33,11 @@ CONTEXT_BYTES = 300 << 20
 MODULE_BYTES = 50 << 20
 # An estimate of a graph's device memory for each of its kernels: the parameters, and what CUDA keeps to launch them.
 GRAPH_NODE_BYTES = 4 << 10
-GRAPHS = 32  # most graphs of a cache that are kept
+GRAPHS = 32  # most graphs that are kept
+# cudaMalloc gives memory in pieces of GRANULE. Smaller arrays share them.
+GRANULE = 2 << 20
+_SMALL = 1 << 20
+_ALIGNMENT = 512
 
 DECODE_TOKENS = 8  # most tokens of one step of decoding
 INPUTS = 6  # numbers of each token: its id, row and position, an output, two of a tile
@@ -112,9 +118,18 @@ class Plan:
         return {array.name: (array.dtype, array.shape) for array in self.arrays if array.part == part}
 
     def check(self) -> None:
-        """Raise Pyllama2Error with the sentence of problem, if there is one."""
+        """Raise DeviceMemoryError with the sentence of problem, if there is one."""
         if self.problem is not None:
-            raise Pyllama2Error(self.problem)
+            raise DeviceMemoryError(self.problem)
+
+    def refused(self, free_bytes: int) -> DeviceMemoryError:
+        """Return the error of an allocation that CUDA refuses though the plan fits. free_bytes are free then."""
+        rows = "" if self.n_rows == 1 else f" of {self.n_rows} sequences"
+        return DeviceMemoryError(
+            f"CUDA refuses memory that was free when this was planned: {gib(self.needed)} are needed in all, of them "
+            f"{gib(self.parts['cache'])} for {self.kv_dtype} keys and values{rows} of {self.max_seq_len} tokens and "
+            f"{gib(self.parts['workspace'])} for the workspace; {gib(free_bytes)} are free now, perhaps in small pieces"
+        )
 
     def describe(self) -> str:
         """Return the plan as text. Each line has a name and a size."""
@@ -182,7 +197,8 @@ def _arranged(
         }.items()
         for name, (dtype, shape) in shapes.items()
     )
-    plan = Plan(arrays, kv_dtype, n_rows, max_seq_len, chunk, driver_bytes(config), free_bytes, None)
+    left_over = taken_bytes(array.nbytes for array in arrays) - sum(array.nbytes for array in arrays)
+    plan = Plan(arrays, kv_dtype, n_rows, max_seq_len, chunk, driver_bytes(config) + left_over, free_bytes, None)
     if free_bytes is None or plan.needed <= free_bytes:
         return plan
     return replace(plan, problem=_problem(config, quantization, plan))
@@ -191,6 +207,17 @@ def _arranged(
 def driver_bytes(config: ModelConfig) -> int:
     """Return the bytes that CUDA takes besides its context: code of kernels, graphs with five kernels a layer."""
     return MODULE_BYTES + GRAPHS * GRAPH_NODE_BYTES * (5 * config.n_layers + 3)
+
+
+def taken_bytes(sizes: Iterable[int]) -> int:
+    """Return the bytes that CUDA takes for arrays of so many bytes."""
+    large = small = 0
+    for size in sizes:
+        if size > _SMALL:
+            large += -(-size // GRANULE) * GRANULE
+        else:
+            small += -(-size // _ALIGNMENT) * _ALIGNMENT
+    return large + -(-small // GRANULE) * GRANULE
 
 
 def weight_arrays(config: ModelConfig, quantization: Quantization) -> dict[str, Shapes]:

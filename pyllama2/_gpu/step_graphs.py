@@ -4,16 +4,27 @@
 
 Tokens, rows and positions are in device memory, so that one graph serves every step of its key. The first step of a key
 is launched kernel by kernel, which also loads the kernels. The second one is recorded. If CUDA refuses, all steps are
-launched kernel by kernel, and problem says why. The graphs of each cache that were used last are kept.
+launched kernel by kernel, and problem says why. The graphs that were used last are kept, of all caches together: the
+plan of the memory counts so many.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from .cache import CudaKVCache
+
+
+@dataclass
+class _Step:
+    """A key that was seen. graph is None before the second time. used is the time of its last use."""
+
+    graph: Any
+    used: int
 
 
 class StepGraphs:
@@ -22,7 +33,7 @@ class StepGraphs:
     Args:
         cupy: the module, or a stand-in.
         stream: where steps are launched.
-        most: number of graphs of a cache that are kept.
+        most: number of graphs that are kept.
 
     Attributes:
         n_captured: number of graphs recorded so far.
@@ -31,7 +42,9 @@ class StepGraphs:
 
     def __init__(self, cupy: Any, stream: Any, most: int) -> None:
         self._cupy, self._stream, self._most = cupy, stream, most
-        self._graphs: WeakKeyDictionary[CudaKVCache, dict[Hashable, Any]] = WeakKeyDictionary()
+        self._steps: WeakKeyDictionary[CudaKVCache, dict[Hashable, _Step]] = WeakKeyDictionary()
+        self._time = 0
+        self._thread = threading.local()
         self.n_captured = 0
         self.problem: str | None = None
 
@@ -43,25 +56,36 @@ class StepGraphs:
             key: what the launches depend on.
             launch: launches the step on the stream, which must be the current one and not the default one.
         """
-        graphs = self._graphs.setdefault(cache, {})
-        is_known, graph = key in graphs, graphs.pop(key, None)
-        if is_known and graph is None and self.problem is None:
+        steps = self._steps.setdefault(cache, {})
+        known = steps.pop(key, None)
+        graph = known.graph if known else None
+        # With the first launch of a thread, CuPy makes calls that a capture does not allow.
+        if known and graph is None and self.problem is None and getattr(self._thread, "has_launched", False):
+            self._evict(self._most - 1)  # before the new one takes memory
             graph = self._capture(launch)
-        graphs[key] = graph  # at the end: it was used last
-        if len(graphs) > self._most:
-            del graphs[next(iter(graphs))]
+        self._time += 1
+        steps[key] = _Step(graph, self._time)  # at the end: it was used last
+        self._evict(self._most)
         if graph is None or self.problem is not None:
             launch()
+            self._thread.has_launched = True
         else:
             graph.launch(self._stream)
 
-    def n_kept(self, cache: CudaKVCache) -> int:
-        """Return the number of keys that are kept of a cache. One that was seen once has no graph yet."""
-        return len(self._graphs.get(cache, ()))
+    @property
+    def n_kept(self) -> int:
+        """Number of keys that are kept. One that was seen once has no graph yet."""
+        return sum(map(len, self._steps.values()))
 
     def clear(self) -> None:
         """Drop all graphs: the arrays that they use will be freed."""
-        self._graphs.clear()
+        self._steps.clear()
+
+    def _evict(self, most: int) -> None:
+        """Drop the steps that were not used for the longest time, until there are at most so many."""
+        while self.n_kept > most:
+            oldest = min(filter(None, self._steps.values()), key=lambda steps: next(iter(steps.values())).used)
+            del oldest[next(iter(oldest))]
 
     def _capture(self, launch: Callable[[], None]) -> Any:
         """Record launch() without running it. Returns the graph, or None if CUDA refuses."""

@@ -13,7 +13,7 @@ from ..config import ModelConfig
 from ..sampling.sampler import Draw
 from ..storage.weights import Quantization
 from .launchers.sample import encode
-from .layout import Kind, Vectors, allocate
+from .layout import Kind, Vectors, allocate, copy_to
 from .planner import DECODE_TOKENS, INPUTS, input_kinds, workspace_arrays
 
 
@@ -41,7 +41,7 @@ class Workspace:
         self.x, self.q, self.kv, self.attention = (arrays[name] for name in ("x", "q", "kv", "attention"))
         self.k, self.v = self.kv[0], self.kv[1]
         self.gate_up, self.logits, self.rope_table = (arrays[name] for name in ("gate_up", "logits", "rope_table"))
-        self.rope_table.set(rope_table(config, max_seq_len))
+        copy_to(cupy, rope_table(config, max_seq_len), self.rope_table)
         self.attention_parts, self.attention_counters = arrays["attention.parts"], arrays["attention.counters"]
         counters = arrays["counters"]
         for zeros in (counters, self.attention_counters):

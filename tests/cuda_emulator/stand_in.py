@@ -28,7 +28,7 @@ class StandIn(types.ModuleType):
     def __init__(self, **settings: Any) -> None:
         super().__init__("cupy", "An emulated cupy: no GPU is involved.")
         self.device = Device(Settings(**settings))
-        self.__version__ = "14.0.0"
+        self.__version__ = "14.2.0"
         self.__spec__ = importlib.machinery.ModuleSpec("cupy", None, is_package=True)
         self.__path__: list[str] = []
         for name in (

@@ -1,4 +1,4 @@
-"""benchmarks/bench_gpu.py: what it prints without a GPU, and its rows on the emulator. Nothing is timed."""
+"""benchmarks/bench_gpu.py: what it prints without a GPU, and its rows on the pretended driver. Nothing is timed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from helpers.gpu_backend import installed_cupy
+from helpers.gpu_backend import pretended
 from helpers.tiny_llama import write_tiny
 
 from pyllama2._gpu import availability
@@ -35,7 +35,7 @@ def test_the_plan_is_called_counted(bench_gpu: ModuleType, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert out.count("(counted)") == 2
     totals = [float(line.split()[1]) for line in out.splitlines() if line.startswith("total")]
-    assert totals[0] <= 5.9 and totals[1] <= 5.0
+    assert totals[0] <= 6.0 and totals[1] <= 5.0
 
 
 @pytest.mark.subprocess
@@ -46,10 +46,10 @@ def test_rows(
     model, out = write_tiny(tmp_path / "tiny.bin", weight_type="q4"), tmp_path / "figures.json"
     arguments = ["--model", str(model), "--json", str(out), "--prompt-tokens", "12", "--contexts", "0", "20",
                  "--sequences", "1", "5", "--new-tokens", "3", "--repeat", "1"]  # fmt: skip
-    with installed_cupy("emulated"):
+    with pretended().machine():
         assert bench_gpu.main(arguments) == 0
     prompt, *steps = json.loads(out.read_text())
     assert prompt["prompt_tokens"] == 12 and prompt["tokens_per_s"] > 0
     assert [(row["context"], row["sequences"]) for row in steps] == [(0, 1), (0, 5), (20, 1), (20, 5)]
     assert all(row["share"] == row["read_gb_per_s"] / 100 for row in steps)
-    assert "emulated GPU" in capsys.readouterr().out
+    assert "pretended GPU" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cuda_emulator import StandIn, missing_compiler
 from helpers.gpu_attention import Floats, config_of, cpu_kernels, expected_attention, filled_caches, random_row
-from helpers.gpu_layout import assert_quantized
+from helpers.gpu_layout import SMALLEST_SCALE, assert_quantized
 
 from pyllama2._cpu.cache import CpuKVCache
 from pyllama2._gpu.cache import CudaKVCache
@@ -243,6 +243,7 @@ def test_appended_numbers_are_those_of_the_cpu(cupy: Any, head_dim: int, dtype: 
     k, v = (rng.standard_normal((34, 2, head_dim)).astype(np.float32) for _ in range(2))
     k[3] = 0
     k[4] *= 1e-42
+    k[6], k[7] = k[6] * 1e-37, k[7] * 1e-35
     v[5] *= 1e4
     rows, positions = (cupy.asarray(np.asarray(a, np.int32)) for a in ([1] * 34, range(34)))
     Append(cupy, head_dim, dtype)(cupy.asarray(k), cupy.asarray(v), rows, positions, 34, cache.layers[0])
@@ -252,10 +253,11 @@ def test_appended_numbers_are_those_of_the_cpu(cupy: Any, head_dim: int, dtype: 
         if dtype == "float16":
             assert np.array_equal(saved[name][0], numbers.astype(np.float16))
             continue
-        scales = np.abs(numbers).max(-1) / np.float32(127)
-        with np.errstate(divide="ignore", over="ignore"):
+        most = np.abs(numbers).max(-1)
+        most[most < 127 * SMALLEST_SCALE] = 0
+        scales = most / np.float32(127)
+        with np.errstate(divide="ignore"):
             factors = np.where(scales > 0, np.float32(1) / scales, 0)
-        factors[~np.isfinite(factors)] = 0
         codes = np.rint(numbers * factors[..., None].astype(np.float32))
         assert np.array_equal(saved[name][0], codes)
         assert np.array_equal(saved[name.removesuffix("s") + "_scales"][0], scales)

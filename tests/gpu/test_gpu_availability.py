@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.gpu_backend import installed_cupy, make_model
+from helpers.gpu_backend import make_model, pretended, real_cupy
 from helpers.tiny import GQA
 from helpers.tiny_llama import write_tiny
 
@@ -22,7 +22,8 @@ from pyllama2.errors import BackendUnavailableError
 class FakeCupy(types.SimpleNamespace):
     """A cupy whose runtime and compiler do what a test says."""
 
-    def __init__(self, devices: Any = 1, capability: tuple[int, int] = (8, 0), compiles: Any = None) -> None:
+    def __init__(self, devices: Any = 1, capability: tuple[int, int] = (8, 0), compiles: Any = None,
+                 version: str = "14.2.0") -> None:  # fmt: skip
         def raising(value: Any) -> Any:
             if isinstance(value, Exception):
                 raise value
@@ -33,7 +34,7 @@ class FakeCupy(types.SimpleNamespace):
             getDeviceCount=lambda: raising(devices), getDevice=lambda: 0, getDeviceProperties=lambda _: properties
         )
         module = types.SimpleNamespace(get_function=lambda _: raising(compiles))
-        super().__init__(cuda=types.SimpleNamespace(runtime=runtime), RawModule=lambda **_: module)
+        super().__init__(cuda=types.SimpleNamespace(runtime=runtime), RawModule=lambda **_: module, __version__=version)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,9 @@ class FakeCupy(types.SimpleNamespace):
         (FakeCupy(devices=RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")), "no NVIDIA GPU"),
         (FakeCupy(devices=0), "no NVIDIA GPU, or CUDA_VISIBLE_DEVICES hides it"),
         (FakeCupy(devices=RuntimeError("cudaErrorUnknown: unknown error")), "not start (cudaErrorUnknown"),
+        (FakeCupy(version="14.10.1rc1"), None),
+        (FakeCupy(version="14.1.1"), "CuPy 14.1.1 is installed, and 14.2 or later is needed (pip install"),
+        (FakeCupy(version="13.6.0"), "CuPy 13.6.0 is installed"),
         (FakeCupy(capability=(5, 2)), "capability 5.2, and 6.1 or later is needed"),
         (FakeCupy(compiles=RuntimeError('common.cu(17): error: cannot open source file "cuda_fp16.h"')),
          "pip install nvidia-cuda-runtime-cu12"),
@@ -85,7 +89,7 @@ def test_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def gpu() -> Iterator[Any]:
-    with installed_cupy("emulated") as cupy:
+    with real_cupy() as cupy:
         yield cupy
 
 
@@ -106,7 +110,7 @@ class TestAuto:
                 select_backend("cuda", model, kv_dtype)
 
     def test_small_devices(self) -> None:
-        with installed_cupy("emulated", total_bytes=1 << 20):
+        with pretended().machine(total_bytes=1 << 20):
             chosen, sentence = select_backend("auto", make_model(GQA))
         assert chosen is CpuBackend and "0.00 GiB are free" in sentence
 

@@ -14,11 +14,12 @@ import pytest
 from helpers.backend_contract import BackendContract
 from helpers.gpu_backend import (
     assert_same_logits,
-    installed_cupy,
+    checking_cupy,
     make_model,
     pair,
     ragged_step,
     random_tokens,
+    real_cupy,
     run_ragged,
 )
 from helpers.tiny import CONFIGS, GQA, MHA, quantized_model, random_weights
@@ -56,10 +57,10 @@ PIECES = [[12, 3, 1, 7, 9], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 2, 0, 1, 1], [
 FORMATS = {"float32": ("q8", 32), "q8g64": ("q8", 64), "q4g32": ("q4", 32), "q4g64": ("q4", 64)}
 
 
-@pytest.fixture(scope="module", params=["emulated", "cuda"], autouse=True)
-def gpu(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """cupy, or what stands in for it, as the module that the backend imports."""
-    with installed_cupy(request.param) as cupy:
+@pytest.fixture(scope="module", autouse=True)
+def gpu() -> Iterator[Any]:
+    """cupy, on a GPU or on a pretended driver."""
+    with real_cupy() as cupy:
         yield cupy
 
 
@@ -130,7 +131,7 @@ def test_chunks_end_in_a_few_tokens() -> None:
 
 
 @pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
-def test_texts_are_those_of_the_cpu(tmp_path: Path, kv_dtype: str, gpu: Any) -> None:
+def test_texts_are_those_of_the_cpu(tmp_path: Path, kv_dtype: str) -> None:
     """Through Llama: several texts together and one alone, a sampled one, prefixes that are used again."""
     path = write_tiny(tmp_path / "tiny.bin", weight_type="q4")
     texts = {}
@@ -299,7 +300,7 @@ def test_ctrl_c_during_a_long_prompt() -> None:
 def test_every_access_is_in_order(kv_dtype: str) -> None:
     """The whole backend with the checking emulator: bounds, races, barriers, unwritten memory, order of streams."""
     for order in ("backward", 7):
-        with installed_cupy("emulated", mode="check", order=order):
+        with checking_cupy(order=order):
             cpu, gpu = pair(make_model(GQA), kv_dtype)
             sequences = [random_tokens(GQA, sum(lengths), row) for row, lengths in enumerate(zip(*PIECES, strict=True))]
             found = run_ragged(gpu, gpu.new_cache(5, 40), sequences, PIECES)

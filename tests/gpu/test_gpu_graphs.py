@@ -1,4 +1,4 @@
-"""What the CUDA backend launches and allocates, counted by the stand-in: graphs of decoding steps, and the plan."""
+"""What the CUDA backend launches and allocates, counted by the pretended driver: graphs, and the plan of memory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.gpu_backend import installed_cupy, make_model, random_tokens
+from helpers.gpu_backend import make_model, pool_bytes, pretended, random_tokens
 from helpers.tiny import CONFIGS, GQA
+from pretended_driver import Machine
 
 from pyllama2._gpu import CudaBackend
 from pyllama2._gpu.launchers.attention import Attend
@@ -26,10 +27,15 @@ DEEP = ModelConfig(
 
 
 @pytest.fixture
-def gpu() -> Iterator[Any]:
-    """A stand-in of its own for each test: its counts begin at 0."""
-    with installed_cupy("emulated") as cupy:
-        yield cupy
+def machine() -> Iterator[Machine]:
+    """The pretended driver of one test: its counts begin at 0."""
+    with pretended().machine() as machine:
+        yield machine
+
+
+def used_bytes() -> int:
+    """What CuPy's pool counts for the arrays that are alive."""
+    return int(pretended().cupy.get_default_memory_pool().used_bytes())
 
 
 def step(token: int, position: int, row: int = 0) -> Batch:
@@ -38,21 +44,21 @@ def step(token: int, position: int, row: int = 0) -> Batch:
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
-def test_a_token_of_32_layers_is_one_launch_of_163_kernels(gpu: Any, kv_dtype: str) -> None:
+def test_a_token_of_32_layers_is_one_launch_of_163_kernels(machine: Machine, kv_dtype: str) -> None:
     backend = CudaBackend(make_model(DEEP), kv_dtype=kv_dtype)
     cache = backend.new_cache(1, 20)
     for position in range(3):  # kernel by kernel, then recorded and launched
         backend.sample(step(1, position), cache, [Draw(0.0)])
-    kernels, graphs = len(gpu.device.launches), gpu.device.graph_launches
+    kernels, graphs = len(machine.launches), machine.graph_launches
     for position in range(3, 13):
         backend.sample(step(1, position), cache, [Draw(0.0)])
-    assert gpu.device.graph_launches - graphs == 10
-    assert len(gpu.device.launches) - kernels == 10 * (1 + 5 * 32 + 2)  # of 195 that are allowed
+    assert machine.graph_launches - graphs == 10
+    assert len(machine.launches) - kernels == 10 * (1 + 5 * 32 + 2)  # of 195 that are allowed
     assert backend.describe().launches == "one graph for each decoding step"
 
 
 @pytest.mark.slow
-def test_greedy_steps_leave_nothing_to_the_host_but_an_id(gpu: Any) -> None:
+def test_greedy_steps_leave_nothing_to_the_host_but_an_id(machine: Machine) -> None:
     """The token and its position stay on the device; a drawn token needs its random number, too."""
     backend, check = (CudaBackend(make_model(GQA)) for _ in range(2))
     cache, checked = backend.new_cache(2, 30), check.new_cache(2, 30)
@@ -68,23 +74,23 @@ def test_greedy_steps_leave_nothing_to_the_host_but_an_id(gpu: Any) -> None:
         return token
 
     token = run(4, Draw(0.0), 0, 1, 0)
-    n_kernels, n_graphs = len(gpu.device.launches), gpu.device.graph_launches
-    gpu.device.copies.clear()
+    n_kernels, n_graphs = len(machine.launches), machine.graph_launches
+    machine.copies.clear()
     alone = [Draw(0.0)]
     for position in range(4, 10):
         chosen = backend.sample(step(token, position), cache, alone)
         assert chosen is not None
         token = int(chosen[0])
-    assert gpu.device.copies == [("from", 4)] * 6
-    assert gpu.device.graph_launches == n_graphs + 6
-    assert gpu.device.launches[n_kernels:].count("sample") == 6
+    assert machine.copies == [("from", 4)] * 6
+    assert machine.graph_launches == n_graphs + 6
+    assert machine.launches[n_kernels:].count("sample") == 6
     # Another row, another position, another choice: what differs is copied.
     expected = run(3, Draw(0.0), 1, 5, 0)
     assert run(1, Draw(0.0), 1, expected, 3) >= 0
     assert run(3, Draw(0.7, 20, 0.9, 0.01, 0.5), 0, token, 10) >= 0
 
 
-def test_an_interrupted_choice_is_forgotten(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_choice_is_forgotten(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The device has made the next step's inputs then, which nobody knows of."""
     backend = CudaBackend(make_model(GQA))
     cache = backend.new_cache(1, 10)
@@ -101,7 +107,7 @@ def test_an_interrupted_choice_is_forgotten(gpu: Any, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_graphs_are_kept_by_what_they_depend_on(gpu: Any) -> None:
+def test_graphs_are_kept_by_what_they_depend_on(machine: Machine) -> None:
     """Numbers of tokens, powers of two of 256 positions, whether logits are wanted, and caches have their own."""
     backend = CudaBackend(make_model(replace(GQA, n_layers=1, max_seq_len=1200)))
     cache, other = backend.new_cache(2, 1200), backend.new_cache(1, 1200)
@@ -112,13 +118,13 @@ def test_graphs_are_kept_by_what_they_depend_on(gpu: Any) -> None:
     for batch, where in [*cases, *cases, *cases]:
         backend.forward(batch, where)
     assert backend._graphs.n_captured == len(cases) - 1  # positions 0 and 255 share one
-    captured = gpu.device.graph_launches
+    captured = machine.graph_launches
     for batch, where in cases:
         backend.forward(batch, where)
-    assert gpu.device.graph_launches == captured + len(cases)
+    assert machine.graph_launches == captured + len(cases)
 
 
-def test_the_graphs_used_last_are_kept(gpu: Any) -> None:
+def test_the_graphs_used_last_are_kept(machine: Machine) -> None:
     """So many as the plan counts, and no more however long a text gets."""
     backend = CudaBackend(make_model(replace(GQA, n_layers=1, max_seq_len=1200)))
     assert backend._graphs._most == GRAPHS
@@ -127,29 +133,29 @@ def test_the_graphs_used_last_are_kept(gpu: Any) -> None:
     expected = {position: backend.forward(step(1, position), cache) for position in (0, 300, 600, 1100)}
     for position in (0, 0, 300, 300, 600, 600, 1100, 1100):
         assert np.array_equal(backend.forward(step(1, position), cache), expected[position], equal_nan=True)
-        assert backend._graphs.n_kept(cache) <= 2
-    captured, launched = backend._graphs.n_captured, gpu.device.graph_launches
+        assert backend._graphs.n_kept <= 2
+    captured, launched = backend._graphs.n_captured, machine.graph_launches
     for position in (600, 1100, 1100):  # those used last
         backend.forward(step(1, position), cache)
-    assert (backend._graphs.n_captured, gpu.device.graph_launches) == (captured, launched + 3)
+    assert (backend._graphs.n_captured, machine.graph_launches) == (captured, launched + 3)
 
 
 @pytest.mark.parametrize("when", ["begin", "middle", "end"])
 def test_without_graphs_steps_are_launched_kernel_by_kernel(
-    gpu: Any, when: str, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = CudaBackend(make_model(GQA))
     backend = CudaBackend(make_model(GQA))
     theirs, ours = expected.new_cache(1, 20), backend.new_cache(1, 20)
-    refuse_captures(gpu, when, backend, monkeypatch)
+    refuse_captures(machine, when, backend, monkeypatch)
     for position in range(5):
         found = backend.forward(step(3, position), ours)
-        assert not gpu.device.capturing
+        assert not machine.captures
         assert np.array_equal(found, expected.forward(step(3, position), theirs))
     assert backend.describe().launches == "kernel by kernel (no captures today)"
 
 
-def refuse_captures(gpu: Any, when: str, backend: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def refuse_captures(machine: Machine, when: str, backend: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     stream_class, stream = type(backend._stream), backend._stream
     begin, end = stream_class.begin_capture, stream_class.end_capture
 
@@ -158,14 +164,14 @@ def refuse_captures(gpu: Any, when: str, backend: CudaBackend, monkeypatch: pyte
             return (begin if args else end)(self, *args)
         if when == "end":
             end(self)
-        raise gpu.cuda.runtime.CUDARuntimeError("no captures today", 900)
+        raise RuntimeError("no captures today")  # CuPy raises a subclass
 
     if when == "middle":
         launch = Attend.__call__
 
         def attend(*args: Any) -> None:
-            if gpu.device.capturing:
-                raise gpu.cuda.runtime.CUDARuntimeError("no captures today", 900)
+            if machine.captures:
+                raise RuntimeError("no captures today")  # CuPy raises a subclass
             launch(*args)
 
         monkeypatch.setattr(Attend, "__call__", attend)
@@ -173,7 +179,7 @@ def refuse_captures(gpu: Any, when: str, backend: CudaBackend, monkeypatch: pyte
         monkeypatch.setattr(stream_class, f"{when}_capture", refuse)
 
 
-def test_ctrl_c_in_a_capture_leaves_the_stream_usable(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_in_a_capture_leaves_the_stream_usable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = CudaBackend(make_model(GQA))
     cache = backend.new_cache(1, 20)
     backend.forward(step(3, 0), cache)
@@ -184,7 +190,7 @@ def test_ctrl_c_in_a_capture_leaves_the_stream_usable(gpu: Any, monkeypatch: pyt
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Attend, "__call__", interrupt)
         backend.forward(step(3, 1), cache)
-    assert not gpu.device.capturing
+    assert not machine.captures
     tokens = random_tokens(GQA, 12)
     expected = backend.forward(Batch.of_sequence(tokens), backend.new_cache(1, 12))
     for position, token in enumerate(tokens):
@@ -196,51 +202,51 @@ def test_ctrl_c_in_a_capture_leaves_the_stream_usable(gpu: Any, monkeypatch: pyt
 @pytest.mark.subprocess
 @pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_the_plan_is_what_the_backend_allocates(gpu: Any, name: str, kv_dtype: str) -> None:
+def test_the_plan_is_what_the_backend_allocates(machine: Machine, name: str, kv_dtype: str) -> None:
     backend = CudaBackend(make_model(CONFIGS[name]), kv_dtype=kv_dtype)
     cache = backend.new_cache(3, 40)
     planned = backend.plan(3, 40)
     assert backend.kv_cache_bytes(3, 40) == cache.nbytes == planned.parts["cache"]
-    assert gpu.device.exact_bytes == planned.allocated == planned.total - CONTEXT_BYTES - planned.driver_bytes
+    assert planned.allocated == planned.total - CONTEXT_BYTES - planned.driver_bytes
+    assert used_bytes() == pool_bytes(planned)
     for n in (1, 12, 1, 1):
         backend.forward(Batch.of_sequence([1] * n), cache)
-    assert gpu.device.exact_bytes == planned.allocated  # a pass allocates nothing
+    assert used_bytes() == pool_bytes(planned)  # a pass allocates nothing
     facts = backend.describe()
     assert facts.weight_bytes + facts.scratch_bytes + cache.nbytes == planned.allocated
     cache.close()
     backend.close()
     del cache, backend
-    assert gpu.device.exact_bytes == 0
+    assert used_bytes() == 0
 
 
 def test_int8_is_taken_where_only_that_fits() -> None:
-    model = make_model(replace(DEEP, n_layers=2))
-    with installed_cupy("emulated"):
+    model, driver = make_model(replace(DEEP, n_layers=16)), pretended()
+    with driver.machine():
         assert CudaBackend(model).kv_dtype == "float16"
         needed = {kind: CudaBackend(model, kv_dtype=kind).plan(1, 2048).needed for kind in ("float16", "int8")}
-    with installed_cupy("emulated", total_bytes=needed["float16"] - 1):
+    with driver.machine(total_bytes=needed["float16"] - 1):
         assert CudaBackend(model).kv_dtype == "int8"
         with pytest.raises(Pyllama2Error, match="float16 keys and values of 2048 tokens"):
             CudaBackend(model, kv_dtype="float16")
-    too_small = installed_cupy("emulated", total_bytes=needed["int8"] - 1)
-    with too_small, pytest.raises(Pyllama2Error, match="would fit"):
+    with driver.machine(total_bytes=needed["int8"] - 1), pytest.raises(Pyllama2Error, match="would fit"):
         CudaBackend(model)
 
 
-def test_a_cache_that_does_not_fit_is_refused_with_numbers(gpu: Any) -> None:
+def test_a_cache_that_does_not_fit_is_refused_with_numbers(machine: Machine) -> None:
     backend = CudaBackend(make_model(replace(DEEP, n_layers=2)))
-    before = gpu.device.exact_bytes
+    before = used_bytes()
     with pytest.raises(Pyllama2Error, match=r"of 9000 sequences of 4096 tokens .* GiB are free"):
         backend.new_cache(9000, 4096)
-    assert gpu.device.exact_bytes == before
+    assert used_bytes() == before
     free = backend.free_bytes()
-    assert free is not None and 0 < free < gpu.device.settings.total_bytes
+    assert free is not None and 0 < free < machine.settings.total_bytes
     for n_rows, length in ((0, 4), (1, 0)):
         with pytest.raises(ValueError, match="at least 1"):
             backend.new_cache(n_rows, length)
 
 
-def test_models_and_settings_that_the_gpu_has_not(gpu: Any) -> None:
+def test_models_and_settings_that_the_gpu_has_not(machine: Machine) -> None:
     with pytest.raises(BackendUnavailableError, match="quantize the model"):
         CudaBackend(make_model(GQA, "float32", 0))
     with pytest.raises(ValueError, match="kv_dtype must be float16 or int8"):

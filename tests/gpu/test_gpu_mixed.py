@@ -8,8 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.gpu_backend import assert_same_logits, installed_cupy, pair, random_tokens, run_ragged
+from helpers.gpu_backend import (
+    assert_same_logits,
+    checking_cupy,
+    pair,
+    pool_bytes,
+    pretended,
+    random_tokens,
+    real_cupy,
+    run_ragged,
+)
 from helpers.tiny import GQA, MHA, TIED, quantized_model, random_weights
+from pretended_driver import Machine
 
 from pyllama2._gpu import CudaBackend
 from pyllama2._gpu.planner import CONTEXT_BYTES, plan
@@ -61,11 +71,18 @@ OTHERS = MIXES["every step another"]
 ALIKE = Mix(TIED, ("q4/64 q8/64 q4/32 q4/128",) * 2)  # with the fewest kernels
 
 
-@pytest.fixture(params=["emulated", "cuda"])
-def gpu(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """cupy, or a stand-in of its own for each test, whose counts begin at 0."""
-    with installed_cupy(request.param) as cupy:
+@pytest.fixture
+def gpu() -> Iterator[Any]:
+    """cupy, on a GPU or on a pretended driver."""
+    with real_cupy() as cupy:
         yield cupy
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    """The pretended driver of one test, whose counts begin at 0."""
+    with pretended().machine() as machine:
+        yield machine
 
 
 def assert_cpus_logits(model: StoredModel, kv_dtype: str, pieces: list[list[int]]) -> None:
@@ -98,7 +115,7 @@ def test_steps_of_1_to_8_tokens(n: int) -> None:
 @pytest.mark.slow
 def test_every_access_is_in_order() -> None:
     """Bounds, races, barriers, unwritten memory and the order of streams, checked by the emulator."""
-    with installed_cupy("emulated", mode="check", order="backward"):
+    with checking_cupy(order="backward"):
         assert_cpus_logits(ALIKE.model(), "float16", [[9], [2], [2]])
 
 
@@ -113,11 +130,9 @@ def test_the_plan_is_what_is_allocated(gpu: Any, name: str, kv_dtype: str) -> No
     facts = backend.describe()
     assert facts.weight_bytes + facts.scratch_bytes + cache.nbytes == planned.allocated
     assert planned.total == planned.allocated + CONTEXT_BYTES + planned.driver_bytes
-    if not hasattr(gpu, "device"):
-        return  # CuPy rounds up, the emulator counts
-    assert gpu.device.exact_bytes == planned.allocated
+    assert gpu.get_default_memory_pool().used_bytes() == pool_bytes(planned)
     backend.forward(Batch.of_sequence([1] * 12), cache)
-    assert gpu.device.exact_bytes == planned.allocated  # a pass allocates nothing
+    assert gpu.get_default_memory_pool().used_bytes() == pool_bytes(planned)  # a pass allocates nothing
 
 
 def test_weights_take_what_their_types_say() -> None:
@@ -134,19 +149,17 @@ def test_weights_take_what_their_types_say() -> None:
     assert shapes["layers.1.w2.scales"] == ("float16", (2, 4, 32))  # 100 inputs in groups of 32
 
 
-def test_a_step_is_one_graph_with_five_kernels_a_layer(gpu: Any) -> None:
-    if not hasattr(gpu, "device"):
-        pytest.skip("the emulator counts")
+def test_a_step_is_one_graph_with_five_kernels_a_layer(machine: Machine) -> None:
     backend = CudaBackend(OTHERS.model())
     cache, draws = backend.new_cache(1, 20), Sampler(SamplingParams(temperature=0), 0).draws(1)
     assert draws is not None
     for position in range(3):  # kernel by kernel, then recorded and launched
         backend.sample(Batch.of_sequence([1], 0, position), cache, draws)
-    kernels, graphs = len(gpu.device.launches), gpu.device.graph_launches
+    kernels, graphs = len(machine.launches), machine.graph_launches
     for position in range(3, 8):
         backend.sample(Batch.of_sequence([1], 0, position), cache, draws)
-    assert gpu.device.graph_launches - graphs == 5
-    assert len(gpu.device.launches) - kernels == 5 * (1 + 5 * OTHERS.config.n_layers + 2)
+    assert machine.graph_launches - graphs == 5
+    assert len(machine.launches) - kernels == 5 * (1 + 5 * OTHERS.config.n_layers + 2)
 
 
 @pytest.mark.usefixtures("gpu")

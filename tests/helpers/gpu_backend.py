@@ -1,20 +1,24 @@
-"""The CUDA backend beside the CPU backend, for its tests: on the emulator, and on a GPU where there is one."""
+"""The CUDA backend beside the CPU backend, for its tests: with the real CuPy, or on the checking emulator."""
 
 from __future__ import annotations
 
-import sys
+import ctypes
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pretended_driver
 import pytest
 from cuda_emulator import StandIn, missing_compiler
 from numpy.typing import NDArray
+from pretended_driver import Driver
 
 from helpers.tiny import quantized_model, random_weights
 from pyllama2._cpu import CpuBackend
 from pyllama2._gpu import CudaBackend
+from pyllama2._gpu.planner import Plan
 from pyllama2.backend.base import Backend, Batch
 from pyllama2.backend.kv_cache import KVCache
 from pyllama2.config import ModelConfig
@@ -24,31 +28,54 @@ from pyllama2.storage.model_file import StoredModel
 SAME_BITS = ("avx2", "avx_vnni", "avx512")
 
 
-def real_cupy() -> Any:
-    """The module cupy where there is a GPU; else the test is skipped."""
-    cupy = pytest.importorskip("cupy", exc_type=ImportError)
+@functools.cache
+def has_gpu() -> bool:
+    """Whether a driver and a GPU are there. To be asked before the pretended driver is installed."""
     try:
-        cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        pytest.skip(f"there is no GPU: {error}")
-    return cupy
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def pretended() -> Driver:
+    """The real CuPy on a pretended driver; else the test is skipped."""
+    if has_gpu():
+        pytest.skip("there is a GPU, and nothing to pretend")
+    if reason := pretended_driver.missing():
+        pytest.skip(reason)
+    return pretended_driver.install()
 
 
 @contextmanager
-def installed_cupy(kind: str, **settings: Any) -> Iterator[Any]:
-    """What `import cupy` gives meanwhile: the emulator ("emulated"), or cupy itself ("cuda"); else the test skips."""
-    if kind == "cuda":
-        yield real_cupy()
+def real_cupy(**settings: Any) -> Iterator[Any]:
+    """The module cupy: on a GPU where there is one, else on the pretended driver with these settings."""
+    if has_gpu():
+        yield pytest.importorskip("cupy", exc_type=ImportError)
         return
+    driver = pretended()
+    with driver.machine(**settings):
+        yield driver.cupy
+
+
+@contextmanager
+def checking_cupy(**settings: Any) -> Iterator[Any]:
+    """`import cupy` gives an emulator that checks every access meanwhile."""
     if reason := missing_compiler():
         pytest.skip(reason)
-    with StandIn(**settings).installed() as cupy:
+    with StandIn(mode="check", **settings).installed() as cupy:
         yield cupy
 
 
 def pair(model: StoredModel, kv_dtype: str) -> tuple[CpuBackend, CudaBackend]:
     """Both backends of one model."""
     return CpuBackend(model, n_threads=1, kv_dtype=kv_dtype), CudaBackend(model, kv_dtype=kv_dtype)
+
+
+def pool_bytes(planned: Plan) -> int:
+    """What CuPy's pool counts for the arrays of a plan: multiples of 512 bytes."""
+    return sum(-(-array.nbytes // 512) * 512 for array in planned.arrays)
 
 
 def make_model(config: ModelConfig, type: str = "q4", group_size: int = 32, seed: int = 0) -> StoredModel:
@@ -60,12 +87,9 @@ def random_tokens(config: ModelConfig, n: int, seed: int = 5) -> list[int]:
 
 
 def assert_same_logits(cpu: CpuBackend, expected: NDArray[np.float32], found: NDArray[np.float32]) -> None:
-    """Equal to the bit where the CPU sums in the same order, else as near as two instruction sets of a CPU are.
-
-    A GPU itself has an exp2f() of its own, with other last bits, where parts of a longer context are merged.
-    """
+    """Equal to the bit where the CPU sums in the same order, else as near as two instruction sets of a CPU are."""
     assert found.dtype == np.float32 and found.shape == expected.shape and np.isfinite(found).all()
-    if cpu.describe().isa in SAME_BITS and isinstance(sys.modules["cupy"], StandIn):
+    if cpu.describe().isa in SAME_BITS:
         assert np.array_equal(found, expected)
     else:
         assert np.median(np.abs(found - expected).max(1)) < 2e-3 * np.abs(expected).max()

@@ -12,6 +12,7 @@ from pyllama2._gpu.layout import DeviceMatrix, Vectors
 from pyllama2.storage.weights import Weight
 
 Floats = NDArray[np.float32]
+SMALLEST_SCALE = np.float32(2.0**-125)  # vectors whose scales would be smaller are quantized to zeros
 
 
 def random_weight(type: str, group_size: int, shape: tuple[int, int], seed: int = 0) -> Weight:
@@ -50,9 +51,8 @@ def quantized(x: Floats, type: str, group_size: int) -> tuple[NDArray[np.int64],
     grouped = padded.reshape(n, groups, group_size)
     limit = np.float32(127 if type == "q4" else 32767)
     most = np.abs(grouped).max(-1)
-    with np.errstate(over="ignore"):
-        factor = np.divide(limit, most, out=np.zeros_like(most), where=most > 0)
-    factor[~np.isfinite(factor)] = 0
+    most[most < limit * SMALLEST_SCALE] = 0
+    factor = np.divide(limit, most, out=np.zeros_like(most), where=most > 0)
     codes = np.rint(np.clip(grouped * factor[..., None], -limit, limit)).astype(np.int64)
     return codes.reshape(n, -1), most / limit, (-8 * codes.sum(-1)).astype(np.int32)
 

@@ -143,7 +143,6 @@ static void check_span(const Kernels* table, CacheKind kind, int64_t head_dim, P
   leave(value_scales);
 }
 
-/* Not in the digest: exp2f is the C library's. */
 static void check_merging(const Kernels* table) {
   enum { DIM = 48 };
   float earlier[DIM], later[DIM], found[DIM], expected[DIM], error[DIM];

@@ -191,10 +191,10 @@ TARGET_INLINE void NAME(value_kind)(const CacheSpan* span, const AttentionTile* 
   }
 }
 
-/* 2^x within 2 units in the last place for x <= 0; 0 below -126.5, NaN for NaN. It is 2^k, for the nearest integer k,
- * times a polynomial of degree 5 of x - k, whose largest relative error is the least possible. */
+/* 2^x within 2 units in the last place for x <= 0; 0 below -126, where it would be denormal, and NaN for NaN. It is
+ * 2^k, for the nearest integer k, times a polynomial of degree 5 of x - k, whose largest relative error is the least
+ * possible. */
 TARGET_INLINE WIDE NAME(exp2)(WIDE x) {
-  x = wide_max(wide_set(-127.0f), x);
   WIDE shifted = wide_add(x, wide_set(ROUNDER + 127.0f)); /* k + 127 in its lowest bits */
   WIDE r = wide_sub(x, wide_sub(shifted, wide_set(ROUNDER + 127.0f)));
   WIDE p = wide_set(0x1.5c12bep-10f);
@@ -203,7 +203,15 @@ TARGET_INLINE WIDE NAME(exp2)(WIDE x) {
   p = wide_fma(p, r, wide_set(0x1.ebf91p-3f));
   p = wide_fma(p, r, wide_set(0x1.62e428p-1f));
   p = wide_fma(p, r, wide_set(1.0f));
-  return wide_mul(p, wide_exponent(shifted));
+  p = wide_mul(p, wide_exponent(shifted));
+  __typeof__(x < x) vanishes = x < wide_set(-126.0f);
+  return (WIDE)(~vanishes & (__typeof__(vanishes))p);
+}
+
+TARGET_INLINE float NAME(exp2_of)(float x) {
+  float lanes[WIDE_ROWS] __attribute__((aligned(64)));
+  wide_store(lanes, NAME(exp2)(wide_set(x)));
+  return lanes[0];
 }
 
 /* The sum of the 16 lanes of a group: halves are added to halves. */
@@ -307,7 +315,7 @@ TARGET static void NAME(attend)(const CacheSpan* span, const AttentionTile* tile
 TARGET static void NAME(merge_spans)(float* out, float* maximum, float* sum, const float* later, float later_maximum,
                                      float later_sum, int64_t dim) {
   float most = *maximum > later_maximum ? *maximum : later_maximum;
-  float keep = exp2f(*maximum - most), add = exp2f(later_maximum - most);
+  float keep = NAME(exp2_of)(*maximum - most), add = NAME(exp2_of)(later_maximum - most);
   *maximum = most;
   *sum = *sum * keep + later_sum * add;
   for (int64_t d = 0; d < dim; d += WIDE_ROWS)

@@ -90,8 +90,8 @@ TARGET static float NAME(quantize_vector)(const float* x, int64_t n, int8_t* cod
     float magnitude = NAME(largest_magnitude)(part, 8);
     most = magnitude > most ? magnitude : most;
   }
+  if (most < 127.0f * SMALLEST_SCALE) most = 0.0f;
   float scale = most / 127.0f, factor = scale > 0.0f ? 1.0f / scale : 0.0f;
-  if (!(factor < INFINITY)) factor = 0.0f; /* magnitudes too small to divide by */
   for (int64_t i = 0; i < n; i += 8) {
     float part[8] = {0};
     int64_t m = n - i < 8 ? n - i : 8;
@@ -113,8 +113,8 @@ TARGET INLINE float NAME(quantize_activation_group)(const float* x, int64_t n, i
     x = padded;
   }
   float most = NAME(largest_magnitude)(x, size);
+  if (most < limit * SMALLEST_SCALE) most = 0.0f;
   float factor = most > 0.0f ? limit / most : 0.0f;
-  if (!(factor < INFINITY)) factor = 0.0f; /* magnitudes too small to divide by */
   NAME(round_all)(x, factor, -limit, limit, size, rounded);
   return most < INFINITY ? most / limit : NAN;
 }

@@ -1,3 +1,4 @@
+// Needs: common.cu
 // Where keys and values of one layer lie, and how a vector of head_dim numbers is stored there or read.
 //
 //   keys    (n_rows, n_kv_heads, n_positions / 32, head_dim / piece, 32, piece)
@@ -10,8 +11,6 @@
 // that the other saved.
 //
 // head below is row * n_kv_heads + kv_head.
-
-#include <cuda_fp16.h>
 
 namespace {
 
@@ -127,9 +126,9 @@ __device__ float quantize_vector(const float (&x)[kPerLane<kHeadDim>], signed ch
   for (int i = 0; i < kPerLane<kHeadDim>; i++)
     if (i * 32 + static_cast<int>(threadIdx.x) % 32 < kHeadDim) most = max(most, __float_as_uint(x[i]) & 0x7fffffffu);
   for (int offset = 16; offset > 0; offset /= 2) most = max(most, __shfl_xor_sync(0xffffffffu, most, offset));
+  if (most < __float_as_uint(127.0f * kSmallestScale)) most = 0;
   const float scale = __uint_as_float(min(most, 0x7f800000u)) / 127.0f;
-  float factor = scale > 0.0f ? 1.0f / scale : 0.0f;
-  if (__float_as_uint(factor) >= 0x7f800000u) factor = 0.0f;  // magnitudes too small to divide by
+  const float factor = scale > 0.0f ? 1.0f / scale : 0.0f;
   for (int i = 0; i < kPerLane<kHeadDim>; i++)
     codes[i] = static_cast<signed char>(max(-127, min(127, factor > 0.0f ? __float2int_rn(x[i] * factor) : 0)));
   return scale;

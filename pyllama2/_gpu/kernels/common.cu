@@ -23,6 +23,9 @@ namespace {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kTileRows = 32;
+// A vector whose scale would be smaller is quantized to zeros with the scale 0, as on the CPU. CuPy compiles with
+// -ftz=true: denormal numbers are zeros. With larger scales they have the code 0 anyway.
+constexpr float kSmallestScale = 0x1p-125f;
 
 __device__ __forceinline__ float warp_sum(float v) {
   for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);

@@ -18,9 +18,9 @@ __device__ __forceinline__ void quantize_group(const float (&x)[kGroup / 32], co
   for (int k = 0; k < kGroup / 32; k++) magnitude = max(magnitude, __float_as_uint(x[k]) & 0x7fffffffu);
   magnitude = warp_max(magnitude);
   const bool finite = magnitude < kInfinity;
+  if (magnitude < __float_as_uint(kLimit * kSmallestScale)) magnitude = 0;
   const float most = __uint_as_float(magnitude);
-  float factor = finite && most > 0.0f ? kLimit / most : 0.0f;
-  if (__float_as_uint(factor) >= kInfinity) factor = 0.0f;  // magnitudes too small to divide by
+  const float factor = finite && magnitude > 0 ? kLimit / most : 0.0f;
 
   const size_t stride = static_cast<size_t>(to.groups) * kGroup;
   signed char* codes = to.codes + static_cast<size_t>(c) * stride * (kBits / 4) + static_cast<size_t>(g) * kGroup;

@@ -1,4 +1,4 @@
-// Needs: common.cu
+// Needs: common.cu, silu.cu
 // The token that follows, sampled from a vector of logits by the rules of sampler.py: one block for each vector.
 //
 // Weights e^((logit - highest) / temperature) are multiples of 2^-44, smaller ones are 0. So sums are exact in any
@@ -147,7 +147,7 @@ __device__ int draw_token(const float* logits, int n, const Draw& draw, float hi
   Mass last = 0, least = 0;  // rank key and weight of the last token that is kept
   const auto weight = [&](int i) {
     if (rank_key(logits[i], i) < last) return Mass(0);
-    const Mass weight = static_cast<Mass>(expf((logits[i] - highest) / draw.temperature) * kHighestWeight);
+    const Mass weight = static_cast<Mass>(exponential((logits[i] - highest) / draw.temperature) * kHighestWeight);
     return weight >= least ? weight : Mass(0);
   };
   const auto sum = [&] {

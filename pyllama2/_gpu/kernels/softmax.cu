@@ -1,8 +1,7 @@
 // Needs: common.cu
 // The arithmetic of both attention kernels: softmax of the scores of one query over one span of positions, and the
 // merge of spans. Both have the CPU's operations in the CPU's order (_cpu/kernels/attention.h), and no contraction
-// (--fmad=false), so that attention has the CPU's bits. Only exp2f() of the merge differs between machines, in its last
-// bits.
+// (--fmad=false), so that attention has the CPU's bits. exp2f() would not have them: each library has its own.
 //
 //   weight_s = 2^(score_s - maximum), sum = sum of the weights
 //   merge of two spans: both are multiplied with 2^(their maximum - the larger maximum), and added
@@ -16,10 +15,9 @@ constexpr int kHalfWarp = 16;
 // Minus infinity, for which NVRTC has no name.
 __device__ __forceinline__ float lowest() { return __uint_as_float(0xff800000u); }
 
-// 2^x within 2 units in the last place for x <= 0; 0 below -126.5, NaN for NaN.
+// 2^x within 2 units in the last place for x <= 0; 0 below -126, where it would be denormal, and NaN for NaN.
 __device__ __forceinline__ float exp2_polynomial(float x) {
   constexpr float kRounder = 12582912.0f + 127.0f;
-  x = x < -127.0f ? -127.0f : x;
   const float shifted = x + kRounder;  // the nearest integer + 127 in its lowest bits
   const float r = x - (shifted - kRounder);
   float p = 0x1.5c12bep-10f;
@@ -28,7 +26,8 @@ __device__ __forceinline__ float exp2_polynomial(float x) {
   p = fmaf(p, r, 0x1.ebf91p-3f);
   p = fmaf(p, r, 0x1.62e428p-1f);
   p = fmaf(p, r, 1.0f);
-  return p * __uint_as_float(__float_as_uint(shifted) << 23);
+  p *= __uint_as_float(__float_as_uint(shifted) << 23);
+  return x < -126.0f ? 0.0f : p;
 }
 
 // Turns n scores of one query into weights, times scales if there are any, by half a warp whose lanes are in mask. All
@@ -59,7 +58,7 @@ struct Merge {
 // Makes maximum and sum those of both.
 __device__ __forceinline__ Merge merge_softmax(float& maximum, float& sum, float later_maximum, float later_sum) {
   const float most = maximum > later_maximum ? maximum : later_maximum;
-  const Merge merge = {exp2f(maximum - most), exp2f(later_maximum - most)};
+  const Merge merge = {exp2_polynomial(maximum - most), exp2_polynomial(later_maximum - most)};
   sum = sum * merge.keep + later_sum * merge.add;
   maximum = most;
   return merge;

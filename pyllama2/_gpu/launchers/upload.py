@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...storage.weights import ROW_BLOCK, Weight
-from ..layout import PIECE, TILE_ROWS, DeviceMatrix
+from ..layout import PIECE, TILE_ROWS, DeviceMatrix, copy_to
 from ..source import compile_module
 from .arguments import integers
 
@@ -73,5 +73,5 @@ class Uploader:
             self._scratch.pop(name, None)  # before the larger one is allocated
             self._scratch[name] = self._cupy.empty(array.shape, array.dtype)
         part = self._scratch[name][: array.size]
-        part.set(np.ascontiguousarray(array))
+        copy_to(self._cupy, np.ascontiguousarray(array), part)
         return part
