@@ -24,6 +24,7 @@ from pyllama2.checkpoint import open_checkpoint
 from pyllama2.checkpoint.pickle_reader import read_state_dict
 from pyllama2.config import ModelConfig, RopeScaling
 from pyllama2.errors import CheckpointError
+from pyllama2.storage.weights import StorageType, Weight
 from pyllama2.tokenizer.base import TokenizerSpec
 
 from .mutation import mutate_head, mutate_json, mutate_safetensors
@@ -39,10 +40,13 @@ _SCALED = replace(CONFIG, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 16),
 def use_checkpoint(path: str | Path) -> None:
     """Open it and read everything that it has."""
     with closing(open_checkpoint(path)) as checkpoint:
-        for _, shape, tensor in checkpoint.tensors():
+        for name, shape, tensor in checkpoint.tensors():
             whole = tensor.read()
             assert whole.shape == shape and whole.dtype in (np.float32, np.float16)
             assert tensor.read_rows(0, shape[0]).shape == shape
+            for kind in (StorageType("q4", 32), StorageType("q8", 64)) if tensor.codes is not None else ():
+                if (codes := tensor.codes(kind)) is not None:
+                    Weight.of_codes(name, kind, shape, *codes)
         if checkpoint.tokenizer is not None:
             use_tokenizer(checkpoint.tokenizer, checkpoint.config.vocab_size)
         assert checkpoint.chat_template is None or isinstance(checkpoint.chat_template, str)
@@ -98,6 +102,7 @@ _WIDE = ModelConfig(
     tied_embeddings=True,
 )  # fmt: skip
 _LINEAR = replace(CONFIG, rope_scaling=RopeScaling("linear", 2.0))
+_QWEN2 = replace(CONFIG, rope_scaling=RopeScaling("yarn", 4.0, original_max_seq_len=8), qkv_bias=True)
 
 
 def _gguf_files() -> list[bytes]:
@@ -109,6 +114,7 @@ def _gguf_files() -> list[bytes]:
         files = [
             gguf_files.write_model(path, CONFIG, random_weights(CONFIG), keys=_SENTENCEPIECE_KEYS).read_bytes(),
             gguf_files.write_model(path, _LINEAR, random_weights(_LINEAR), "F16", _BPE_KEYS).read_bytes(),
+            gguf_files.write_model(path, _QWEN2, random_weights(_QWEN2)).read_bytes(),
         ]
         for block_type in ("Q8_0", "Q4_0", "Q5_1", "Q4_K", "Q6_K", "Q3_K", "IQ4_XS"):
             tensors: dict[str, NDArray[Any]] = {}
@@ -156,10 +162,33 @@ def _params_json() -> bytes:
     return json.dumps(values | {"rope_theta": 1e4}).encode()
 
 
-def _hf_config(config: ModelConfig = CONFIG) -> bytes:
+def _hf_config(config: ModelConfig = CONFIG, **changes: Any) -> bytes:
     from helpers.foreign import huggingface_config
 
-    return json.dumps(huggingface_config(config)).encode()
+    return json.dumps(huggingface_config(config, **changes)).encode()
+
+
+def _hf_configs() -> list[bytes]:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "mscale": 1, "mscale_all_dim": 2}
+    mistral = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 8}
+    return [
+        _hf_config(),
+        _hf_config(_LINEAR),
+        _hf_config(rope_scaling=yarn),
+        _hf_config(rope_scaling={"type": "dynamic", "factor": 2.0}),
+        _hf_config(**mistral),
+    ]
+
+
+@functools.cache
+def _packed(name: str) -> dict[str, bytes]:
+    """The files of a quantized checkpoint, one of helpers.packed.KINDS."""
+    from helpers.packed import write_packed
+
+    config = replace(CONFIG, dim=32, hidden_dim=40, head_dim=8, n_heads=4)
+    with tempfile.TemporaryDirectory() as folder:
+        path, _ = write_packed(Path(folder, "m"), name, config)
+        return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
 @functools.cache
@@ -203,7 +232,21 @@ MODELS = (
         "config_json",
         _use_folder("config.json", lambda: {"model.safetensors": _safetensors()[0]}),
         _REFUSES,
-        lambda: [_hf_config(), _hf_config(_LINEAR)],
+        _hf_configs,
+        mutate_json,
+    ),
+    Target(
+        "gptq",
+        _use_folder("model.safetensors", lambda: {"config.json": _packed("gptq apart")["config.json"]}),
+        _REFUSES,
+        lambda: [_packed(name)["model.safetensors"] for name in ("gptq", "gptq apart")],
+        mutate_safetensors,
+    ),
+    Target(
+        "awq_config_json",
+        _use_folder("config.json", lambda: {"model.safetensors": _packed("awq")["model.safetensors"]}),
+        _REFUSES,
+        lambda: [_packed("awq")["config.json"]],
         mutate_json,
     ),
     Target(
