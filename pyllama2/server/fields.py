@@ -24,15 +24,16 @@ def refuse(message: str) -> PydanticCustomError:
     return PydanticCustomError("wrong", message)
 
 
-def unsupported(*harmless: Any) -> Any:
+def unsupported(*harmless: Any, empty: bool = True) -> Any:
     """The type of a field of OpenAI's that would change the answer, and that this server does not have.
 
     Args:
-        harmless: values that ask for nothing, besides null and empty ones.
+        harmless: values that ask for nothing, besides null.
+        empty: whether false and empty values ask for nothing, either.
     """
 
     def check(value: Any) -> Any:
-        if value is None or value in ("", [], {}, False) or value in harmless:
+        if value is None or value in harmless or (empty and value in ("", [], {}, False)):
             return None
         raise PydanticCustomError("unsupported", "this server does not support it")
 

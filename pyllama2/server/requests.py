@@ -59,6 +59,7 @@ class Sampling(Fields):
     service_tier: Ignored
     safety_identifier: Ignored
     prompt_cache_key: Ignored
+    prompt_cache_options: Ignored
     prompt_cache_retention: Ignored
 
     @model_validator(mode="after")
@@ -186,17 +187,20 @@ class ChatRequest(Sampling):
     function_call: unsupported("none", "auto")  # type: ignore[valid-type]
     audio: unsupported()  # type: ignore[valid-type]
     modalities: unsupported(["text"])  # type: ignore[valid-type]
-    web_search_options: unsupported()  # type: ignore[valid-type]
+    web_search_options: unsupported(empty=False)  # type: ignore[valid-type]
+    moderation: unsupported(empty=False)  # type: ignore[valid-type]
     reasoning_effort: unsupported("none")  # type: ignore[valid-type]
     verbosity: unsupported()  # type: ignore[valid-type]
 
     @model_validator(mode="after")
     def _check_numbers(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
-            raise refuse("top_logprobs needs logprobs to be true")
+            message = "top_logprobs needs logprobs to be true"
+            raise ApiError(400, message, code="invalid_value", param="top_logprobs")
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
-            raise refuse("max_tokens and max_completion_tokens are two names of one number")
+            message = "max_tokens and max_completion_tokens are two names of one number"
+            raise ApiError(400, message, code="invalid_value", param="max_tokens")
         return self
 
     def params(self, settings: Settings) -> SamplingParams:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from itertools import accumulate
-from typing import Any
+from typing import Any, get_type_hints
 
 import openai
 import pytest
 from helpers.server import Server
+from openai.types import completion_create_params as completion_params
+from openai.types.chat import completion_create_params as chat_params
 
 from pyllama2 import Llama
+from pyllama2.server.requests import ChatRequest, CompletionRequest
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why is the sky blue?"}]
 PROMPT = "Once upon a time"
@@ -224,8 +227,16 @@ class TestChats:
         fields = {
             "tools": [], "tool_choice": "none", "functions": None, "modalities": ["text"], "metadata": {"a": "b"},
             "service_tier": "auto", "parallel_tool_calls": True, "user": "u", "response_format": {"type": "text"},
+            "prompt_cache_options": {"ttl": "30m"},
         }  # fmt: skip
         assert chat(client, extra_body=fields).choices == chat(client).choices
+
+    def test_every_field_of_the_client_is_known(self) -> None:
+        """Each is understood, ignored or refused as unsupported, rather than as a misspelling."""
+        for module, body in ((chat_params, ChatRequest), (completion_params, CompletionRequest)):
+            kinds = ("CompletionCreateParamsNonStreaming", "CompletionCreateParamsStreaming")
+            fields = {name for kind in kinds for name in get_type_hints(getattr(module, kind))}
+            assert len(fields) > 15 and fields <= set(body.model_fields)
 
     def test_the_async_client(self, server: Server, client: Any) -> None:
         async def run() -> None:
