@@ -15,7 +15,10 @@ from ..shown import shown
 from .hub_name import MODEL_SUFFIXES, HubName, quantized_of
 
 _TOKENIZERS = ("tokenizer.model", "tokenizer.json")
-_SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja", *_TOKENIZERS)
+_SETTINGS = (
+    "config.json", "quantize_config.json", "generation_config.json", "tokenizer_config.json",
+    "chat_template.jinja", *_TOKENIZERS,
+)  # fmt: skip
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.gguf|\.safetensors)")
