@@ -32,7 +32,7 @@ from .generation.requests import variants
 from .generation.saved_sequences import load_state, save_state
 from .generation.scoring import logits_of, scores_of
 from .generation.stream import Stream, pulled_in_threads
-from .loading import load_draft, load_model
+from .loading import check_types, load_draft, load_model
 from .memory import check_logits_fit
 from .model_names import Adapters, find_adapters, find_model
 from .progress import progress_bar
@@ -127,15 +127,16 @@ class Llama(ChatEngine):
             None if number is None else arguments.integer(name, number)
             for name, number in (("n_ctx", n_ctx), ("n_threads", n_threads))
         )
-        if model is not None:
-            arguments.path("model", model)
+        for name, place in (("model", model), ("draft", draft)):
+            if place is not None:
+                arguments.path(name, place)
         tokenizer = None if tokenizer is None else arguments.path("tokenizer", tokenizer)
-        if draft is not None:
-            arguments.path("draft", draft)
-        arguments.boolean("verbose", verbose)
+        for name, flag in (("verbose", verbose), ("keep", keep), ("prompt_lookup", prompt_lookup)):
+            arguments.boolean(name, flag)
         if progress is not False:
             arguments.function("progress", progress)
         seed = None if seed is None else check_seed(seed)
+        check_types(quant, kv_dtype)
         select_backend(device)  # before weights are converted, which may take long
         lora = find_adapters(lora)
         path = find_model(model, needs_tokenizer=tokenizer is None)
@@ -149,7 +150,7 @@ class Llama(ChatEngine):
                 kv_dtype=kv_dtype,
                 n_threads=n_threads,
                 quantized=(device or os.environ.get("PYLLAMA2_DEVICE")) == "cuda",
-                keep=arguments.boolean("keep", keep),
+                keep=keep,
                 progress=progress,
             )
         backend_class, why = select_backend(device, stored, kv_dtype)
@@ -165,7 +166,7 @@ class Llama(ChatEngine):
             kv_dtype=kv_dtype,
             seed=seed,
             rolls=context == "roll",
-            guesses=arguments.boolean("prompt_lookup", prompt_lookup),
+            guesses=prompt_lookup,
             draft=None if draft is None else load_draft(draft, stored, n_ctx, n_threads),
         )
         self._settings: dict[str, Any] = {

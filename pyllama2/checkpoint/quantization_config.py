@@ -63,7 +63,7 @@ def read_packing(values: JsonObject) -> Packing | None:
         or settings.values.get("dynamic")
         or settings.values.get("is_marlin_format")
     ):
-        what = f"{bits} bits" if bits != 4 else repr(layout[:40] or "dynamic")
+        what = f"{str(bits)[:20]} bits" if bits != 4 else repr(layout[:40] or "dynamic")
         raise CheckpointError(
             f"{settings.path}: {method.upper()} weights of {what} are not supported (4 bits in the format "
             f"{known[1]} are); {QUANT_INSTEAD}"

@@ -7,6 +7,6 @@ kept.py      converted models that are kept for the next start
 """
 
 from .draft import load_draft
-from .load import load_model
+from .load import check_types, load_model
 
-__all__ = ["load_draft", "load_model"]
+__all__ = ["check_types", "load_draft", "load_model"]

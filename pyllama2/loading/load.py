@@ -29,6 +29,14 @@ from .kept import find_kept, keep_converted
 log = logging.getLogger("pyllama2")
 
 
+def check_types(quant: str | None, kv_dtype: str | None) -> None:
+    """Raise ValueError unless these are such as load_model() takes."""
+    if quant not in (None, "auto", *get_args(WeightType)):
+        raise ValueError(f"quant must be auto, {', '.join(get_args(WeightType))} or None, not {shown_value(quant)}")
+    if kv_dtype is not None:
+        check_kv_dtype(kv_dtype)
+
+
 def load_model(
     path: str,
     *,
@@ -64,10 +72,7 @@ def load_model(
         Pyllama2Error: there is not enough memory.
         ValueError: an argument is wrong.
     """
-    if quant not in (None, "auto", *get_args(WeightType)):
-        raise ValueError(f"quant must be auto, {', '.join(get_args(WeightType))} or None, not {shown_value(quant)}")
-    if kv_dtype is not None:
-        check_kv_dtype(kv_dtype)
+    check_types(quant, kv_dtype)
     with closing(open_checkpoint(path, tokenizer=tokenizer)) as checkpoint:
         config = checkpoint.config
         if n_ctx is not None and not 1 <= n_ctx <= config.max_seq_len:

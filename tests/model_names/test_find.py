@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.hub import COMMIT, Hub, Repo
@@ -359,6 +360,23 @@ def test_commands_take_names(hub: Hub, tmp_path: Path) -> None:
     missing = run("export", "tests/none", "-o", str(tmp_path / "x.bin"))
     assert missing.returncode == 1 and "\npyllama2 export: there is no tests/none here" in missing.stderr
     assert "Traceback" not in missing.stderr and not (tmp_path / "x.bin").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"quant": "q5"}, "quant must be"),
+        ({"kv_dtype": "int4"}, "int4"),
+        ({"keep": "yes"}, "keep must be"),
+        ({"prompt_lookup": 1}, "prompt_lookup must be"),
+        ({"device": "tpu"}, "tpu"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_wrong_arguments_cost_no_download(hub: Hub, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        pyllama2.Llama("tests/model", **wrong)
+    assert hub.requests == []
 
 
 def test_python_functions_take_names(hub: Hub, tmp_path: Path) -> None:
