@@ -123,10 +123,8 @@ class Llama(ChatEngine):
         for name, text in (("device", device), ("quant", quant), ("kv_dtype", kv_dtype)):
             if text is not None:
                 arguments.string(name, text)
-        n_ctx, n_threads = (
-            None if number is None else arguments.integer(name, number)
-            for name, number in (("n_ctx", n_ctx), ("n_threads", n_threads))
-        )
+        n_ctx = None if n_ctx is None else arguments.integer("n_ctx", n_ctx)
+        n_threads = None if n_threads is None else arguments.integer("n_threads", n_threads)
         for name, place in (("model", model), ("draft", draft)):
             if place is not None:
                 arguments.path(name, place)
