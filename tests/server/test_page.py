@@ -600,3 +600,13 @@ def test_it_can_be_used_by_everyone(page: Page, width: int, dark: bool) -> None:
     page.browser.js("location.hash = '#text'")
     page.browser.until(lambda: page.browser.shown("#raw"))
     assert page.browser.violations() == []
+
+
+def test_the_models_name_is_whole_beside_a_long_title(page: Page) -> None:
+    page.browser.resize(360)
+    page.app.replies.append(["ok"])
+    page.send("A message with so many words that its title has no room on a phone")
+    page.done()
+    cut = "return ['#title', '#model'].map(css => document.querySelector(css)).map(e => e.scrollWidth > e.clientWidth)"
+    page.browser.js("document.querySelector('#model').textContent = 'SmolLM2'")
+    assert page.browser.js(cut) == [True, False]
