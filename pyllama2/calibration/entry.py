@@ -10,6 +10,7 @@ from .. import arguments
 from ..checkpoint import open_checkpoint
 from ..convert import FilePath, Progress, check_target, write_converted
 from ..errors import CheckpointError
+from ..loading.choice import keeps_numbers, main_type
 from ..model_names import find_model
 from ..shown import shown, shown_value
 from ..storage.weights import GROUP_SIZES, Quantization
@@ -51,8 +52,8 @@ def quantize(
             128 and on 8 bits where the model gains most by them on the text; type must be "q4", and group_size does
             not count. None: all have one type.
         calibrate: the text to choose the weights for: paths of UTF-8 files, or "self" for a text that the model
-            writes itself. False: a search that needs no text, and loses more. None: "self" for q4, False for q8 and
-            for models without a tokenizer.
+            writes itself. False: a search that needs no text, and loses more. None: "self" for q4, False for q8, for
+            models without a tokenizer, and where q4 has the numbers of the source, as it may for GPTQ.
         calibrate_seconds: about how long calibration may take: fewer tokens are used then; None: as long as it takes.
         progress: called as progress(weights done, weights in all, name of the tensor just done).
         say: called with sentences for the user: how long it takes, what is wrong with the text, what was lost;
@@ -84,7 +85,9 @@ def quantize(
     check_target(target, [])  # before a model is downloaded
     path = find_model(source)
     with closing(open_checkpoint(path)) as opened:
-        if calibrate is None and type == "q4" and opened.tokenizer is not None:
+        if calibrate is None and bits is None and keeps_numbers(main_type(opened), quantization):
+            (say or log.info)(f"the weights are of {main_type(opened)} already, and keep their numbers in {type}")
+        elif calibrate is None and type == "q4" and opened.tokenizer is not None:
             calibrate = "self"
         if calibrate in (None, False):
             write_converted(opened, target, quantization, progress)

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from helpers.backend_contract import all_logits
 from helpers.packed import KINDS, PACKED, write_packed
 from helpers.tiny import oracle_logits
+from helpers.tiny_tokenizers import sentencepiece_model
 from safetensors.torch import load_file, save_file
 
 import pyllama2
@@ -112,6 +114,19 @@ def test_quantized_again_in_other_groups(tmp_path: Path) -> None:
     pyllama2.quantize(path, tmp_path / "q8.bin", "q8", group_size=32)
     weights = StoredModel.open(tmp_path / "q8.bin").weights
     assert all(np.array_equal(weights[key].dequantize(), numbers[key].astype(np.float32)) for key in MATRICES)
+
+
+@pytest.mark.parametrize("group_size", [32, 64])
+def test_what_q4_keeps_is_not_calibrated(tmp_path: Path, group_size: int) -> None:
+    path, numbers = write_packed(tmp_path / "m", "gptq", replace(PACKED, vocab_size=340))
+    (path / "tokenizer.model").write_bytes(sentencepiece_model())
+    said: list[str] = []
+    pyllama2.quantize(path, tmp_path / "q4.bin", "q4", group_size=group_size, say=said.append)
+    model = StoredModel.open(tmp_path / "q4.bin")
+    same = all(np.array_equal(model.weights[key].dequantize(), numbers[key].astype(np.float32)) for key in MATRICES)
+    kept = "the weights are of GPTQ int4/32 already, and keep their numbers in q4"
+    assert same is (group_size == 32) is (kept in said)
+    assert (model.calibration is None) is (group_size == 32)
 
 
 def test_an_old_settings_file(tmp_path: Path) -> None:
