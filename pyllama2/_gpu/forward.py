@@ -1,7 +1,7 @@
 """The forward pass on a GPU: the steps of model.py. A kernel may do several of them.
 
-    decode_step    1 to 8 tokens: five kernels a layer, and two more. sample() is another. The launches do not depend on
-                   the tokens, so that a graph of them serves all steps.
+    decode_step    1 to 8 tokens: five kernels a layer, or six with a bias of wo, and two more. sample() is another.
+                   The launches do not depend on the tokens, so that a graph of them serves all steps.
     prompt_chunk   more tokens: a kernel for each step.
 
 Both give the same bits.

@@ -205,8 +205,8 @@ def _arranged(
 
 
 def driver_bytes(config: ModelConfig) -> int:
-    """Return the bytes that CUDA takes besides its context: code of kernels, graphs with five kernels a layer."""
-    return MODULE_BYTES + GRAPHS * GRAPH_NODE_BYTES * (5 * config.n_layers + 3)
+    """Return the bytes that CUDA takes besides its context: code of kernels, graphs with five or six kernels a layer."""
+    return MODULE_BYTES + GRAPHS * GRAPH_NODE_BYTES * ((5 + config.wo_bias) * config.n_layers + 3)
 
 
 def taken_bytes(sizes: Iterable[int]) -> int:
