@@ -205,7 +205,7 @@ def _arranged(
 
 
 def driver_bytes(config: ModelConfig) -> int:
-    """Return the bytes that CUDA takes besides its context: code of kernels, graphs with five or six kernels a layer."""
+    """Return the bytes that CUDA takes besides its context: code of kernels, graphs of five or six kernels a layer."""
     return MODULE_BYTES + GRAPHS * GRAPH_NODE_BYTES * ((5 + config.wo_bias) * config.n_layers + 3)
 
 
