@@ -5,9 +5,12 @@
     python benchmarks/bench_gpu.py --plan                                  # memory that 7B needs; needs no GPU
 
 There is a row for each type of keys and values, context and number of sequences. It has the tokens/s of decoding all
-sequences together, the GB/s that this reads (weights once a step, keys and values of each sequence), and the share of
-the read rate. The read rate is the best of several sums over a large array, before and after. All times include copying
-the logits to the host. The first row is the speed of a prompt. Without a GPU the exit code is 1.
+sequences together, greedily and on the device, as texts are generated; the GB/s that this reads (weights once a step,
+keys and values of each sequence); and the share of the read rate. The read rate is the best of several sums over a
+large array, before and after. The first row is the speed of a prompt, with copying its logits to the host.
+
+Before anything is timed, the logits of a prompt and of some steps are compared with the CPU's. Without a GPU, or if
+they differ by more than a thousandth of the largest, the exit code is 1.
 """
 
 from __future__ import annotations
@@ -32,15 +35,19 @@ from pyllama2._gpu.planner import plan
 from pyllama2.analysis.benchmark import fill_cache, random_tokens
 from pyllama2.backend.base import Batch
 from pyllama2.memory import kv_cache_bytes, weight_bytes_per_token
+from pyllama2.sampling.sampler import Draw
 from pyllama2.storage.model_file import StoredModel
 from pyllama2.storage.weights import Quantization
 
 _READ_BYTES = 1 << 30
+_MOST_DIFFERENCE = 1e-3  # of logits, relative to the largest
 
 
 def read_rate(cupy: Any, repeat: int = 8) -> float:
-    """Return the GB/s of summing up a large array."""
-    array = cupy.zeros(_READ_BYTES // 4, cupy.float32)
+    """Return the GB/s of summing up a large array: of 1 GiB, or of half of the memory that is free."""
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    array = cupy.empty(min(_READ_BYTES, cupy.cuda.runtime.memGetInfo()[0] // 2) // 4, cupy.float32)
     seconds = []
     for _ in range(repeat + 1):  # the first one compiles
         start, end = cupy.cuda.Event(), cupy.cuda.Event()
@@ -49,7 +56,26 @@ def read_rate(cupy: Any, repeat: int = 8) -> float:
         end.record()
         end.synchronize()
         seconds.append(cupy.cuda.get_elapsed_time(start, end) / 1e3)
-    return float(array.nbytes / min(seconds[1:]) / 1e9)
+    rate = float(array.nbytes / min(seconds[1:]) / 1e9)
+    del array
+    pool.free_all_blocks()  # the next cache may need it
+    return rate
+
+
+def difference(model: StoredModel, backend: CudaBackend) -> float:
+    """Return the largest difference of logits from the CPU's, relative to the largest: a prompt, then single tokens."""
+    from pyllama2._cpu import CpuBackend
+
+    tokens, largest = random_tokens(model.config.vocab_size, 24), 0.0
+    with closing(CpuBackend(model, kv_dtype=backend.kv_dtype)) as cpu, closing(backend.new_cache(1, 32)) as cache:
+        theirs = cpu.new_cache(1, 32)
+        for batch in (
+            Batch.of_sequence(tokens[:20], outputs="all"),
+            *(Batch.of_sequence([token], start=20 + i) for i, token in enumerate(tokens[20:])),
+        ):
+            expected, found = cpu.forward(batch, theirs), backend.forward(batch, cache)
+            largest = max(largest, float(np.abs(found - expected).max() / np.abs(expected).max()))
+    return largest
 
 
 def prompt_speed(backend: CudaBackend, n_tokens: int, repeat: int) -> float:
@@ -63,15 +89,19 @@ def prompt_speed(backend: CudaBackend, n_tokens: int, repeat: int) -> float:
 def decode_speed(backend: CudaBackend, n_rows: int, context: int, n_new: int, repeat: int) -> float:
     """Return the median steps/s of n_rows sequences that are decoded together, from position context on."""
     rows = np.arange(n_rows, dtype=np.int32)
-    tokens = np.asarray(random_tokens(backend.config.vocab_size, n_rows), np.int32)
-    steps = [Batch(tokens, rows, np.full(n_rows, context + i, np.int32), rows) for i in range(n_new)]
+    first = np.asarray(random_tokens(backend.config.vocab_size, n_rows), np.int32)
+    greedy = [Draw(0.0)] * n_rows
     with closing(backend.new_cache(n_rows, context + n_new)) as cache:
         for row in range(n_rows):
             fill_cache(backend, cache, context, row)
 
         def run() -> None:
-            for step in steps:
-                backend.forward(step, cache)
+            tokens = first
+            for i in range(n_new):
+                step = Batch(tokens, rows, np.full(n_rows, context + i, np.int32), rows)
+                sampled = backend.sample(step, cache, greedy)
+                assert sampled is not None
+                tokens = sampled.copy()
 
         run()  # compiles, and records graphs
         return n_new / median(_seconds(run) for _ in range(repeat))
@@ -91,9 +121,13 @@ def bench(model: StoredModel, args: argparse.Namespace) -> list[dict[str, Any]]:
     for kv_dtype in args.kv_dtypes:
         with closing(CudaBackend(model, kv_dtype=kv_dtype)) as backend:
             print(", ".join(f"{name} {value}" for name, value in backend.describe().known().items()))
+            differs = difference(model, backend)
+            said = f"differ from the CPU's by {differs:.1e}" if differs else "have the CPU's bits"
+            print(f"{kv_dtype:8} logits {said}")
             speed = prompt_speed(backend, args.prompt_tokens, args.repeat)
             print(f"{kv_dtype:8} prompt of {args.prompt_tokens}: {speed:8.1f} tokens/s")
-            found.append({"kv_dtype": kv_dtype, "prompt_tokens": args.prompt_tokens, "tokens_per_s": speed})
+            found.append({"kv_dtype": kv_dtype, "prompt_tokens": args.prompt_tokens, "tokens_per_s": speed,
+                          "logits_differ_by": differs})  # fmt: skip
             for context in args.contexts:
                 for n_rows in args.sequences:
                     before = read_rate(cupy)
@@ -143,6 +177,9 @@ def main(argv: list[str] | None = None) -> int:
     rows = bench(StoredModel.open(args.model), args)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
+    if any(row.get("logits_differ_by", 0.0) > _MOST_DIFFERENCE for row in rows):
+        print("the logits are not those of the CPU", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INSTALL = "pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12 nvidia-cuda-nvdisasm"
+# What CuPy adds to the options of a RawModule: denormal floats are zeros, and functions are __device__ by default.
+OF_CUPY = ("-ftz=true", "--device-as-default-execution-space")
 MAX_SHARED = 48 << 10  # bytes of static shared memory that a block can have
 
 
@@ -90,8 +92,7 @@ class Nvrtc:
         try:
             for expression in expressions:
                 self._check(self._nvrtc.nvrtcAddNameExpression(program, expression.encode()))
-            flags = [*options, f"-I{self._include}", f"-arch=sm_{architecture}", "--device-as-default-execution-space",
-                     "--ptxas-options=-v"]  # fmt: skip
+            flags = [*options, *OF_CUPY, f"-I{self._include}", f"-arch=sm_{architecture}", "--ptxas-options=-v"]
             array = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
             failed = self._nvrtc.nvrtcCompileProgram(program, len(flags), array)
             log = self._text(program, "ProgramLog").decode()

@@ -152,6 +152,17 @@ def test_too_much_shared_memory_is_named() -> None:
 
 
 @pytest.mark.skipif(not has_wheels(), reason="NVRTC's wheels are not installed")
+def test_denormals_are_flushed_as_with_cupy() -> None:
+    """-ftz=true shows in the machine code: the addition has .FTZ."""
+    if not (nvdisasm := sass.disassembler()):
+        pytest.skip("nvdisasm is not installed")
+    code = 'extern "C" __global__ void k(float* x) { *x += x[1]; }'
+    compiled = nvrtc.Nvrtc().compile(code, cuda_kernels.source.OPTIONS, (), 80)
+    (instructions, _), *_ = sass.disassemble(nvdisasm, compiled.cubin).values()
+    assert "FADD.FTZ" in {instruction.mnemonic for instruction in instructions}
+
+
+@pytest.mark.skipif(not has_wheels(), reason="NVRTC's wheels are not installed")
 def test_spills_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     row = check_cuda.Row("matvec", 80, variants=1, spilled=8)
     report = check_cuda.Report([row], ["matvec<4, 64, 1>, sm_80: 8 bytes"], {})

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_emulator import StandIn, missing_compiler
+from cuda_emulator import LaunchCounts, StandIn, missing_compiler
 from helpers.gpu_layout import (
     assert_quantized,
     device_vectors,
@@ -332,6 +332,32 @@ def test_counted_sectors_are_used(type: str, group_size: int, n: int) -> None:
     weights = rows * columns * (int(type[1]) / 8 + 2 / group_size)
     of_vectors = n * (columns * int(type[1]) // 4 + 8 * columns // group_size)
     assert weights < counts.bytes_read <= weights + of_vectors
+
+
+def counted_residual(n: int, rows: int) -> LaunchCounts:
+    """What a launch of residual() with a norm costs, with n vectors."""
+    if reason := missing_compiler():
+        pytest.skip(reason)
+    cupy = StandIn(mode="count")
+    kernels, matvec = VectorKernels(cupy, 64, "float32"), Matvec(cupy, "q4", 64, n, ["residual"])
+    matrix = Uploader(cupy).matrix(random_weight("q4", 64, (rows, 64)))
+    vectors, to = device_vectors(cupy, kernels, random_vectors(n, 64), "q4", 64), Vectors.empty(cupy, "q4", n, rows, 64)
+    norm = Norm(cupy.asarray(random_vectors(1, rows, 8)[0]), EPS, to)
+    matvec.residual(matrix, vectors, cupy.asarray(random_vectors(n, rows, 7)), counters(cupy), norm)
+    return cupy.device.counts[-1]  # type: ignore[no-any-return]
+
+
+@pytest.mark.subprocess
+def test_one_thread_of_a_block_fences() -> None:
+    """Before it counts the block, and the last block once more."""
+    assert counted_residual(1, 96).instructions["fences"] == 3 + 1
+
+
+@pytest.mark.subprocess
+def test_vectors_are_normed_at_the_same_time() -> None:
+    """Eight vectors take no more barriers than one. So the chain of additions is as long as that of one vector."""
+    one, eight = (counted_residual(n, 96).instructions["barriers"] for n in (1, 8))
+    assert one == eight
 
 
 @pytest.mark.subprocess

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -273,3 +274,14 @@ def test_compiled_templates_are_kept_on_disk(cupy: Any, monkeypatch: pytest.Monk
         module.get_function("rescale<3>")((1,), (N,), (x, np.float32(1)))
         assert (x.get() == 3).all()
     assert compiled.count(("rescale<3>",)) == 1
+
+
+def test_nvrtc_works_beside_it(driver: Driver) -> None:
+    """It looks for a driver by itself, and must not take this one for a whole one."""
+    nvrtc = importlib.import_module("nvrtc")
+    try:
+        compiler = nvrtc.Nvrtc()
+    except nvrtc.CompileError as error:
+        pytest.skip(str(error))
+    with driver.machine():
+        assert compiler.compile('extern "C" __global__ void k() {}', (), (), 80).cubin.startswith(b"\x7fELF")

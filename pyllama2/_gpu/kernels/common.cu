@@ -50,18 +50,30 @@ struct Quantized {
   int groups;  // of one vector
 };
 
+// Orders what the thread knows of before what comes after. __threadfence() asks for more: one order for all fences.
+__device__ __forceinline__ void fence_device() {
+#if __CUDA_ARCH__ < 700
+  __threadfence();
+#else
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+#endif
+}
+
 // Whether this block is the last of so many blocks to come here. Its threads see what the others wrote before, if they
-// read it with __ldcg. counter is 0 before and after. All threads of a block must call it.
+// read it with __ldcg. counter is 0 before and after. All threads of a block must call it. One thread's fences are
+// enough: what they order includes all that the barriers order.
 __device__ __forceinline__ bool is_last_block(unsigned* counter, unsigned blocks) {
   __shared__ bool last;
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
+    fence_device();
     last = atomicAdd(counter, 1u) == blocks - 1;
-    if (last) *counter = 0;
+    if (last) {
+      fence_device();
+      *counter = 0;
+    }
   }
   __syncthreads();
-  if (last) __threadfence();
   return last;
 }
 

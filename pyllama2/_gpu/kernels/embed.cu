@@ -25,7 +25,7 @@ __device__ __forceinline__ void first_norm(const float* row, const float* norm_w
                                            const Quantized& to) {
   if (norm_weight == nullptr) return;
   __syncthreads();
-  norm_vector<kGroup>(row, norm_weight, eps, dim, bits, to, static_cast<int>(blockIdx.x));
+  norm_vectors<kGroup, 1>(row, norm_weight, eps, dim, bits, to, static_cast<int>(blockIdx.x));
 }
 
 }  // namespace

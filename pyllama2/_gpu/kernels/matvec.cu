@@ -34,8 +34,7 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kB
   if (column < kColumns && row < rows) residual[static_cast<size_t>(column) * rows + row] += total[0];
   if (norm_weight == nullptr || !is_last_block(counter, gridDim.x)) return;
   const Quantized next = {next_codes, next_scales, next_offsets, (rows + kNextGroup - 1) / kNextGroup};
-  for (int c = 0; c < kColumns; c++)
-    norm_vector<kNextGroup>(residual + static_cast<size_t>(c) * rows, norm_weight, eps, rows, next_bits, next, c);
+  norm_vectors<kNextGroup, kColumns>(residual, norm_weight, eps, rows, next_bits, next, 0);
 }
 
 // The matrix has the tiles of w1 and w3 in turn. gated (columns, rows) = silu(w1 x) * (w3 x). The last block to finish
