@@ -5,7 +5,8 @@
     convert_in_memory  an open checkpoint -> a StoredModel that a backend can use
     convert_model      a StoredModel -> another in fewer bits
 
-One tensor is in memory at a time, apart from those that convert_in_memory keeps.
+One tensor is in memory at a time, apart from those that convert_in_memory keeps. q4 is chosen by the search for the
+best scales, with inputs weighted by their mean squares on a short passage (_cpu/passage.py) if there is a tokenizer.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from math import prod, sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,10 @@ from .storage.floats import as_float
 from .storage.model_file import ModelWriter, StoredModel
 from .storage.new_file import check_replaceable
 from .storage.weights import ROW_BLOCK, Quantization, StorageType, Weight
+from .tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from ._cpu.passage import Passage
 
 log = logging.getLogger("pyllama2")
 
@@ -146,7 +151,7 @@ def convert_model(model: StoredModel, quantization: Quantization) -> StoredModel
 
 
 def write_converted(source: Checkpoint, out: str, quantization: Quantization, progress: Progress | None) -> None:
-    """Write an open checkpoint as one of our files. Matrices are quantized by the search that needs no data.
+    """Write an open checkpoint as one of our files. Matrices are quantized by the quick search.
 
     Args:
         source: stays open.
@@ -194,21 +199,35 @@ def _without_weights(source: Checkpoint, quantization: Quantization) -> StoredMo
 def _convert(source: Checkpoint, quantization: Quantization, progress: Progress | None) -> Iterator[Weight]:
     """Yield every tensor of source in order, in its storage type."""
     done, total = 0, source.config.n_parameters
+    shapes = source.config.tensor_shapes()
     rounding = Rounding()
-    for name, shape, tensor in source.tensors():
-        kind = quantization.storage_of(name, source.config)
-        codes = None if tensor.codes is None or not kind.group_size else tensor.codes(kind)
-        if codes is not None:
-            yield Weight.of_codes(name, kind, shape, *codes)
-        elif kind.group_size:
-            array = tensor.read()
-            weight = quantized_weight(name, array, kind)
-            if tensor.codes is not None:
-                rounding.add(array, weight)
-            yield weight
-        else:
-            yield Weight(name, kind.type, shape, as_float(name, tensor.read(), np.dtype(kind.type)))
-        done += prod(shape)
+    passage: Passage | None = None
+    ready: dict[str, Weight] = {}
+    order = _order_of_use(list(shapes))
+    for name in shapes:
+        while name not in ready:
+            used = next(order)
+            kind, tensor = quantization.storage_of(used, source.config), source.tensor(used)
+            if used == "tok_embeddings.weight" and quantization.type == "q4":
+                passage = _passage(source)
+            in_layer = used.startswith("layers.")
+            codes = None if tensor.codes is None or not kind.group_size else tensor.codes(kind)
+            if codes is not None:
+                weight = Weight.of_codes(used, kind, shapes[used], *codes)
+            elif kind.group_size:
+                array = tensor.read()
+                known = passage is not None and in_layer and kind.type == "q4"
+                weight = quantized_weight(used, array, kind, passage.importance() if passage and known else None)
+                if tensor.codes is not None:
+                    rounding.add(array, weight)
+            else:
+                weight = Weight(used, kind.type, shapes[used], as_float(used, tensor.read(), np.dtype(kind.type)))
+            if passage is not None and in_layer:
+                passage.take(weight)
+            ready[used] = weight
+        yield ready.pop(name)
+        source.tensor(name).release()
+        done += prod(shapes[name])
         if progress is not None:
             progress(done, total, name)
     if rounding.loss:
@@ -216,6 +235,39 @@ def _convert(source: Checkpoint, quantization: Quantization, progress: Progress 
             "weights that were quantized before are rounded again, which changes them by %.1f %% (root mean square)",
             100 * rounding.loss,
         )
+
+
+def _order_of_use(names: list[str]) -> Iterator[str]:
+    """The names in the order in which a passage needs them: w3 before w2, and biases before all of their layer."""
+    place = {name: i for i, name in enumerate(names)}
+
+    def key(name: str) -> tuple[int, bool, int]:
+        if not name.startswith("layers."):
+            return place[name], False, 0
+        first = place[".".join(name.split(".")[:2]) + ".attention_norm.weight"]
+        return first, not name.endswith(".bias"), place[name] + 2 * name.endswith(".w2.weight")
+
+    return iter(sorted(names, key=key))
+
+
+def _passage(source: Checkpoint) -> Passage | None:
+    """A passage to see the inputs of matrices on. None for a model without a tokenizer that can be used."""
+    from ._cpu.passage import TEXT, TOKENS, Passage
+    from ._cpu.threads import default_threads
+
+    if source.tokenizer is None:
+        return None
+    try:
+        tokenizer = load_tokenizer(source.tokenizer, source.config.vocab_size)
+        ids = tokenizer.with_bos(tokenizer.encode(TEXT))[: min(TOKENS, source.config.max_seq_len)]
+    except (CheckpointError, ImportError, ValueError) as error:  # which matters to whoever uses the model
+        log.info("weights are quantized without a passage of text: %s", error)
+        return None
+    if not ids:
+        return None
+    rows = source.tensor("tok_embeddings.weight").read_rows
+    embeddings = np.concatenate([rows(token_id, token_id + 1) for token_id in ids])
+    return Passage(source.config, embeddings.astype(np.float32), default_threads())
 
 
 class Rounding:
@@ -240,8 +292,16 @@ class Rounding:
         return sqrt(self._errors / self._squares) if self._squares else 0.0
 
 
-def quantized_weight(name: str, array: NDArray[Any], kind: StorageType) -> Weight:
-    """Quantize a float32 or float16 matrix by the search for the best scales, which needs no data.
+def quantized_weight(
+    name: str, array: NDArray[Any], kind: StorageType, importance: NDArray[np.float32] | None = None
+) -> Weight:
+    """Quantize a float32 or float16 matrix by the search for the best scales.
+
+    Args:
+        name: the tensor's.
+        array: (rows, columns).
+        kind: q8 or q4, and the group size.
+        importance: for q4: of each input, as quantize_matrix() takes it.
 
     Raises:
         CheckpointError: a number is not finite or too large.
@@ -249,7 +309,7 @@ def quantized_weight(name: str, array: NDArray[Any], kind: StorageType) -> Weigh
     from ._cpu import quantize_matrix
 
     try:
-        data, scales = quantize_matrix(array, kind.type, kind.group_size)
+        data, scales = quantize_matrix(array, kind.type, kind.group_size, importance=importance)
     except ValueError as error:
         raise CheckpointError(f"tensor {name}: {error}") from error
     return Weight(name, kind.type, array.shape, data, scales, kind.group_size)

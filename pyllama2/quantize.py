@@ -49,7 +49,7 @@ def make_parser() -> CommandParser:
         metavar="TEXT",
         help='texts to choose the weights for, UTF-8; or "self", a text that the model writes (default for q4)',
     )
-    add("--no-calibrate", action="store_true", help="choose the weights without a text: quick, and loses more")
+    add("--no-calibrate", action="store_true", help="search each scale by itself: quick, and loses more")
     add("--calibrate-seconds", type=float, metavar="S", help="about how long calibration may take")
     return parser
 

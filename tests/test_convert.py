@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 
 import pyllama2
 from pyllama2 import CheckpointError
+from pyllama2._cpu import passage, quantize_matrix
 from pyllama2.checkpoint import open_checkpoint
-from pyllama2.convert import convert_in_memory
+from pyllama2.convert import convert_in_memory, convert_model
 from pyllama2.storage.model_file import StoredModel
 from pyllama2.storage.weights import Quantization
+from pyllama2.tokenizer import load_tokenizer
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -43,6 +45,108 @@ def assert_equal(actual: StoredModel, expected: StoredModel) -> None:
         assert actual.weights[name].type == weight.type and actual.weights[name].group_size == weight.group_size
         assert np.array_equal(actual.weights[name].data, weight.data), name
         assert weight.scales is None or np.array_equal(actual.weights[name].scales, weight.scales), name
+
+
+class TestPassage:
+    """q4 in memory: the scales are searched for the inputs that matrices have on a short passage."""
+
+    CONFIG = replace(CONFIG, dim=64, hidden_dim=128, n_heads=4, n_kv_heads=2, head_dim=16)
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        """A model whose norms make some inputs much larger than others, as those of trained models do."""
+        weights = random_weights(self.CONFIG)
+        rng = np.random.default_rng(1)
+        for name, array in weights.items():
+            if name.endswith("norm.weight"):
+                weights[name] = (array * np.exp(1.5 * rng.standard_normal(array.shape))).astype(np.float32)
+        changed = {name: getattr(self.CONFIG, name) for name in ("dim", "hidden_dim", "head_dim")}
+        return write_tiny(tmp_path / "source.bin", weights=weights, **changed)
+
+    @staticmethod
+    def divergence(model: StoredModel, path: Path) -> float:
+        from pyllama2 import Llama
+
+        write_model(path, model)
+        text = "There was a little fox who lived in the forest. The capital of France is a big city. " * 3
+        found = pyllama2.perplexity(path, text, against=Llama(path.with_name("source.bin")))
+        assert found.kl_divergence is not None
+        return found.kl_divergence
+
+    def test_it_loses_less_than_without(self, path: Path, tmp_path: Path) -> None:
+        source, q4 = open_checkpoint(path), Quantization.of("q4", 32)
+        plain = convert_model(StoredModel.open(path), q4)
+        model = convert_in_memory(source, q4)
+        assert model.nbytes == plain.nbytes
+        assert self.divergence(model, tmp_path / "a.bin") < 0.85 * self.divergence(plain, tmp_path / "b.bin")
+
+    def test_files_and_threads_have_the_same_numbers(
+        self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PYLLAMA2_NUM_THREADS", "3")
+        model = convert_in_memory(open_checkpoint(path), Quantization.of("q4"))
+        monkeypatch.setenv("PYLLAMA2_NUM_THREADS", "1")
+        names: list[str] = []
+        pyllama2.quantize(
+            path, tmp_path / "out.bin", "q4", calibrate=False, progress=lambda _done, _all, name: names.append(name)
+        )
+        assert_equal(StoredModel.open(tmp_path / "out.bin"), model)
+        assert sorted(names) == sorted(model.weights)
+
+    def test_matrices_are_quantized_for_their_inputs(self, path: Path) -> None:
+        """By the model of PyTorch: the inputs of the first layer's first matrices, which nothing was lost of yet."""
+        source = open_checkpoint(path)
+        assert source.tokenizer is not None
+        tokenizer = load_tokenizer(source.tokenizer)
+        ids = tokenizer.with_bos(tokenizer.encode(passage.TEXT))[: min(passage.TOKENS, self.CONFIG.max_seq_len)]
+        x = source.tensor("tok_embeddings.weight").read()[ids].astype(np.float64)
+        x *= source.tensor("layers.0.attention_norm.weight").read() / np.sqrt(
+            np.square(x).mean(1, keepdims=True) + self.CONFIG.norm_eps
+        )
+        squares = np.square(x).mean(0)
+        importance = np.maximum(squares / squares.mean(), passage.LEAST).astype(np.float32)
+        model = convert_in_memory(source, Quantization.of("q4"))
+        for name in ("wq", "wk", "wv"):
+            weight = model.weights[f"layers.0.attention.{name}.weight"]
+            matrix = source.tensor(weight.name).read()
+            _, scales = quantize_matrix(matrix, "q4", 64, importance=importance)
+            _, plain = quantize_matrix(matrix, "q4", 64)
+            assert weight.scales is not None
+            assert (weight.scales == scales).mean() > 0.99 > (weight.scales == plain).mean()
+
+    @pytest.mark.parametrize("which", ["none", "broken"])
+    def test_without_a_tokenizer(self, path: Path, which: str) -> None:
+        source, q4 = open_checkpoint(path), Quantization.of("q4")
+        if which == "none":
+            source.tokenizer = None
+        else:
+            assert source.tokenizer is not None
+            source.tokenizer = replace(source.tokenizer, data=b"not a tokenizer")
+        assert_equal(convert_in_memory(source, q4), convert_model(StoredModel.open(path), q4))
+
+    def test_biases_are_added(self, tmp_path: Path) -> None:
+        """That of wv changes the inputs of wo, but not those of wq, wk and wv."""
+        weights = random_weights(replace(CONFIG, qkv_bias=True))
+        models = []
+        for factor in (0, 50):
+            weights["layers.0.attention.wv.bias"] = np.arange(16, dtype=np.float32) * factor
+            path = write_tiny(tmp_path / f"{factor}.bin", weights=weights, qkv_bias=True)
+            models.append(convert_in_memory(open_checkpoint(path), Quantization.of("q4", 32)).weights)
+        for name, same in (("wq", True), ("wv", True), ("wo", False)):
+            a, b = (model[f"layers.0.attention.{name}.weight"] for model in models)
+            assert np.array_equal(a.scales, b.scales) == same
+
+    def test_numbers_that_overflow(self, tmp_path: Path) -> None:
+        """Weights that fit, whose outputs do not: the search goes on without the passage."""
+        weights = random_weights(CONFIG)
+        for name in ("layers.0.attention.wo.weight", "layers.0.attention.wv.weight"):
+            weights[name] = weights[name] * np.float32(2e4)
+        weights["layers.0.attention_norm.weight"] *= np.float32(1e30)
+        path = write_tiny(tmp_path / "source.bin", weights=weights)
+        model = convert_in_memory(open_checkpoint(path), Quantization.of("q4"))
+        plain = convert_model(StoredModel.open(path), Quantization.of("q4"))
+        name = "layers.1.feed_forward.w2.weight"
+        assert np.array_equal(model.weights[name].data, plain.weights[name].data)
 
 
 class TestExport:

@@ -85,7 +85,8 @@ cdef extern from "kernels/types.h" nogil:
                             float later_sum, int64_t dim) noexcept nogil
         float (*quantize_vector)(const float *x, int64_t n, int8_t *codes) noexcept nogil
         float (*quantize_group_q8)(const float *x, int group_size, int8_t *codes) noexcept nogil
-        void (*quantize_columns_q4)(const float *x, int group_size, uint8_t *codes, float *scales) noexcept nogil
+        void (*quantize_columns_q4)(const float *x, const float *importance, int group_size, uint8_t *codes,
+                                    float *scales) noexcept nogil
 
     int64_t groups_of(const Matrix *w) noexcept nogil
     int64_t panel_bytes(const Matrix *w, int64_t groups, int height) noexcept nogil

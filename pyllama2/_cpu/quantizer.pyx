@@ -19,7 +19,7 @@ cdef struct Source:
     int64_t columns
 
 
-def quantize_matrix(matrix, str type, int group_size, int n_threads, str isa=""):
+def quantize_matrix(matrix, str type, int group_size, int n_threads, str isa="", importance=None):
     """Quantize a matrix.
 
     Args:
@@ -28,6 +28,7 @@ def quantize_matrix(matrix, str type, int group_size, int n_threads, str isa="")
         group_size: numbers of a row that share a scale: 32, 64 or 128.
         n_threads: threads to use.
         isa: the instruction set. "": the best one.
+        importance: for q4: of each input, float32 (columns,), above 0. None: it is not known.
 
     Returns:
         Codes and scales, with the shapes of weights.packed_shapes().
@@ -51,20 +52,41 @@ def quantize_matrix(matrix, str type, int group_size, int n_threads, str isa="")
     cdef int64_t block, n_blocks = scales_shape[0], block_bytes = codes.nbytes // max(n_blocks, 1)
     cdef bint q4 = type == "q4"
     cdef int bad = 0
+    cdef float[:, :, ::1] importance_view = None
+    cdef const float *importance_data = NULL
     source.data, source.half = <const void *> address, matrix.dtype == np.float16
     source.rows, source.columns = matrix.shape
     if codes.size == 0:
         return codes, scales
+    if importance is not None:
+        if not q4:
+            raise ValueError("the importance of inputs is for q4 only")
+        importance_view = spread_over_columns(importance, matrix.shape[1], group_size)
+        importance_data = &importance_view[0, 0, 0]
     for block in prange(n_blocks, nogil=True, num_threads=n_threads, schedule="static"):
         if q4:
-            bad += quantize_block_q4(kernels, &source, group_size, block, &codes_view[block * block_bytes],
-                                     &scales_view[block, 0])
+            bad += quantize_block_q4(kernels, &source, importance_data, group_size, block,
+                                     &codes_view[block * block_bytes], &scales_view[block, 0])
         else:
             bad += quantize_block_q8(kernels, &source, group_size, block, &codes_view[block * block_bytes],
                                      &scales_view[block, 0])
     if bad:
         raise ValueError(f"{bad} groups of numbers are not finite or too large for {type}")
     return codes, scales
+
+
+def spread_over_columns(importance, int64_t columns, int group_size):
+    """The importance of inputs (columns,) as quantize_columns_q4 takes it, (pairs of groups, group_size, 16)."""
+    importance = np.asarray(importance, np.float32)
+    if importance.shape != (columns,):
+        raise ValueError(f"the importance of {columns} inputs is needed, not of {importance.shape}")
+    mean = importance.mean(dtype=np.float64)
+    if not (np.isfinite(mean) and importance.min() > 0):
+        raise ValueError("the importance of an input must be finite and above 0")
+    importance = importance * np.float32(1 / mean)
+    importance = np.pad(importance, (0, 2 * group_size - 1 - (columns - 1) % (2 * group_size)), constant_values=1)
+    pairs = importance.reshape(-1, 2, group_size).transpose(0, 2, 1)
+    return np.ascontiguousarray(np.repeat(pairs, ROW_BLOCK, axis=2))
 
 
 cdef int quantize_block_q8(const Kernels *kernels, const Source *source, int group_size, int64_t block,
@@ -87,9 +109,12 @@ cdef int quantize_block_q8(const Kernels *kernels, const Source *source, int gro
     return bad
 
 
-cdef int quantize_block_q4(const Kernels *kernels, const Source *source, int group_size, int64_t block,
-                           uint8_t *codes, uint16_t *scales) noexcept nogil:
-    """Quantize one block of 8 rows, two groups at a time. Returns the number of groups that could not be quantized."""
+cdef int quantize_block_q4(const Kernels *kernels, const Source *source, const float *importance, int group_size,
+                           int64_t block, uint8_t *codes, uint16_t *scales) noexcept nogil:
+    """Quantize one block of 8 rows, two groups at a time. Returns the number of groups that could not be quantized.
+
+    importance is that of spread_over_columns(), NULL without one.
+    """
     cdef float[MAX_GROUP] values
     cdef float[MAX_GROUP * QUANTIZER_COLUMNS] columns       # (group_size, 16): the rows of one group, then the next
     cdef uint8_t[MAX_GROUP * QUANTIZER_COLUMNS] column_codes
@@ -103,7 +128,9 @@ cdef int quantize_block_q4(const Kernels *kernels, const Source *source, int gro
                        group_size, values)
             for i in range(group_size):
                 columns[i * QUANTIZER_COLUMNS + c] = values[i]
-        kernels.quantize_columns_q4(columns, group_size, column_codes, column_scales)
+        kernels.quantize_columns_q4(columns, importance, group_size, column_codes, column_scales)
+        if importance != NULL:
+            importance += group_size * QUANTIZER_COLUMNS
         for g in range(first, min(groups, first + 2)):
             low = column_codes + (g - first) * ROW_BLOCK
             for i in range(half):

@@ -52,7 +52,7 @@ def quantize(
             128 and on 8 bits where the model gains most by them on the text; type must be "q4", and group_size does
             not count. None: all have one type.
         calibrate: the text to choose the weights for: paths of UTF-8 files, or "self" for a text that the model
-            writes itself. False: a search that needs no text, and loses more. None: "self" for q4, False for q8, for
+            writes itself. False: the quick search, which loses more. None: "self" for q4, False for q8, for
             models without a tokenizer, and where q4 has the numbers of the source, as it may for GPTQ.
         calibrate_seconds: about how long calibration may take: fewer tokens are used then; None: as long as it takes.
         progress: called as progress(weights done, weights in all, name of the tensor just done).

@@ -20,7 +20,7 @@ from ..storage.weights import Quantization
 from ..tokenizer import load_tokenizer
 from . import own_text
 from .budget import FINER, Types, bits_of, choose_types
-from .estimate import affordable_tokens, measured_rate
+from .estimate import affordable_tokens, duration, measured_rate, measured_tokens, survey_seconds
 from .products import Products
 from .quantizing import METHOD, write_calibrated
 from .survey import part_of, survey
@@ -64,34 +64,39 @@ def calibrate(
     folder = WorkFolder(out, _plan(source, quantization, texts, limit_s, bits))
     try:
         if texts is None:
-            text = _own_text(source, path, folder, products, limit_s, say)
+            text = _own_text(source, path, folder, products, limit_s, bits is not None, say)
         else:
             assert source.tokenizer is not None  # the caller has checked
             tokenizer = load_tokenizer(source.tokenizer, source.config.vocab_size)
-            n_tokens = _affordable(source, products, limit_s)
+            n_tokens = _affordable(source, products, limit_s, bits is not None)
             text = of_texts(texts, tokenizer, source.config.max_seq_len, n_tokens)
             for remark in text.remarks:
                 say(remark)
         work = Work(source, out, quantization, text, products, folder, say, progress)
         if bits is not None:
-            work = replace(work, quantization=replace(quantization, layers=_mixed_types(work, bits)))
+            work = replace(work, quantization=replace(quantization, layers=_mixed_types(work, bits, limit_s)))
         write_calibrated(work)
     except BaseException:
-        if folder.finished() or folder.has_survey():
+        if folder.finished():
             say(f"{folder.path} has {folder.finished()} finished layers; the same command goes on from there")
+        elif folder.has_survey():
+            say(f"{folder.path} has what was measured so far; the same command goes on from there")
         else:
             folder.remove()
         raise
 
 
-def _mixed_types(work: Work, bits: float) -> Types:
+def _mixed_types(work: Work, bits: float, limit_s: float | None) -> Types:
     """The types of all steps for so many bits, chosen before an interruption or now."""
     types = work.folder.types()
     if types is None:
-        work.say("measuring on a part of the text where bits count")
+        config, rate = work.source.config, measured_rate(work.products)
+        n_measured = measured_tokens(config, limit_s, rate)
+        estimate = survey_seconds(config, work.text.tokens.windows.size, n_measured, rate)
+        work.say(f"measuring on a part of the text where bits count: about {duration(estimate)}")
         folder = work.folder.survey()
         text = replace(work.text, tokens=part_of(work.text.tokens))
-        losses = survey(replace(work, folder=folder, text=text, progress=None, finer=FINER))
+        losses = survey(replace(work, folder=folder, text=text, progress=None, finer=FINER), n_measured)
         types = choose_types(work.source.config, bits, losses)
         work.folder.save_types(types)
         folder.remove()
@@ -124,12 +129,12 @@ def _plan(
     }
 
 
-def _affordable(source: Checkpoint, products: Products, limit_s: float | None) -> int:
-    """Tokens that a time limit leaves."""
+def _affordable(source: Checkpoint, products: Products, limit_s: float | None, surveyed: bool) -> int:
+    """Tokens that a time limit leaves, with a survey before the calibration or without."""
     if limit_s is None:
         return TOKENS
     window = window_size(source.config.max_seq_len)
-    return affordable_tokens(source.config, limit_s, measured_rate(products), TOKENS, window)
+    return affordable_tokens(source.config, limit_s, measured_rate(products), TOKENS, window, surveyed=surveyed)
 
 
 def _own_text(
@@ -138,13 +143,15 @@ def _own_text(
     folder: WorkFolder,
     products: Products,
     limit_s: float | None,
+    surveyed: bool,
     say: Callable[[str], None],
 ) -> CalibrationText:
     """The text that the model has written before an interruption, or writes now."""
     windows = folder.text()
     if windows is None:
         window = window_size(source.config.max_seq_len)
-        wanted = n_windows(_affordable(source, products, None if limit_s is None else limit_s * (1 - _WRITING)), window)
+        left = None if limit_s is None else limit_s * (1 - _WRITING)
+        wanted = n_windows(_affordable(source, products, left, surveyed), window)
         say(f"the model writes {wanted * window} tokens of text to calibrate on")
         with Llama(path, quant=_writer_type(source), n_ctx=window, device="cpu", seed=1) as llm:
             started = time.monotonic()

@@ -20,20 +20,20 @@ from ..convert import quantized_weight
 from ..storage.model_file import StoredModel
 from ..storage.weights import STEPS, Quantization, StorageType, Weight
 from .budget import BASE, CANDIDATES, FINER, StepLoss
+from .estimate import PART
 from .layers import Tokens, finer_name
 from .products import Matrix
 from .work import Work, calibrate_layers, exact_output, finished_layer, plain_weight, read, tensor_names
 
-_PART = 4  # of so many training windows one is used
-_TOKENS = 1024  # that KL is measured on
 _MOST_BYTES = 256 << 20  # of the probabilities of these tokens
 
 
-def survey(work: Work) -> dict[tuple[int, int], StepLoss]:
+def survey(work: Work, n_measured: int) -> dict[tuple[int, int], StepLoss]:
     """Measure the losses of all steps.
 
     Args:
         work: of q4 in groups of 64, with a folder of its own, and FINER as its finer type.
+        n_measured: tokens that KL is measured on, at most.
 
     Returns:
         What each (layer, step) loses.
@@ -51,7 +51,7 @@ def survey(work: Work) -> dict[tuple[int, int], StepLoss]:
     for layer in range(config.n_layers):
         found = finished_layer(work, layer)[0]
         weights |= {name: found[name] for name in tensor_names(work, layer)}
-    divergence = _Divergence(work, norm)
+    divergence = _Divergence(work, norm, n_measured)
     before = divergence.of(replace(model, weights=weights))
     losses = {}
     for layer in range(config.n_layers):
@@ -70,7 +70,7 @@ def survey(work: Work) -> dict[tuple[int, int], StepLoss]:
 
 def part_of(tokens: Tokens) -> Tokens:
     """Return some of the training windows, evenly, and all that are held out."""
-    n = max(1, tokens.n_training // _PART)
+    n = max(1, tokens.n_training // PART)
     training = [i * tokens.n_training // n for i in range(n)]
     return Tokens(tokens.windows[[*training, *range(tokens.n_training, len(tokens.windows))]], n)
 
@@ -90,10 +90,10 @@ def _errors(work: Work, names: list[str]) -> dict[StorageType, float]:
 class _Divergence:
     """KL from the unquantized model on the tokens that are held out."""
 
-    def __init__(self, work: Work, norm: Weight) -> None:
+    def __init__(self, work: Work, norm: Weight, n_measured: int) -> None:
         tokens, config = work.text.tokens, work.source.config
         held_out = tokens.windows[tokens.n_training :]
-        most = max(len(held_out), min(_TOKENS, _MOST_BYTES // (4 * config.vocab_size)))
+        most = max(len(held_out), min(n_measured, _MOST_BYTES // (4 * config.vocab_size)))
         self._length = min(held_out.shape[1], most // len(held_out))
         self._windows = held_out[:, : self._length]
         self._n_threads = work.products.n_threads

@@ -12,7 +12,7 @@ from ..checkpoint.base import Checkpoint
 from ..convert import Progress, quantized_weight
 from ..storage.floats import as_float
 from ..storage.weights import STEPS, Quantization, StorageType, Weight
-from .estimate import measured_rate, seconds
+from .estimate import duration, measured_rate, seconds
 from .layers import LayerCalibrator, MatrixLoss, Pair, finer_name
 from .products import Matrix, Products
 from .text import CalibrationText
@@ -64,7 +64,7 @@ def calibrate_layers(work: Work, embeddings: Weight) -> list[MatrixLoss]:
         return losses
     estimate = seconds(config, tokens.windows.size, measured_rate(work.products))
     left = estimate * (config.n_layers - first) / config.n_layers
-    work.say(f"calibrating {config.n_layers - first} layers on {tokens.windows.size} tokens: about {_duration(left)}")
+    work.say(f"calibrating {config.n_layers - first} layers on {tokens.windows.size} tokens: about {duration(left)}")
     streams = folder.streams() if first else _embedded(work, embeddings)
     assert streams is not None  # finished() found them
     calibrator = LayerCalibrator(config, tokens, work.products, streams)
@@ -135,11 +135,3 @@ def exact_output(work: Work) -> Weight:
     name = "tok_embeddings.weight" if work.source.config.tied_embeddings else "output.weight"
     matrix = read(work, name)
     return Weight(name, "float32", matrix.shape, np.require(matrix, np.float32, ["C", "A"]))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours"

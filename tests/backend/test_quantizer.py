@@ -105,6 +105,71 @@ def test_extremes(type: str) -> None:
             quantize_matrix(matrix, type, 32)
 
 
+def best_by_importance(group: np.ndarray, importance: np.ndarray) -> tuple[np.ndarray, float]:
+    """Codes and scale of one group, by trying twelve scales in float64."""
+    group, importance = group.astype(np.float64), importance.astype(np.float64)
+    largest = group[np.abs(group).argmax()]
+    found = []
+    for factor in np.linspace(7, 12.5, 12):
+        codes = np.clip(np.rint(group * -factor / largest), -8, 7)
+        scale = (importance * group * codes).sum() / (importance * codes * codes).sum()
+        found.append((float((importance * (group - codes * scale) ** 2).sum()), scale))
+    scale = float(np.float16(min(found)[1]))
+    return np.clip(np.rint(group / scale), -8, 7), scale
+
+
+@pytest.mark.parametrize("group_size", GROUPS)
+def test_importance_is_what_the_search_weighs_errors_with(group_size: int) -> None:
+    rng = np.random.default_rng(0)
+    columns = 3 * group_size - 5  # an odd number of groups, the last of which is padded
+    matrix = rng.standard_normal((13, columns)).astype(np.float32)
+    importance = np.exp(2 * rng.standard_normal(columns)).astype(np.float32)
+    codes, scales = quantize_matrix(matrix, "q4", group_size, 2, importance)
+    weight = Weight("w", "q4", matrix.shape, codes, scales, group_size)
+    found, groups = scales_of(weight), grouped(matrix, group_size)
+    padded = grouped(importance[None], group_size)[0]
+    expected = [
+        [best_by_importance(group, weights)[1] for group, weights in zip(row, padded, strict=True)] for row in groups
+    ]
+    assert (found == np.array(expected, np.float32)).mean() > 0.95  # the others are as good, but for float32
+    assert found == pytest.approx(np.array(expected), rel=0.35)
+
+    def loss(back: np.ndarray) -> float:
+        return float((importance * (back - matrix) ** 2).sum())
+
+    assert loss(weight.dequantize()) < 0.8 * loss(round_trip(matrix, "q4", group_size)[1])
+
+
+@pytest.mark.parametrize("group_size", GROUPS)
+def test_importance_for_threads_instruction_sets_and_dtypes(group_size: int) -> None:
+    rng = np.random.default_rng(1)
+    matrix = rng.standard_normal((37, 300)).astype(np.float16)
+    importance = np.exp(rng.standard_normal(300)).astype(np.float32)
+    expected = compiled(matrix.astype(np.float32), "q4", group_size, 1, "scalar", importance)
+    for threads, isa, dtype, factor in [(1, "", np.float16, 1), (3, "", np.float32, 4), (8, "scalar", np.float16, 0.5)]:
+        found = compiled(matrix.astype(dtype), "q4", group_size, threads, isa, importance * np.float32(factor))
+        assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_numbers_of_the_grid_are_kept_whatever_their_importance() -> None:
+    rng = np.random.default_rng(2)
+    codes = rng.integers(-8, 8, (11, 3, 32)).astype(np.float32)
+    codes[..., 5] = -8
+    matrix = (codes * np.exp2(rng.integers(-9, 3, (11, 3, 1))).astype(np.float32)).reshape(11, 96)
+    importance = np.exp(3 * rng.standard_normal(96)).astype(np.float32)
+    weight = Weight("w", "q4", matrix.shape, *quantize_matrix(matrix, "q4", 32, 1, importance), 32)
+    assert np.array_equal(weight.dequantize(), matrix)
+
+
+def test_wrong_importance() -> None:
+    matrix, ones = np.ones((8, 32), np.float32), np.ones(32, np.float32)
+    for wrong in (ones[:31], ones * 0, -ones, ones * np.nan, ones * np.inf, np.ones((8, 32), np.float32)):
+        with pytest.raises(ValueError, match="importance"):
+            quantize_matrix(matrix, "q4", 32, 1, wrong)
+    with pytest.raises(ValueError, match="for q4 only"):
+        quantize_matrix(matrix, "q8", 32, 1, ones)
+
+
 def test_wrong_arguments() -> None:
     matrix = np.ones((8, 32), np.float32)
     for wrong in (("q3", 32), ("q8", 31), ("float32", 32)):

@@ -121,12 +121,15 @@ class TestFiles:
         for at in ("measured layer 2", "bits a weight"):
             out, said = tmp_path / f"{at}.bin", []
 
-            def stop(sentence: str, at: str = at) -> None:
+            def stop(sentence: str, at: str = at, said: list[str] = said) -> None:
+                said.append(sentence)
                 if at in sentence:
                     raise KeyboardInterrupt
 
             with pytest.raises(KeyboardInterrupt):
                 pyllama2.quantize(source, out, "q4", bits=6.0, calibrate=[text], say=stop)
+            assert "has what was measured so far" in said[-1]  # rather than no layers
+            said.clear()
             pyllama2.quantize(source, out, "q4", bits=6.0, calibrate=[text], say=said.append)
             assert out.read_bytes() == (tmp_path / "whole.bin").read_bytes()
             assert any("measuring" in sentence for sentence in said) == (at == "measured layer 2")

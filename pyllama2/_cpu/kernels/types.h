@@ -124,8 +124,9 @@ typedef struct {
   /* Codes -127..127 of one group of a row. Returns the scale, rounded to float16. NaN if a number is not finite or the
    * scale is too large for float16. */
   float (*quantize_group_q8)(const float* x, int group_size, int8_t* codes);
-  /* Codes 0..15 and such scales of QUANTIZER_COLUMNS groups side by side: x and codes are [group_size][16]. */
-  void (*quantize_columns_q4)(const float* x, int group_size, uint8_t* codes, float* scales);
+  /* Codes 0..15 and such scales of QUANTIZER_COLUMNS groups side by side: x and codes are [group_size][16], and so is
+   * the importance of the inputs, above 0. NULL: it is not known. */
+  void (*quantize_columns_q4)(const float* x, const float* importance, int group_size, uint8_t* codes, float* scales);
 } Kernels;
 
 #include "vector.h"
