@@ -234,7 +234,8 @@ def against_peer(args: argparse.Namespace) -> dict[str, Any]:
     """The last comparison. One server runs at a time, on all threads."""
     found: dict[str, Any] = {}
     rows = []
-    servers = {"pyllama2": lambda: server(["-m", args.gguf, "--quant", args.quant or "q4", "-t", str(args.threads)])}
+    flags = ["-m", args.gguf, "--name", "model", "--quant", args.quant or "q4", "-t", str(args.threads)]
+    servers = {"pyllama2": lambda: server(flags)}
     if find_spec("llama_cpp") and find_spec("llama_cpp.server"):
         servers["llama-cpp-python"] = lambda: peer(args.gguf, args.threads)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from helpers.tiny_llama import write_tiny
 
 from pyllama2.analysis.benchmark import Spread
 
@@ -126,3 +128,20 @@ def test_our_engine(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
         assert min(engine.prompt(8), engine.decode(2, 30), engine.decode_together(3, n_sequences)) > 0
     # Keys and values of 2 layers, 2 heads of 16, float16.
     assert engine.bytes_per_token(9)[1] == 10 * 2 * 2 * 32 * 2
+
+
+@pytest.mark.subprocess
+def test_the_benchmark_of_servers_asks_for_a_model_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench_server = importlib.import_module("bench_server")
+    monkeypatch.setattr(bench_server, "_CLIENTS", (2,))
+    monkeypatch.setattr(bench_server, "find_spec", lambda name: None)
+    model = write_tiny(tmp_path / "tiny.bin", max_seq_len=128)
+    figures = tmp_path / "figures.json"
+    monkeypatch.setattr(
+        "sys.argv", ["bench_server.py", "--gguf", str(model), "-t", "1", "--repeat", "1", "--json", str(figures)]
+    )
+    assert bench_server.main() == 0
+    assert "| 2 clients | pyllama2 |" in capsys.readouterr().out
+    assert json.loads(figures.read_text())["2 pyllama2"]["requests_per_s"]["median"] > 0
