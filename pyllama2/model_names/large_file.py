@@ -91,6 +91,9 @@ def _download(url: str, headers: dict[str, str], path: str, size: int, to: Path)
             http_get(
                 url, file, resume_size=start, headers=headers, expected_size=size, displayed_filename=shown(path, 80)
             )
+        except KeyboardInterrupt:
+            log.warning("the next download of %s goes on from here", shown(path))
+            raise
         except HfHubHTTPError as error:
             if error.response is not None and error.response.status_code == 416:  # there is no such range
                 file.truncate(0)

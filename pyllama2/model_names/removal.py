@@ -70,7 +70,7 @@ def plan_removal(text: str) -> Removal:
     if text == "demo":
         raise CheckpointError("demo is a part of pyllama2")
     name = parse_name(text)
-    if name is None or not snapshots_of(name.repo):
+    if name is None or not repo_folder(name.repo).is_dir():
         raise CheckpointError(f"there is no {text} here or in the cache{suggestion(text)}")
     return _of_hub(name)
 

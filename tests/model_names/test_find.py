@@ -21,6 +21,7 @@ import pyllama2
 from pyllama2.errors import CheckpointError
 from pyllama2.model_names import find_adapter, find_model
 from pyllama2.model_names.cached import cached_repos, repo_folder
+from pyllama2.model_names.removal import plan_removal
 
 NEEDED = {"config.json", "tokenizer.model", "model.safetensors"}
 
@@ -80,7 +81,8 @@ class TestDownload:
         with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as process:
             wait_until(lambda: any(path.stat().st_size == 20000 for path in self.incomplete(hub)))
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=30)
+            _, said = process.communicate(timeout=30)
+        assert b"the next download of tiny-F16.gguf goes on from here" in said
         assert [path.stat().st_size for path in self.incomplete(hub)] == [20000]
         hub.requests.clear()
         with caplog.at_level("WARNING", logger="pyllama2"):
@@ -91,6 +93,17 @@ class TestDownload:
         assert f"going on with tiny-F16.gguf after {2000000 / len(whole):.0f} %" in caplog.text
         assert f"({(len(whole) - 20000) / 1e3:.1f} kB)" in caplog.text
         assert not self.incomplete(hub)
+
+    def test_what_a_cancelled_download_left_can_be_removed(self, hub: Hub) -> None:
+        folder = repo_folder("tests/gguf")
+        (folder / "blobs").mkdir(parents=True)
+        (folder / "blobs" / "0123.incomplete").write_bytes(bytes(1000))
+        removal = plan_removal("tests/gguf")
+        assert removal.n_bytes == 1000
+        removal.carry_out()
+        assert not folder.exists()
+        with pytest.raises(CheckpointError, match="there is no tests/gguf here or in the cache"):
+            plan_removal("tests/gguf")
 
     @staticmethod
     def incomplete(hub: Hub) -> list[Path]:
