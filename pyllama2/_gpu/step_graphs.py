@@ -59,8 +59,7 @@ class StepGraphs:
         steps = self._steps.setdefault(cache, {})
         known = steps.pop(key, None)
         graph = known.graph if known else None
-        # With the first launch of a thread, CuPy makes calls that a capture does not allow.
-        if known and graph is None and self.problem is None and getattr(self._thread, "has_launched", False):
+        if known and graph is None and self.problem is None:
             self._evict(self._most - 1)  # before the new one takes memory
             graph = self._capture(launch)
         self._time += 1
@@ -68,9 +67,9 @@ class StepGraphs:
         self._evict(self._most)
         if graph is None or self.problem is not None:
             launch()
-            self._thread.has_launched = True
         else:
             graph.launch(self._stream)
+        self._thread.has_launched = True
 
     @property
     def n_kept(self) -> int:
@@ -90,8 +89,12 @@ class StepGraphs:
     def _capture(self, launch: Callable[[], None]) -> Any:
         """Record launch() without running it. Returns the graph, or None if CUDA refuses."""
         try:
-            # In this mode, other threads of the program may allocate meanwhile.
-            self._stream.begin_capture(self._cupy.cuda.runtime.streamCaptureModeThreadLocal)
+            runtime = self._cupy.cuda.runtime
+            # In this mode, other threads of the program may allocate meanwhile. With the first launch of a thread, CuPy
+            # asks for the free memory, which only the other mode allows.
+            has_launched = getattr(self._thread, "has_launched", False)
+            mode = runtime.streamCaptureModeThreadLocal if has_launched else runtime.streamCaptureModeRelaxed
+            self._stream.begin_capture(mode)
         except (AttributeError, RuntimeError) as error:  # CuPy's CUDARuntimeError is a RuntimeError
             self._give_up(error)
             return None

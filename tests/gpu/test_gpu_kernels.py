@@ -334,6 +334,19 @@ def test_counted_sectors_are_used(type: str, group_size: int, n: int) -> None:
     assert weights < counts.bytes_read <= weights + of_vectors
 
 
+@pytest.mark.subprocess
+def test_masses_are_added_up_within_a_warp() -> None:
+    """The 32 ids of a warp have the same first digit: one addition instead of 32 that wait for each other."""
+    if reason := missing_compiler():
+        pytest.skip(reason)
+    cupy, n = StandIn(mode="count"), 8192
+    logits = np.random.default_rng(3).standard_normal((1, n)).astype(np.float32)
+    assert 0 <= sample(cupy, logits, [Draw(1.0, uniform=0.5)])[0] < n
+    second_digit = 1 << 11  # ids that have the first digit of the one that is found
+    # The mass of a bin has two halves.
+    assert cupy.device.counts[-1].instructions["atomics"] <= 2 * (n // 32 + second_digit)
+
+
 def counted_residual(n: int, rows: int) -> LaunchCounts:
     """What a launch of residual() with a norm costs, with n vectors."""
     if reason := missing_compiler():

@@ -71,6 +71,30 @@ __device__ Mass block_sum(Mass v, SampleStorage& storage) {
   return v;
 }
 
+__device__ __forceinline__ void add_to_bin(Mass mass, unsigned bin, SampleStorage& storage) {
+  // Two additions of 32 bits are faster than one of 64. The thread that makes the lower half overflow adds the carry.
+  const unsigned low = static_cast<unsigned>(mass), old = atomicAdd(&storage.low[bin], low);
+  const unsigned high = static_cast<unsigned>(mass >> 32) + (old + low < old ? 1u : 0u);
+  if (high != 0) atomicAdd(&storage.high[bin], high);
+}
+
+// Adds each lane's mass to its bin. All lanes of a warp must call it. Consecutive ids have the same first digit: their
+// additions would wait for each other, so they are added up within the warp first. Logits have a bin for each quarter
+// of an octave, which few lanes share.
+__device__ __forceinline__ void add_to_bins(Mass mass, unsigned bin, SampleStorage& storage) {
+  const unsigned there = __ballot_sync(kAllLanes, mass != 0);
+  if (there == 0) return;
+  const int leader = __ffs(static_cast<int>(there)) - 1;
+  const unsigned first = __shfl_sync(kAllLanes, bin, leader);
+  const unsigned others = __ballot_sync(kAllLanes, mass != 0 && bin != first);
+  if (others == 0) {
+    for (int offset = 16; offset > 0; offset /= 2) mass += __shfl_xor_sync(kAllLanes, mass, offset);
+    if (static_cast<int>(threadIdx.x % 32) == leader) add_to_bin(mass, bin, storage);
+  } else if (mass != 0) {
+    add_to_bin(mass, bin, storage);
+  }
+}
+
 struct Edge {
   unsigned key;
   Mass before;  // mass of larger keys
@@ -87,17 +111,11 @@ __device__ Edge find_edge(int n, Mass target, KeyOf key_of, MassOf mass_of, Samp
     const int shift = max(digit_end - kDigitBits, 0);
     for (int bin = threadIdx.x; bin < kBins; bin += kSampleThreads) storage.low[bin] = storage.high[bin] = 0;
     __syncthreads();
-    for (int i = threadIdx.x; i < n; i += kSampleThreads) {
-      const unsigned key = key_of(i);
-      if (digit_end < kBits && key >> digit_end != edge.key >> digit_end) continue;
-      const Mass mass = mass_of(i);
-      if (mass == 0) continue;
-      // Two additions of 32 bits are faster than one of 64. The thread that makes the lower half overflow adds the
-      // carry.
-      const unsigned bin = (key >> shift) & ((1u << (digit_end - shift)) - 1), low = static_cast<unsigned>(mass);
-      const unsigned old = atomicAdd(&storage.low[bin], low);
-      const unsigned high = static_cast<unsigned>(mass >> 32) + (old + low < old ? 1u : 0u);
-      if (high != 0) atomicAdd(&storage.high[bin], high);
+    for (int first = 0; first < n; first += kSampleThreads) {  // by whole warps
+      const int i = first + static_cast<int>(threadIdx.x);
+      const unsigned key = i < n ? key_of(i) : 0;
+      const bool counts = i < n && (digit_end == kBits || key >> digit_end == edge.key >> digit_end);
+      add_to_bins(counts ? mass_of(i) : Mass(0), (key >> shift) & ((1u << (digit_end - shift)) - 1), storage);
     }
     __syncthreads();
     // The mass before each bin, in descending order of the bins. A thread has two bins.
