@@ -6,10 +6,12 @@ Only this module imports cupy. All others get it as an argument.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import importlib.util
 import os
 import re
 import shutil
+import sys
 import tempfile
 from typing import Any
 
@@ -18,11 +20,18 @@ from .source import compile_module
 LEAST_CUPY = (14, 2)  # earlier ones compile kernels that are templates again in each process
 LEAST_CAPABILITY = 61  # compute capability 6.1 has dp4a, products of four bytes
 _INSTALL = 'pip install "pyllama2[gpu]"'
+_NO_DRIVER = "there is no NVIDIA driver, or it is too old for CUDA 12 (version 525 or later is needed)"
 
 
 def import_cupy() -> Any:
-    """Return the module cupy."""
-    _provide_cache_folder()
+    """Return the module cupy. Raises ImportError without the driver's library: CuPy takes a while to find that out."""
+    if "cupy" not in sys.modules:
+        if sys.platform == "linux":
+            try:
+                ctypes.CDLL("libcuda.so.1")
+            except OSError as error:
+                raise ImportError(str(error)) from error
+        _provide_cache_folder()
     import cupy
 
     return cupy
@@ -49,6 +58,8 @@ def unavailable_reason() -> str | None:
             return f"the package cupy is not installed ({_INSTALL})"
         cupy = import_cupy()
     except Exception as error:  # an installation that is broken may raise anything
+        if "libcuda." in str(error):
+            return _NO_DRIVER
         return f"the package cupy cannot be imported ({_first_line(error)}); install it anew: {_INSTALL}"
     return _too_old(cupy) or _no_device(cupy) or _no_compiler(cupy)
 
@@ -74,7 +85,7 @@ def _no_device(cupy: Any) -> str | None:
     except Exception as error:  # of the driver, or of a library that CuPy loads at the first call
         text = _first_line(error)
         if "InsufficientDriver" in text or "libcuda" in text:
-            return "there is no NVIDIA driver, or it is too old for CUDA 12 (version 525 or later is needed)"
+            return _NO_DRIVER
         if "NoDevice" in text:
             return "there is no NVIDIA GPU, or CUDA_VISIBLE_DEVICES hides it"
         return f"CUDA does not start ({text})"

@@ -357,14 +357,27 @@ def test_a_buffer_that_is_reused_too_early_is_found(machine: Machine, monkeypatc
 # ---- importing cupy
 
 
+def run_python(code: str, **variables: str) -> list[str]:
+    """Run a program without the pretended driver. Returns the lines that it prints."""
+    env = {name: value for name, value in os.environ.items() if name != "CUPY_CACHE_DIR"} | variables
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
 def test_a_home_that_cannot_be_written(driver: Driver, tmp_path: Path) -> None:
     """CuPy makes a folder in it when it is imported. Kernels are kept in a temporary one instead."""
     home = tmp_path / "home"
     home.write_text("no folder")
-    env = {name: value for name, value in os.environ.items() if name != "CUPY_CACHE_DIR"} | {"HOME": str(home)}
-    code = "from pyllama2._gpu import CudaBackend; import os; print(CudaBackend.unavailable_reason()); "
-    code += "print(os.environ['CUPY_CACHE_DIR'])"
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    reason, folder = done.stdout.splitlines()
-    assert "no NVIDIA driver" in reason
+    code = "from pyllama2._gpu import availability as a; a._provide_cache_folder(); import cupy, os; "
+    code += "print(cupy.__version__); print(os.environ['CUPY_CACHE_DIR'])"
+    version, folder = run_python(code, HOME=str(home))
+    assert version == driver.cupy.__version__
     assert folder and not Path(folder).exists()  # it is gone with the process
+
+
+def test_without_a_driver_cupy_is_not_imported(driver: Driver) -> None:
+    """That would take most of the time in which a command starts."""
+    code = "from pyllama2._gpu import CudaBackend; import sys; print(CudaBackend.unavailable_reason()); "
+    code += "print('cupy' in sys.modules)"
+    reason, is_imported = run_python(code)
+    assert reason.startswith("there is no NVIDIA driver") and is_imported == "False"
