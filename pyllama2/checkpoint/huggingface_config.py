@@ -19,6 +19,7 @@ from .quantization_config import Packing, read_packing
 _NUMBER = (float, int)
 
 
+_SLIDES = "sliding_attention"  # in layer_types
 _MISTRAL_WINDOW = 4096  # of a Mistral whose config does not say it
 
 
@@ -117,6 +118,7 @@ def _sliding_window(values: JsonObject, kind: str) -> int | None:
     if kind == "mistral":
         window = values.positive("sliding_window", _MISTRAL_WINDOW)
         return None if "sliding_window" in values.values and values.values["sliding_window"] is None else window
-    if kind == "qwen2" and values.get("use_sliding_window", bool, False):
+    slides = values.get("use_sliding_window", bool, False) or _SLIDES in values.get("layer_types", list, [])
+    if kind == "qwen2" and slides:  # in some layers
         return values.positive("sliding_window", _MISTRAL_WINDOW)
     return None

@@ -8,6 +8,7 @@ import logging
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,6 +135,20 @@ def test_a_mistral_that_does_not_say_its_window(tmp_path: Path) -> None:
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | {"sliding_window": None}))
     assert load(folder).config.max_seq_len == 32768
+
+
+@pytest.mark.parametrize(
+    ("changes", "length"),
+    [
+        ({"use_sliding_window": False, "sliding_window": 24}, 128),
+        ({"use_sliding_window": True, "sliding_window": 24}, 24),
+        ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 24}, 24),
+        ({"layer_types": ["full_attention", "full_attention"], "sliding_window": None}, 128),
+    ],
+)
+def test_the_window_of_qwen2(tmp_path: Path, changes: dict[str, Any], length: int) -> None:
+    folder = write_huggingface(tmp_path / "m", QWEN2, random_weights(QWEN2), **changes)
+    assert load(folder).config.max_seq_len == length
 
 
 def test_yarn_reaches_as_far_as_its_factor(tmp_path: Path) -> None:
