@@ -24,7 +24,7 @@ import numpy as np
 from .attention cimport CacheArrays, Heads, attend, cache_arrays, rope_and_append
 from .kernels cimport Activations, Kernels, Matrix
 from .matrix cimport (
-    FEW_COLUMNS, Thread, activations, enter_team, first_column, first_row, lookup_row, matmul, matrix_of, prepare,
+    Thread, activations, enter_team, first_column, first_row, lookup_row, matmul, matrix_of, prepare,
     prepare_share,
 )
 from .openmp cimport omp_get_wtime, share, team_barrier
@@ -32,7 +32,8 @@ from .workspace cimport ChunkState, Workspace
 
 
 cdef enum:
-    FEW = 0   # chunks of up to FEW_COLUMNS tokens, which the profile counts separately
+    FEW_TOKENS = 16  # a chunk of more counts as a prompt in the profile
+    FEW = 0
     MANY = 1
 
 
@@ -180,7 +181,7 @@ cdef class Forward:
             state.tokens, state.rows, state.positions = &tokens[start], &rows[start], &positions[start]
             for i in range(m):
                 here[i] = <int32_t> (outputs[i] - start)
-            kind = MANY if state.n > FEW_COLUMNS else FEW
+            kind = MANY if state.n > FEW_TOKENS else FEW
             together = 1 if kind == MANY else self.n_layers
             self.tokens[kind] += state.n
             self.passes[kind] += 1

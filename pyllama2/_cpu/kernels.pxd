@@ -61,11 +61,13 @@ cdef extern from "kernels/types.h" nogil:
         int64_t n_steps
         int64_t n_groups
         int interleave
+        int panels
 
     ctypedef struct Product:
         void (*prepare)(const Matrix *w, const float *x, int interleave, void *steps, float *scales,
                         int32_t *offsets) noexcept nogil
         void (*block)(const Matrix *w, int64_t block, const Activations *x, int n, float *out) noexcept nogil
+        int few_columns
         void (*pack)(const Matrix *w, int64_t panel, int64_t g0, int64_t g1, void *steps,
                      float *scales) noexcept nogil
         void (*panel)(const Matrix *w, const void *steps, const float *scales, int64_t g0, int64_t g1,
@@ -74,6 +76,7 @@ cdef extern from "kernels/types.h" nogil:
     ctypedef struct Kernels:
         const char *name
         Product *products
+        int tile_columns
         int panel_rows
         int panel_columns
         void (*widen_f16)(const uint16_t *x, float *y, int64_t n) noexcept nogil
@@ -89,6 +92,7 @@ cdef extern from "kernels/types.h" nogil:
                                     float *scales) noexcept nogil
 
     int64_t groups_of(const Matrix *w) noexcept nogil
+    int tile_width(const Kernels *kernels, const Matrix *w, int n) noexcept nogil
     int64_t panel_bytes(const Matrix *w, int64_t groups, int height) noexcept nogil
     int64_t steps_of(const Matrix *w) noexcept nogil
     float half_to_float(uint16_t h) noexcept nogil

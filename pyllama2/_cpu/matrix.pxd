@@ -6,7 +6,6 @@ from .kernels cimport Activations, Kernels, Matrix
 from .openmp cimport omp_get_num_threads, omp_get_thread_num
 
 cdef enum:
-    FEW_COLUMNS = 12           # up to so many, a matrix is taken block by block, and unpacked for each tile again
     PANEL_BYTES = 512 * 1024   # of packed weights that a thread multiplies with all columns; a part of the L2 cache
     PANEL_INPUTS = 1024        # inputs of a quantized matrix that are packed together
 
@@ -22,7 +21,7 @@ cdef struct Thread:
     int team                   # number of threads of the current region, see enter_team()
     Steps steps                # of one column that only this thread uses
     float *normed              # (dim,) of one token
-    float *tile                # (columns, 8)
+    float *tile                # (columns, 8), for whole tiles of columns
     void *panels               # packed weights of some panels, and their scales
     float *panel_scales
     float *totals              # (columns, rows of those panels)

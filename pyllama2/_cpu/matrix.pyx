@@ -15,7 +15,7 @@ import numpy as np
 
 from .kernels cimport (
     FLOAT16, FLOAT32, Q4, Q8, QUAD, ROW_BLOCK, Activations, Kernels, Matrix, Product, groups_of, half_to_float,
-    panel_bytes, steps_of,
+    panel_bytes, steps_of, tile_width,
 )
 from .openmp cimport end_idle_team, share, team_barrier, team_of
 from .dispatch cimport find_kernels
@@ -63,7 +63,8 @@ cdef Activations activations(const Kernels *kernels, const Matrix *w, const Step
     act.steps, act.scales, act.offsets = steps.codes, steps.scales, steps.offsets
     act.n_steps = steps_of(w)
     act.n_groups = groups_of(w) if w.group_size else 0
-    act.interleave = kernels.panel_columns if n > FEW_COLUMNS and kernels.panel_rows else 1
+    act.panels = kernels.panel_rows and n > kernels.products[<int> w.kind].few_columns
+    act.interleave = kernels.panel_columns if act.panels else tile_width(kernels, w, n)
     return act
 
 
@@ -79,7 +80,7 @@ cdef void prepare(const Kernels *kernels, const Matrix *w, const Activations *x,
 cdef int64_t first_row(const Kernels *kernels, const Matrix *w, const Activations *x, const Thread *thread,
                        int further) noexcept nogil:
     """The first row of a share: of this thread (further 0), or of the next one (further 1)."""
-    cdef int64_t unit = kernels.panel_rows if x.interleave > 1 else ROW_BLOCK
+    cdef int64_t unit = kernels.panel_rows if x.panels else ROW_BLOCK
     return min(w.rows, share((w.rows + unit - 1) // unit, thread.id + further, thread.team) * unit)
 
 
@@ -92,7 +93,7 @@ cdef int first_column(const Activations *x, int n, const Thread *thread, int fur
 cdef void matmul(const Kernels *kernels, const Matrix *w, const Activations *x, int n, float *y, bint add,
                  Thread *thread) noexcept nogil:
     """This thread's rows of y (n, rows) = x (n, columns) times w transposed. With add, y += it."""
-    if x.interleave > 1:
+    if x.panels:
         multiply_panels(kernels, w, x, n, y, add, thread)
     else:
         multiply_blocks(kernels, w, x, n, y, add, thread)
@@ -201,7 +202,7 @@ cdef class Scratch:
         return <void *> ((address + 63) // 64 * 64)
 
     cdef int allocate_steps(self, Steps *steps, int64_t columns) except -1:
-        columns += self.kernels.panel_columns
+        columns += max(self.kernels.panel_columns, self.kernels.tile_columns)
         steps.codes = self.allocate(columns * self.n_steps * 4)
         steps.scales = <float *> self.allocate(columns * self.n_groups * sizeof(float))
         steps.offsets = <int32_t *> self.allocate(columns * self.n_groups * sizeof(int32_t))
@@ -211,7 +212,7 @@ cdef class Scratch:
         """Allocate what a thread needs for products with so many columns."""
         thread.id = id
         self.allocate_steps(&thread.steps, 1)
-        thread.tile = <float *> self.allocate(columns * ROW_BLOCK * sizeof(float))
+        thread.tile = <float *> self.allocate((columns + self.kernels.tile_columns) * ROW_BLOCK * sizeof(float))
         thread.panels = self.allocate(self.panel_bytes)
         thread.panel_scales = <float *> self.allocate(self.panel_scales * sizeof(float))
         columns += self.kernels.panel_columns

@@ -133,45 +133,61 @@ static void check_panels(const Kernels* table, const Matrix* w, const float* val
   leave_columns(p);
 }
 
+/* y (blocks, n, 8) = the products of all blocks with n columns. */
+static void multiply_blocks(const Kernels* table, const Matrix* w, const float* values, int n, float* y) {
+  const int width = tile_width(table, w, n), whole = (n + width - 1) / width * width;
+  Prepared p = prepare_columns(table, w, values, n, width);
+  Room out = room_for((size_t)(whole * ROW_BLOCK) * 4);
+  for (int64_t block = 0; block < (w->rows + ROW_BLOCK - 1) / ROW_BLOCK; block++, y += n * ROW_BLOCK) {
+    table->products[w->kind].block(w, block, &p.x, n, out.p);
+    memcpy(y, out.p, (size_t)(n * ROW_BLOCK) * 4);
+  }
+  leave(out);
+  leave_columns(p);
+}
+
 /* All numbers of columns give the same for each, y (blocks, n, 8), which is the definition's. */
 static void check_blocks(const Kernels* table, const Matrix* w, const float* values, float* y) {
   const Kernels* scalar = &kernels_scalar;
   const int64_t blocks = (w->rows + ROW_BLOCK - 1) / ROW_BLOCK;
   const int n = MOST_COLUMNS;
-  float expected[MOST_COLUMNS * ROW_BLOCK], error[MOST_COLUMNS * ROW_BLOCK];
-  Prepared p = prepare_columns(table, w, values, n, 1), q = prepare_columns(scalar, w, values, n, 1);
+  Room expected = room_for((size_t)(blocks * n * ROW_BLOCK) * 4), error = room_for((size_t)(n * ROW_BLOCK) * 4);
   if (w->group_size) {
+    Prepared p = prepare_columns(table, w, values, n, 1), q = prepare_columns(scalar, w, values, n, 1);
     expect_bytes("codes", p.steps.p, q.steps.p, (size_t)(n * q.x.n_steps) * 4);
     expect_floats("scales", p.scales.p, q.scales.p, n * q.x.n_groups);
     expect_bytes("offsets", p.offsets.p, q.offsets.p, (size_t)(n * q.x.n_groups) * 4);
     add_to_digest(p.steps.p, (size_t)(n * p.x.n_steps) * 4);
     add_floats_to_digest(p.scales.p, n * p.x.n_groups);
+    leave_columns(p);
+    leave_columns(q);
+    multiply_blocks(scalar, w, values, n, expected.p);
   }
-  for (int64_t block = 0; block < blocks; block++, y += n * ROW_BLOCK) {
+  multiply_blocks(table, w, values, n, y);
+  for (int64_t block = 0; block < blocks; block++) {
     const int64_t rows = w->rows - block * ROW_BLOCK < ROW_BLOCK ? w->rows - block * ROW_BLOCK : ROW_BLOCK;
-    table->products[w->kind].block(w, block, &p.x, n, y);
-    if (w->group_size)
-      scalar->products[w->kind].block(w, block, &q.x, n, expected);
-    else
-      fused_block(w, block, values, n, expected, error);
+    float* of_block = (float*)expected.p + block * n * ROW_BLOCK;
+    if (!w->group_size) fused_block(w, block, values, n, of_block, error.p);
     for (int c = 0; c < n; c++) {
-      const int at = c * ROW_BLOCK;
+      const float *found = y + (block * n + c) * ROW_BLOCK, *right = of_block + c * ROW_BLOCK;
       if (w->group_size || table != scalar)
-        expect_floats("block", y + at, expected + at, rows);
+        expect_floats("block", found, right, rows);
       else
-        expect_near("block", y + at, expected + at, error + at, rows);
-      add_floats_to_digest(y + at, rows);
-    }
-    for (int m = 1; m < n; m++) {
-      Room part = room_for((size_t)(m * ROW_BLOCK) * 4);
-      table->products[w->kind].block(w, block, &p.x, m, part.p);
-      for (int c = 0; c < m; c++)
-        expect_floats("block of fewer columns", (float*)part.p + c * ROW_BLOCK, y + c * ROW_BLOCK, rows);
-      leave(part);
+        expect_near("block", found, right, (float*)error.p + c * ROW_BLOCK, rows);
+      add_floats_to_digest(found, rows);
     }
   }
-  leave_columns(p);
-  leave_columns(q);
+  for (int m = 1; m < n; m++) {
+    multiply_blocks(table, w, values, m, expected.p);
+    for (int64_t block = 0; block < blocks; block++)
+      for (int c = 0; c < m; c++) {
+        const int64_t rows = w->rows - block * ROW_BLOCK < ROW_BLOCK ? w->rows - block * ROW_BLOCK : ROW_BLOCK;
+        expect_floats("block of fewer columns", (float*)expected.p + (block * m + c) * ROW_BLOCK,
+                      y + (block * n + c) * ROW_BLOCK, rows);
+      }
+  }
+  leave(expected);
+  leave(error);
 }
 
 static void check_products(const Kernels* table) {

@@ -41,7 +41,11 @@
 /* Sums of products in 16 bits: after 8 steps at most 8 * 2 * 15 * 127 = 30480. */
 #define DOT_U8(acc, u, s) _mm256_add_epi16(acc, _mm256_maddubs_epi16(u, s))
 #define SUM_U8(acc) _mm256_madd_epi16(acc, _mm256_set1_epi16(1))
+#define MOST_DOTS 8
 #define DOT_S16(acc, a, b) _mm256_add_epi32(acc, _mm256_madd_epi16(a, b))
+/* acc with the products of the same four bytes, 8 times, which are at p */
+#define DOT_U8_AT(acc, u, p) acc = DOT_U8(acc, u, BROADCAST_STEP(p))
+#define DOT_S16_AT(acc, a, p) acc = DOT_S16(acc, a, BROADCAST_STEP(p))
 #define WIDE_FLUSH 8
 #define TILE_COLUMNS 4
 #define FLOAT_COLUMNS 3
@@ -71,14 +75,19 @@ TARGET static void narrow_f16_avx2(const float* x, uint16_t* y, int64_t n) {
   for (; i < n; i++) y[i] = float_to_half(x[i]);
 }
 
-#define PRODUCT(prepare_, kind, panel_) \
-  {.prepare = prepare_, .block = NAME(block_##kind), .pack = NAME(pack_##kind), .panel = NAME(panel_)}
-#define PRODUCTS                                                          \
-  .products = {[FLOAT32] = PRODUCT(prepare_float_avx2, f32, panel_float), \
-               [FLOAT16] = PRODUCT(prepare_float_avx2, f16, panel_float), \
-               [Q8] = PRODUCT(prepare_q8_avx2, q8, panel_quantized),      \
-               [Q4] = PRODUCT(prepare_q4_avx2, q4, panel_quantized)},     \
-  .panel_rows = NAME(panel_rows), .panel_columns = PANEL_COLUMNS
+#define PRODUCT(prepare_, kind, few, panel_) \
+  {.prepare = prepare_,                      \
+   .block = NAME(block_##kind),              \
+   .few_columns = few,                       \
+   .pack = NAME(pack_##kind),                \
+   .panel = NAME(panel_)}
+/* few: up to so many columns of quantized kinds are faster by blocks. */
+#define PRODUCTS(few)                                                         \
+  .products = {[FLOAT32] = PRODUCT(prepare_float_avx2, f32, 12, panel_float), \
+               [FLOAT16] = PRODUCT(prepare_float_avx2, f16, 12, panel_float), \
+               [Q8] = PRODUCT(prepare_q8_avx2, q8, few, panel_quantized),     \
+               [Q4] = PRODUCT(prepare_q4_avx2, q4, few, panel_quantized)},    \
+  .tile_columns = TILE_COLUMNS, .panel_rows = NAME(panel_rows), .panel_columns = PANEL_COLUMNS
 #define AVX2_STEPS                                                                       \
   .widen_f16 = widen_f16_avx2, .narrow_f16 = narrow_f16_avx2, .rms_norm = rms_norm_avx2, \
   .silu_product = silu_product_avx2, .quantize_vector = quantize_vector_avx2,            \
@@ -86,7 +95,7 @@ TARGET static void narrow_f16_avx2(const float* x, uint16_t* y, int64_t n) {
 #define WIDE_STEPS(isa) \
   .attend = attend_##isa, .merge_spans = merge_spans_##isa, .quantize_columns_q4 = quantize_columns_q4_##isa
 
-static const Kernels kernels_avx2 = {.name = "avx2", PRODUCTS, AVX2_STEPS, WIDE_STEPS(avx2)};
+static const Kernels kernels_avx2 = {.name = "avx2", PRODUCTS(12), AVX2_STEPS, WIDE_STEPS(avx2)};
 
 /* Some versions of GCC and Clang do not know the name f16c, so the CPU is asked. */
 static inline int cpu_has_avx2(void) {
@@ -101,13 +110,16 @@ static inline int cpu_has_avx2(void) {
 #define TARGET_INLINE static inline __attribute__((always_inline, target("avx2,fma,f16c,avxvnni")))
 #define DOT_U8(acc, u, s) _mm256_dpbusd_avx_epi32(acc, u, s)
 #define SUM_U8(acc) (acc)
+#define MOST_DOTS 16
 #define DOT_S16(acc, a, b) _mm256_dpwssd_avx_epi32(acc, a, b)
+#define DOT_U8_AT(acc, u, p) acc = DOT_U8(acc, u, BROADCAST_STEP(p))
+#define DOT_S16_AT(acc, a, p) acc = DOT_S16(acc, a, BROADCAST_STEP(p))
 #define WIDE_FLUSH 128
 #include "tiles256.h"
 
 #include "panels.h"
 
-static const Kernels kernels_avx_vnni = {.name = "avx_vnni", PRODUCTS, AVX2_STEPS, WIDE_STEPS(avx2)};
+static const Kernels kernels_avx_vnni = {.name = "avx_vnni", PRODUCTS(12), AVX2_STEPS, WIDE_STEPS(avx2)};
 
 static inline int cpu_has_avx_vnni(void) {
   unsigned a, b, c, d;

@@ -13,7 +13,10 @@
 #define FLOAT_COLUMNS 6
 #define DOT_U8(acc, u, s) _mm256_dpbusd_epi32(acc, u, s)
 #define SUM_U8(acc) (acc)
-#define DOT_S16(acc, a, b) _mm256_dpwssd_epi32(acc, a, b)
+#define MOST_DOTS 16
+/* With the broadcast inside of the instruction, which GCC does not do: a third fewer of them. */
+#define DOT_U8_AT(acc, u, p) __asm__("vpdpbusd %2%{1to8%}, %1, %0" : "+v"(acc) : "v"(u), "m"(*(const int32_t*)(p)))
+#define DOT_S16_AT(acc, a, p) __asm__("vpdpwssd %2%{1to8%}, %1, %0" : "+v"(acc) : "v"(a), "m"(*(const int32_t*)(p)))
 #define KEEP(x) __asm__("" : "+v"(x))
 #include "tiles256.h"
 
@@ -50,12 +53,19 @@
 #include "attention.h"
 #include "quantize.h"
 
-static const Kernels kernels_avx512 = {.name = "avx512", PRODUCTS, AVX2_STEPS, WIDE_STEPS(avx512)};
+static const Kernels kernels_avx512 = {.name = "avx512", PRODUCTS(16), AVX2_STEPS, WIDE_STEPS(avx512)};
+/* For CPUs that compute a vector of 512 bits in two halves, so that panels gain little. */
+static const Kernels kernels_avx512_halves = {.name = "avx512", PRODUCTS(64), AVX2_STEPS, WIDE_STEPS(avx512)};
 
 static inline int cpu_has_avx512(void) {
   return cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vnni");
+}
+
+static inline int cpu_halves_avx512(void) { /* Zen 4: AMD's family 19h */
+  unsigned a, b, c, d;
+  return __builtin_cpu_is("amd") && __get_cpuid(1, &a, &b, &c, &d) && (a >> 8 & 15) + (a >> 20 & 255) == 0x19;
 }
 
 #include "undefine.h"

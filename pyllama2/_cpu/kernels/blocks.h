@@ -5,23 +5,26 @@
  *   tile_q8, tile_q4          a block of 8 rows times COLUMNS columns
  *   TILE_COLUMNS              columns of the largest tile of a quantized kind
  *   FLOAT_COLUMNS             columns of the largest tile of a float kind
+ *   INTERLEAVED               whether columns of a quantized kind are, tile by tile
  *
  * Tiles are inlined, and their number of columns and group size are constants, so that the accumulators are in
  * registers. The result of a column does not depend on the number of columns.
  */
 
-/* Cuts n columns into tiles of most columns, and one tile of the rest. TILE gets the number of columns, a constant. Its
- * first column is c. */
-#define SWEEP_COLUMNS(n, most, TILE)                 \
-  int c = 0;                                         \
-  for (; c + (most) <= (n); c += (most)) TILE(most); \
-  if ((n) - c == 1) TILE(1);                         \
-  if ((n) - c == 2) TILE(2);                         \
-  if ((most) > 3 && (n) - c == 3) TILE(3);           \
-  if ((most) > 4 && (n) - c == 4) TILE(4);           \
-  if ((most) > 5 && (n) - c == 5) TILE(5);           \
-  if ((most) > 6 && (n) - c == 6) TILE(6);           \
-  if ((most) > 7 && (n) - c == 7) TILE(7)
+/* Takes n columns in tiles of width columns, at most most. The last tile has the rest; if whole, as many columns as the
+ * others. TILE gets the number of columns, a constant. Its first column is c. */
+#define SWEEP_COLUMNS(n, width, most, whole, TILE)                     \
+  for (int c = 0; c < (n); c += (width)) {                             \
+    const int wide = (whole) || (n) - c > (width) ? (width) : (n) - c; \
+    if (wide == 1) TILE(1);                                            \
+    if (wide == 2) TILE(2);                                            \
+    if (wide == 3) TILE(3);                                            \
+    if ((most) > 3 && wide == 4) TILE(4);                              \
+    if ((most) > 4 && wide == 5) TILE(5);                              \
+    if ((most) > 5 && wide == 6) TILE(6);                              \
+    if ((most) > 6 && wide == 7) TILE(7);                              \
+    if ((most) > 7 && wide == 8) TILE(8);                              \
+  }
 
 /* The rows of a block, two at a time. With a single column, one at a time, so that memory is read as one stream. */
 TARGET_INLINE void NAME(block_of)(const Matrix* w, int64_t block, const Activations* x, int n, const int HALF,
@@ -40,7 +43,7 @@ TARGET_INLINE void NAME(block_of)(const Matrix* w, int64_t block, const Activati
       const int c = 0;
       FLOAT_TILE(1, 1);
     } else {
-      SWEEP_COLUMNS(n, FLOAT_COLUMNS, TILE);
+      SWEEP_COLUMNS(n, FLOAT_COLUMNS, FLOAT_COLUMNS, 0, TILE);
     }
 #undef TILE
 #undef FLOAT_TILE
@@ -55,12 +58,13 @@ TARGET static void NAME(block_f16)(const Matrix* w, int64_t block, const Activat
   NAME(block_of)(w, block, x, n, 1, out);
 }
 
+#define TILE_WIDTH (INTERLEAVED ? x->interleave : TILE_COLUMNS)
 /* A function for each group size, which is a constant in it, and a function that calls the right one. */
 #define BLOCK_OF_GROUP(KIND, GROUP_SIZE)                                                          \
   TARGET static void NAME(block_##KIND##_##GROUP_SIZE)(const void* codes, const uint16_t* scales, \
                                                        const Activations* x, int n, float* out) { \
     enum { GROUP = GROUP_SIZE };                                                                  \
-    SWEEP_COLUMNS(n, TILE_COLUMNS, TILE_##KIND);                                                  \
+    SWEEP_COLUMNS(n, TILE_WIDTH, TILE_COLUMNS, INTERLEAVED, TILE_##KIND);                         \
   }
 #define TILE_q8(COLUMNS) NAME(tile_q8)(codes, scales, x, c, GROUP, COLUMNS, out)
 #define TILE_q4(COLUMNS) NAME(tile_q4)(codes, scales, x, c, GROUP, COLUMNS, out)
@@ -79,6 +83,7 @@ BLOCK(q8)
 BLOCK(q4)
 
 #undef BLOCK
+#undef TILE_WIDTH
 #undef TILE_q4
 #undef TILE_q8
 #undef BLOCK_OF_GROUP

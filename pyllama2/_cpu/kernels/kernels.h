@@ -37,7 +37,7 @@
 static inline const Kernels* kernels_find(const char* name) {
   const Kernels* tables[] = {
 #if defined(__x86_64__)
-      cpu_has_avx512() ? &kernels_avx512 : NULL,
+      cpu_has_avx512() ? cpu_halves_avx512() ? &kernels_avx512_halves : &kernels_avx512 : NULL,
       cpu_has_avx_vnni() ? &kernels_avx_vnni : NULL,
       cpu_has_avx2() ? &kernels_avx2 : NULL,
 #elif defined(__aarch64__)

@@ -95,6 +95,7 @@ static void narrow_f16_neon(const float* x, uint16_t* y, int64_t n) {
 #define NEON_TABLE(name_, isa)                                                      \
   {                                                                                 \
       .name = name_,                                                                \
+      .tile_columns = 1,                                                            \
       .products =                                                                   \
           {                                                                         \
               [FLOAT32] = {.prepare = prepare_float_neon, .block = block_f32_neon}, \

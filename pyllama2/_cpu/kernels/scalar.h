@@ -99,6 +99,7 @@ static void block_q4_scalar(const Matrix* w, int64_t block, const Activations* x
 
 static const Kernels kernels_scalar = {
     .name = "scalar",
+    .tile_columns = 1,
     .products =
         {
             [FLOAT32] = {.prepare = prepare_float_scalar, .block = block_float_scalar},

@@ -188,4 +188,6 @@ TARGET_INLINE void NAME(tile_q4)(const uint8_t* w, const uint16_t* scales, const
   }
 }
 
+#define INTERLEAVED 0
 #include "blocks.h"
+#undef INTERLEAVED

@@ -4,11 +4,12 @@
  *   TARGET_INLINE         TARGET, and inlined
  *   TILE_COLUMNS          number of columns whose accumulators fit into the registers
  *   FLOAT_COLUMNS         the same for 2 rows of float32
- *   DOT_U8(acc, u, s)     acc += products of unsigned and signed bytes
- *   SUM_U8(acc)           8 int32 sums, of at most 8 DOT_U8 of q4's codes with int8
- *   DOT_S16(acc, a, b)    acc (8 int32) += sums of two products of int16
+ *   DOT_U8_AT(acc, u, p)  acc += products of unsigned bytes with the 4 signed bytes at p, repeated 8 times
+ *   SUM_U8(acc)           8 int32 sums, of at most MOST_DOTS DOT_U8_AT of q4's codes with int8
+ *   DOT_S16_AT(acc, a, p) acc (8 int32) += sums of two products of int16, with the 2 at p, repeated 8 times
  *
- * One register holds 8 rows x 4 inputs of a quantized matrix. Tile functions are inlined, and their number of columns
+ * One register holds 8 rows x 4 inputs of a quantized matrix. Its columns are interleaved, so that all steps of a tile
+ * are at constant distances from one pointer. Tile functions are inlined, and their number of columns
  * and group size are constants, so that the accumulators are in registers. The result of a column does not depend on
  * the number of columns.
  */
@@ -70,69 +71,77 @@ TARGET_INLINE void NAME(tile_float)(const void* const row[2], int64_t inputs, co
     for (int r = 0; r < ROWS; r++) out[c * ROW_BLOCK + r] = NAME(sum_lanes)(sum[r][c][0], sum[r][c][1]);
 }
 
-/* Two registers of int16 hold 4 rows x 4 inputs each; adding neighbours at the end of a group gives 8 sums. The
- * largest, 128 * 127 * 32767, fits 32 bits. */
+/* total[c] += sums[c] times the scales of rows and column, for the sums of a group. */
+TARGET_INLINE void NAME(add_group)(__m256* total, const __m256i* sums, const uint16_t* scales, const float* x_scales,
+                                   const int COLUMNS) {
+  const __m256 w_scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)scales));
+  for (int c = 0; c < COLUMNS; c++) {
+    __m256 scale = _mm256_mul_ps(w_scale, _mm256_broadcast_ss(x_scales + c));
+    total[c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[c]), scale, total[c]);
+  }
+}
+
+/* A register of codes becomes two of int16, with inputs 0 and 1, and 2 and 3 of each row. Each has accumulators of its
+ * own, so that there are enough of them to be added to at the same time. The largest sum, 128 * 127 * 32767, fits 32
+ * bits. */
 TARGET_INLINE void NAME(tile_q8)(const int8_t* w, const uint16_t* scales, const Activations* x, int c0, const int GROUP,
                                  const int COLUMNS, float* out) {
-  const int64_t stride = x->n_steps * 2;
-  const int16_t* xq = (const int16_t*)x->steps + c0 * stride;
-  const float* xs = x->scales + c0 * x->n_groups;
+  enum { ZERO = -128 };
+  const __m256i input0 = _mm256_broadcastsi128_si256(
+                    _mm_setr_epi8(ZERO, 0, ZERO, 1, ZERO, 4, ZERO, 5, ZERO, 8, ZERO, 9, ZERO, 12, ZERO, 13)),
+                input2 = _mm256_add_epi8(input0, _mm256_set1_epi16(0x0200));
+  const int32_t* steps = (const int32_t*)x->steps + c0 * x->n_steps;
+  const float* x_scales = x->scales + c0 * x->n_groups;
   __m256 total[TILE_COLUMNS];
   for (int c = 0; c < COLUMNS; c++) total[c] = _mm256_setzero_ps();
-  for (int64_t g = 0; g < x->n_groups; g++, scales += ROW_BLOCK) {
-    __m256i upper[TILE_COLUMNS], lower[TILE_COLUMNS];
-    for (int c = 0; c < COLUMNS; c++) upper[c] = lower[c] = _mm256_setzero_si256();
+  for (int64_t g = 0; g < x->n_groups; g++, scales += ROW_BLOCK, x_scales += COLUMNS) {
+    __m256i sums[TILE_COLUMNS], more[TILE_COLUMNS];
+    for (int c = 0; c < COLUMNS; c++) sums[c] = more[c] = _mm256_setzero_si256();
 #pragma GCC unroll 8
-    for (int j = 0; j < GROUP / QUAD; j++, w += 32, xq += QUAD) {
+    for (int j = 0; j < GROUP / QUAD; j++, w += 32, steps += 2 * COLUMNS) {
       if (j % 2 == 0) ask_ahead(w);
-      __m256i rows0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)w));
-      __m256i rows4 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(w + 16)));
+      __m256i bytes = _mm256_loadu_si256((const __m256i*)w);
+      __m256i inputs0 = _mm256_srai_epi16(_mm256_shuffle_epi8(bytes, input0), 8);
+      __m256i inputs2 = _mm256_srai_epi16(_mm256_shuffle_epi8(bytes, input2), 8);
 #pragma GCC unroll 8
       for (int c = 0; c < COLUMNS; c++) {
-        __m256i input = _mm256_castpd_si256(_mm256_broadcast_sd((const double*)(xq + c * stride)));
-        lower[c] = DOT_S16(lower[c], rows0, input);
-        upper[c] = DOT_S16(upper[c], rows4, input);
-        KEEP(lower[c]);
-        KEEP(upper[c]);
+        DOT_S16_AT(sums[c], inputs0, steps + c);
+        DOT_S16_AT(more[c], inputs2, steps + COLUMNS + c);
+        KEEP(sums[c]);
+        KEEP(more[c]);
       }
     }
-    __m256 w_scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)scales));
-    for (int c = 0; c < COLUMNS; c++) {
-      /* hadd works within 128-bit halves: rows 0 1 4 5 | 2 3 6 7 */
-      __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(lower[c], upper[c]), _MM_SHUFFLE(3, 1, 2, 0));
-      __m256 scale = _mm256_mul_ps(w_scale, _mm256_broadcast_ss(xs + c * x->n_groups + g));
-      total[c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), scale, total[c]);
-    }
+    for (int c = 0; c < COLUMNS; c++) sums[c] = _mm256_add_epi32(sums[c], more[c]);
+    NAME(add_group)(total, sums, scales, x_scales, COLUMNS);
   }
   for (int c = 0; c < COLUMNS; c++) _mm256_storeu_ps(out + (c0 + c) * ROW_BLOCK, total[c]);
 }
 
+/* Low and high nibbles have accumulators of their own, too. */
 TARGET_INLINE void NAME(tile_q4)(const uint8_t* w, const uint16_t* scales, const Activations* x, int c0,
                                  const int GROUP, const int COLUMNS, float* out) {
   const __m256i nibble = _mm256_set1_epi8(15);
-  const int REGISTERS = GROUP / 8, COUNT = REGISTERS < 8 ? REGISTERS : 8;
-  const int64_t stride = x->n_steps * 4;
-  const int8_t* xq = (const int8_t*)x->steps + c0 * stride;
-  const float* xs = x->scales + c0 * x->n_groups;
+  const int REGISTERS = GROUP / 8, COUNT = REGISTERS < MOST_DOTS ? REGISTERS : MOST_DOTS;
+  const int32_t* steps = (const int32_t*)x->steps + c0 * x->n_steps;
+  const float* x_scales = x->scales + c0 * x->n_groups;
   const int32_t* offsets = x->offsets + c0 * x->n_groups;
   __m256 total[TILE_COLUMNS];
   for (int c = 0; c < COLUMNS; c++) total[c] = _mm256_setzero_ps();
-  for (int64_t g = 0; g < x->n_groups; g++, scales += ROW_BLOCK, xq += GROUP) {
+  for (int64_t g = 0; g < x->n_groups; g++, scales += ROW_BLOCK, x_scales += COLUMNS, offsets += COLUMNS) {
     __m256i sums[TILE_COLUMNS];
-    for (int c = 0; c < COLUMNS; c++) sums[c] = _mm256_set1_epi32(offsets[c * x->n_groups + g]);
-    for (int j0 = 0; j0 < REGISTERS; j0 += 8) {
+    for (int c = 0; c < COLUMNS; c++) sums[c] = _mm256_set1_epi32(offsets[c]);
+    for (int j0 = 0; j0 < REGISTERS; j0 += COUNT) {
       __m256i low[TILE_COLUMNS], high[TILE_COLUMNS];
       for (int c = 0; c < COLUMNS; c++) low[c] = high[c] = _mm256_setzero_si256();
-#pragma GCC unroll 8
-      for (int j = 0; j < COUNT; j++, w += 32) {
+#pragma GCC unroll 16
+      for (int j = 0; j < COUNT; j++, w += 32, steps += COLUMNS) {
         if (j % 2 == 0) ask_ahead(w);
         __m256i bytes = _mm256_loadu_si256((const __m256i*)w);
         __m256i lows = _mm256_and_si256(bytes, nibble), highs = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
 #pragma GCC unroll 8
         for (int c = 0; c < COLUMNS; c++) {
-          const int8_t* input = xq + c * stride + QUAD * (j0 + j);
-          low[c] = DOT_U8(low[c], lows, BROADCAST_STEP(input));
-          high[c] = DOT_U8(high[c], highs, BROADCAST_STEP(input + GROUP / 2));
+          DOT_U8_AT(low[c], lows, steps + c);
+          DOT_U8_AT(high[c], highs, steps + REGISTERS * COLUMNS + c);
           KEEP(low[c]);
           KEEP(high[c]);
         }
@@ -140,13 +149,12 @@ TARGET_INLINE void NAME(tile_q4)(const uint8_t* w, const uint16_t* scales, const
       for (int c = 0; c < COLUMNS; c++)
         sums[c] = _mm256_add_epi32(sums[c], _mm256_add_epi32(SUM_U8(low[c]), SUM_U8(high[c])));
     }
-    __m256 w_scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)scales));
-    for (int c = 0; c < COLUMNS; c++) {
-      __m256 scale = _mm256_mul_ps(w_scale, _mm256_broadcast_ss(xs + c * x->n_groups + g));
-      total[c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[c]), scale, total[c]);
-    }
+    steps += REGISTERS * COLUMNS; /* those of the high nibbles */
+    NAME(add_group)(total, sums, scales, x_scales, COLUMNS);
   }
   for (int c = 0; c < COLUMNS; c++) _mm256_storeu_ps(out + (c0 + c) * ROW_BLOCK, total[c]);
 }
 
+#define INTERLEAVED 1
 #include "blocks.h"
+#undef INTERLEAVED

@@ -42,7 +42,8 @@ typedef struct {
  *
  * Codes have the groups of the matrix. A value is code * scale. After the last input there are zeros. As many columns
  * as interleave says are interleaved step by step: step s of column c is at [c / interleave][s][c % interleave]. Scales
- * and offsets are interleaved group by group. Float kinds have steps only when interleave > 1.
+ * and offsets are interleaved group by group. Columns that are missing from the last ones may hold anything. Float
+ * kinds have steps only for panels, which always interleave.
  */
 typedef struct {
   const float* values; /* [n][value_stride] */
@@ -52,6 +53,7 @@ typedef struct {
   const int32_t* offsets; /* q4: -8 * the sum of a group's codes, which removes the zero point of the weights */
   int64_t n_steps, n_groups; /* of one column */
   int interleave;
+  int panels; /* whether they are for panel() rather than block() */
 } Activations;
 
 /* Products of one kind of matrix. For a (row, column), the order of additions depends only on the number of inputs.
@@ -59,9 +61,11 @@ typedef struct {
 typedef struct {
   /* Write the steps of one column x (w->columns). */
   void (*prepare)(const Matrix* w, const float* x, int interleave, void* steps, float* scales, int32_t* offsets);
-  /* out[c][r] = sum over i of w[8 block + r][i] * x[c][i]. out is [n][8]. interleave must be 1. */
+  /* out[c][r] = sum over i of w[8 block + r][i] * x[c][i]. out is [n][8], n rounded up to a multiple of
+   * interleave, which is tile_width(). */
   void (*block)(const Matrix* w, int64_t block, const Activations* x, int n, float* out);
 
+  int few_columns; /* up to so many are faster by blocks, where there are panels */
   /* Unpack groups g0 .. g1 (float kinds: everything) of a panel of Kernels.panel_rows rows: steps [step][row] of 4
    * bytes and scales [group][row]. Rows beyond the matrix are zeros. */
   void (*pack)(const Matrix* w, int64_t panel, int64_t g0, int64_t g1, void* steps, float* scales);
@@ -105,6 +109,7 @@ typedef struct {
 typedef struct {
   const char* name;
   Product products[KINDS];
+  int tile_columns; /* largest tile_width() of quantized kinds */
   int panel_rows, panel_columns; /* 0 where there are no panels */
 
   void (*widen_f16)(const uint16_t* x, float* y, int64_t n);
@@ -144,6 +149,17 @@ INLINE int64_t steps_of(const Matrix* w) {
   if (w->kind == Q4) return groups_of(w) * w->group_size / 4;
   if (w->kind == Q8) return groups_of(w) * w->group_size / 2;
   return (w->columns + LANES - 1) / LANES * LANES;
+}
+
+/* The size of the fewest parts of n that are at most so large, and as equal as can be. */
+INLINE int equal_parts(int n, int most) {
+  const int parts = n > most ? (n + most - 1) / most : 1;
+  return (n + parts - 1) / parts;
+}
+
+/* The columns that blocks interleave, for n columns. */
+INLINE int tile_width(const Kernels* kernels, const Matrix* w, int n) {
+  return w->group_size ? equal_parts(n, kernels->tile_columns) : 1;
 }
 
 /* The minimum of 16 scores and the 16 numbers from place KEY_BLOCK - n on keeps the first n scores, and makes the

@@ -4,6 +4,9 @@
 #undef TARGET_INLINE
 #undef DOT_U8
 #undef SUM_U8
+#undef MOST_DOTS
+#undef DOT_U8_AT
+#undef DOT_S16_AT
 #undef DOT_S16
 #undef WIDE_FLUSH
 #undef Q4Sums
