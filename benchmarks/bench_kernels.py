@@ -3,8 +3,10 @@
     python benchmarks/bench_kernels.py --rows 11008 --columns 4096 --kinds q4 q8 --counts 1 8 512
 
 Columns are activations (tokens). Operations per second count 2 operations for each weight and column; GB/s count the
-bytes of weights. Both are those of the fastest of --repeat calls, and include quantizing the activations. With few
-columns, --copies of the matrix are used in turn, so that it does not stay in the CPU's cache.
+bytes of weights. Both are those of the fastest of --repeat calls, and include quantizing the activations. With up to
+64 columns, --copies of the matrix are used in turn, so that it does not stay in the CPU's cache. The cost is compared
+with the larger of two limits: reading the weights at the bandwidth measured beside it, and so many columns at the
+speed of 512 columns, each of which the instruction set does in the least time.
 """
 
 from __future__ import annotations
@@ -19,7 +21,11 @@ import numpy as np
 
 from pyllama2._cpu import default_threads, quantize_matrix
 from pyllama2._cpu.matrix import MatrixProduct
+from pyllama2.analysis.bandwidth import ReadBandwidth
 from pyllama2.storage.weights import Weight
+
+MANY = 512  # columns that show what an instruction set can do
+FEW = 64  # up to so many, the weights may have to come from memory
 
 
 def make_weight(kind: str, rows: int, columns: int, group_size: int, seed: int) -> Weight:
@@ -30,6 +36,19 @@ def make_weight(kind: str, rows: int, columns: int, group_size: int, seed: int) 
         codes, scales = quantize_matrix(matrix, kind, group_size)
         return Weight("w", kind, matrix.shape, codes, scales, group_size)
     return Weight("w", kind, matrix.shape, matrix.astype(kind))
+
+
+def fastest(weights: list[Weight], count: int, isa: str, args: argparse.Namespace) -> float:
+    """Return the seconds of a product with count columns. Raises ValueError if there is no such instruction set."""
+    products = [MatrixProduct(weight, count, args.threads, isa) for weight in weights]
+    x = np.random.default_rng(1).standard_normal((count, args.columns), dtype=np.float32)
+    best = float("inf")
+    for _ in range(args.repeat + 1):
+        started = time.perf_counter()
+        for product in products:
+            product(x)
+        best = min(best, (time.perf_counter() - started) / len(products))
+    return best
 
 
 def main() -> int:
@@ -46,32 +65,27 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
     args = parser.parse_args()
+    bandwidth = ReadBandwidth(args.threads)
     rows = []
     for kind in args.kinds:
         weights = [make_weight(kind, args.rows, args.columns, args.group_size, i) for i in range(args.copies)]
         for isa in args.isas:
+            try:
+                per_column = fastest(weights[:1], MANY, isa, args) / MANY
+            except ValueError as error:
+                print(error)
+                continue
             for count in args.counts:
-                try:
-                    products = [MatrixProduct(weight, count, args.threads, isa) for weight in weights]
-                except ValueError as error:
-                    print(error)
-                    break
-                x = np.random.default_rng(1).standard_normal((count, args.columns), dtype=np.float32)
-                if count > 16:
-                    products = products[:1]
-                best = float("inf")
-                for _ in range(args.repeat + 1):
-                    started = time.perf_counter()
-                    for product in products:
-                        product(x)
-                    best = min(best, (time.perf_counter() - started) / len(products))
+                reading = weights[0].nbytes * 1e-9 / max(bandwidth.measure())
+                best = fastest(weights if count <= FEW else weights[:1], count, isa, args)
                 row = {"kind": kind, "isa": isa, "columns": count, "seconds": best}
                 row["gop_per_s"] = 2e-9 * args.rows * args.columns * count / best
                 row["gb_per_s"] = weights[0].nbytes / best * 1e-9
+                row["cost"] = best / max(reading, count * per_column)
                 rows.append(row)
                 print(
-                    f"{kind:8} {isa:9} {count:4} columns: {best * 1e3:8.2f} ms"
-                    f" {row['gop_per_s']:7.1f} GOP/s {row['gb_per_s']:6.1f} GB/s",
+                    f"{kind:8} {isa:9} {count:4} columns: {best * 1e3:8.2f} ms {row['gop_per_s']:7.1f} GOP/s"
+                    f" {row['gb_per_s']:6.1f} GB/s {row['cost']:6.2f} x limit",
                     flush=True,
                 )
     if args.json:

@@ -6,12 +6,13 @@
  *   FLOAT_COLUMNS         the same for 2 rows of float32
  *   DOT_U8_AT(acc, u, p)  acc += products of unsigned bytes with the 4 signed bytes at p, repeated 8 times
  *   SUM_U8(acc)           8 int32 sums, of at most MOST_DOTS DOT_U8_AT of q4's codes with int8
- *   DOT_S16_AT(acc, a, p) acc (8 int32) += sums of two products of int16, with the 2 at p, repeated 8 times
+ *   DOT_S16(acc, a, b)    acc (8 int32) += sums of two products of int16
+ *   DOT_S16_AT(acc, a, p) the same with the 2 int16 at p, repeated 8 times
  *
  * One register holds 8 rows x 4 inputs of a quantized matrix. Its columns are interleaved, so that all steps of a tile
- * are at constant distances from one pointer. Tile functions are inlined, and their number of columns
- * and group size are constants, so that the accumulators are in registers. The result of a column does not depend on
- * the number of columns.
+ * are at constant distances from one pointer. Tile functions are inlined, and their number of columns and group size
+ * are constants, so that the accumulators are in registers. The result of a column does not depend on the number of
+ * columns.
  */
 
 TARGET_INLINE float NAME(sum_lanes)(__m256 low, __m256 high) { /* in the order of SUM16 */
@@ -81,11 +82,40 @@ TARGET_INLINE void NAME(add_group)(__m256* total, const __m256i* sums, const uin
   }
 }
 
+/* A single column, whose four inputs lie together. Two registers of int16 hold 4 rows x 4 inputs each; adding neighbours
+ * at the end of a group gives 8 sums. */
+TARGET_INLINE void NAME(column_q8)(const int8_t* w, const uint16_t* scales, const Activations* x, int c,
+                                   const int GROUP, float* out) {
+  const int16_t* inputs = (const int16_t*)x->steps + c * x->n_steps * 2;
+  const float* x_scales = x->scales + c * x->n_groups;
+  __m256 total = _mm256_setzero_ps();
+  for (int64_t g = 0; g < x->n_groups; g++, scales += ROW_BLOCK) {
+    __m256i lower = _mm256_setzero_si256(), upper = lower;
+#pragma GCC unroll 8
+    for (int j = 0; j < GROUP / QUAD; j++, w += 32, inputs += QUAD) {
+      if (j % 2 == 0) ask_ahead(w);
+      __m256i input = _mm256_castpd_si256(_mm256_broadcast_sd((const double*)inputs));
+      lower = DOT_S16(lower, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)w)), input);
+      upper = DOT_S16(upper, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(w + 16))), input);
+      KEEP(lower);
+      KEEP(upper);
+    }
+    /* hadd works within 128-bit halves: rows 0 1 4 5 | 2 3 6 7 */
+    __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(lower, upper), _MM_SHUFFLE(3, 1, 2, 0));
+    NAME(add_group)(&total, &sums, scales, x_scales + g, 1);
+  }
+  _mm256_storeu_ps(out + c * ROW_BLOCK, total);
+}
+
 /* A register of codes becomes two of int16, with inputs 0 and 1, and 2 and 3 of each row. Each has accumulators of its
  * own, so that there are enough of them to be added to at the same time. The largest sum, 128 * 127 * 32767, fits 32
  * bits. */
 TARGET_INLINE void NAME(tile_q8)(const int8_t* w, const uint16_t* scales, const Activations* x, int c0, const int GROUP,
                                  const int COLUMNS, float* out) {
+  if (COLUMNS == 1) {
+    NAME(column_q8)(w, scales, x, c0, GROUP, out);
+    return;
+  }
   enum { ZERO = -128 };
   const __m256i input0 = _mm256_broadcastsi128_si256(
                     _mm_setr_epi8(ZERO, 0, ZERO, 1, ZERO, 4, ZERO, 5, ZERO, 8, ZERO, 9, ZERO, 12, ZERO, 13)),
