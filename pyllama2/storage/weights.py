@@ -183,6 +183,8 @@ class Quantization:
         layers = values.pop("layers", [])
         if not isinstance(layers, list) or not all(isinstance(layer, list) for layer in layers):
             raise ValueError("layers must be a list of lists")
+        if not isinstance(values.get("group_size", 0), int):
+            raise ValueError(f"group_size must be an integer, not {shown_value(values['group_size'])}")
         return cls(**values, layers=tuple(tuple(StorageType.parse(kind) for kind in layer) for layer in layers))
 
 
