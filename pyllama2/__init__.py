@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ClosedError,
         ConstraintError,
         ContextLengthError,
+        DeviceMemoryError,
         NumericalError,
         Pyllama2Error,
     )
@@ -41,6 +42,7 @@ __all__ = [
     "Completion",
     "ConstraintError",
     "ContextLengthError",
+    "DeviceMemoryError",
     "Llama",
     "NumericalError",
     "Perplexity",
@@ -64,6 +66,7 @@ _FILES = {
     "Completion": "generation.completion",
     "ConstraintError": "errors",
     "ContextLengthError": "errors",
+    "DeviceMemoryError": "errors",
     "Llama": "llama",
     "NumericalError": "errors",
     "Perplexity": "analysis.evaluation",

@@ -23,6 +23,7 @@ from pyllama2 import (
     Completion,
     ConstraintError,
     ContextLengthError,
+    DeviceMemoryError,
     Llama,
     NumericalError,
     Perplexity,
@@ -146,6 +147,7 @@ def errors(llm: Llama) -> None:
         ClosedError,
         ConstraintError,
         ContextLengthError,
+        DeviceMemoryError,
         BackendUnavailableError,
         NumericalError,
     ):
