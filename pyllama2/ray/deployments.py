@@ -102,7 +102,7 @@ def deployment(
         name=_NAME,
         graceful_shutdown_timeout_s=grace_s,
         request_router_config=RequestRouterConfig(request_router_class="pyllama2.ray.router.PrefixRouter"),
-        max_queued_requests=settings.max_queue,
+        max_queued_requests=max(1, settings.max_queue),  # Ray counts those that it is about to send, too
         **scale,
     )(Replica)
     decorate = serve.deployment(

@@ -221,9 +221,9 @@ def test_serve_run(cluster: str, url: str, talker: Path) -> None:
 
 
 class Lost:
-    """A handle whose replicas die, after so many batches each."""
+    """A handle whose replicas die, after a batch of messages each; or that raises an error instead."""
 
-    def __init__(self, *batches: list[Any]) -> None:
+    def __init__(self, *batches: list[Any] | Exception) -> None:
         self.batches = list(batches)
         self.answer = self
         self.cancelled = 0
@@ -235,13 +235,15 @@ class Lost:
         return self.Messages(self, self.batches.pop(0))
 
     class Messages:
-        def __init__(self, lost: Lost, batch: list[Any]) -> None:
+        def __init__(self, lost: Lost, batch: list[Any] | Exception) -> None:
             self.lost, self.batch = lost, batch
 
         def cancel(self) -> None:
             self.lost.cancelled += 1
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
+            if isinstance(self.batch, Exception):
+                raise self.batch
             if self.batch:
                 yield pickle.dumps(self.batch)
             if not self.batch or self.batch[-1].get("more_body"):
@@ -257,7 +259,7 @@ FIRST = {"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True
 LAST = {"type": "http.response.body", "body": b"data: 2\n\n"}
 
 
-def relayed(*batches: list[Any]) -> tuple[list[Any], Lost]:
+def relayed(*batches: list[Any] | Exception) -> tuple[list[Any], Lost]:
     """The messages of a front whose replicas answer so, each after the other has died."""
     scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": []}
     sent: list[Any] = []
@@ -289,6 +291,16 @@ def test_a_stream_whose_replica_dies_ends_with_an_error_event() -> None:
     assert sent[2]["body"].startswith(b'data: {"error":') and not sent[2].get("more_body")
 
 
+def test_a_full_queue_and_a_bug_have_errors_of_their_own() -> None:
+    from ray.serve.exceptions import BackPressureError, RayServeException
+
+    sent, _ = relayed(BackPressureError(5, 5))
+    assert sent[0]["status"] == 429 and dict(sent[0]["headers"])[b"retry-after"] == b"1"
+    assert b"queue_full" in sent[1]["body"]
+    sent, _ = relayed(RayServeException("/a/path"))
+    assert sent[0]["status"] == 500 and b"/a/path" not in sent[1]["body"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -310,5 +322,8 @@ def test_build_makes_what_its_words_say(model: Path) -> None:
     assert settings.ray_actor_options["num_cpus"] == 2 and front.ray_actor_options["num_cpus"] == 0
     assert settings._deployment_config.autoscaling_config.max_replicas == 3
     assert "PrefixRouter" in str(settings._deployment_config.request_router_config.request_router_class)
+    assert settings._deployment_config.max_queued_requests == 128
+    (replicas,) = deployment(model, n_replicas=2, max_queue=0)._bound_deployment.init_args
+    assert replicas._bound_deployment._deployment_config.max_queued_requests == 1  # of 0, Ray would refuse all
     for alone in ({"n_replicas": 1}, {"n_replicas": 3, "route_by_prefix": False}):  # as a configuration file has them
         assert not build({"model": str(model), **alone})._bound_deployment.init_args
