@@ -63,7 +63,7 @@ def run_on_ray(
             num_cpus=n_cpus,
         )
         try:
-            for block in dataset.iter_batches(batch_format="pyarrow", batch_size=None):
+            for block in dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):  # at once
                 for row in block.to_pylist():
                     if results.has(row["number"], row["source"]):
                         continue

@@ -63,7 +63,7 @@ def connected(address: str | None) -> Iterator[Any]:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise Pyllama2Error(f"cannot connect to Ray: {one_line(str(error))}") from None
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is told by the exception
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         yield ray
