@@ -17,7 +17,7 @@ SCRIPTS = [path for folder in ("scripts", "benchmarks", "examples") for path in 
 # Names of other programs, files of the reader, mathematics, and what a reader puts a name for.
 FOREIGN = {
     "cp", "mv", "fmaf", "pydoc", "os.PathLike", "-march", ".venv/bin/activate", "llama-7b-q4.bin", "COMMAND", "MODEL",
-    "FIRST", "deploy", "debug", "i", "E",
+    "FIRST", "broad-32.bin", "deploy", "debug", "i", "E",
 }  # fmt: skip
 SOURCE = {".py", ".pyx", ".pxd", ".pyi", ".h", ".c", ".cpp", ".cu", ".sh"}
 NO_SOURCE = {".md", ".svg", ".txt", ".bin"}
