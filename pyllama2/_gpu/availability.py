@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 import tempfile
+from dataclasses import dataclass
 from typing import Any
 
 from .source import compile_module
@@ -21,6 +22,35 @@ LEAST_CUPY = (14, 2)  # earlier ones compile kernels that are templates again in
 LEAST_CAPABILITY = 61  # compute capability 6.1 has dp4a, products of four bytes
 _INSTALL = 'pip install "pyllama2[gpu]"'
 _NO_DRIVER = "there is no NVIDIA driver, or it is too old for CUDA 12 (version 525 or later is needed)"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU of this machine.
+
+    Attributes:
+        name: as its driver says.
+        compute_capability: such as "8.0".
+        total_bytes: of its memory.
+        free_bytes: of its memory, now.
+        peak_gb_per_s: what its memory gives at most, from its clock and width, in 10^9 bytes/s; None where the driver
+            does not say.
+    """
+
+    name: str
+    compute_capability: str
+    total_bytes: int
+    free_bytes: int
+    peak_gb_per_s: float | None
+
+
+@dataclass(frozen=True)
+class CudaVersions:
+    """Versions of what the CUDA backend needs. None: not there, or it does not say."""
+
+    cupy: str | None = None
+    driver: str | None = None
+    compiler: str | None = None
 
 
 def import_cupy() -> Any:
@@ -62,6 +92,41 @@ def unavailable_reason() -> str | None:
             return _NO_DRIVER
         return f"the package cupy cannot be imported ({_first_line(error)}); install it anew: {_INSTALL}"
     return _too_old(cupy) or _no_device(cupy) or _no_compiler(cupy)
+
+
+def cuda_versions() -> CudaVersions:
+    """Return the versions of CuPy, of the CUDA that the driver has, and of NVRTC."""
+    try:
+        cupy = import_cupy()
+    except Exception:  # an installation that is broken may raise anything
+        return CudaVersions()
+
+    def version(read: Any) -> str | None:
+        try:
+            found = read()
+        except Exception:  # of a library that cannot be loaded
+            return None
+        major, minor = found if isinstance(found, tuple) else (found // 1000, found % 1000 // 10)
+        return f"{major}.{minor}" if major else None
+
+    driver = version(cupy.cuda.runtime.driverGetVersion)
+    return CudaVersions(cupy.__version__, driver, version(cupy.cuda.nvrtc.getVersion))
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """Return the GPUs, in the order of CUDA. unavailable_reason() must be None."""
+    cupy = import_cupy()
+    found = []
+    for device in range(cupy.cuda.runtime.getDeviceCount()):
+        facts = cupy.cuda.runtime.getDeviceProperties(device)
+        with cupy.cuda.Device(device):
+            free, total = cupy.cuda.runtime.memGetInfo()
+        clock, width = facts.get("memoryClockRate", 0), facts.get("memoryBusWidth", 0)  # kHz, bits
+        peak = 2e3 * clock * width / 8 / 1e9 if clock and width else None  # two transfers a clock
+        capability = f"{facts['major']}.{facts['minor']}"
+        name = facts["name"].decode("utf-8", "replace") if isinstance(facts["name"], bytes) else str(facts["name"])
+        found.append(Gpu(name, capability, int(total), int(free), peak))
+    return tuple(found)
 
 
 def compute_capability(cupy: Any) -> int:

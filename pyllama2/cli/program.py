@@ -32,6 +32,7 @@ COMMANDS = {
     "quantize": "make a model file smaller",
     "bench": "measure how fast a model runs",
     "inspect": "say what is in a model, and what it needs",
+    "doctor": "say what is on this machine, and what can run here",
     "models": "list the models that are here; get and remove some",
 }
 

@@ -65,6 +65,7 @@ ROOMS = {
     "perplexity": "The command `perplexity`",
     "bench": "The command `bench`",
     "inspect": "The command `inspect`",
+    "doctor": "The command `doctor`",
     "models": "The command `models`",
     "llm_plugin": "The models of a machine for the command `llm`",
     "__init__": "The public names",

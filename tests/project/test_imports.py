@@ -21,12 +21,12 @@ ROOMS = [
     "chat_formats", "storage", "checkpoint", "writers", "sampling", "constraints", "backend", "_cpu", "_gpu",
     "memory", "generation", "model_names", "adapters", "convert", "loading", "llama", "analysis", "calibration",
     "cli", "server", "batches", "generate", "chat", "serve", "batch", "ray", "export", "quantize", "perplexity",
-    "bench", "inspect", "models", "llm_plugin", "__init__", "__main__",
+    "bench", "inspect", "doctor", "models", "llm_plugin", "__init__", "__main__",
 ]  # fmt: skip
 # Within a row, none may know another.
 APART = [
     {"_cpu", "_gpu"},
-    {"generate", "chat", "serve", "batch", "export", "quantize", "perplexity", "bench", "inspect", "models"},
+    {"generate", "chat", "serve", "batch", "export", "quantize", "perplexity", "bench", "inspect", "doctor", "models"},
 ]
 # model.py is on its own: it imports config alone, and nothing of the package imports it.
 ALONE = {"model": {"config"}}
