@@ -40,7 +40,8 @@ class Settings:
     """What is pretended.
 
     Attributes:
-        n_devices: number of devices. 0: there is no driver.
+        n_devices: number of devices. 0: there is no driver. CuPy sizes its tables by the first machine of a process, so
+            later ones have no more.
         total_bytes: memory of each device.
         capability: compute capability.
         late_host_reads: pageable memory of the host is read when the GPU comes to it, as on machines whose GPU reads
@@ -49,7 +50,7 @@ class Settings:
         memory_queries_break_captures: cudaMemGetInfo is among the calls that a capture does not allow.
     """
 
-    n_devices: int = 1
+    n_devices: int = 2
     total_bytes: int = 8 << 30
     capability: tuple[int, int] = (8, 0)
     n_multiprocessors: int = 16
