@@ -97,7 +97,7 @@ def test_a_chat_stays_with_the_replica_that_has_it(url: str, client: openai.Open
     name = 'pyllama2_requests_total{path="/v1/chat/completions",status="200"} '
     pages = [httpx.get(f"{url}/metrics", headers=AUTH).text for _ in range(30)]
     served = {float(line.removeprefix(name)) for page in pages for line in page.splitlines() if line.startswith(name)}
-    assert len(served) == 2 and sum(served) == 64, "one replica has all chats"
+    assert served == {32} or (len(served) == 2 and sum(served) == 64), "one replica has all chats"
 
 
 @on_cluster
