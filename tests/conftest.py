@@ -33,10 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = set(getattr(item, "fixturenames", ()))
         if item.path.is_relative_to(ROOT / "tests" / "gpu"):
             item.add_marker("gpu")
+            item.add_marker("slow")  # an emulator runs a thread of the GPU after the other
         if fixtures & {"smollm2_path", "other_models"}:
             item.add_marker("real_model")
-        if "cupy" in fixtures:  # its emulator compiles the kernels, and runs a thread of the GPU after the other
-            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -116,6 +116,7 @@ def test_quantized_again_in_other_groups(tmp_path: Path) -> None:
     assert all(np.array_equal(weights[key].dequantize(), numbers[key].astype(np.float32)) for key in MATRICES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group_size", [32, 64])
 def test_what_q4_keeps_is_not_calibrated(tmp_path: Path, group_size: int) -> None:
     path, numbers = write_packed(tmp_path / "m", "gptq", replace(PACKED, vocab_size=340))
@@ -152,6 +153,7 @@ def test_biases_of_zeros_are_none(tmp_path: Path) -> None:
         open_checkpoint(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -182,6 +184,7 @@ def test_refused_settings(tmp_path: Path, settings: Any, words: str) -> None:
 Q = "model.layers.0.self_attn.q_proj."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "words"),
     [

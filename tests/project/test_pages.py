@@ -100,6 +100,7 @@ class TestPages:
             re.sub(r"<[^>]*>", "", page.partition("<pre>")[2]).splitlines()[0].strip() == f"1  {text.splitlines()[0]}"
         )
 
+    @pytest.mark.slow
     def test_source_pages_know_compiled_files_and_notebooks(self, folder: Path) -> None:
         for name in ("pyllama2/_cpu/forward.pyx", "pyllama2/_cpu/kernels/scalar.h", "pyllama2/_gpu/kernels/norm.cu"):
             assert '<span class="k' in (folder / "source" / f"{name}.html").read_text(), name
