@@ -64,9 +64,9 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _lines(found: Diagnosis) -> Iterator[str]:
-    rate = "" if found.bandwidth is None else f", which read {found.bandwidth:.1f} GB/s"
+    rate = "" if found.bandwidth is None else f", reading {found.bandwidth:.1f} GB/s"
     yield f"pyllama2   {found.version}, Python {found.python}, {found.system}"
-    yield f"CPU        {shown(found.processor)}; {found.n_threads} threads{rate}"
+    yield f"CPU        {shown(found.processor)}; {found.n_threads} thread{'s' if found.n_threads > 1 else ''}{rate}"
     yield f"kernels    {found.isa or 'do not work'}"
     if found.available_bytes is not None:
         yield f"memory     {_gb(found.available_bytes)} available"

@@ -28,7 +28,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by what they are about and what they need; slow, stress and subprocess stand at the tests."""
+    """Mark tests by what they are about and what they need. Other marks stand at the tests."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if item.path.is_relative_to(ROOT / "tests" / "gpu"):

@@ -52,7 +52,7 @@ def test_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     monkeypatch.setattr(availability, "unavailable_reason", lambda: "there is no GPU\n")
     monkeypatch.setattr(diagnosis, "available_bytes", lambda: 8 * GB)
     code, out = doctor(capsys, "--threads", "1")
-    assert code == 0 and "all is well" in out and "1 threads" in out
+    assert code == 0 and "all is well" in out and "; 1 thread\n" in out
     assert "GPU        none: there is no GPU" in out and not rows(out, "cuda")
     table = rows(out, "cpu")
     assert table["7B", "q4"][2:] == ["yes"] and table["7B", "q8"][2:] == ["no"]

@@ -11,7 +11,6 @@
 
 #define TILE_COLUMNS 8
 #define FLOAT_COLUMNS 6
-#define DOT_U8(acc, u, s) _mm256_dpbusd_epi32(acc, u, s)
 #define SUM_U8(acc) (acc)
 #define MOST_DOTS 16
 #define DOT_S16(acc, a, b) _mm256_dpwssd_epi32(acc, a, b)
