@@ -108,7 +108,7 @@ def test_two_threads_that_share_a_stream(fresh: Llama, long_path: Path) -> None:
 
 def test_closing_while_a_processor_waits(long_path: Path) -> None:
     llm = Llama(long_path)
-    asks = lambda: llm.generate([1, 5], logits_processors=[at(4, lambda: in_threads(llm.close))])  # noqa: E731
+    asks = lambda: llm.generate([1, 5], ignore_eos=True, logits_processors=[at(4, lambda: in_threads(llm.close))])  # noqa: E731
     (error,) = in_threads(asks)
     assert isinstance(error, ClosedError) and str(error) == "this Llama is closed"
 
