@@ -98,8 +98,8 @@ def export(
     path = find_model(checkpoint, needs_tokenizer=tokenizer is None)
     opened = open_checkpoint(path, tokenizer=tokenizer, max_seq_len=max_seq_len, norm_eps=norm_eps)
     with closing(opened) as source:
-        if source.limit:
-            log.warning("the context ends at %d tokens: %s", source.config.max_seq_len, source.limit)
+        if source.why_it_ends:
+            log.warning("the context ends at %d tokens: %s", source.config.max_seq_len, source.why_it_ends)
         if lora:
             from .adapters import with_adapters  # as late as the readers, which it imports
 

@@ -8,6 +8,7 @@ qwen2      a Llama with biases of wq, wk and wv
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 # The families by their names in "architectures" of a config.json. Its "model_type" has the names on the right.
@@ -16,8 +17,24 @@ FAMILIES = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral", "Qwen2
 QUANT_METHODS = ("gptq", "awq")
 QUANT_INSTEAD = "take the original model, its 4-bit GPTQ or AWQ version, or a GGUF file of it"
 
-# Why a context may not be longer than a sliding window: up to there, all attention is the same as without one.
-SLIDING_WINDOW = "it is the model's sliding window, and attention beyond it is not supported"
+
+@dataclass(frozen=True)
+class ContextLimit:
+    """The longest context that can be computed.
+
+    Attributes:
+        n_tokens: its length.
+        reason: why it ends there, as the end of a sentence.
+    """
+
+    n_tokens: int
+    reason: str
+
+    @classmethod
+    def of_window(cls, n_tokens: int) -> ContextLimit:
+        """The limit of a sliding window, up to which all attention is the same as without one."""
+        return cls(n_tokens, "it is the model's sliding window, and attention beyond it is not supported")
+
 
 # What others lack or have more of, by a part of their names, and the nearest model that can be used.
 _OTHERS = {

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import ModelConfig
+from ..families import ContextLimit
 from ..storage.weights import StorageType
 from ..tokenizer.base import TokenizerSpec
 
@@ -52,8 +53,7 @@ class Checkpoint(ABC):
         tokenizer: None when the checkpoint has none.
         chat_template: Jinja source, None when the checkpoint has none.
         files: every file that belongs to the checkpoint.
-        limit: why config.max_seq_len is the longest context that can be computed, as the end of a sentence. "": it is
-            what the model was made for.
+        limit: the longest context that can be computed; None: any. config.max_seq_len is not above it.
         source: one line with the format and the file name, which is stored in files made from the checkpoint.
 
     Raises:
@@ -65,11 +65,16 @@ class Checkpoint(ABC):
     tokenizer: TokenizerSpec | None
     chat_template: str | None
     files: list[str]
-    limit: str = ""
+    limit: ContextLimit | None = None
     source: str
 
     @abstractmethod
     def __init__(self, path: str | os.PathLike[str], tokenizer: str | None = None) -> None: ...
+
+    @property
+    def why_it_ends(self) -> str:
+        """Why the context cannot be longer than config.max_seq_len; "": only since that is what was asked for."""
+        return self.limit.reason if self.limit and self.config.max_seq_len == self.limit.n_tokens else ""
 
     @abstractmethod
     def tensor(self, name: str) -> LazyTensor:

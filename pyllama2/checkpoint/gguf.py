@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig, RopeScaling, default_head_dim
 from ..errors import CheckpointError
-from ..families import SLIDING_WINDOW, refusal
+from ..families import ContextLimit, refusal
 from ..shown import shown
 from ..storage.mapped import MappedFile
 from ..storage.tensor_info import TensorInfo
@@ -71,11 +71,9 @@ class GgufCheckpoint(Checkpoint):
         self._places = {name: (part, info) for part, other in parts for name, info in other.tensors.items()}
         self._parts = [part for part, _ in parts]
         self._architecture = _architecture(header.metadata)
-        self.config = _read_config(file, header.metadata, self._architecture, self._places)
-        window = header.metadata.find(f"{self._architecture}.attention.sliding_window", int)
-        if window:
-            self.config = replace(self.config, max_seq_len=min(window, self.config.max_seq_len))
-            self.limit = SLIDING_WINDOW
+        window = header.metadata.find(f"{self._architecture}.attention.sliding_window", int) or None  # 0: none
+        self.limit = None if window is None else ContextLimit.of_window(window)
+        self.config = _read_config(file, header.metadata, self._architecture, self._places, window)
         shapes = {name: info.shape for name, (_, info) in self._places.items() if name != ROPE_FACTORS}
         check_tensors(file.path, self.config, shapes, NAMES.of)
         self.files = [part.path for part in self._parts]
@@ -129,7 +127,11 @@ def _architecture(metadata: Metadata) -> str:
 
 
 def _read_config(
-    file: MappedFile, metadata: Metadata, architecture: str, places: Mapping[str, tuple[MappedFile, TensorInfo]]
+    file: MappedFile,
+    metadata: Metadata,
+    architecture: str,
+    places: Mapping[str, tuple[MappedFile, TensorInfo]],
+    window: int | None,
 ) -> ModelConfig:
     if metadata.find(f"{architecture}.expert_count", int):
         raise CheckpointError(
@@ -140,6 +142,7 @@ def _read_config(
     dim = metadata.get(f"{architecture}.embedding_length", int)
     n_heads = metadata.uniform(f"{architecture}.attention.head_count")
     rope_theta = metadata.find(f"{architecture}.rope.freq_base", float)
+    max_seq_len = metadata.get(f"{architecture}.context_length", int)
     try:
         config = ModelConfig(
             dim=dim,
@@ -149,7 +152,7 @@ def _read_config(
             n_kv_heads=metadata.uniform(f"{architecture}.attention.head_count_kv", n_heads),
             head_dim=_head_dim(metadata, architecture, dim, n_heads),
             vocab_size=places["token_embd.weight"][1].shape[0],
-            max_seq_len=metadata.get(f"{architecture}.context_length", int),
+            max_seq_len=max_seq_len if window is None else min(window, max_seq_len),
             norm_eps=metadata.get(f"{architecture}.attention.layer_norm_rms_epsilon", float),
             rope_theta=10000.0 if rope_theta is None else rope_theta,
             rope_scaling=_rope_scaling(metadata, architecture),

@@ -11,16 +11,14 @@ from dataclasses import dataclass
 
 from ..config import ModelConfig, default_head_dim
 from ..errors import CheckpointError
-from ..families import FAMILIES, SLIDING_WINDOW, refused
+from ..families import FAMILIES, ContextLimit, refused
 from .huggingface_rope import read_rope
 from .json_file import JsonObject
 from .quantization_config import Packing, read_packing
 
 _NUMBER = (float, int)
-
-
 _SLIDES = "sliding_attention"  # in layer_types
-_MISTRAL_WINDOW = 4096  # of a Mistral whose config does not say it
+_USUAL_WINDOW = 4096  # of a config that does not say it
 
 
 @dataclass(frozen=True)
@@ -29,14 +27,13 @@ class Description:
 
     Attributes:
         config: the model's dimensions.
-        limit: why config.max_seq_len is the longest context that can be computed. "": it is only what the model was
-            made for.
+        limit: the longest context that can be computed; None: any.
         packing: how quantized matrices are stored. None: there are none.
         file: the parsed file, which also names special tokens.
     """
 
     config: ModelConfig
-    limit: str
+    limit: ContextLimit | None
     packing: Packing | None
     file: JsonObject
 
@@ -59,14 +56,14 @@ def read_config(path: str) -> Description:
     head_dim = values.get("head_dim", int)
     max_seq_len = values.positive("max_position_embeddings", 2048)
     rope_theta, rope_scaling, trained_len = read_rope(values, max_seq_len)
-    limit = ""
+    limit = None
     if trained_len is not None:
-        limit = "dynamic RoPE scaling, which begins there, is not supported"
+        limit = ContextLimit(trained_len, "dynamic RoPE scaling, which begins there, is not supported")
     elif rope_scaling is not None and rope_scaling.kind == "yarn":
         max_seq_len = max(max_seq_len, int(rope_scaling.original_max_seq_len * rope_scaling.factor))
     window = _sliding_window(values, kind)
-    if window is not None:
-        max_seq_len, limit = min(window, max_seq_len), SLIDING_WINDOW
+    if window is not None and (limit is None or window < limit.n_tokens):
+        limit = ContextLimit.of_window(window)
     biases = kind == "qwen2" or (kind == "llama" and values.get("attention_bias", bool, False))
     try:
         config = ModelConfig(
@@ -77,7 +74,7 @@ def read_config(path: str) -> Description:
             n_kv_heads=values.positive("num_key_value_heads", 8 if kind == "mistral" else n_heads),
             head_dim=default_head_dim(dim, n_heads) if head_dim is None else head_dim,
             vocab_size=values.positive("vocab_size"),
-            max_seq_len=max_seq_len,
+            max_seq_len=max_seq_len if limit is None else min(max_seq_len, limit.n_tokens),
             norm_eps=values.get("rms_norm_eps", _NUMBER, 1e-6),
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
@@ -115,10 +112,9 @@ def _refuse_unsupported(values: JsonObject) -> None:
 
 def _sliding_window(values: JsonObject, kind: str) -> int | None:
     """Return the number of tokens that each token sees, None for all."""
-    if kind == "mistral":
-        window = values.positive("sliding_window", _MISTRAL_WINDOW)
-        return None if "sliding_window" in values.values and values.values["sliding_window"] is None else window
-    slides = values.get("use_sliding_window", bool, False) or _SLIDES in values.get("layer_types", list, [])
-    if kind == "qwen2" and slides:  # in some layers
-        return values.positive("sliding_window", _MISTRAL_WINDOW)
-    return None
+    slides = kind == "mistral"
+    if kind == "qwen2":  # in some layers
+        slides = values.get("use_sliding_window", bool, False) or _SLIDES in values.get("layer_types", list, [])
+    if not slides or values.values.get("sliding_window", _USUAL_WINDOW) is None:
+        return None
+    return values.positive("sliding_window", _USUAL_WINDOW)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig, RopeScaling, default_head_dim
 from ..errors import CheckpointError
-from ..families import SLIDING_WINDOW
+from ..families import ContextLimit
 from ..shown import shown
 from .base import Checkpoint, LazyTensor
 from .json_file import JsonObject
@@ -101,7 +101,7 @@ class MetaCheckpoint(Checkpoint):
         shard_paths = _shard_paths(folder)
         self._pieces = _collect(shard_paths, [read_pth(shard) for shard in shard_paths], params)
         window = params.get("sliding_window", int)
-        self.limit = "" if window is None else SLIDING_WINDOW
+        self.limit = None if window is None else ContextLimit.of_window(window)
         self.config = _config(params, self._pieces, len(shard_paths), window)
         shapes = {name: pieces.shape for name, pieces in self._pieces.items()}
         hint = f" (of {len(shard_paths)} shard(s)); is a shard missing, or params.json from another model?"

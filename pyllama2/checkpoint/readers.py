@@ -45,9 +45,9 @@ def open_checkpoint(
     if reader.kind == "huggingface" and not os.path.isdir(path):
         path = os.path.dirname(path) or os.curdir
     checkpoint = reader(path, None if tokenizer is None else os.fspath(tokenizer))
-    if max_seq_len is not None and checkpoint.limit and max_seq_len > checkpoint.config.max_seq_len:
+    if max_seq_len is not None and checkpoint.limit and max_seq_len > checkpoint.limit.n_tokens:
         checkpoint.close()
-        raise ValueError(f"max_seq_len must be at most {checkpoint.config.max_seq_len}: {checkpoint.limit}")
+        raise ValueError(f"max_seq_len must be at most {checkpoint.limit.n_tokens}: {checkpoint.limit.reason}")
     if max_seq_len is not None:
         checkpoint.config = replace(checkpoint.config, max_seq_len=max_seq_len)
     if norm_eps is not None:

@@ -78,12 +78,10 @@ def load_model(
         if n_ctx is not None and not 1 <= n_ctx <= config.max_seq_len:
             raise ValueError(
                 f"n_ctx must be between 1 and {config.max_seq_len}, not {shown_value(n_ctx)}: "
-                f"{checkpoint.limit or 'the model was made for that'}"
+                f"{checkpoint.why_it_ends or 'the model was made for that'}"
             )
-        if checkpoint.limit:
-            log.warning(
-                "%s: the context ends at %d tokens: %s", shown(title_of(path)), config.max_seq_len, checkpoint.limit
-            )
+        if why := checkpoint.why_it_ends:
+            log.warning("%s: the context ends at %d tokens: %s", shown(title_of(path)), config.max_seq_len, why)
         context = min(config.max_seq_len, USUAL_CONTEXT) if n_ctx is None else n_ctx
         model = _usable_in_place(checkpoint, path, None if quant == "auto" else quant)
         if model is not None:

@@ -23,6 +23,7 @@ import pyllama2
 from pyllama2._cpu import CpuBackend
 from pyllama2.checkpoint import open_checkpoint
 from pyllama2.convert import convert_in_memory
+from pyllama2.errors import CheckpointError
 from pyllama2.loading import load_model
 from pyllama2.storage.model_file import StoredModel
 from pyllama2.storage.weights import Quantization
@@ -112,8 +113,26 @@ def test_where_a_context_ends(
         pyllama2.export(path, tmp_path / "out", max_seq_len=limit + 1)
     caplog.clear()
     pyllama2.export(path, tmp_path / "out", max_seq_len=limit - 1)
-    assert reason in caplog.text
+    assert reason not in caplog.text  # the user wants it to end there
     assert load(tmp_path / "out").config.max_seq_len == limit - 1
+
+
+def test_a_window_that_is_longer_than_the_context(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It does not end the context, but one that a user makes longer."""
+    weights = random_weights(GQA)
+    mistral = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 100}
+    folder = write_huggingface(tmp_path / "m", GQA, weights, **mistral)
+    path = write_model(tmp_path / "m.gguf", GQA, weights, keys={"llama.attention.sliding_window": 100})
+    for model in (folder, path):
+        with caplog.at_level(logging.WARNING, logger="pyllama2"):
+            load_model(str(model), quant=None, tokenizer=None, n_ctx=None, kv_dtype=None)
+        assert "context ends" not in caplog.text
+        with pytest.raises(ValueError, match="n_ctx must be between 1 and 64, not 65: the model was made for that"):
+            load_model(str(model), quant=None, tokenizer=None, n_ctx=65, kv_dtype=None)
+        with closing(open_checkpoint(model, max_seq_len=100)) as checkpoint:
+            assert checkpoint.config.max_seq_len == 100
+        with pytest.raises(ValueError, match="at most 100: it is the model's sliding window"):
+            open_checkpoint(model, max_seq_len=101)
 
 
 def test_the_window_of_other_formats(tmp_path: Path) -> None:
@@ -125,7 +144,10 @@ def test_the_window_of_other_formats(tmp_path: Path) -> None:
     for model in (path, folder):
         with closing(open_checkpoint(model)) as checkpoint:
             assert checkpoint.config.max_seq_len == 16
-            assert "sliding window" in checkpoint.limit
+            assert "sliding window" in checkpoint.why_it_ends
+    path = write_model(tmp_path / "m.gguf", GQA, weights, keys={"llama.attention.sliding_window": np.int32(-16)})
+    with pytest.raises(CheckpointError, match=r"max_seq_len must be between 1 and .*, not -16"):
+        open_checkpoint(path)
 
 
 def test_a_mistral_that_does_not_say_its_window(tmp_path: Path) -> None:
@@ -142,12 +164,16 @@ def test_a_mistral_that_does_not_say_its_window(tmp_path: Path) -> None:
     [
         ({"use_sliding_window": False, "sliding_window": 24}, 128),
         ({"use_sliding_window": True, "sliding_window": 24}, 24),
+        ({"use_sliding_window": True, "sliding_window": None, "max_position_embeddings": 8192}, 8192),
+        ({"use_sliding_window": True, "max_position_embeddings": 8192}, 4096),
         ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 24}, 24),
         ({"layer_types": ["full_attention", "full_attention"], "sliding_window": None}, 128),
     ],
 )
 def test_the_window_of_qwen2(tmp_path: Path, changes: dict[str, Any], length: int) -> None:
-    folder = write_huggingface(tmp_path / "m", QWEN2, random_weights(QWEN2), **changes)
+    folder = write_huggingface(tmp_path / "m", QWEN2, random_weights(QWEN2))
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | changes))
     assert load(folder).config.max_seq_len == length
 
 

@@ -118,7 +118,8 @@ def write_gguf(
         if key == "general.alignment":
             writer.add_custom_alignment(value)
         elif value is not None:
-            kind = {bool: "bool", int: "uint32", float: "float32", str: "string"}.get(type(value), "array")
+            kinds = {bool: "bool", int: "uint32", np.int32: "int32", float: "float32", str: "string"}
+            kind = kinds.get(type(value), "array")
             getattr(writer, f"add_{kind}")(key, value)
     for name, array in tensors.items():
         stored_type = (types or {}).get(name)
