@@ -12,6 +12,7 @@ from ..errors import CheckpointError
 from .json_file import JsonObject
 
 _NUMBER = (float, int)
+_MOST_MSCALE = 1000
 
 
 def read_rope(values: JsonObject, max_seq_len: int) -> tuple[float, RopeScaling | None, int | None]:
@@ -64,6 +65,8 @@ def _scaling(rope: JsonObject, kind: str, max_seq_len: int) -> RopeScaling:
     if attention_factor is None and isinstance(factor, _NUMBER) and factor > 1:
         mscale, mscale_all_dim = rope.get("mscale", _NUMBER), rope.get("mscale_all_dim", _NUMBER)
         if mscale and mscale_all_dim:
+            if not (0 < mscale <= _MOST_MSCALE and 0 < mscale_all_dim <= _MOST_MSCALE):
+                raise ValueError(f"mscale and mscale_all_dim must be above 0, and at most {_MOST_MSCALE}")
             attention_factor = _mscale(factor, mscale) / _mscale(factor, mscale_all_dim)
     return RopeScaling(
         kind,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -184,6 +185,10 @@ class TestConfig:
             ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
             ({"rope_scaling": {"rope_type": "yarn"}}, "factor"),
             ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": False}}, "truncate"),
+            *(
+                ({"rope_scaling": {"rope_type": "yarn", "factor": math.e, "mscale": a, "mscale_all_dim": b}}, "mscale")
+                for a, b in ((10**400, 1.0), (1.0, -10.0), (math.nan, 1.0))
+            ),
             ({"rope_scaling": {"rope_type": "longrope"}}, "longrope"),
             ({"rope_scaling": {"type": "linear"}}, "factor"),
             ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor"),
