@@ -134,11 +134,13 @@ class PackedMatrix:
             return np.arange(self.shape[1], dtype=np.int32) // np.int32(self.group_size)
         return _array(self.parts["g_idx"], np.int32)
 
-    def _zeros(self) -> NDArray[np.int8]:
-        """(groups, rows)."""
-        packed = _array(self.parts["qzeros"], np.uint32)
-        zeros = np.empty((len(packed), self.shape[0]), np.uint8)
+    def _zeros(self, start: int, stop: int) -> NDArray[np.int8]:
+        """Of rows start .. stop - 1: (groups, stop - start)."""
+        first = start // _CODES
+        packed = _array(self.parts["qzeros"], np.uint32)[:, first : -(-stop // _CODES)]
+        zeros = np.empty((len(packed), packed.shape[1] * _CODES), np.uint8)
         _unpack(packed, range(_CODES) if self.packing.method == "GPTQ" else AWQ_ORDER, zeros)
+        zeros = zeros[:, start - first * _CODES : stop - first * _CODES]
         return ((zeros + np.uint8(self.packing.zero_offset)) & np.uint8(15)).view(np.int8)
 
     def _scales(self) -> NDArray[np.float16]:
@@ -147,10 +149,10 @@ class PackedMatrix:
 
     def _is_symmetric(self) -> bool:
         """Whether all zeros are 8, so that q4 has the same numbers."""
-        return bool((self._zeros() == _SYMMETRIC_ZERO).all())
+        return bool((self._zeros(0, self.shape[0]) == _SYMMETRIC_ZERO).all())
 
     def _signed(self, start: int, stop: int) -> NDArray[np.int8]:
-        """Codes without their zeros, of rows start .. stop - 1: (stop - start, columns)."""
+        """Codes less their zeros, of rows start .. stop - 1: (stop - start, columns)."""
         packed = _array(self.parts["qweight"], np.uint32)
         if self.packing.method == "GPTQ":
             codes = np.empty((self.shape[1], stop - start), np.uint8).T  # in the order of packed, which is faster
@@ -161,7 +163,7 @@ class PackedMatrix:
             codes = np.empty((-(-(stop - first) // _CODES) * _CODES, self.shape[1]), np.uint8)
             _unpack(packed[:, first // _CODES : -(-stop // _CODES)], AWQ_ORDER, codes.T)
             codes = codes[start - first : stop - first]
-        signed: NDArray[np.int8] = codes.view(np.int8) - self._zeros()[:, start:stop].T[:, self._groups()]
+        signed: NDArray[np.int8] = codes.view(np.int8) - self._zeros(start, stop).T[:, self._groups()]
         return signed
 
     def _read(self, start: int, stop: int) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import pyllama2
 from pyllama2._cpu import CpuBackend
-from pyllama2.checkpoint import open_checkpoint
+from pyllama2.checkpoint import open_checkpoint, packed_matrix
 from pyllama2.errors import CheckpointError
 from pyllama2.loading import choice, load_model
 from pyllama2.storage.model_file import StoredModel
@@ -48,6 +48,24 @@ def test_every_number(tmp_path: Path, name: str) -> None:
     model = load(path, None)
     expected = oracle_logits(PACKED, {key: array.astype(np.float32) for key, array in numbers.items()}, tokens)
     assert np.abs(all_logits(CpuBackend(model, n_threads=1), tokens) - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_no_zero_is_unpacked_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Or the time would grow with the square of the rows, in a file with small groups."""
+    path, _ = write_packed(tmp_path / "m", name)
+    unpack, n_codes = packed_matrix._unpack, 0
+
+    def counted(packed: Any, order: Any, out: Any) -> None:
+        nonlocal n_codes
+        n_codes += out.size
+        unpack(packed, order, out)
+
+    with closing(open_checkpoint(path)) as checkpoint:
+        tensor = checkpoint.tensor("layers.0.feed_forward.w1.weight")
+        monkeypatch.setattr(packed_matrix, "_unpack", counted)
+        rows, columns = tensor.read().shape
+    assert n_codes == rows * columns + rows * -(-columns // (KINDS[name].group_size or columns))
 
 
 @pytest.mark.parametrize(
