@@ -3,7 +3,7 @@
     X.qweight  int32    eight codes in each number
     X.qzeros   int32    (groups, rows / 8) eight zeros in each number
     X.scales   float16  (groups, rows)
-    X.g_idx    int32    (columns,) the group of each column; GPTQ only, and not always
+    X.g_idx    int32    (columns,) the group of each column; GPTQ only, and without desc_act not always
 
     weight[row, column] = scale[group, row] * (code[column, row] - zero[group, row])
 
@@ -72,7 +72,8 @@ class PackedMatrix:
         Raises:
             CheckpointError: a part is missing, or not of the type and shape that go with the others.
         """
-        for part in PARTS[:3]:
+        needs_groups = packing.method == "GPTQ" and packing.desc_act and packing.group_size
+        for part in PARTS if needs_groups else PARTS[:3]:
             if part not in parts:
                 path = next(iter(parts.values()))[0].path
                 raise CheckpointError(f"{path}: tensor {shown_value(f'{name}.{part}')} is missing")

@@ -27,11 +27,13 @@ class Packing:
         method: "GPTQ" or "AWQ".
         group_size: columns that share a scale. 0: all of a row.
         zero_offset: what is added to a stored zero.
+        desc_act: whether columns of a group may lie apart.
     """
 
     method: str
     group_size: int
     zero_offset: int
+    desc_act: bool
 
 
 def read_packing(values: JsonObject) -> Packing | None:
@@ -72,4 +74,4 @@ def read_packing(values: JsonObject) -> Packing | None:
     if group_size != -1 and not 1 <= group_size < 1 << 20:
         raise CheckpointError(f"{settings.path}: group_size is {str(group_size)[:40]}, which is out of range")
     zero_offset = 1 if method == "gptq" and layout.lower() != "gptq_v2" else 0
-    return Packing(method.upper(), max(group_size, 0), zero_offset)
+    return Packing(method.upper(), max(group_size, 0), zero_offset, settings.get("desc_act", bool, False))

@@ -148,6 +148,21 @@ def test_what_q4_keeps_is_not_calibrated(tmp_path: Path, group_size: int) -> Non
     assert (model.calibration is None) is (group_size == 32)
 
 
+@pytest.mark.parametrize("name", ["gptq", "gptq rows", "gptq zeros", "gptq apart"])
+def test_without_the_groups_of_columns(tmp_path: Path, name: str) -> None:
+    """Columns are in order then, but nobody knows which order if they may lie apart."""
+    path, numbers = write_packed(tmp_path / "m", name)
+    tensors = load_file(path / "model.safetensors")
+    save_file({key: tensor for key, tensor in tensors.items() if "g_idx" not in key}, path / "model.safetensors")
+    if name == "gptq apart":
+        with pytest.raises(CheckpointError, match=r"g_idx' is missing"):
+            open_checkpoint(path)
+        return
+    with closing(open_checkpoint(path)) as checkpoint:
+        for key in MATRICES:
+            assert np.array_equal(checkpoint.tensor(key).read(), numbers[key].astype(np.float32)), key
+
+
 def test_an_old_settings_file(tmp_path: Path) -> None:
     path, numbers = write_packed(tmp_path / "m", "gptq")
     values = json.loads((path / "config.json").read_text())
