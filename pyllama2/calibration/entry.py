@@ -85,7 +85,7 @@ def quantize(
     check_target(target, [])  # before a model is downloaded
     path = find_model(source)
     with closing(open_checkpoint(path)) as opened:
-        if calibrate is None and bits is None and keeps_numbers(main_type(opened), quantization):
+        if calibrate is None and bits is None and keeps_numbers(opened, quantization):
             (say or log.info)(f"the weights are of {main_type(opened)} already, and keep their numbers in {type}")
         elif calibrate is None and type == "q4" and opened.tokenizer is not None:
             calibrate = "self"

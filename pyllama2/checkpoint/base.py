@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -54,6 +54,7 @@ class Checkpoint(ABC):
         chat_template: Jinja source, None when the checkpoint has none.
         files: every file that belongs to the checkpoint.
         limit: the longest context that can be computed; None: any. config.max_seq_len is not above it.
+        changed: names of the tensors that adapters change.
         source: one line with the format and the file name, which is stored in files made from the checkpoint.
 
     Raises:
@@ -66,6 +67,7 @@ class Checkpoint(ABC):
     chat_template: str | None
     files: list[str]
     limit: ContextLimit | None = None
+    changed: Collection[str] = ()
     source: str
 
     @abstractmethod

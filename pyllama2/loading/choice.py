@@ -65,8 +65,11 @@ def choose_quantization(
     return ways[-1][0]
 
 
-def keeps_numbers(stored: str, quantization: Quantization) -> bool:
-    """Whether matrices of a quantized type of a checkpoint have the same numbers in a storage type."""
+def keeps_numbers(checkpoint: Checkpoint, quantization: Quantization) -> bool:
+    """Whether most matrices of a checkpoint are quantized, and have the same numbers in a storage type."""
+    if checkpoint.changed:
+        return False
+    stored = main_type(checkpoint)
     if stored in ("Q8_0", _EXACT_IN_4_BITS):
         return quantization == Quantization.of("q8" if stored == "Q8_0" else "q4", 32)
     kind, _, size = stored.partition("/")

@@ -131,7 +131,7 @@ def _converted(
             shown(title_of(path)),
             main_type(checkpoint),
             quantization.type,
-            ", with the same numbers" if keeps_numbers(main_type(checkpoint), quantization) else "",
+            ", with the same numbers" if keeps_numbers(checkpoint, quantization) else "",
             "it will be kept" if keep else "--keep, or keep=True, keeps the converted file for the next start",
         )
     else:

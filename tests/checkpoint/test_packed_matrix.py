@@ -255,7 +255,7 @@ def test_scales_that_are_not_finite(tmp_path: Path, name: str) -> None:
             load(path, quant)
 
 
-def test_adapters_are_merged_into_them(tmp_path: Path) -> None:
+def test_adapters_are_merged_into_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The numbers of a changed matrix are no longer those of its codes."""
     path, numbers = write_packed(tmp_path / "m", "gptq")
     folder = tmp_path / "lora"
@@ -272,5 +272,8 @@ def test_adapters_are_merged_into_them(tmp_path: Path) -> None:
     merged = StoredModel.open(tmp_path / "out.bin").weights
     wv = "layers.0.attention.wv.weight"
     assert np.allclose(merged[wv].data, numbers[wv] + b @ a, atol=1e-5)
+    with caplog.at_level(logging.WARNING, logger="pyllama2"):
+        load_model(str(path), quant="auto", tokenizer=None, lora=[str(folder)], n_ctx=None, kv_dtype=None)
+    assert "m (GPTQ int4/32) is used as q4; " in caplog.text
     model = load_model(str(path), quant="q8", tokenizer=None, lora=[str(folder)], n_ctx=None, kv_dtype=None)
     assert np.allclose(model.weights[wv].dequantize(), numbers[wv] + b @ a, atol=0.05)
