@@ -222,6 +222,8 @@ def _sentence(name: HubName, error: Exception, suggestion: str) -> str | None:
         return f"the disk of {cache_folder()} is full: free some room, or set HF_HOME to a folder on another disk"
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return f"cannot write {shown(error.filename)}: {error.strerror} (HF_HOME sets another folder)"
+    if type(error) is OSError and error.errno is None:  # of huggingface_hub, about the size
+        return f"a file of {name} did not arrive whole from {host}; try again"
     if "Timeout" in type(error).__name__:
         return f"{host} took too long to answer ({name}); try again, or set HF_HUB_DOWNLOAD_TIMEOUT to more seconds"
     if isinstance(error, (OSError, errors.OfflineModeIsEnabled)) or type(error).__module__.startswith("httpx"):

@@ -126,6 +126,18 @@ class TestDownload:
         assert len(hub.downloads()) == (0 if first == "whole" else 1)
         assert not self.incomplete(hub)
 
+    @pytest.mark.parametrize("longer", [True, False])
+    def test_a_file_of_another_size(self, hub: Hub, longer: bool) -> None:
+        repo, file = hub.repos["tests/model"], "model.safetensors"
+        whole = repo.files[file]
+        repo.false[file] = whole + bytes(5000) if longer else whole[:5000]
+        words = "arrived damaged" if longer else "did not arrive whole"
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match=f"{words}.*; .*try again$"):
+                find_model("tests/model")
+        repo.false.clear()
+        assert (Path(find_model("tests/model")) / file).read_bytes() == whole
+
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
