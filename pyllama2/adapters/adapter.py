@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.base import Checkpoint, LazyTensor
+from ..checkpoint.huggingface import in_our_order, rotated_heads
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..shown import shown_value
@@ -38,6 +39,18 @@ class Change:
         changed = (self.b.astype(np.float32) * np.float32(self.factor)) @ self.a.astype(np.float32)
         changed += matrix if self.base is None else self.base
         return changed
+
+
+def rows_in_our_order(name: str, b: NDArray[Any], config: ModelConfig) -> NDArray[Any]:
+    """Bring the rows of b into the order of model.py, if they rotate the halves of a head.
+
+    Args:
+        name: the tensor that b @ a changes.
+        b: (rows, r). A shape that does not fit is left for Adapter.check().
+        config: the model's dimensions.
+    """
+    n_heads = rotated_heads(name, config)
+    return b if n_heads is None or len(b) != n_heads * config.head_dim else in_our_order(b, n_heads)
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 
 from ..checkpoint.gguf import ARCHITECTURES, HALVES, NAMES
 from ..checkpoint.gguf_header import read_header
-from ..checkpoint.huggingface import in_our_order, rotated_heads
 from ..checkpoint.stored_tensor import StoredTensor, check_dtype
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..storage.mapped import MappedFile
-from .adapter import Change
+from .adapter import Change, rows_in_our_order
 
 
 def read_gguf(file: MappedFile, config: ModelConfig, scale: float) -> dict[str, Change]:
@@ -66,8 +65,7 @@ def read_gguf(file: MappedFile, config: ModelConfig, scale: float) -> dict[str, 
         a, b = pair["a"], pair["b"]
         if name == "tok_embeddings.weight":
             a, b = b.T, a
-        n_heads = rotated_heads(name, config) if architecture in HALVES else None
-        if n_heads is not None and len(b) == n_heads * config.head_dim:  # Adapter.check() refuses other shapes
-            b = in_our_order(b, n_heads)
+        if architecture in HALVES:
+            b = rows_in_our_order(name, b, config)
         changes[name] = Change(a, b, scale * (alpha / len(a) if alpha else 1.0))
     return changes

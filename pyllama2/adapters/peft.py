@@ -21,14 +21,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ..checkpoint.huggingface import NAMES, in_our_order
+from ..checkpoint.huggingface import NAMES
 from ..checkpoint.json_file import JsonObject
 from ..checkpoint.stored_tensor import StoredTensor, check_dtype
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..storage.mapped import MappedFile
 from ..storage.safetensors import read_header
-from .adapter import MAX_FACTOR, Change
+from .adapter import MAX_FACTOR, Change, rows_in_our_order
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -86,20 +86,12 @@ def read_peft(folder: str, config: ModelConfig, scale: float) -> tuple[dict[str,
         a, b = (pair["B"], pair["A"]) if name == "tok_embeddings.weight" else (pair["A"], pair["B"])
         if not len(a):
             raise CheckpointError(f"{path}: the matrices for {name} have the rank 0")
-        changes[name] = Change(a, _ordered(name, b, config), scale * _factor(alpha, len(a), rslora), base)
+        changes[name] = Change(a, rows_in_our_order(name, b, config), scale * _factor(alpha, len(a), rslora), base)
     return changes, (settings.path, path)
 
 
 def _factor(alpha: float, rank: int, rslora: bool) -> float:
     return alpha / (math.sqrt(rank) if rslora else rank)
-
-
-def _ordered(name: str, b: NDArray[Any], config: ModelConfig) -> NDArray[Any]:
-    """The rows of b in the order of model.py. A shape that does not fit is left for Adapter.check()."""
-    n_heads = {"wq": config.n_heads, "wk": config.n_kv_heads}.get(name.split(".")[-2])  # of wq.weight
-    if n_heads is None or len(b) != n_heads * config.head_dim:
-        return b
-    return in_our_order(b, n_heads)
 
 
 def _refuse_unsupported(settings: JsonObject) -> None:
