@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.base import Checkpoint, LazyTensor
-from ..checkpoint.huggingface import in_our_order, rotated_heads
+from ..checkpoint.row_order import in_our_order
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..shown import shown_value
@@ -49,8 +49,7 @@ def rows_in_our_order(name: str, b: NDArray[Any], config: ModelConfig) -> NDArra
         b: (rows, r). A shape that does not fit is left for Adapter.check().
         config: the model's dimensions.
     """
-    n_heads = rotated_heads(name, config)
-    return b if n_heads is None or len(b) != n_heads * config.head_dim else in_our_order(b, n_heads)
+    return in_our_order(name, b, config) if len(b) == config.tensor_shapes()[name][0] else b
 
 
 @dataclass(frozen=True)

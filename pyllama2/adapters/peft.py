@@ -8,7 +8,7 @@
 
     factor = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora
 
-The rows of wq and wk are in Hugging Face's order, as in checkpoint/huggingface.py.
+The rows of wq and wk are in Hugging Face's order, as in checkpoint/row_order.py.
 Source: https://huggingface.co/docs/peft/developer_guides/checkpoint.
 """
 

@@ -4,7 +4,7 @@ A model may also be cut into files NAME-00001-of-00003.gguf: the first one has t
 (gguf_parts.py).
 
 wq and wk of "llama" rotate adjacent rows, as in model.py: converters undo the permutation of Hugging Face checkpoints.
-Those of "qwen2" rotate the two halves of a head, as in a Hugging Face checkpoint.
+Those of "qwen2" rotate the two halves of a head, as in a Hugging Face checkpoint (row_order.py).
 gguf_header.py parses the file, gguf_blocks.py decodes the quantized types, and gguf_tokenizer.py makes the
 tokenizer. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -12,10 +12,9 @@ tokenizer. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +30,7 @@ from .gguf_blocks import BLOCK_TYPES, dequantize
 from .gguf_header import Metadata, is_gguf
 from .gguf_parts import open_parts
 from .gguf_tokenizer import read_tokenizer
-from .huggingface import in_our_order, rotated_heads
+from .row_order import read_in_our_order
 from .stored_tensor import StoredTensor
 from .tensor_names import TensorNames, check_tensors
 from .tokenizer_files import read_tokenizer_file
@@ -87,8 +86,7 @@ class GgufCheckpoint(Checkpoint):
 
     def tensor(self, name: str) -> LazyTensor:
         tensor = self._stored(name)
-        n_heads = rotated_heads(name, self.config) if self._architecture in HALVES else None
-        return tensor if n_heads is None else replace(tensor, read=partial(_reordered, tensor.read, n_heads))
+        return read_in_our_order(name, tensor, self.config) if self._architecture in HALVES else tensor
 
     def _stored(self, name: str) -> LazyTensor:
         file, info = self._places[NAMES.of(name)]
@@ -101,10 +99,6 @@ class GgufCheckpoint(Checkpoint):
     def close(self) -> None:
         for part in self._parts:
             part.close()
-
-
-def _reordered(read: Callable[[], NDArray[Any]], n_heads: int) -> NDArray[Any]:
-    return in_our_order(read(), n_heads)
 
 
 def _dequantized(file: MappedFile, info: TensorInfo, start: int, stop: int) -> NDArray[np.float32]:

@@ -2,24 +2,15 @@
 
     model.safetensors, or model.safetensors.index.json = {"weight_map": {tensor: file name}} and its files
 
-The models are Llama, Mistral and Qwen2 (huggingface_config.py). Their wq and wk rotate the two halves of a head,
-(i, i + head_dim/2), where model.py rotates adjacent rows, (2i, 2i + 1). The rows, and those of a bias, are therefore
-permuted, and reading undoes that:
+The models are Llama, Mistral and Qwen2 (huggingface_config.py). The rows of their wq and wk are in another order than
+in model.py (row_order.py), and reading undoes that.
 
-    row (head, half, i) of theirs = row (head, i, half) of ours        half in {0, 1}, i < head_dim/2
-
-Sources: https://huggingface.co/docs/transformers/model_doc/llama and its convert_llama_weights_to_hf.py.
+Source: https://huggingface.co/docs/transformers/model_doc/llama.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
-from functools import partial
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
@@ -33,6 +24,7 @@ from .huggingface_tokenizer import read_tokenizer
 from .json_file import JsonObject
 from .packed_matrix import PARTS, PackedMatrix
 from .quantization_config import Packing
+from .row_order import read_in_our_order
 from .stored_tensor import StoredTensor, check_dtype
 from .tensor_names import TensorNames, check_tensors
 from .title import title_of
@@ -85,14 +77,13 @@ class HuggingFaceCheckpoint(Checkpoint):
         self.source = f"Hugging Face checkpoint {shown(title_of(folder))}"
 
     def tensor(self, name: str) -> LazyTensor:
-        theirs, n_heads = NAMES.of(name), rotated_heads(name, self.config)
+        theirs = NAMES.of(name)
         if theirs in self._packed:
-            return self._packed[theirs].lazy(None if n_heads is None else partial(in_our_order, n_heads=n_heads))
-        file, info = self._tensors[theirs]
-        stored = StoredTensor(file, info.dtype, info.shape, info.offset)
-        if n_heads is None:
-            return stored.lazy()
-        return replace(stored.lazy(), read=partial(_unpermuted, stored, n_heads))
+            tensor = self._packed[theirs].lazy()
+        else:
+            file, info = self._tensors[theirs]
+            tensor = StoredTensor(file, info.dtype, info.shape, info.offset).lazy()
+        return read_in_our_order(name, tensor, self.config)
 
     def close(self) -> None:
         for file in self._mapped:
@@ -162,26 +153,3 @@ def _is_unused(name: str, config: ModelConfig) -> bool:
     if name == "lm_head.weight":  # a copy of the embedding
         return config.tied_embeddings
     return name.endswith("rotary_emb.inv_freq")  # frequencies of the rotation, which follow from the config
-
-
-def _unpermuted(stored: StoredTensor, n_heads: int) -> NDArray[Any]:
-    """Read wq, wk or a bias of them with its rows in model.py's order."""
-    return in_our_order(stored.read(), n_heads)
-
-
-def rotated_heads(name: str, config: ModelConfig) -> int | None:
-    """Return the number of heads of wq or wk, or of a bias of them; None for other tensors."""
-    kind = name.split(".")[-2]
-    return {"wq": config.n_heads, "wk": config.n_kv_heads}.get(kind)
-
-
-def in_our_order(matrix: NDArray[Any], n_heads: int) -> NDArray[Any]:
-    """Return wq, wk, a bias of them, or anything (n_heads * head_dim, ...) with the rows in model.py's order."""
-    halves = matrix.reshape(n_heads, 2, len(matrix) // n_heads // 2, -1)
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(matrix.shape)
-
-
-def in_their_order(matrix: NDArray[Any], n_heads: int) -> NDArray[Any]:
-    """Undo in_our_order(): row (head, i, half) of ours is row (head, half, i) of theirs."""
-    pairs = matrix.reshape(n_heads, len(matrix) // n_heads // 2, 2, -1)
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(matrix.shape)

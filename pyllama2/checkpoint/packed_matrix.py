@@ -19,7 +19,7 @@ Sources: https://github.com/AutoGPTQ/AutoGPTQ, https://github.com/casper-hansen/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,6 @@ _SYMMETRIC_ZERO = 8
 _ROWS = 128  # that are decoded at a time
 
 Place = tuple[MappedFile, TensorInfo]
-Reorder = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -107,22 +106,17 @@ class PackedMatrix:
             )
         return cls(packing, parts, (rows, columns), size if np.array_equal(groups, in_order) else 0)
 
-    def lazy(self, reorder: Reorder | None = None) -> LazyTensor:
-        """Return a LazyTensor that reads the matrix.
-
-        Args:
-            reorder: brings its rows into model.py's order; None: they are.
-        """
+    def lazy(self) -> LazyTensor:
+        """Return a LazyTensor that reads the matrix, with its rows in the order in which they are stored."""
         size = next((size for size in GROUP_SIZES[::-1] if self.group_size and self.group_size % size == 0), 0)
         kind = "int4" if size and self._is_symmetric() else "uint4"
-        ordered = reorder or (lambda array: array)
         return LazyTensor(
             f"{self.packing.method} {kind}{f'/{size}' if size else ''}",
             sum(info.nbytes for _, info in self.parts.values()),
-            lambda: ordered(self._read(0, self.shape[0])),
+            lambda: self._read(0, self.shape[0]),
             self._read,
             self._release,
-            lambda wanted: self._codes(wanted, ordered),
+            self._codes,
         )
 
     def _release(self) -> None:
@@ -176,7 +170,7 @@ class PackedMatrix:
                 np.multiply(self._signed(row, end), scales, out=numbers[row - start : end - start])
         return numbers
 
-    def _codes(self, kind: StorageType, ordered: Reorder) -> tuple[NDArray[np.int8], NDArray[np.float16]] | None:
+    def _codes(self, kind: StorageType) -> tuple[NDArray[np.int8], NDArray[np.float16]] | None:
         """Codes and scales, as Weight.of_codes() takes them, if the storage type has the same numbers."""
         size = kind.group_size
         if not self.group_size or not size or (self.group_size % size and self.group_size < self.shape[1]):
@@ -189,7 +183,7 @@ class PackedMatrix:
         codes = np.zeros((rows, n_groups * size), np.int8)
         for row in range(0, rows, _ROWS):
             codes[row : row + _ROWS, :columns] = self._signed(row, min(rows, row + _ROWS))
-        return ordered(codes), ordered(scales)
+        return codes, scales
 
 
 def _unpack(packed: NDArray[np.uint32], order: Sequence[int], out: NDArray[np.uint8]) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.gguf import HALVES, NAMES, ROPE_FACTORS
-from ..checkpoint.huggingface import in_their_order, rotated_heads
+from ..checkpoint.row_order import in_their_order
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..process.interrupts import Interrupts
@@ -69,9 +69,8 @@ def write_gguf(
         for name, shape, tensor in checkpoint.tensors():
             numpy_type = np.dtype(np.float16 if kinds[name] == "F16" else np.float32)
             array = as_float(name, tensor.read(), numpy_type)
-            n_heads = rotated_heads(name, config) if architecture in HALVES else None
-            if n_heads is not None:
-                array = in_their_order(array, n_heads)
+            if architecture in HALVES:
+                array = in_their_order(name, array, config)
             data = _q8_0(name, array) if kinds[name] == "Q8_0" else np.ascontiguousarray(array).data.cast("B")
             gguf.write(NAMES.of(name), data)
             done += prod(shape)

@@ -5,7 +5,7 @@
     tokenizer.model or tokenizer.json, tokenizer_config.json
 
 A model with biases of wq, wk and wv is a Qwen2, others are Llamas. Their wq and wk rotate the two halves of a head, so
-that their rows are permuted; see checkpoint/huggingface.py.
+that their rows are permuted; see checkpoint/row_order.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint.base import Checkpoint
-from ..checkpoint.huggingface import NAMES, in_their_order, rotated_heads
+from ..checkpoint.huggingface import NAMES
+from ..checkpoint.row_order import in_their_order
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..process.interrupts import Interrupts
@@ -92,10 +93,7 @@ def _write_tensors(
     with NewFile(path) as file:
         file.write(make_header(layout, {"format": "pt"}))
         for name, shape, tensor in checkpoint.tensors():
-            array = as_float(name, tensor.read(), np.dtype(dtype))
-            n_heads = rotated_heads(name, config)
-            if n_heads is not None:
-                array = in_their_order(array, n_heads)
+            array = in_their_order(name, as_float(name, tensor.read(), np.dtype(dtype)), config)
             file.write(np.ascontiguousarray(array).data.cast("B"))
             done += prod(shape)
             if progress is not None:
