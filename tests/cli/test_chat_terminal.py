@@ -26,6 +26,9 @@ READY = "\x1b\\[\\?2004h"  # prompt_toolkit asks for bracketed paste when it is 
 PASTE = "\x1b[200~{}\x1b[201~"
 ALT_ENTER, UP, CTRL_C, CTRL_D, TAB = "\x1b\r", "\x1b[A", "\x03", "\x04", "\t"
 
+# A terminal shows ^C at once, in the middle of a character of the answer, too.
+TERMINAL: dict[str, Any] = {"encoding": "utf-8", "codec_errors": "replace"}
+
 pytestmark = pytest.mark.subprocess
 Start = Callable[..., Any]
 
@@ -46,7 +49,7 @@ def start(model: Path, tmp_path: Path) -> Iterator[Start]:
             "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", **environment,
         }  # fmt: skip
         command = ["-m", "pyllama2.chat", "-m", str(model), "-n", "5", "--seed", "2", *flags]
-        child = pexpect.spawn(sys.executable, command, env=variables, encoding="utf-8", timeout=60)
+        child = pexpect.spawn(sys.executable, command, env=variables, timeout=60, **TERMINAL)
         child.setwinsize(24, 80)
         running.append(child)
         child.expect(ready)
@@ -202,7 +205,7 @@ def test_markdown(no_colour: bool) -> None:
     variables.pop("NO_COLOR", None)
     if no_colour:
         variables["NO_COLOR"] = "1"
-    child = pexpect.spawn(sys.executable, ["-c", code, MARKDOWN + CODE], env=variables, encoding="utf-8", timeout=60)
+    child = pexpect.spawn(sys.executable, ["-c", code, MARKDOWN + CODE], env=variables, timeout=60, **TERMINAL)
     child.setwinsize(24, 60)
     child.expect("END")
     shown = child.before

@@ -51,6 +51,7 @@ NOT_RUN = {
     r"python benchmarks/bench_server\.py": "takes minutes",
     r"python benchmarks/bench_constraints\.py": "takes minutes",
     r"python benchmarks/bench_ray\.py": "takes minutes, and Ray",
+    r"pyllama2 doctor --device cuda": "fails without a GPU; tests/cli/test_doctor.py asks about several",
     r"pyllama2 batch .*--ray": "wants a Ray cluster; tests/batches/test_ray.py has one",
     r"pyllama2 quantize smollm2": "takes minutes; tests/calibration quantizes smaller models",
     r"python benchmarks/how_close\.py": "takes minutes; test_real_models.py compares its figures with the README's",
