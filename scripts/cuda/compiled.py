@@ -1,0 +1,65 @@
+"""What the compiler says about the kernels of a decoding step of Llama-2 7B, for one architecture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import cuda_kernels
+import sass
+from cards import Card
+from instructions import instructions_per_weight
+from nvrtc import Nvrtc
+
+REGISTERS, ROUND = 65536, 8  # of a multiprocessor, and what a thread's are rounded up to
+RESERVED = 1024  # bytes of shared memory that each block takes besides
+SHARED = {75: 64 << 10, 80: 164 << 10, 86: 100 << 10, 89: 100 << 10, 90: 228 << 10, 120: 100 << 10}
+KERNELS = {
+    "matvec": ("matvec<4, 64, 1>", "matvec_residual<4, 64, 1>", "matvec_swiglu<4, 64, 1>"),
+    "matvec_qkv": ("matvec_qkv<4, 64, 1, 128, __half>",),
+    "attention": ("attend<128, 1, 64, __half>",),
+}  # file -> kernels
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel: registers of a thread, bytes of static shared memory, lane-instructions per weight of a product."""
+
+    registers: int
+    shared: int
+    per_weight: float | None
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The kernels of an architecture by their names."""
+
+    sm: int
+    kernels: dict[str, Kernel]
+
+    def residents(self, name: str, threads: int, card: Card) -> int:
+        """Return how many blocks of so many threads a multiprocessor can have at a time."""
+        kernel = self.kernels[name]
+        of_thread = -(-kernel.registers // ROUND) * ROUND
+        return min(REGISTERS // (of_thread * threads), card.threads // threads,
+                   SHARED[self.sm] // (kernel.shared + RESERVED))  # fmt: skip
+
+    def per_weight(self, name: str) -> float:
+        """Return the lane-instructions of a product for one weight."""
+        return self.kernels[name].per_weight or 0.0
+
+
+@cache
+def count(sm: int) -> Counted:
+    """Compile the kernels for an architecture. Raises nvrtc.CompileError if NVRTC or nvdisasm is missing."""
+    found = {}
+    for file, expressions in KERNELS.items():
+        done = Nvrtc().compile(cuda_kernels.source.source(file), cuda_kernels.source.OPTIONS, expressions, sm)
+        nvdisasm = sass.disassembler()
+        code = sass.disassemble(nvdisasm, done.cubin) if nvdisasm else {}
+        for expression in expressions:
+            mangled = done.names[expression]
+            usage = done.usage[mangled]
+            per_weight = instructions_per_weight(expression, *code[mangled]) if mangled in code else None
+            found[expression.split("<")[0]] = Kernel(usage.registers, usage.shared, per_weight)
+    return Counted(sm, found)

@@ -1,0 +1,86 @@
+"""The tables of docs/gpu.md, in Markdown: what the model of a step computes, and from which counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import designs
+from cards import CARDS, Card
+from compiled import Counted
+
+FAR = 4000  # a position far from the beginning
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table; all columns but the first are aligned to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cards() -> str:
+    """Return what is assumed of each card."""
+    head = ["card", "sm", "SMs", "GHz", "GB/s on paper", "attainable", "memory, ns", "L2, ns", "graph node, us"]
+    return table(head, [
+        [card.name, str(card.sm), str(card.n_sms), f"{card.clock_ghz:g}", f"{card.peak_gbs:g}",
+         f"{card.attainable_gbs:g}", f"{card.dram_ns:g}", f"{card.l2_ns:g}", f"{card.node_us:g}"] for card in CARDS
+    ])  # fmt: skip
+
+
+def steps(counted: dict[int, Counted]) -> str:
+    """Return tokens per second and shares of the bandwidth: at position 0 and far from it, for each design."""
+    head = ["card", *(f"{design.name}: {position}" for design in designs.STAGES for position in (0, FAR))]
+    return table(head, [
+        [card.name, *(_shown(card, counted, design, position)
+                      for design in designs.STAGES for position in (0, FAR))] for card in CARDS
+    ])  # fmt: skip
+
+
+def _shown(card: Card, counted: dict[int, Counted], design: designs.Design, position: int) -> str:
+    step = designs.ours(card, counted[card.sm], design, position)
+    return f"{step.per_second(card):.0f} ({step.share(card):.0%})"
+
+
+def nodes(counted: dict[int, Counted], card: Card) -> str:
+    """Return the nodes of a layer of the first and of the last design, on one card."""
+    head = ["node", "blocks", "on an SM", "MB", "KB in flight", "chain, us", "stream, us", "all, us"]
+    rows = []
+    for design in dict.fromkeys((designs.STAGES[0], designs.STAGES[-1])):
+        step = designs.ours(card, counted[card.sm], design)
+        for node in step.nodes[1:6]:
+            chain = node.us(card) - node.stream_us(card) - card.node_us
+            rows.append([
+                f"{design.name}: {node.name}", str(node.blocks), str(node.resident), f"{node.n_bytes / 1e6:.1f}",
+                f"{node.flight(card) / 1024:.0f}", f"{chain:.2f}", f"{node.stream_us(card):.2f}",
+                f"{node.us(card):.2f}",
+            ])  # fmt: skip
+    return table(head, rows)
+
+
+def kernels(counted: dict[int, Counted]) -> str:
+    """Return what the compiler says about each kernel."""
+    names = list(next(iter(counted.values())).kernels)
+    head = ["registers; lane-instructions per weight", *(f"sm_{sm}" for sm in counted)]
+
+    def cell(counted: Counted, name: str) -> str:
+        kernel = counted.kernels[name]
+        return f"{kernel.registers}" + (f"; {kernel.per_weight:.2f}" if kernel.per_weight else "")
+
+    return table(head, [[name, *(cell(each, name) for each in counted.values())] for name in names])
+
+
+def calm() -> str:
+    """Return what the model says of calm, beside what its author has published."""
+    (card,) = (card for card in CARDS if card.name == "4090")
+    rows = []
+    for (bits, position), published in designs.CALM_TOKENS.items():
+        computed = designs.calm(card, bits, position).per_second(card)
+        rows.append([f"{bits} bits, position {position}", str(published), f"{computed:.0f}",
+                     f"{computed / published - 1:+.1%}"])  # fmt: skip
+    return table(["calm on a 4090", "published", "computed", "difference"], rows)
+
+
+def everything(counted: dict[int, Counted]) -> dict[str, str]:
+    """Return all tables by the names that docs/gpu.md has for them."""
+    (card,) = (card for card in CARDS if card.name == "4090")
+    return {"cards": cards(), "calm": calm(), "steps": steps(counted), "nodes": nodes(counted, card),
+            "kernels": kernels(counted)}  # fmt: skip

@@ -1,0 +1,111 @@
+"""scripts/cuda: the model of a step's time, the tables of docs/gpu.md, and calm's published figures."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pyllama2._gpu.launchers.attention import SPAN
+from pyllama2._gpu.launchers.vectors import THREADS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(ROOT / "scripts" / "cuda"))
+    cards, compiled, cuda_costs, designs, nvrtc, sass, step_model, cost_tables = (
+        importlib.import_module(name)
+        for name in ("cards", "compiled", "cuda_costs", "designs", "nvrtc", "sass", "step_model", "cost_tables")
+    )
+
+CARDS = {card.name: card for card in cards.CARDS}
+COUNTED = compiled.Counted(89, {name: compiled.Kernel(64, 16000, 1.2) for name in
+                                ("matvec", "matvec_qkv", "matvec_residual", "matvec_swiglu", "attend")})  # fmt: skip
+
+
+def of_4090() -> cards.Card:
+    return CARDS["4090"]
+
+
+@pytest.mark.parametrize(("bits", "position"), designs.CALM_TOKENS)
+def test_calm_is_reproduced(bits: int, position: int) -> None:
+    published = designs.CALM_TOKENS[bits, position]
+    assert abs(designs.calm(of_4090(), bits, position).per_second(of_4090()) / published - 1) < 0.10
+
+
+def test_a_chain_is_weighed() -> None:
+    card = replace(of_4090(), clock_ghz=2.0, l2_ns=100, dram_ns=400)
+    assert step_model.Chain(alu=2, shared=1).cycles == 2 * step_model.ALU_CYCLES + step_model.SHARED_CYCLES
+    assert step_model.Chain(l2=1, dram=1).us(card) == pytest.approx(0.5)
+    assert step_model.Chain(atomics=1).us(card) == pytest.approx(0.2)
+    assert step_model.Chain(barriers=2).us(card) == pytest.approx(2 * step_model.BARRIER_CYCLES / 2.0 / 1000)
+
+
+def test_what_limits_a_stream() -> None:
+    """Bandwidth; the bytes in flight; instructions."""
+    card = replace(of_4090(), n_sms=100, attainable_gbs=1000, dram_ns=500)
+    node = step_model.Node("x", 50e6, 1000, 64 << 10, 2)
+    assert node.stream_us(card) == pytest.approx(50)
+    few = replace(node, block_flight=1 << 10)
+    assert few.stream_us(card) == pytest.approx(50e6 / (step_model.DUTY * 200 * 1024 / 1.0))
+    issuing = 100e-6 * 100 * step_model.LANES * card.clock_ghz * 1e9
+    many = replace(node, instructions=issuing)
+    assert many.stream_us(card) == pytest.approx(100 + step_model.OVERLAP * 50)
+
+
+def test_a_head_beside_the_first_load_costs_what_it_is_longer() -> None:
+    card = replace(of_4090(), dram_ns=400, l2_ns=100)
+    node = step_model.Node("x", 50e6, 1000, 64 << 10, 2)
+    hidden, longer = (replace(node, beside=step_model.Chain(l2=n)) for n in (4, 6))
+    assert hidden.us(card) == node.us(card)
+    assert longer.us(card) == pytest.approx(node.us(card) + 0.2)
+    before = replace(node, head=step_model.Chain(l2=1))
+    assert before.us(card) == pytest.approx(node.us(card) + 0.1)
+
+
+def test_blocks_on_a_multiprocessor() -> None:
+    sizes = {"registers": (63, 100), "threads": (16, 0), "shared": (16, 40000)}
+    counted = compiled.Counted(75, {name: compiled.Kernel(*size, None) for name, size in sizes.items()})
+    assert counted.residents("registers", 512, CARDS["A100 80 GB"]) == 2
+    assert counted.residents("threads", 512, CARDS["T4"]) == 2
+    assert counted.residents("shared", 256, CARDS["T4"]) == 1
+
+
+def test_a_step_has_the_nodes_and_bytes_that_are_counted() -> None:
+    step = designs.ours(of_4090(), COUNTED, designs.STAGES[-1])
+    assert len(step.nodes) == len(cuda_costs.BEFORE) + 32 * len(cuda_costs.OF_A_LAYER) + len(cuda_costs.AFTER)
+    assert step.n_bytes == pytest.approx(cuda_costs.token_bytes("q8"), rel=1e-3)
+    far = designs.ours(of_4090(), COUNTED, designs.STAGES[-1], 3999)
+    assert far.n_bytes - step.n_bytes == 3999 * 32 * 2 * 4096 * 2
+
+
+def test_designs_have_the_numbers_of_the_source() -> None:
+    assert designs.THREADS == THREADS and designs.SPAN == SPAN
+    kernels = {name: (ROOT / "pyllama2/_gpu/kernels" / f"{name}.cu").read_text() for name in ("attention", "common")}
+    assert f"kChunk = {designs.CHUNK};" in kernels["attention"]
+    assert f"kTileRows = {designs.TILE};" in kernels["common"]
+
+
+def test_tables_are_put_into_a_page() -> None:
+    page = "a\n<!-- made: x -->\nold\n<!-- end -->\nb\n"
+    assert cuda_costs.written(page, {"x": "new"}) == "a\n<!-- made: x -->\n\nnew\n\n<!-- end -->\nb\n"
+    with pytest.raises(ValueError, match="0 places for the table y"):
+        cuda_costs.written(page, {"y": "new"})
+
+
+@pytest.mark.slow
+def test_the_page_has_the_tables_of_the_source() -> None:
+    """Tokens per second within two: compilers of another version allocate registers otherwise."""
+    if nvrtc.wheel_folder("cuda_nvrtc") is None or not sass.disassembler():
+        pytest.skip("the wheels of NVRTC and nvdisasm are not installed")
+    page = cuda_costs.PAGE.read_text(encoding="utf-8")
+    made = cost_tables.everything({sm: compiled.count(sm) for sm in sorted({card.sm for card in cards.CARDS})})
+    again = cuda_costs.written(page, made)
+    numbers = re.compile(r"\d+(?:\.\d+)?")
+    assert numbers.sub("#", page) == numbers.sub("#", again), "run scripts/cuda/cuda_costs.py --write"
+    for old, new in zip(page.splitlines(), again.splitlines(), strict=True):
+        for a, b in zip(numbers.findall(old), numbers.findall(new), strict=True):
+            assert abs(float(a) - float(b)) <= max(2.0, 0.02 * float(b)), f"{old}\nis now\n{new}"
