@@ -46,6 +46,7 @@ NOT_RUN = {
     r"python scripts/fuzz\.py --seconds 3600": "takes an hour; .ci/run fuzzes for a minute",
     r"python scripts/demo_model/train_demo_model\.py": "takes 35 minutes; test_demo_model.py runs a few steps",
     r"python scripts/demo_model/check_demo_model\.py": "also judges the time of a start; see test_demo_model.py",
+    r"python scripts/cuda/first_day\.py": "is for a machine with a GPU; see test_first_day.py",
     r"python benchmarks/bench_generation\.py": "takes minutes",
     r"python benchmarks/bench_draft\.py": "takes minutes",
     r"python benchmarks/bench_server\.py": "takes minutes",
