@@ -86,7 +86,7 @@ class Llama(ChatEngine):
         keep: keep a converted model for the next start, in ~/.cache/pyllama2 or the folder PYLLAMA2_CACHE.
         verbose: say on stderr which device was taken and why.
         progress: called as by export() while weights are converted in memory. None: on a terminal and in notebooks, a
-            bar is shown if that takes longer than a second. False: nothing is shown.
+            bar is shown if that takes longer than a second. False: nothing is shown, not even of a download.
 
     Attributes:
         n_ctx: longest sequence in tokens.
@@ -136,8 +136,9 @@ class Llama(ChatEngine):
         seed = None if seed is None else check_seed(seed)
         check_types(quant, kv_dtype)
         select_backend(device)  # before weights are converted, which may take long
-        lora = find_adapters(lora)
-        path = find_model(model, needs_tokenizer=tokenizer is None)
+        quiet = progress is False
+        lora = find_adapters(lora, quiet=quiet)
+        path = find_model(model, needs_tokenizer=tokenizer is None, quiet=quiet)
         with progress_bar("convert", delay_s=1.0) if progress is None else nullcontext(progress or None) as progress:
             stored = load_model(
                 path,
@@ -165,7 +166,7 @@ class Llama(ChatEngine):
             seed=seed,
             rolls=context == "roll",
             guesses=prompt_lookup,
-            draft=None if draft is None else load_draft(draft, stored, n_ctx, n_threads),
+            draft=None if draft is None else load_draft(draft, stored, n_ctx, n_threads, quiet=quiet),
         )
         self._settings: dict[str, Any] = {
             "model": os.path.abspath(path),

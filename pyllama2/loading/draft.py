@@ -21,7 +21,7 @@ log = logging.getLogger("pyllama2")
 
 
 def load_draft(
-    draft: str | os.PathLike[str], model: StoredModel, n_ctx: int | None, n_threads: int | None
+    draft: str | os.PathLike[str], model: StoredModel, n_ctx: int | None, n_threads: int | None, *, quiet: bool = False
 ) -> StoredModel | None:
     """Load a draft.
 
@@ -30,6 +30,7 @@ def load_draft(
         model: the model that it is for.
         n_ctx: tokens that there must be memory for; None: the usual number.
         n_threads: threads, which the memory needed depends on.
+        quiet: show no progress of downloads.
 
     Returns:
         The draft. None for "self" of a model that has 4 bits already, which would be no faster; the log says so.
@@ -45,7 +46,7 @@ def load_draft(
         context = min(model.config.max_seq_len, USUAL_CONTEXT) if n_ctx is None else n_ctx
         check_model_fits(model.config, quantization, context, default_kv_dtype(quantization), n_threads)
         return convert_model(model, quantization)
-    path = find_model(draft)
+    path = find_model(draft, quiet=quiet)
     with closing(open_checkpoint(path)) as checkpoint:
         quant = None if isinstance(checkpoint, OwnCheckpoint) else "q4"
         if n_ctx is not None:

@@ -13,11 +13,12 @@ from .find import find_adapter
 Adapters = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
-def find_adapters(lora: Adapters) -> list[str]:
+def find_adapters(lora: Adapters, *, quiet: bool = False) -> list[str]:
     """Find the adapters that a user names. Those of the hub are downloaded unless they are in its cache.
 
     Args:
         lora: a name or several, each PATH or PATH:SCALE.
+        quiet: show no progress of downloads.
 
     Returns:
         Names of the same adapters with absolute paths, which mean the same in any folder, and to this function.
@@ -29,7 +30,7 @@ def find_adapters(lora: Adapters) -> list[str]:
     """
     names = [lora] if isinstance(lora, (str, os.PathLike)) else arguments.sequence("lora", lora)
     places = [path_and_scale(arguments.path("lora", name)) for name in names]
-    found = [(os.path.abspath(find_adapter(path)), scale) for path, scale in places]
+    found = [(os.path.abspath(find_adapter(path, quiet=quiet)), scale) for path, scale in places]
     return [path if scale == 1 else f"{path}:{scale_text(scale)}" for path, scale in found]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import CheckpointError
@@ -31,6 +32,14 @@ def cache_folder() -> Path:
 def repo_folder(repo: str) -> Path:
     """The folder of a repository in the cache."""
     return cache_folder() / f"models--{repo.replace('/', '--')}"
+
+
+def in_cached_spelling(name: HubName) -> HubName:
+    """Write the name of a repository as the cache has it, if they differ in capitals alone: the hub knows no others."""
+    if repo_folder(name.repo).is_dir():
+        return name
+    alike = [repo for repo in cached_repos() if repo.lower() == name.repo.lower()]
+    return replace(name, repo=alike[0]) if alike else name
 
 
 def cached_model(name: HubName, *, needs_tokenizer: bool = True, adapter: bool = False) -> str | None:

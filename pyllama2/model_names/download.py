@@ -15,8 +15,9 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ from urllib.parse import urlsplit
 from ..bounded_json import parse_json
 from ..errors import CheckpointError
 from ..families import refused
-from ..shown import shown
+from ..shown import shown, shown_value
 from .cached import COMMIT, cache_folder, repo_folder
 from .choice import choose
 from .hub_name import HubName
@@ -46,13 +47,21 @@ class _RemoteFile:
     git_sha1: str = ""
 
 
-def download(name: HubName, suggestion: str = "", *, adapter: bool = False) -> str:
+def is_offline() -> bool:
+    """Whether the environment forbids to use the network."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
+
+
+def download(name: HubName, suggestion: str = "", *, adapter: bool = False, quiet: bool = False) -> str:
     """Download the files of a model that are not in the cache yet.
 
     Args:
         name: the model.
         suggestion: what the message says at its end when there is no such model.
         adapter: it is a LoRA adapter.
+        quiet: show no progress.
 
     Returns:
         The path of the file or folder to open.
@@ -61,14 +70,13 @@ def download(name: HubName, suggestion: str = "", *, adapter: bool = False) -> s
         CheckpointError: the model is not there, cannot be read, is not allowed, or did not arrive; or there is no
             network, or not enough room. The message says what to do.
     """
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
+    if is_offline():
         raise CheckpointError(
             f"{name} is not in the cache ({cache_folder()}), and HF_HUB_OFFLINE forbids to download it{suggestion}"
         )
-    with _errors_as_sentences(name, suggestion):
-        commit, remote = _listing(name)
+    _check_endpoint()
+    with _errors_as_sentences(name, suggestion), _without_bars() if quiet else nullcontext():
+        name, commit, remote = _listing(name)
         choice = choose(name, {path: file.size for path, file in remote.items()}, adapter=adapter)
         if choice.remark:
             log.warning("%s", choice.remark)
@@ -85,13 +93,52 @@ def download(name: HubName, suggestion: str = "", *, adapter: bool = False) -> s
         return str(snapshot / choice.model)
 
 
-def _listing(name: HubName) -> tuple[str, dict[str, _RemoteFile]]:
-    """The commit that a revision stands for now, and its files."""
+def _check_endpoint() -> None:
+    """Raise CheckpointError unless HF_ENDPOINT is the address of a web server."""
+    from huggingface_hub import constants
+
+    try:
+        parts = urlsplit(constants.ENDPOINT)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise CheckpointError(
+            f"HF_ENDPOINT must be the address of a hub, such as https://huggingface.co, not "
+            f"{shown_value(constants.ENDPOINT)}"
+        )
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Let huggingface_hub show no progress."""
+    import huggingface_hub.utils
+
+    utils: Any = huggingface_hub.utils  # which does not name them as its own
+    if utils.are_progress_bars_disabled():
+        yield
+        return
+    utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars()
+
+
+def _listing(name: HubName) -> tuple[HubName, str, dict[str, _RemoteFile]]:
+    """The name in the hub's own spelling, the commit that its revision stands for now, and the files."""
     from huggingface_hub import HfApi, constants
 
     api = HfApi(library_name="pyllama2")
     timeout = constants.HF_HUB_ETAG_TIMEOUT
-    info = api.model_info(name.repo, revision=name.revision, files_metadata=True, timeout=timeout)
+    try:
+        info = api.model_info(name.repo, revision=name.revision, files_metadata=True, timeout=timeout)
+    except (JSONDecodeError, KeyError, TypeError, AttributeError) as error:  # the answer is something else
+        raise CheckpointError(
+            f"{_host()} does not answer as a hub does; is HF_ENDPOINT right, or does the network ask for a login first?"
+        ) from error
+    if info.id.isascii() and info.id.lower() == name.repo.lower():  # not the new name of a model that was renamed
+        name = replace(name, repo=info.id)
     if info.sha is None or not COMMIT.fullmatch(info.sha):  # it becomes a part of a path
         raise CheckpointError(f"{_host()} does not say which commit {name} is")
     files = {}
@@ -102,7 +149,7 @@ def _listing(name: HubName) -> tuple[str, dict[str, _RemoteFile]]:
         size = entry.size if entry.size is not None else 0
         sha256 = "" if lfs is None else str(lfs["sha256"] if isinstance(lfs, dict) else lfs.sha256)
         files[entry.rfilename] = _RemoteFile(size, sha256, "" if sha256 else entry.blob_id or "")
-    return info.sha, files
+    return name, info.sha, files
 
 
 def _announce(name: HubName, missing: list[str], remote: dict[str, _RemoteFile]) -> None:
@@ -114,7 +161,7 @@ def _announce(name: HubName, missing: list[str], remote: dict[str, _RemoteFile])
     if needed + _SPARE_BYTES > free:
         raise CheckpointError(
             f"{name} needs {_bytes(needed)} on the disk of {folder}, which has {_bytes(free)} left; "
-            "free some, or set HF_HOME to a folder on another disk"
+            f"free some, or set {_cache_variable()} to a folder on another disk"
         )
     what = missing[0] if len(missing) == 1 else f"{len(missing)} files"
     log.warning("downloading %s of %s (%s) to %s", shown(what), name.repo, _bytes(needed), shown(folder))
@@ -219,18 +266,22 @@ def _sentence(name: HubName, error: Exception, suggestion: str) -> str | None:
     if status is not None:
         return f"{host} answers with status {status} for {name}: try again later"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk of {cache_folder()} is full: free some room, or set HF_HOME to a folder on another disk"
+        variable = _cache_variable()
+        return f"the disk of {cache_folder()} is full: free some room, or set {variable} to a folder on another disk"
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return f"cannot write {shown(error.filename)}: {error.strerror} (HF_HOME sets another folder)"
+        return f"cannot write {shown(error.filename)}: {error.strerror} ({_cache_variable()} sets another folder)"
     if type(error) is OSError and error.errno is None:  # of huggingface_hub, about the size
         return f"a file of {name} did not arrive whole from {host}; try again"
     if "Timeout" in type(error).__name__:
-        return f"{host} took too long to answer ({name}); try again, or set HF_HUB_DOWNLOAD_TIMEOUT to more seconds"
+        variables = "HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT"
+        return f"{host} took too long to answer ({name}); try again, or set {variables} to more seconds"
     if isinstance(error, (OSError, errors.OfflineModeIsEnabled)) or type(error).__module__.startswith("httpx"):
         return (
             f"cannot get {name} from {host} ({shown(error, 120) or type(error).__name__}); "
             "without a network, use a model that `pyllama2 models` lists"
         )
+    if isinstance(error, UnicodeEncodeError):  # of a header
+        return "HF_TOKEN has a character that no token has"
     if isinstance(error, ValueError):
         return f"{name} cannot be downloaded to {cache_folder()}: {shown(error, 120)}; is a file in it damaged?"
     return None
@@ -241,6 +292,11 @@ def _host() -> str:
     from huggingface_hub import constants
 
     return urlsplit(constants.ENDPOINT).netloc or str(constants.ENDPOINT)
+
+
+def _cache_variable() -> str:
+    """The environment variable that sets the folder of the cache."""
+    return "HF_HUB_CACHE" if os.environ.get("HF_HUB_CACHE") else "HF_HOME"
 
 
 def _bytes(n_bytes: int) -> str:

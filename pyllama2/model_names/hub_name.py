@@ -6,6 +6,7 @@ ORG/NAME:Q4_K_M                the GGUF file of that type in it
 ORG/NAME/FILE.gguf             a file of it
 hf:ORG/NAME...                 any of these, where a path could be meant, too
 https://huggingface.co/ORG/NAME/tree/REVISION, or .../blob/REVISION/FILE       from a browser
+hf.co/ORG/NAME, hf.co/ORG/NAME:Q4_K_M                                          as ollama has them
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ MODEL_SUFFIXES = (".gguf", ".bin", ".pth", ".safetensors")
 _WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _REVISION = r"refs/(?:pr|convert)/[A-Za-z0-9._-]+|[A-Za-z0-9][A-Za-z0-9._-]*"
 _NAME = re.compile(rf"({_WORD}/{_WORD})(?:[:@]({_REVISION}))?((?:/[A-Za-z0-9_][A-Za-z0-9._+ -]*)*)")
-_URL = re.compile(rf"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/({_WORD}/{_WORD})(?:/(?:tree|blob|resolve)/(.*))?/?")
-_PREFIX = re.compile(r"hf:(?://)?")
+_HOST = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/")
+_PAGE = re.compile(rf"({_WORD}/{_WORD})/(?:tree|blob|resolve)/(.*)")
+_PREFIX = re.compile(r"hf:(?://)?", re.IGNORECASE)
 _QUANTIZED = re.compile(r"(?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|B?F16|F32|MXFP4(?:_[A-Z]+)?|TQ[12]_0)", re.IGNORECASE)
 
 
@@ -49,7 +51,7 @@ class HubName:
 
 def is_explicit(text: str) -> bool:
     """Whether a name can mean nothing but a model of the hub."""
-    return _PREFIX.match(text) is not None or text.startswith(("https://", "http://"))
+    return text.startswith(("https://", "http://")) or any(form.match(text) for form in (_PREFIX, _HOST))
 
 
 def parse_name(text: str) -> HubName | None:
@@ -58,9 +60,11 @@ def parse_name(text: str) -> HubName | None:
     A name without "hf:" is taken for a path, and so for none of the hub, when its first part is a directory here, or
     when its second part ends like a model file.
     """
-    if url := _URL.fullmatch(text):
-        return _of_url(url[1], (url[2] or "main").partition("?")[0])
     bare = _PREFIX.sub("", text, count=1)
+    if host := _HOST.match(bare):
+        bare = bare[host.end() :].partition("?")[0].rstrip("/")
+        if page := _PAGE.fullmatch(bare):
+            return _of_page(page[1], page[2])
     match = _NAME.fullmatch(bare)
     if match is None or "--" in match[1] or ".." in bare:
         return None
@@ -72,7 +76,7 @@ def parse_name(text: str) -> HubName | None:
     return HubName(repo, revision or "main", file)
 
 
-def _of_url(repo: str, place: str) -> HubName | None:
+def _of_page(repo: str, place: str) -> HubName | None:
     """Read what follows the repository: a revision and a path. In a revision, "/" is written as %2F, or as it is."""
     match = re.fullmatch(rf"({_REVISION})(?:/(.*))?", unquote(place))
     if match is None or "--" in repo or {"", ".", ".."} & set(unquote(place).rstrip("/").split("/")):

@@ -54,6 +54,8 @@ class Hub:
         no_ranges: whether a Range header is ignored.
         stall_s: seconds that each answer is late.
         status: what every request is answered with, 0 for none.
+        page: what every request is answered with instead, as the login page of a network does; empty for none.
+        moved: names of repositories that have another name now, with that.
     """
 
     url: str
@@ -64,6 +66,8 @@ class Hub:
     no_ranges: bool = False
     stall_s: float = 0
     status: int = 0
+    page: bytes = b""
+    moved: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, folder: Path, **more: Any) -> Repo:
         """Publish the files of a folder."""
@@ -95,6 +99,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, path: str) -> None:
         if self.hub.status:
             return self._send(self.hub.status)
+        if self.hub.page:
+            return self._send(200, {"Content-Type": "text/html"}, self.hub.page)
+        for old, new in self.hub.moved.items():
+            if f"/{old}/re" in path:
+                return self._send(307, {"Location": self.path.replace(old, new, 1)})
         found = re.fullmatch(r"/(?:api/models/)?([^/]+/[^/]+)/(?:revision|resolve)/([^/]+)/?(.*)", path)
         repo = self.hub.repos.get(found[1]) if found else None
         if found is None or repo is None:

@@ -23,6 +23,7 @@ from pyllama2.model_names import find_adapter, find_model
 from pyllama2.model_names.cached import cached_repos, repo_folder
 from pyllama2.model_names.removal import plan_removal
 
+CALLED = "; models of the Hugging Face hub are called ORG/NAME, and `pyllama2 models` lists those that are here"
 NEEDED = {"config.json", "tokenizer.model", "model.safetensors"}
 
 
@@ -174,6 +175,37 @@ class TestDownload:
         assert find_model("tests/model", needs_tokenizer=False) == str(path) and hub.requests == []
         assert find_model("tests/model") == str(path) and (path / "tokenizer.model").exists()
 
+    def test_the_hub_does_not_care_for_capitals(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        hub.repos["Tests/Model"] = hub.repos.pop("tests/model")
+        hub.moved["tests/model"] = "Tests/Model"
+        path = find_model("tests/model")
+        assert cached_repos() == ["Tests/Model"] and Path(path).parts[-3] == "models--Tests--Model"
+        hub.requests.clear()
+        assert find_model("tests/model") == find_model("Tests/Model") == find_model("TESTS/model:main") == path
+        assert hub.requests == []
+
+    def test_a_renamed_model_is_found_again_by_its_old_name(self, hub: Hub) -> None:
+        hub.moved["old/name"] = "tests/model"
+        path = find_model("old/name")
+        hub.requests.clear()
+        assert find_model("old/name") == path and hub.requests == []
+
+    @pytest.mark.parametrize("quiet", [True, False])
+    def test_progress(
+        self,
+        hub: Hub,
+        quiet: bool,
+        one_thread: None,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        from huggingface_hub.utils import are_progress_bars_disabled
+
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        pyllama2.Llama("hf:tests/model", progress=False if quiet else None).close()
+        assert ("model.safetensors: 100%" in capsys.readouterr().err) == (not quiet)
+        assert not are_progress_bars_disabled()
+
     def test_an_adapter(self, hub: Hub, tmp_path: Path) -> None:
         (tmp_path / "lora").mkdir()
         for name in ("adapter_config.json", "adapter_model.safetensors", "README.md"):
@@ -242,7 +274,27 @@ class TestFailures:
     def test_a_slow_hub(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.2)
         hub.stall_s = 1
-        with pytest.raises(CheckpointError, match=r"took too long to answer.*HF_HUB_DOWNLOAD_TIMEOUT"):
+        with pytest.raises(CheckpointError, match=r"took too long to answer.*HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD"):
+            find_model("tests/model")
+
+    @pytest.mark.parametrize("page", [b"<html>Log in to this network</html>", b"[]", b"{}", b"null"])
+    def test_what_is_no_hub(self, hub: Hub, page: bytes) -> None:
+        hub.page = page
+        with pytest.raises(CheckpointError, match="does not answer as a hub does; is HF_ENDPOINT right, or does the"):
+            find_model("tests/model")
+
+    @pytest.mark.parametrize(
+        "address", ["", "foo", "http://", "ftp://127.0.0.1", "http://127.0.0.1:99999", "http://[x"]
+    )
+    def test_an_address_that_is_none(self, hub: Hub, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        with pytest.raises(CheckpointError, match="HF_ENDPOINT must be the address of a hub, such as") as caught:
+            find_model("tests/model")
+        assert str(caught.value).endswith(f"not {address!r}")
+
+    def test_a_token_that_is_none(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_TOKEN", "hf_\u00f1")
+        with pytest.raises(CheckpointError, match="HF_TOKEN has a character that no token has"):
             find_model("tests/model")
 
     def test_no_network(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,25 +302,29 @@ class TestFailures:
         with pytest.raises(CheckpointError, match=r"cannot get tests/model from 127.0.0.1:9 .*`pyllama2 models` lists"):
             find_model("tests/model")
 
-    def test_offline(self, hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_offline(self, hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
         path = find_model("tests/model")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         hub.requests.clear()
         assert find_model("tests/model") == path
         with pytest.raises(CheckpointError, match=r"tests/gguf is not in the cache .*HF_HUB_OFFLINE forbids"):
             find_model("tests/gguf")
-        assert hub.requests == []
+        assert hub.requests == [] and caplog.text.count("asking the Hugging Face hub") == 1  # the first time
 
     def test_a_full_disk(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 70 << 20})())
         find_model("tests/gguf")  # small enough
         monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 64 << 20})())
-        with pytest.raises(CheckpointError, match=r"tests/model needs .* kB on the disk of .*, which has 67.1 MB left"):
+        words = r"tests/model needs .* kB on the disk of .*, which has 67.1 MB left; free some, or set HF_HUB_CACHE to"
+        with pytest.raises(CheckpointError, match=words):
+            find_model("tests/model")
+        monkeypatch.delenv("HF_HUB_CACHE")  # the folder of the tests is known without it
+        with pytest.raises(CheckpointError, match="or set HF_HOME to a folder"):
             find_model("tests/model")
 
     def test_a_cache_that_cannot_be_written(self, hub: Hub, cache: Path) -> None:
         cache.write_text("a file, where the folder should be")
-        with pytest.raises(CheckpointError, match=r"HF_HOME"):
+        with pytest.raises(CheckpointError, match=r"HF_HUB_CACHE sets another folder"):
             find_model("tests/model")
 
     def test_paths_that_lead_out_of_the_cache(self, hub: Hub, tmp_path: Path) -> None:
@@ -305,11 +361,16 @@ class TestPlaces:
             ("models/other", "; if a model of the Hugging Face hub is meant, write hf:models/other"),
             ("other/model.gguf", "; if a model of the Hugging Face hub is meant, write hf:other/model.gguf"),
             ("./tests/model", ""),
-            ("model", ""),
+            ("model", CALLED),
+            ("llama2:7b", CALLED),
         ):
             with pytest.raises(CheckpointError) as caught:
                 find_model(text)
             assert str(caught.value) == f"there is no file or directory {text}{hint}"
+        for text in ("", " model", "model\n"):
+            with pytest.raises(CheckpointError) as caught:
+                find_model(text)
+            assert str(caught.value) == f"there is no file or directory {text!r}{CALLED}"
         assert find_model(Path("tests/model")) == "tests/model"  # a Path is a path
         assert hub.requests == []
 

@@ -33,6 +33,12 @@ from pyllama2.model_names.hub_name import HubName, parse_name, quantized_of
         ("https://huggingface.co/org/name/tree/refs/pr/1", HubName("org/name", "refs/pr/1")),
         ("https://huggingface.co/org/name/blob/refs%2Fpr%2F1/m.gguf", HubName("org/name", "refs/pr/1", "m.gguf")),
         ("https://huggingface.co/org/name/blob/main/a%20b/m.gguf", HubName("org/name", file="a b/m.gguf")),
+        ("https://huggingface.co/org/name?library=transformers", HubName("org/name")),
+        ("huggingface.co/org/name", HubName("org/name")),
+        ("hf.co/org/name", HubName("org/name")),
+        ("hf.co/org/name:Q4_K_M", HubName("org/name", quantized="Q4_K_M")),
+        ("hf.co/org/name/tree/dev", HubName("org/name", "dev")),
+        ("HF:org/name", HubName("org/name")),
     ],
 )
 def test_names(text: str, expected: HubName) -> None:
@@ -46,7 +52,8 @@ def test_names(text: str, expected: HubName) -> None:
         "org/name/", "models/llama.gguf", "models/llama.bin", "org/na me", "org/name/../x", "org\\name", "a--b/c",
         "org/name:", "org/\x1bname", "hf:name", "hf:", "https://example.org/org/name", "org/name/..", "-x/y",
         "https://huggingface.co/org/name/tree/..%2F..", "https://huggingface.co/org/name/blob/main/../m.gguf",
-        "https://huggingface.co/org/name/blob/%2Fetc%2Fpasswd", "https://huggingface.co/a--b/c",
+        "https://huggingface.co/org/name/blob/%2Fetc%2Fpasswd", "https://huggingface.co/a--b/c", "hf.co/name",
+        "https://huggingface.co/org/name/tree/main/../..", "hf.co/../org/name",
     ],
 )  # fmt: skip
 def test_what_is_no_name(text: str) -> None:
