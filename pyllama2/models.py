@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 import sys
 from dataclasses import asdict
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if __name__ == "__main__":  # before the imports below, which take a while: Ctrl-C then ends them quietly
@@ -39,6 +42,12 @@ tokens.
   source              what a kept model was made from, else empty
   problem             why it cannot be read, else empty
 """
+# What can be done, and what other programs call it.
+_ACTIONS = {
+    "list": ("ls", "show", "ps"),
+    "get": ("pull", "download", "add", "install", "fetch"),
+    "remove": ("rm", "delete", "del", "uninstall"),
+}
 _PLACES = {
     "here": "this folder",
     "hub": "cache of the hub",
@@ -52,12 +61,24 @@ def make_parser() -> CommandParser:
     """Return the parser of the command's arguments."""
     parser = CommandParser("models", "List the models that are here, download one, or remove one.", _EPILOG)
     add = parser.add_argument
-    add("action", nargs="?", choices=("list", "get", "remove"), default="list", help="what to do", metavar="ACTION")
+    about = "what to do: list, get or remove"
+    add("action", nargs="?", type=_action, choices=tuple(_ACTIONS), default="list", help=about, metavar="ACTION")
     add("name", nargs="?", metavar="NAME", help="the model to get or to remove")
     add("-y", "--yes", action="store_true", help="remove without a question")
     add("--json", action="store_true", help="print the list as JSON")
     add("--names", action="store_true", help="print names alone, one a line, without reading the files")
     return parser
+
+
+def _action(word: str) -> str:
+    """Check what is to be done. For argparse's type=; the error says what to type instead."""
+    if word in _ACTIONS:
+        return word
+    close = [ours for ours, theirs in _ACTIONS.items() if word in theirs] or get_close_matches(word, _ACTIONS, 1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_ACTIONS)}"
+    if not close and ("/" in word or word in ("smollm2", "demo") or os.path.exists(word)):
+        hint = f"pyllama2 inspect {shlex.quote(word)} says what is in a model"
+    raise argparse.ArgumentTypeError(f"there is no {shown(word)}; {shown(hint)}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -107,21 +128,27 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _row(model: FoundModel) -> tuple[str, str, str, str, str]:
-    if model.problem:
-        return shown(model.name), "-", _size(model.n_bytes), f"no: {shown(model.problem)}", _PLACES[model.place]
     fits = "no" if model.fits_as is None else "yes" if model.kind.startswith("pyllama2") else f"as {model.fits_as}"
-    place = _PLACES[model.place] + (f": {shown(model.source)}" if model.source else "")
-    return shown(model.name), model.kind, _size(model.n_bytes), fits, place
+    more = model.problem.replace(model.path, "it") or model.source
+    place = _PLACES[model.place] + (f": {shown(more)}" if more else "")
+    kind, fits = ("-", "no") if model.problem else (model.kind, fits)
+    return shown(model.name), kind, _size(model.n_bytes), fits, place
 
 
 def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 10**9 else f"{n_bytes / 1e6:.1f} MB"
+    if n_bytes >= 10**9:
+        return f"{n_bytes / 1e9:.2f} GB"
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 10**5 else f"{n_bytes / 1e3:.1f} kB"
 
 
 def _get(parser: CommandParser, text: str) -> int:
+    from .model_names import find_model
     from .model_names.download import download
     from .model_names.hub_name import parse_name
 
+    if text in ("smollm2", "demo"):  # which come with packages
+        print(find_model(text))
+        return 0
     name = parse_name(text)
     if name is None:
         parser.error(f"{shown(text)} is no name of a model on the hub; give ORG/NAME or hf:ORG/NAME")

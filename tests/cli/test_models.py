@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from helpers.tiny_tokenizers import sentencepiece_model
 from pyllama2 import models
 from pyllama2.cli.program import main
 from pyllama2.loading import load_model
+from pyllama2.model_names import find_model
 
 WEIGHTS = random_weights(CONFIG)
 
@@ -123,7 +125,7 @@ def test_remove_asks(hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: 
         monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
         monkeypatch.setattr(sys.stdin, "readline", lambda answer=answer: answer + "\n", raising=False)
         assert main(["models", "remove", "mine.bin"]) == code
-        assert "remove the file mine.bin (0." in capsys.readouterr().err
+        assert "remove the file mine.bin (89.7 kB)?" in capsys.readouterr().err
         assert os.path.exists("mine.bin") == bool(code)
 
 
@@ -173,10 +175,31 @@ def test_wrong_usage(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
         (["remove"], "which model? pyllama2 models remove NAME"),
         (["list", "x"], "pyllama2 inspect x says what is in a model"),
         (["get", "x"], "give ORG/NAME or hf:ORG/NAME"),
-        (["got"], "invalid choice"),
+        (["rm", "x"], "there is no rm; did you mean remove?"),
+        (["ls"], "there is no ls; did you mean list?"),
+        (["remov", "x"], "there is no remov; did you mean remove?"),
+        (["smollm2"], "there is no smollm2; pyllama2 inspect smollm2 says what is in a model"),
+        (["mine.bin"], "pyllama2 inspect mine.bin says what is in a model"),
+        (["x"], "there is no x; there are list, get, remove"),
     ):
         assert models.main(words) == 2
         assert hint in capsys.readouterr().err
+
+
+def test_get_of_what_comes_with_packages(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    assert models.main(["get", "demo"]) == 0
+    assert capsys.readouterr().out.strip() == find_model("demo") and hub.requests == []
+
+
+def test_a_long_problem_stands_last(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["models", "get", "tests/gguf:Q8_0"])
+    snapshot = tmp_path / "cache" / "models--tests--gguf" / "snapshots" / COMMIT
+    (snapshot / "tiny-Q8_0.gguf").resolve().write_bytes(b"GGUF")
+    capsys.readouterr()
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(re.search(r"gguf +- +0.0 kB +no +cache of the hub: it is truncated", line) for line in lines), lines
+    assert [line for line in lines if len(line) > 150] == [line for line in lines if "truncated" in line]
 
 
 @pytest.mark.subprocess
