@@ -28,6 +28,9 @@ from .kept import find_kept, keep_converted
 
 log = logging.getLogger("pyllama2")
 
+# Numbers of other files that are not converted.
+_AS_THEY_ARE = {"float32": ("float32", "F32"), "float16": ("float16", "F16")}
+
 
 def check_types(quant: str | None, kv_dtype: str | None) -> None:
     """Raise ValueError unless these are such as load_model() takes."""
@@ -125,7 +128,7 @@ def _converted(
     if model is not None:
         log.info("using the converted model that was kept for %s", shown(path))
         return model
-    if chosen and quantization.group_size:
+    if chosen and main_type(checkpoint) not in _AS_THEY_ARE.get(quantization.type, ()):
         log.warning(
             "%s (%s) is used as %s%s; %s",
             shown(title_of(path)),

@@ -118,7 +118,14 @@ class TestLoading:
     @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
     def test_float_types_stay_float(self, tmp_path: Path, dtype: str, caplog: pytest.LogCaptureFixture) -> None:
         assert quantization_of(write_huggingface(tmp_path / "m", CONFIG, WEIGHTS, dtype=dtype)).type == "float32"
-        assert caplog.text == ""
+        said = f"m ({dtype}) is used as float32; --keep, or keep=True, keeps the converted file for the next start"
+        assert caplog.messages == ([] if dtype == "F32" else [said])
+
+    def test_float16_stays_in_its_file(self, tmp_path: Path, free: Any, caplog: pytest.LogCaptureFixture) -> None:
+        path = write_huggingface(tmp_path / "m", CONFIG, WEIGHTS, dtype="F16")
+        way = Quantization.of("float32")
+        free(needed_bytes(CONFIG, way, CONFIG.max_seq_len, "float32", None) * 1.5 / GIB)
+        assert quantization_of(path).type == "float16" and caplog.messages == []
 
     def test_it_is_said_what_was_chosen(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         path = write_model(tmp_path / "m.gguf", CONFIG, WEIGHTS, "Q4_1")
