@@ -154,7 +154,7 @@ def _read_config(
             qkv_bias="blk.0.attn_q.bias" in places,
             wo_bias="blk.0.attn_output.bias" in places,
         )
-        return _with_rope_factors(config, *places[ROPE_FACTORS]) if ROPE_FACTORS in places else config
+        return _with_rope_factors(config, metadata, *places[ROPE_FACTORS]) if ROPE_FACTORS in places else config
     except ValueError as error:
         raise CheckpointError(f"{file.path}: {error}") from error
 
@@ -210,12 +210,12 @@ def _rope_scaling(metadata: Metadata, architecture: str) -> RopeScaling | None:
     return scaling if more == 1 else replace(scaling, attention_factor=more * scaling.default_attention_factor)
 
 
-def _with_rope_factors(config: ModelConfig, file: MappedFile, info: TensorInfo) -> ModelConfig:
+def _with_rope_factors(config: ModelConfig, metadata: Metadata, file: MappedFile, info: TensorInfo) -> ModelConfig:
     """Add the "llama3" scaling to a config, from a tensor with one divisor per frequency.
 
-    The parameters of the scaling are not in the file. Lower frequencies have larger divisors, and the divisor of
-    the lowest one is the factor. The other parameters are the same in every Llama-3; the divisors are checked
-    against them. Raises CheckpointError, and ValueError for a factor out of range.
+    Lower frequencies have larger divisors, and the divisor of the lowest one is the factor. The other parameters are
+    the same in every Llama-3, unless our writer made the file; the divisors are checked against them. Raises
+    CheckpointError, and ValueError for a parameter out of range.
     """
     shape = (config.head_dim // 2,)
     if info.dtype != "F32" or info.shape != shape:
@@ -225,7 +225,18 @@ def _with_rope_factors(config: ModelConfig, file: MappedFile, info: TensorInfo) 
     divisors = file.array(info.offset, np.float32, shape)
     if (divisors == 1).all():
         return config
-    scaled = replace(config, rope_scaling=RopeScaling("llama3", float(divisors.max()), 1.0, 4.0, 8192))
+    keys = f"{metadata.get('general.architecture', str)}.rope.scaling"
+    low = metadata.find(f"{keys}.low_freq_factor", float)
+    high = metadata.find(f"{keys}.high_freq_factor", float)
+    context = metadata.find(f"{keys}.original_context_length", int)
+    usual = RopeScaling("llama3", float(divisors.max()))
+    scaling = replace(
+        usual,
+        low_freq_factor=usual.low_freq_factor if low is None else low,
+        high_freq_factor=usual.high_freq_factor if high is None else high,
+        original_max_seq_len=usual.original_max_seq_len if context is None else context,
+    )
+    scaled = replace(config, rope_scaling=scaling)
     plain = replace(config, rope_scaling=None)
     expected = np.divide(plain.rope_frequencies(), scaled.rope_frequencies())
     if config.rope_scaling is not None or not np.allclose(divisors, expected, rtol=1e-4, atol=0):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.gguf import HALVES, NAMES, ROPE_FACTORS
 from ..checkpoint.row_order import in_their_order
-from ..config import ModelConfig
+from ..config import ModelConfig, RopeScaling
 from ..errors import CheckpointError
 from ..process.interrupts import Interrupts
 from ..storage.floats import as_float
@@ -132,6 +132,11 @@ def _keys(checkpoint: Checkpoint, architecture: str, kind: str) -> dict[str, Val
     if scaling is not None and scaling.kind in ("linear", "yarn"):
         keys[f"{architecture}.rope.scaling.type"] = scaling.kind
         keys[f"{architecture}.rope.scaling.factor"] = float(scaling.factor)
+    if scaling is not None and scaling != RopeScaling("llama3", scaling.factor) and scaling.kind == "llama3":
+        # The divisors say it all to others. Our reader needs these, where they are not those of every Llama-3.
+        keys[f"{architecture}.rope.scaling.low_freq_factor"] = float(scaling.low_freq_factor)
+        keys[f"{architecture}.rope.scaling.high_freq_factor"] = float(scaling.high_freq_factor)
+        keys[f"{architecture}.rope.scaling.original_context_length"] = scaling.original_max_seq_len
     if scaling is not None and scaling.kind == "yarn":
         keys[f"{architecture}.rope.scaling.original_context_length"] = scaling.original_max_seq_len
         keys[f"{architecture}.rope.scaling.yarn_beta_fast"] = float(scaling.beta_fast)

@@ -131,7 +131,15 @@ def test_a_tokenizer_that_gguf_cannot_express(tmp_path: Path) -> None:
     assert not (tmp_path / "m.gguf").exists()
 
 
-@pytest.mark.parametrize("scaling", [RopeScaling("linear", 4.0), RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        RopeScaling("linear", 4.0),
+        RopeScaling("llama3", 8.0, 1.0, 4.0, 8192),
+        RopeScaling("llama3", 8.0, 1.0, 4.0, 256),
+        RopeScaling("llama3", 3.0, 0.5, 8.0, 1024),
+    ],
+)
 def test_rope_scaling(tmp_path: Path, scaling: RopeScaling) -> None:
     config = replace(GQA, rope_scaling=scaling, rope_theta=500000.0)
     pyllama2.export(
@@ -140,11 +148,13 @@ def test_rope_scaling(tmp_path: Path, scaling: RopeScaling) -> None:
     with closing(open_checkpoint(tmp_path / "m.gguf")) as written:
         assert written.config == config
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
-    if scaling.kind == "llama3":
+    if scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192):
+        fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
+        assert not [name for name in fields if "rope.scaling" in name]  # as llama.cpp's converter has it
         expected = llama3_divisors(config.head_dim, 500000.0, 8.0)
         assert np.allclose(tensors["rope_freqs.weight"].data, expected, rtol=1e-5)
     else:
-        assert "rope_freqs.weight" not in tensors
+        assert ("rope_freqs.weight" in tensors) == (scaling.kind == "llama3")
 
 
 @pytest.mark.slow
