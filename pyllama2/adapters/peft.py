@@ -8,6 +8,8 @@
 
     factor = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora
 
+r is that of the matrices. A module whose name ends with a match of a key of alpha_pattern has that alpha.
+
 The rows of wq and wk are in Hugging Face's order, as in checkpoint/row_order.py.
 Source: https://huggingface.co/docs/peft/developer_guides/checkpoint.
 """
@@ -26,14 +28,17 @@ from ..checkpoint.json_file import JsonObject
 from ..checkpoint.stored_tensor import StoredTensor, check_dtype
 from ..config import ModelConfig
 from ..errors import CheckpointError
+from ..shown import shown
 from ..storage.mapped import MappedFile
 from ..storage.safetensors import read_header
 from .adapter import MAX_FACTOR, Change, rows_in_our_order
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PICKLE = "adapter_model.bin"  # of old versions of PEFT
 
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_(embedding_)?([AB])(?:\.[A-Za-z0-9_-]+)?(?:\.weight)?")
 _BASE = re.compile(r"(?:base_model\.model\.)?(model\.embed_tokens|lm_head)(?:\.base_layer)?\.weight")
+_PLAIN = re.compile(r"\^?[A-Za-z0-9_.]+\$?")  # a key of alpha_pattern that is no other regular expression
 _NUMBER = (int, float)
 _CHANGES_BASE = (
     "pissa",
@@ -59,6 +64,10 @@ def read_peft(folder: str, config: ModelConfig, scale: float) -> tuple[dict[str,
     settings = JsonObject.read(os.path.join(folder, CONFIG))
     _refuse_unsupported(settings)
     path = os.path.join(folder, WEIGHTS)
+    if not os.path.exists(path) and os.path.exists(os.path.join(folder, _PICKLE)):
+        raise CheckpointError(
+            f"{folder}: its weights are {_PICKLE}, which may run code and must be converted to safetensors first"
+        )
     pairs: dict[str, dict[str, NDArray[Any]]] = {}
     with MappedFile(path) as file:
         ours = {NAMES.of(name).removesuffix(".weight"): name for name in config.tensor_shapes()}
@@ -72,9 +81,7 @@ def read_peft(folder: str, config: ModelConfig, scale: float) -> tuple[dict[str,
             matrix = StoredTensor(file, info.dtype, info.shape, info.offset).read().copy()
             part = match[3] if match.re is _TENSOR else "base"
             pairs.setdefault(ours[match[1]], {})[part] = matrix.T if match.re is _TENSOR and match[2] else matrix
-    alpha, rslora = settings.get("lora_alpha", _NUMBER, 8), settings.get("use_rslora", bool, False)
-    if not abs(alpha) <= MAX_FACTOR:
-        raise CheckpointError(f"{settings.path}: lora_alpha is {str(alpha)[:40]}, which is out of range")
+    alphas, rslora = _Alphas(settings), settings.get("use_rslora", bool, False)
     changes = {}
     for name, pair in pairs.items():
         base = pair.pop("base", None)
@@ -86,8 +93,35 @@ def read_peft(folder: str, config: ModelConfig, scale: float) -> tuple[dict[str,
         a, b = (pair["B"], pair["A"]) if name == "tok_embeddings.weight" else (pair["A"], pair["B"])
         if not len(a):
             raise CheckpointError(f"{path}: the matrices for {name} have the rank 0")
-        changes[name] = Change(a, rows_in_our_order(name, b, config), scale * _factor(alpha, len(a), rslora), base)
+        factor = _factor(alphas.of(NAMES.of(name).removesuffix(".weight")), len(a), rslora)
+        changes[name] = Change(a, rows_in_our_order(name, b, config), scale * factor, base)
     return changes, (settings.path, path)
+
+
+class _Alphas:
+    """lora_alpha of each module. Raises CheckpointError for numbers out of range."""
+
+    def __init__(self, settings: JsonObject) -> None:
+        self._usual = settings.get("lora_alpha", _NUMBER, 8)
+        pattern = settings.values.get("alpha_pattern") or {}
+        if not isinstance(pattern, dict) or not all(_PLAIN.fullmatch(key) for key in pattern):
+            # A regular expression of a stranger could take for ever.
+            raise CheckpointError(
+                f"{settings.path}: alpha_pattern must have names of modules; merge this adapter with peft first"
+            )
+        self._pattern: dict[str, Any] = pattern
+        for name, alpha in [("", self._usual), *pattern.items()]:
+            if isinstance(alpha, bool) or not isinstance(alpha, _NUMBER) or not abs(alpha) <= MAX_FACTOR:
+                which = f"alpha_pattern of {shown(name, 60)}" if name else "lora_alpha"
+                raise CheckpointError(f"{settings.path}: {which} is {str(alpha)[:40]}, which is out of range")
+
+    def of(self, module: str) -> float:
+        """The alpha of a module, such as model.layers.7.self_attn.q_proj: of the first key that its name ends with."""
+        for key, alpha in self._pattern.items():
+            bare = key.removeprefix("^").removesuffix("$")
+            if module == bare or (not key.startswith("^") and module.endswith(f".{bare}")):
+                return float(alpha)
+        return float(self._usual)
 
 
 def _factor(alpha: float, rank: int, rslora: bool) -> float:
@@ -109,6 +143,6 @@ def _refuse_unsupported(settings: JsonObject) -> None:
         )
     if settings.get("bias", str, "none") != "none":
         raise CheckpointError(f"{settings.path}: an adapter with biases is not supported; merge it with peft first")
-    for name in ("modules_to_save", "alpha_pattern", "trainable_token_indices"):
+    for name in ("modules_to_save", "trainable_token_indices"):
         if settings.values.get(name):
             raise CheckpointError(f"{settings.path}: {name} is not supported; merge this adapter with peft first")

@@ -84,7 +84,7 @@ class RequestMaker:
         if self._closed:
             raise ClosedError("this Llama is closed")
         if self._tokenizer is None:
-            raise ValueError("the model has no tokenizer; give the path of one (tokenizer=...)")
+            raise ValueError("the model has no tokenizer; give the path of one (--tokenizer PATH, or tokenizer=PATH)")
         return self._tokenizer
 
     def of_prompt(self, prompt: Prompt, params: SamplingParams, stop_ids: Collection[int] | None = None) -> Request:

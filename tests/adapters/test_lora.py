@@ -139,6 +139,18 @@ class TestPeft:
         extra["base_model.model.lm_head.base_layer.weight"] = output[:-1].clone()
         refuse(tmp_path, write_peft(tmp_path / "a", {}, extra), "is the adapter for another one?")
 
+    def test_an_alpha_of_some_modules(self, tmp_path: Path) -> None:
+        """The first key with which the name of a module ends, or that it is; as peft does."""
+        pattern = {"k_proj": 0, "^layers.0.self_attn.q_proj": 99, "1.self_attn.q_proj": 3, "q_proj": 12, "proj": 99}
+        alphas = {"layers.0.attention.wq.weight": 12, "layers.1.attention.wq.weight": 3}
+        pairs = pairs_of(("attention.wq", "attention.wk", "attention.wv"))
+        adapter = write_peft(tmp_path / "a", pairs, alpha_pattern=pattern)
+        with closing(open_checkpoint(write_huggingface(tmp_path / "m", GQA, WEIGHTS))) as checkpoint:
+            changes = with_adapters(checkpoint, str(adapter))._adapters[0].changes
+        for name, change in changes.items():
+            alpha = alphas.get(name, 0 if "wk" in name else 6)
+            assert change.factor == alpha / RANK, name
+
     def test_names_with_the_adapters_name(self, tmp_path: Path) -> None:
         """PEFT's state_dict of a live model says default; its bfloat16 is read as well."""
         pairs = pairs_of(("attention.wv",))
@@ -235,7 +247,10 @@ class TestRefused:
             ({"use_dora": True}, "use_dora is not supported; merge this adapter with peft first"),
             ({"bias": "all"}, "an adapter with biases"),
             ({"modules_to_save": ["lm_head"]}, "modules_to_save is not supported"),
-            ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern is not supported"),
+            ({"alpha_pattern": {".*_proj": 3}}, "alpha_pattern must have names of modules; merge this adapter with"),
+            ({"alpha_pattern": ["q_proj"]}, "alpha_pattern must have names of modules"),
+            ({"alpha_pattern": {"q_proj": "3"}}, "alpha_pattern of q_proj is 3, which is out of range"),
+            ({"alpha_pattern": {"q_proj": math.inf}}, "alpha_pattern of q_proj is inf, which is out of range"),
             ({"lora_alpha": "6"}, "lora_alpha should be of type int or float"),
             ({"lora_alpha": 10**400}, "lora_alpha is 1000.*, which is out of range"),
             ({"lora_alpha": math.inf}, "lora_alpha is inf, which is out of range"),
@@ -249,6 +264,11 @@ class TestRefused:
     )
     def test_settings(self, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
         refuse(tmp_path, write_peft(tmp_path / "a", pairs_of(), **settings), message)
+
+    def test_weights_that_may_run_code(self, tmp_path: Path) -> None:
+        adapter = write_peft(tmp_path / "a", pairs_of())
+        (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+        refuse(tmp_path, adapter, "its weights are adapter_model.bin, which may run code and must be converted to")
 
     def test_another_model(self, tmp_path: Path) -> None:
         pairs = {name: (a[:, 1:], b) for name, (a, b) in pairs_of().items()}

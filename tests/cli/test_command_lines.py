@@ -162,7 +162,7 @@ class TestGenerate:
         (tmp_path / "t.model").write_bytes(sentencepiece_model())
         path = write_tiny(tmp_path / "m.bin", None)
         assert generate.main([PROMPT, "-m", str(path), "-n", "1"]) == 1
-        assert_one_sentence(capsys.readouterr().err, "no tokenizer")
+        assert_one_sentence(capsys.readouterr().err, "no tokenizer; give the path of one .--tokenizer PATH, or")
         assert generate.main([PROMPT, "-m", str(path), "-n", "1", "--tokenizer", str(tmp_path / "t.model")]) == 0
 
     def test_the_model_of_the_environment(
