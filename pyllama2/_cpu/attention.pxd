@@ -51,7 +51,7 @@ cdef struct AttentionPlan:       # of one chunk
     int n_tiles
     TokenTile *tiles
     TileScratch *threads
-    bint by_spans                # whether threads share the spans too, not just tiles and heads
+    bint by_spans                # whether threads claim spans, not just tiles and heads
     int64_t n_items              # number of (tile, kv head, span), in this order; with by_spans, each has a part
     int64_t part_columns
     float *parts                 # (n_items, part_columns, value_dim)
@@ -77,5 +77,5 @@ cdef void rope_and_append(const Kernels *kernels, const Heads *heads, const Cach
                           int position, int64_t kv_head, const float *rope_table, float *q, float *k, const float *v,
                           void *narrow) noexcept nogil
 cdef void attend(const Kernels *kernels, const Heads *heads, const CacheArrays *cache, int64_t layer,
-                 const AttentionPlan *plan, const int32_t *positions, const float *q, float *out,
-                 const Thread *thread) noexcept nogil
+                 const AttentionPlan *plan, const int32_t *positions, const float *q, float *out, int kind,
+                 Thread *thread) noexcept nogil

@@ -5,8 +5,8 @@
 Design: a column is the query of one token and one head. A tile has the columns of consecutive tokens of one sequence,
 for all heads that share a key head. So keys and values are read once for many columns. Positions are cut into spans of
 SPAN, counted from 0. Each span has its own softmax (kernels/attention.h), and spans are merged in order, as in online
-softmax (arXiv:1805.02867). The result depends on the sequence alone. Threads share tiles and key heads. If there are
-few of these, as for one token of a long sequence, threads share the spans too, and merge them after a barrier.
+softmax (arXiv:1805.02867). The result depends on the sequence alone. Threads claim pairs of a tile and a key head. If
+there are few of these, as for one token of a long sequence, they claim single spans, and merge them in a second step.
 """
 
 from libc.math cimport sqrt
@@ -18,12 +18,12 @@ import numpy as np
 from .kernels cimport (
     ATTENTION_COLUMNS, CACHE_FLOAT16, CACHE_FLOAT32, CACHE_INT8, KEY_BLOCK, SPAN, CacheSpan, Kernels,
 )
-from .openmp cimport share, team_barrier
+from .team cimport may_write, start_step, take_piece
 
 cdef enum:
     TILE_COLUMNS = 64          # columns of a tile, or those of one token; its data stay in the L2 cache
     WIDE_POSITIONS = 64        # positions that kernels/attention.h widens together
-    FEW_UNITS = 8              # with fewer pairs of a tile and a key head per thread, threads share the spans
+    FEW_UNITS = 8              # with fewer pairs of a tile and a key head per thread, threads claim spans
     PART_BYTES = 64 << 20      # unless the results of the spans would take more than this
 
 cdef double LOG2_E = 1.4426950408889634
@@ -170,32 +170,23 @@ cdef inline void into_part(TileScratch *scratch, float *part, float *maxima, flo
     scratch.tile.out, scratch.tile.maxima, scratch.tile.sums = part, maxima, sums
 
 
-cdef inline int64_t dealt(int64_t n, const Thread *thread) noexcept nogil:
-    """How many of n items a thread gets if they are dealt out in turn: thread.id, thread.id + thread.team, ..."""
-    return (n - thread.id + thread.team - 1) // thread.team
-
-
 cdef void attend(const Kernels *kernels, const Heads *heads, const CacheArrays *cache, int64_t layer,
-                 const AttentionPlan *plan, const int32_t *positions, const float *q, float *out,
-                 const Thread *thread) noexcept nogil:
-    """This thread's share of out (n, n_heads * head_dim) = attention of the chunk's queries q.
-
-    A barrier must follow.
-    """
+                 const AttentionPlan *plan, const int32_t *positions, const float *q, float *out, int kind,
+                 Thread *thread) noexcept nogil:
+    """Take part in a step: out (n, n_heads * head_dim) = attention of the chunk's queries q."""
     cdef int64_t group_dim = heads.queries_per_kv * heads.head_dim, stride = heads.n_kv_heads * group_dim
-    cdef int64_t unit, units = plan.n_tiles * heads.n_kv_heads, kv_head
-    cdef TileScratch *scratch = &plan.threads[thread.id]
+    cdef int64_t units = plan.n_tiles * heads.n_kv_heads, kv_head
+    cdef TileScratch *scratch = &plan.threads[thread.member.id]
     cdef const TokenTile *tile
-    cdef int64_t i
     cdef int span
     if plan.by_spans:
-        attend_by_spans(kernels, heads, cache, layer, plan, positions, q, out, thread)
+        attend_by_spans(kernels, heads, cache, layer, plan, positions, q, out, kind, thread)
         return
-    # Later tokens attend to more positions: the longest tiles come first, and are dealt out in turn.
-    for i in range(dealt(units, thread)):
-        unit = thread.id + i * thread.team
-        tile = &plan.tiles[plan.n_tiles - 1 - unit // heads.n_kv_heads]
-        kv_head = unit % heads.n_kv_heads
+    start_step(&thread.member, kind, units, 1, 1, True)
+    while take_piece(&thread.member):
+        # Later tokens attend to more positions: the longest tiles come first.
+        tile = &plan.tiles[plan.n_tiles - 1 - thread.member.first // heads.n_kv_heads]
+        kv_head = thread.member.first % heads.n_kv_heads
         load_queries(heads, tile, positions, q + kv_head * group_dim, stride, scratch)
         into_running(scratch)
         for span in range(tile.spans):
@@ -204,44 +195,63 @@ cdef void attend(const Kernels *kernels, const Heads *heads, const CacheArrays *
                 merge(kernels, plan.value_dim, span, scratch, scratch.part, scratch.part_maxima, scratch.part_sums)
             else:
                 into_part(scratch, scratch.part, scratch.part_maxima, scratch.part_sums)
-        finish(heads, tile, scratch.running, scratch.running_sums, plan.value_dim, out + kv_head * group_dim, stride)
+        if may_write(&thread.member):
+            finish(heads, tile, scratch.running, scratch.running_sums, plan.value_dim, out + kv_head * group_dim,
+                   stride)
 
 
 cdef void attend_by_spans(const Kernels *kernels, const Heads *heads, const CacheArrays *cache, int64_t layer,
-                          const AttentionPlan *plan, const int32_t *positions, const float *q, float *out,
-                          const Thread *thread) noexcept nogil:
-    """attend() with shared spans: one thread computes each span, into a part of its own. After a barrier, one thread
-    merges the parts of a tile and kv head.
+                          const AttentionPlan *plan, const int32_t *positions, const float *q, float *out, int kind,
+                          Thread *thread) noexcept nogil:
+    """attend() in two steps: the units of the first are spans, each with a part of its own. The second merges the parts
+    of a tile and kv head.
 
         item    0      1      2      3      4      5    ...       a tile of 3 spans, 2 kv heads
                 span 0 span 1 span 2 span 0 span 1 span 2
                 kv head 0 ---------- kv head 1 ----------
-        thread  0      0      0      1      1      1
     """
     cdef int64_t group_dim = heads.queries_per_kv * heads.head_dim, stride = heads.n_kv_heads * group_dim
-    cdef int64_t unit, units = plan.n_tiles * heads.n_kv_heads, item, part, kv_head, width = plan.part_columns
-    cdef int64_t first = share(plan.n_items, thread.id, thread.team)
-    cdef int64_t end = share(plan.n_items, thread.id + 1, thread.team)
-    cdef TileScratch *scratch = &plan.threads[thread.id]
+    cdef int64_t unit = 0, loaded = -1, item, part, kv_head, columns
+    cdef TileScratch *scratch = &plan.threads[thread.member.id]
     cdef const TokenTile *tile
-    cdef int64_t i
     cdef int span
-    for unit in range(units):
+    start_step(&thread.member, kind, plan.n_items, 1, 1, True)
+    while take_piece(&thread.member):
+        item = thread.member.first
+        unit = unit_of_item(heads, plan, item, unit)
         tile, kv_head = &plan.tiles[unit // heads.n_kv_heads], unit % heads.n_kv_heads
-        item = tile.first_item + kv_head * tile.spans
-        if item >= end or item + tile.spans <= first:
-            continue
-        load_queries(heads, tile, positions, q + kv_head * group_dim, stride, scratch)
-        for span in range(<int> max(0, first - item), <int> min(<int64_t> tile.spans, end - item)):
-            part = (item + span) * width
-            into_part(scratch, plan.parts + part * plan.value_dim, plan.part_maxima + part, plan.part_sums + part)
-            attend_span(kernels, heads, cache, head_index(heads, cache, layer, tile.row, kv_head), span, scratch)
-    team_barrier()
-    for i in range(dealt(units, thread)):
-        unit = thread.id + i * thread.team
+        span = <int> (item - tile.first_item - kv_head * tile.spans)
+        if unit != loaded:
+            load_queries(heads, tile, positions, q + kv_head * group_dim, stride, scratch)
+            loaded = unit
+        into_part(scratch, scratch.part, scratch.part_maxima, scratch.part_sums)
+        attend_span(kernels, heads, cache, head_index(heads, cache, layer, tile.row, kv_head), span, scratch)
+        if may_write(&thread.member):
+            part, columns = item * plan.part_columns, scratch.tile.n
+            memcpy(plan.parts + part * plan.value_dim, scratch.part, columns * plan.value_dim * sizeof(float))
+            memcpy(plan.part_maxima + part, scratch.part_maxima, columns * sizeof(float))
+            memcpy(plan.part_sums + part, scratch.part_sums, columns * sizeof(float))
+    start_step(&thread.member, kind, plan.n_tiles * heads.n_kv_heads, 1, 1, True)
+    while take_piece(&thread.member):
+        unit = thread.member.first
         tile, kv_head = &plan.tiles[unit // heads.n_kv_heads], unit % heads.n_kv_heads
         merge_parts(kernels, heads, plan, tile, tile.first_item + kv_head * tile.spans, positions, scratch)
-        finish(heads, tile, scratch.running, scratch.running_sums, plan.value_dim, out + kv_head * group_dim, stride)
+        if may_write(&thread.member):
+            finish(heads, tile, scratch.running, scratch.running_sums, plan.value_dim, out + kv_head * group_dim,
+                   stride)
+
+
+cdef inline int64_t unit_of_item(const Heads *heads, const AttentionPlan *plan, int64_t item,
+                                 int64_t guess) noexcept nogil:
+    """The unit, a tile and a kv head, that an item belongs to. It is searched from guess on."""
+    cdef const TokenTile *tile
+    cdef int64_t t = guess // heads.n_kv_heads
+    while item < plan.tiles[t].first_item:
+        t -= 1
+    while t + 1 < plan.n_tiles and item >= plan.tiles[t + 1].first_item:
+        t += 1
+    tile = &plan.tiles[t]
+    return t * heads.n_kv_heads + (item - tile.first_item) // tile.spans
 
 
 cdef void merge_parts(const Kernels *kernels, const Heads *heads, const AttentionPlan *plan, const TokenTile *tile,
@@ -271,7 +281,7 @@ cdef int64_t most_part_bytes(const Heads *heads, int n_threads, int chunk, int64
     cdef int64_t tiles = min(<int64_t> chunk, (FEW_UNITS * n_threads - 1) // heads.n_kv_heads)
     cdef int64_t columns = max(<int64_t> TILE_COLUMNS, heads.queries_per_kv) + ATTENTION_COLUMNS
     cdef int64_t spans = (n_positions + SPAN - 1) // SPAN
-    if tiles == 0 or spans == 1 or heads.n_kv_heads % n_threads == 0:
+    if tiles == 0 or spans == 1 or n_threads == 1:
         return 0
     return min(<int64_t> PART_BYTES, 4 * part_floats(heads, tiles * heads.n_kv_heads * spans * columns))
 
@@ -326,8 +336,7 @@ cdef class Planner:
         units = plan.n_tiles * self.heads.n_kv_heads
         plan.n_items = spans * self.heads.n_kv_heads
         plan.part_columns = longest * self.heads.queries_per_kv + ATTENTION_COLUMNS
-        plan.by_spans = (plan.n_items > units and units < FEW_UNITS * self.n_threads
-                         and self.heads.n_kv_heads % self.n_threads
+        plan.by_spans = (plan.n_items > units and units < FEW_UNITS * self.n_threads and self.n_threads > 1
                          and part_floats(&self.heads, plan.n_items * plan.part_columns) * 4 <= PART_BYTES)
         if plan.by_spans:
             self._reserve_parts(plan.n_items * plan.part_columns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import defaultdict
 
 import numpy as np
@@ -21,6 +22,7 @@ from .cache import CpuKVCache, allocated_bytes
 from .forward import STEPS, Forward
 from .matrix import end_team, team_size
 from .threads import team_of
+from .trace import Trace
 
 log = logging.getLogger("pyllama2")
 
@@ -62,6 +64,8 @@ class CpuBackend(Backend):
             self._bytes_by_kind[name.split(".")[-2]] += weight.nbytes
         self._files = model.files()
         self._forward: Forward | None = Forward(model, n_threads, os.environ.get("PYLLAMA2_CPU_ISA", ""))
+        path = os.environ.get("PYLLAMA2_TRACE")
+        self._trace = Trace(path, self._forward.workspace, list(STEPS)) if path else None
         self._lock = Lock()  # one batch at a time: scratch memory is shared
 
     def new_cache(self, n_rows: int, max_seq_len: int) -> CpuKVCache:
@@ -85,7 +89,10 @@ class CpuBackend(Backend):
         if self._lock.held_here:
             raise ValueError(AMID_A_STEP)
         with self._lock:
+            started = time.monotonic() if self._trace else 0.0
             logits = self._forward_open().run(batch.tokens, batch.rows, batch.positions, batch.outputs, cache)
+            if self._trace:
+                self._trace.add_pass(started, len(batch.tokens))
             for file in self._files:  # weights that changed meanwhile give wrong logits
                 file.check()
             return logits
@@ -135,3 +142,5 @@ class CpuBackend(Backend):
         with self._lock:
             self._forward = None
             self._files.clear()
+            if self._trace:
+                self._trace.close()

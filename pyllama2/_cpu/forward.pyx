@@ -1,14 +1,14 @@
 """The forward pass on the CPU: the steps of model.py, in the same order under the same names.
 
 Design: tokens of any sequences are taken in chunks. For each chunk there is a parallel region, in which every thread
-runs _run_share(). A thread computes its share of each step: some tokens where a step works on whole vectors, some rows
-of the matrix in products, some heads in attention. Threads wait at a barrier where the next step needs all results of
-the last. The vectors of a single token are short: each thread norms and quantizes them for itself, which costs less
-than a barrier. These steps are fused: quantization with the norm before it; silu and its product, and the residual
-additions, with the matrix product before them.
+runs _run_share(). The threads claim pieces of each step (team.h): some tokens where a step works on whole vectors, some
+rows of the matrices in products, some heads in attention. A step begins when the last one is done. The vectors of a
+single token are short: each thread norms and quantizes them for itself, which costs less than a step. These steps are
+fused: quantization with the norm before it; silu and its product, and the residual additions, with the matrix product
+before them.
 
-The layers of a prompt take long. So each has its own region, and signal handlers run between them. Inside a region no
-Python runs: a signal's handler may fork, and the child has only the thread that forked.
+The layers of a prompt take long. So a region has a few of them, and signal handlers run between two regions. Inside a
+region no Python runs: a signal's handler may fork, and the child has only the thread that forked.
 
 The numbers of a token depend neither on the other tokens of a chunk nor on the number of threads, to the bit.
 """
@@ -24,10 +24,11 @@ import numpy as np
 from .attention cimport CacheArrays, Heads, attend, cache_arrays, rope_and_append
 from .kernels cimport Activations, Kernels, Matrix
 from .matrix cimport (
-    Thread, activations, enter_team, first_column, first_row, lookup_row, matmul, matrix_of, prepare,
-    prepare_share,
+    ADD, STORE, SWIGLU, Products, Thread, activations, enter_team, lookup_row, matrix_of, prepare, run_products,
+    set_product, start_columns, start_products, take_columns,
 )
-from .openmp cimport omp_get_wtime, share, team_barrier
+from .openmp cimport omp_get_wtime
+from .team cimport Team, start_region, start_step, step_is_over, take_piece
 from .workspace cimport ChunkState, Workspace
 
 
@@ -35,6 +36,8 @@ cdef enum:
     FEW_TOKENS = 16  # a chunk of more counts as a prompt in the profile
     FEW = 0
     MANY = 1
+
+cdef double REGION_S = 0.05  # aimed at for the layers of a prompt that have a region together
 
 
 cdef enum Step:  # for the profile
@@ -86,6 +89,7 @@ cdef class Forward:
     cdef const float *norm
     cdef const Heads *heads
     cdef ChunkState *state
+    cdef Team *team
     cdef Thread *threads
     cdef int n_threads, chunk_size
     cdef int64_t n_layers, dim, vocab_size
@@ -103,7 +107,8 @@ cdef class Forward:
         cdef int64_t i
         self.workspace = Workspace(config, model.quantization, n_threads, isa)
         self.kernels, self.chunk_size = self.workspace.kernels, self.workspace.chunk_size
-        self.state, self.threads, self.heads = &self.workspace.state, self.workspace.threads, &self.workspace.heads
+        self.state, self.heads = &self.workspace.state, &self.workspace.heads
+        self.team, self.threads = self.workspace.team, self.workspace.threads
         self.weights, self.n_threads = dict(model.weights), n_threads
         self.n_layers, self.dim = config.n_layers, config.dim
         self.vocab_size, self.norm_eps = config.vocab_size, config.norm_eps
@@ -172,6 +177,7 @@ cdef class Forward:
         cdef float[:, ::1] logits = np.empty((m, self.vocab_size), np.float32)
         cdef int32_t[::1] here = np.empty(m, np.int32)
         cdef ChunkState *state = self.state
+        cdef double started
         cdef int kind
         state.n_outputs = <int> m
         if m:
@@ -187,19 +193,25 @@ cdef class Forward:
             self.passes[kind] += 1
             self.workspace.planner.make_plan(state.n, state.rows, state.positions)
             state.seconds = &self.seconds[kind, 0]
-            for layer in range(0, self.n_layers, together):
+            layer = 0
+            while layer < self.n_layers:
+                together = min(together, self.n_layers - layer)
+                started = omp_get_wtime()
                 with nogil:
                     self._run_layers(&arrays, layer, together)
+                layer += together
                 if kind == MANY:
                     PyErr_CheckSignals()
+                    together = <int64_t> (together * REGION_S / (omp_get_wtime() - started + 1e-9)) or 1
         return np.asarray(logits)
 
     cdef void _run_layers(self, const CacheArrays *cache, int64_t first, int64_t count) noexcept nogil:
         """Run some layers of the chunk. With the first also what comes before it, with the last what comes after it."""
         if first == 0:
             self.state.marked = omp_get_wtime()
+        start_region(self.team)
         with parallel(num_threads=self.n_threads):
-            self._run_share(cache, first, count, enter_team(self.threads))
+            self._run_share(cache, first, count, enter_team(self.team, self.threads))
 
     cdef void _run_share(self, const CacheArrays *cache, int64_t first, int64_t count,
                          Thread *thread) noexcept nogil:
@@ -210,22 +222,22 @@ cdef class Forward:
             self._embed(thread)
         for layer in range(first, first + count):
             run_layer(self.kernels, &self.layers[layer], layer, self.heads, self.norm_eps, cache, state, thread)
-            team_barrier()
         if first + count == self.n_layers:
             self._output(thread)
 
-    cdef void _embed(self, const Thread *thread) noexcept nogil:
+    cdef void _embed(self, Thread *thread) noexcept nogil:
         """x = rows of tok_embeddings; rope_table = cosine and sine of the angles of each token's position."""
         cdef ChunkState *state = self.state
         cdef int t, i, half = <int> (self.heads.head_dim // 2)
         cdef double angle
-        for t in range(<int> share(state.n, thread.id, thread.team), <int> share(state.n, thread.id + 1, thread.team)):
-            lookup_row(self.kernels, &self.tok_embeddings, state.tokens[t], state.x + t * self.dim)
-            for i in range(half):
-                angle = state.positions[t] * self.frequencies[i]
-                state.rope_table[(t * half + i) * 2] = <float> (cos(angle) * self.rope_factor)
-                state.rope_table[(t * half + i) * 2 + 1] = <float> (sin(angle) * self.rope_factor)
-        team_barrier()
+        start_step(&thread.member, EMBED, state.n, 1, state.n, False)
+        while take_piece(&thread.member):
+            for t in range(<int> thread.member.first, <int> thread.member.end):
+                lookup_row(self.kernels, &self.tok_embeddings, state.tokens[t], state.x + t * self.dim)
+                for i in range(half):
+                    angle = state.positions[t] * self.frequencies[i]
+                    state.rope_table[(t * half + i) * 2] = <float> (cos(angle) * self.rope_factor)
+                    state.rope_table[(t * half + i) * 2 + 1] = <float> (sin(angle) * self.rope_factor)
         mark(state, thread, EMBED)
 
     cdef void _output(self, Thread *thread) noexcept nogil:
@@ -233,19 +245,21 @@ cdef class Forward:
         cdef ChunkState *state = self.state
         cdef int64_t dim = self.dim
         cdef Activations act
+        cdef Products products
         cdef int piece, i, n, chunk = self.chunk_size
-        for i in range(<int> share(state.n_outputs, thread.id, thread.team),
-                       <int> share(state.n_outputs, thread.id + 1, thread.team)):
-            if 0 <= state.outputs[i] < state.n:
-                self.kernels.rms_norm(state.x + state.outputs[i] * dim, self.norm, self.norm_eps, dim,
-                                      state.final + i * dim)
+        start_step(&thread.member, NORM_OUTPUT, state.n_outputs, 1, state.n_outputs, False)
+        while take_piece(&thread.member):
+            for i in range(<int> thread.member.first, <int> thread.member.end):
+                if 0 <= state.outputs[i] < state.n:
+                    self.kernels.rms_norm(state.x + state.outputs[i] * dim, self.norm, self.norm_eps, dim,
+                                          state.final + i * dim)
         if state.last:
             for piece in range((state.n_outputs + chunk - 1) // chunk):
                 i = piece * chunk
                 n = min(chunk, state.n_outputs - i)
-                act = input_of(self.kernels, &self.output, state, state.final + i * dim, n, thread)
-                matmul(self.kernels, &self.output, &act, n, state.logits + i * self.vocab_size, False, thread)
-                team_barrier()
+                set_product(&products, &self.output, state.logits + i * self.vocab_size, STORE)
+                start_on(self.kernels, &products, &act, state, state.final + i * dim, n, NORM_OUTPUT, thread)
+                run_products(self.kernels, &products, thread)
         mark(state, thread, NORM_OUTPUT)
 
 
@@ -267,101 +281,109 @@ cdef inline void add_bias(float *x, const float *bias, int64_t n) noexcept nogil
 cdef inline void mark(ChunkState *state, const Thread *thread, Step step) noexcept nogil:
     """Count the time since the last mark for a step."""
     cdef double now
-    if thread.id == 0:
+    if thread.member.id == 0:
         now = omp_get_wtime()
         state.seconds[<int> step] += now - state.marked
         state.marked = now
 
 
-cdef inline Activations input_of(const Kernels *kernels, const Matrix *w, const ChunkState *state, const float *values,
-                                 int n, Thread *thread) noexcept nogil:
-    """Prepare values (n, w.columns) for products with w. Other threads may write to them until the first barrier."""
-    cdef Activations act = activations(kernels, w, &thread.steps if n == 1 else &state.steps, values, n)
-    team_barrier()
-    if n == 1:
-        prepare(kernels, w, &act, 0)
-    else:
-        prepare_share(kernels, w, &act, n, thread)
-        team_barrier()
-    return act
+cdef inline void start_on(const Kernels *kernels, Products *products, Activations *act, ChunkState *state,
+                          const float *values, int n, Step step, Thread *thread) noexcept nogil:
+    """Begin products with values (n, columns), and prepare those as act, which must live until the products' end."""
+    cdef const Matrix *w = products.w[0]
+    cdef int c, first = 0, end = 0
+    act[0] = activations(kernels, w, &thread.steps if n == 1 else &state.steps, values, n)
+    if n > 1:
+        start_columns(act, n, step, thread)
+        while take_columns(act, n, thread, &first, &end):
+            for c in range(first, end):
+                prepare(kernels, w, act, c)
+    start_products(kernels, products, act, n, step, thread)
+    if n == 1 and not step_is_over(&thread.member):
+        prepare(kernels, w, act, 0)
 
 
-cdef inline Activations normed_input(const Kernels *kernels, const Matrix *w, const ChunkState *state,
-                                     const float *weight, float eps, Thread *thread) noexcept nogil:
-    """Prepare RMSNorm(x) for products with w."""
+cdef inline void start_on_norm(const Kernels *kernels, Products *products, Activations *act, ChunkState *state,
+                               const float *weight, float eps, Step step, Step norm_step,
+                               Thread *thread) noexcept nogil:
+    """Begin products with RMSNorm(x), and prepare it as start_on() does."""
+    cdef const Matrix *w = products.w[0]
     cdef bint alone = state.n == 1
     cdef float *normed = thread.normed if alone else state.normed
-    cdef Activations act = activations(kernels, w, &thread.steps if alone else &state.steps, normed, state.n)
-    cdef int t, first = 0 if alone else first_column(&act, state.n, thread, 0)
-    for t in range(first, 1 if alone else first_column(&act, state.n, thread, 1)):
-        kernels.rms_norm(state.x + t * w.columns, weight, eps, w.columns, normed + t * w.columns)
-        prepare(kernels, w, &act, t)
+    cdef int t, first = 0, end = 0
+    act[0] = activations(kernels, w, &thread.steps if alone else &state.steps, normed, state.n)
     if not alone:
-        team_barrier()
-    return act
+        start_columns(act, state.n, norm_step, thread)
+        while take_columns(act, state.n, thread, &first, &end):
+            for t in range(first, end):
+                kernels.rms_norm(state.x + t * w.columns, weight, eps, w.columns, normed + t * w.columns)
+                prepare(kernels, w, act, t)
+    start_products(kernels, products, act, state.n, step, thread)
+    if alone and not step_is_over(&thread.member):
+        kernels.rms_norm(state.x, weight, eps, w.columns, normed)
+        prepare(kernels, w, act, 0)
+    mark(state, thread, norm_step)
 
 
 cdef void run_layer(const Kernels *kernels, const LayerWeights *layer, int64_t index, const Heads *heads, float eps,
                     const CacheArrays *cache, ChunkState *state, Thread *thread) noexcept nogil:
-    """Run one layer, which is model.py's Block, as one thread of the team. A barrier must follow."""
-    cdef int64_t q_dim = layer.wq.rows, kv_dim = layer.wk.rows, hidden_dim = layer.w1.rows
+    """Run one layer, which is model.py's Block, as one thread of the team."""
+    cdef int64_t q_dim = layer.wq.rows, kv_dim = layer.wk.rows
     cdef int64_t head_dim = heads.head_dim, group_dim = heads.queries_per_kv * heads.head_dim
-    cdef int64_t unit, units, kv_head, first, count
+    cdef int64_t unit, units, kv_head, first
     cdef float *q
     cdef float *k
     cdef float *v
     cdef int t, n = state.n
     cdef Activations act
+    cdef Products products
 
     # attention_norm -> wq wk wv
-    act = normed_input(kernels, &layer.wq, state, layer.attention_norm, eps, thread)
-    mark(state, thread, ATTENTION_NORM)
-    matmul(kernels, &layer.wq, &act, n, state.q, False, thread)
-    matmul(kernels, &layer.wk, &act, n, state.k, False, thread)
-    matmul(kernels, &layer.wv, &act, n, state.v, False, thread)
-    team_barrier()
+    set_product(&products, &layer.wq, state.q, STORE)
+    products.w[1], products.w[2], products.count = &layer.wk, &layer.wv, 3
+    products.y[1], products.y[2] = state.k, state.v
+    start_on_norm(kernels, &products, &act, state, layer.attention_norm, eps, WQ_WK_WV, ATTENTION_NORM, thread)
+    run_products(kernels, &products, thread)
     mark(state, thread, WQ_WK_WV)
 
     # biases -> rope -> kv append
     units = n * heads.n_kv_heads
-    for unit in range(share(units, thread.id, thread.team), share(units, thread.id + 1, thread.team)):
-        t, kv_head = <int> (unit // heads.n_kv_heads), unit % heads.n_kv_heads
-        q, first = state.q + t * q_dim + kv_head * group_dim, kv_head * head_dim
-        k, v = state.k + t * kv_dim + first, state.v + t * kv_dim + first
-        if layer.wq_bias is not NULL:
-            add_bias(q, layer.wq_bias + kv_head * group_dim, group_dim)
-            add_bias(k, layer.wk_bias + first, head_dim)
-            add_bias(v, layer.wv_bias + first, head_dim)
-        rope_and_append(kernels, heads, cache, index, state.rows[t], state.positions[t], kv_head,
-                        state.rope_table + t * head_dim, q, k, v, state.plan.threads[thread.id].narrow)
-    if layer.wo_bias is not NULL:  # to the residual stream, before wo's product
-        for t in range(<int> share(n, thread.id, thread.team), <int> share(n, thread.id + 1, thread.team)):
-            add_bias(state.x + t * layer.wo.rows, layer.wo_bias, layer.wo.rows)
-    team_barrier()
+    start_step(&thread.member, ROPE_KV_APPEND, units, heads.n_kv_heads, units, False)
+    while take_piece(&thread.member):
+        for unit in range(thread.member.first, thread.member.end):
+            t, kv_head = <int> (unit // heads.n_kv_heads), unit % heads.n_kv_heads
+            q, first = state.q + t * q_dim + kv_head * group_dim, kv_head * head_dim
+            k, v = state.k + t * kv_dim + first, state.v + t * kv_dim + first
+            if layer.wq_bias is not NULL:
+                add_bias(q, layer.wq_bias + kv_head * group_dim, group_dim)
+                add_bias(k, layer.wk_bias + first, head_dim)
+                add_bias(v, layer.wv_bias + first, head_dim)
+            rope_and_append(kernels, heads, cache, index, state.rows[t], state.positions[t], kv_head,
+                            state.rope_table + t * head_dim, q, k, v,
+                            state.plan.threads[thread.member.id].narrow)
+            if layer.wo_bias is not NULL and kv_head == 0:  # to the residual stream, before wo's product
+                add_bias(state.x + t * layer.wo.rows, layer.wo_bias, layer.wo.rows)
     mark(state, thread, ROPE_KV_APPEND)
 
     # attention
-    attend(kernels, heads, cache, index, state.plan, state.positions, state.q, state.attention, thread)
+    attend(kernels, heads, cache, index, state.plan, state.positions, state.q, state.attention, ATTENTION, thread)
 
     # wo + residual
-    act = input_of(kernels, &layer.wo, state, state.attention, n, thread)
+    set_product(&products, &layer.wo, state.x, ADD)
+    start_on(kernels, &products, &act, state, state.attention, n, WO_RESIDUAL, thread)
     mark(state, thread, ATTENTION)
-    matmul(kernels, &layer.wo, &act, n, state.x, True, thread)
-    team_barrier()
+    run_products(kernels, &products, thread)
     mark(state, thread, WO_RESIDUAL)
 
-    # ffn_norm -> w1 w3 -> silu * ; a thread's share of w1's rows is its share of w3's
-    act = normed_input(kernels, &layer.w1, state, layer.ffn_norm, eps, thread)
-    mark(state, thread, FFN_NORM)
-    matmul(kernels, &layer.w1, &act, n, state.gate, False, thread)
-    matmul(kernels, &layer.w3, &act, n, state.up, False, thread)
-    first = first_row(kernels, &layer.w1, &act, thread, 0)
-    count = first_row(kernels, &layer.w1, &act, thread, 1) - first
-    for t in range(n):
-        kernels.silu_product(state.gate + t * hidden_dim + first, state.up + t * hidden_dim + first, count)
+    # ffn_norm -> w1 w3 -> silu *
+    set_product(&products, &layer.w1, state.gate, SWIGLU)
+    products.w[1], products.count = &layer.w3, 2
+    start_on_norm(kernels, &products, &act, state, layer.ffn_norm, eps, W1_W3_SILU, FFN_NORM, thread)
+    run_products(kernels, &products, thread)
 
     # w2 + residual
-    act = input_of(kernels, &layer.w2, state, state.gate, n, thread)
+    set_product(&products, &layer.w2, state.x, ADD)
+    start_on(kernels, &products, &act, state, state.gate, n, W2_RESIDUAL, thread)
     mark(state, thread, W1_W3_SILU)
-    matmul(kernels, &layer.w2, &act, n, state.x, True, thread)
+    run_products(kernels, &products, thread)
     mark(state, thread, W2_RESIDUAL)

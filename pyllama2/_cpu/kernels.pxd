@@ -91,6 +91,7 @@ cdef extern from "kernels/types.h" nogil:
         void (*quantize_columns_q4)(const float *x, const float *importance, int group_size, uint8_t *codes,
                                     float *scales) noexcept nogil
 
+    int64_t block_bytes(const Matrix *w) noexcept nogil
     int64_t groups_of(const Matrix *w) noexcept nogil
     int tile_width(const Kernels *kernels, const Matrix *w, int n) noexcept nogil
     int64_t panel_bytes(const Matrix *w, int64_t groups, int height) noexcept nogil

@@ -16,7 +16,7 @@ from .attention cimport CacheArrays, Heads, attend, cache_arrays, rope_and_appen
 from .cache import CpuKVCache
 from .kernels cimport Kernels
 from .matrix cimport Thread, enter_team
-from .openmp cimport share, team_barrier
+from .team cimport start_region, start_step, take_piece
 from .workspace cimport Workspace
 
 
@@ -76,9 +76,10 @@ cdef class LayerSteps:
         for start in range(0, n, chunk):
             m = <int> min(<int64_t> chunk, n - start)
             self.workspace.planner.make_plan(m, &rows[start], &positions[start])
+            start_region(self.workspace.team)
             with nogil, parallel(num_threads=self.n_threads):
                 self._attend_share(&arrays, m, &positions[start], &q[start, 0], &k[start, 0], &v[start, 0],
-                                   &out[start, 0], enter_team(self.workspace.threads))
+                                   &out[start, 0], enter_team(self.workspace.team, self.workspace.threads))
         return np.asarray(out)
 
     cdef void _attend_share(self, const CacheArrays *cache, int n, const int32_t *positions, float *q, float *k,
@@ -87,15 +88,16 @@ cdef class LayerSteps:
         cdef const Heads *heads = self.heads
         cdef int64_t head_dim = heads.head_dim, group_dim = heads.queries_per_kv * heads.head_dim
         cdef int64_t kv_dim = heads.n_kv_heads * head_dim, q_dim = heads.n_kv_heads * group_dim
-        cdef int64_t unit, units = n * heads.n_kv_heads, kv_head, t
-        for unit in range(share(units, thread.id, thread.team), share(units, thread.id + 1, thread.team)):
-            t, kv_head = unit // heads.n_kv_heads, unit % heads.n_kv_heads
-            rope_and_append(self.kernels, heads, cache, 0, 0, positions[t], kv_head,
-                            &self.rope_table[positions[t], 0], q + t * q_dim + kv_head * group_dim,
-                            k + t * kv_dim + kv_head * head_dim, v + t * kv_dim + kv_head * head_dim,
-                            self.workspace.planner.plan.threads[thread.id].narrow)
-        team_barrier()
-        attend(self.kernels, heads, cache, 0, &self.workspace.planner.plan, positions, q, out, thread)
+        cdef int64_t unit, kv_head, t
+        start_step(&thread.member, 0, n * heads.n_kv_heads, heads.n_kv_heads, n * heads.n_kv_heads, False)
+        while take_piece(&thread.member):
+            for unit in range(thread.member.first, thread.member.end):
+                t, kv_head = unit // heads.n_kv_heads, unit % heads.n_kv_heads
+                rope_and_append(self.kernels, heads, cache, 0, 0, positions[t], kv_head,
+                                &self.rope_table[positions[t], 0], q + t * q_dim + kv_head * group_dim,
+                                k + t * kv_dim + kv_head * head_dim, v + t * kv_dim + kv_head * head_dim,
+                                self.workspace.planner.plan.threads[thread.member.id].narrow)
+        attend(self.kernels, heads, cache, 0, &self.workspace.planner.plan, positions, q, out, 0, thread)
 
 
 def rope_table(config, int64_t n):

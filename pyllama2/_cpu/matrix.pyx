@@ -1,9 +1,9 @@
 """Products of weight matrices with activations, shared among the threads of a team.
 
-Design: each thread takes a contiguous share of the rows. Results depend neither on the shares nor on the number of
-columns. With few columns the unit of work is a block of 8 rows: it is read from memory once, and unpacked in registers
-for every tile of columns. With many columns the unit is a panel of more rows: it is unpacked once, into memory that
-stays in cache, and multiplied with all columns.
+Design: threads claim pieces of the rows (team.h), and compute each in memory of their own before they write it. Results
+depend neither on the pieces nor on the number of columns. With few columns the unit of work is a block of 8 rows: it is
+read from memory once, and unpacked in registers for every tile of columns. With many columns the unit is a panel of
+more rows: it is unpacked once, into memory that stays in cache, and multiplied with all columns.
 """
 
 from cython.parallel cimport parallel
@@ -14,11 +14,20 @@ from libc.string cimport memcpy, memset
 import numpy as np
 
 from .kernels cimport (
-    FLOAT16, FLOAT32, Q4, Q8, QUAD, ROW_BLOCK, Activations, Kernels, Matrix, Product, groups_of, half_to_float,
-    panel_bytes, steps_of, tile_width,
+    FLOAT16, FLOAT32, Q4, Q8, QUAD, ROW_BLOCK, Activations, Kernels, Matrix, Product, block_bytes, groups_of,
+    half_to_float, panel_bytes, steps_of, tile_width,
 )
-from .openmp cimport end_idle_team, share, team_barrier, team_of
+from .openmp cimport end_idle_team, team_of
 from .dispatch cimport find_kernels
+from .team cimport CACHE_LINES, Seat, make_team, may_write, start_region, start_step, take_piece
+from .wait_policy import spins
+
+cdef enum:
+    GRAIN_BYTES = 16 * 1024    # of weights of the last pieces with few columns: less than a microsecond
+    PIECE_BYTES = 128 * 1024   # and of the first ones: more is lost when a thread is stopped amid one
+    PIECE_BLOCKS = 64          # of a piece with few columns, at most
+    GRAIN_PRODUCTS = 8 << 20   # multiplications of the last pieces with many columns: some 100 microseconds
+    PIECE_PRODUCTS = 16 << 20  # and of the first ones, unless a single panel has more
 
 _KINDS = {"float32": FLOAT32, "float16": FLOAT16, "q8": Q8, "q4": Q4}
 
@@ -77,35 +86,112 @@ cdef void prepare(const Kernels *kernels, const Matrix *w, const Activations *x,
                     <float *> x.scales + first * x.n_groups + lane, <int32_t *> x.offsets + first * x.n_groups + lane)
 
 
-cdef int64_t first_row(const Kernels *kernels, const Matrix *w, const Activations *x, const Thread *thread,
-                       int further) noexcept nogil:
-    """The first row of a share: of this thread (further 0), or of the next one (further 1)."""
-    cdef int64_t unit = kernels.panel_rows if x.panels else ROW_BLOCK
-    return min(w.rows, share((w.rows + unit - 1) // unit, thread.id + further, thread.team) * unit)
+cdef void start_columns(const Activations *x, int n, int kind, Thread *thread) noexcept nogil:
+    """Begin a step whose units are those of n columns that are interleaved. take_columns() takes them."""
+    start_step(&thread.member, kind, (n + x.interleave - 1) // x.interleave, 1, n, False)
 
 
-cdef int first_column(const Activations *x, int n, const Thread *thread, int further) noexcept nogil:
-    """The first of n columns of a share, as first_row(). Columns that are interleaved stay together."""
-    cdef int units = (n + x.interleave - 1) // x.interleave
-    return min(n, <int> share(units, thread.id + further, thread.team) * x.interleave)
+cdef bint take_columns(const Activations *x, int n, Thread *thread, int *first, int *end) noexcept nogil:
+    """Take the columns first .. end. Returns False when all columns are done."""
+    if not take_piece(&thread.member):
+        return False
+    first[0] = <int> thread.member.first * x.interleave
+    end[0] = min(n, <int> thread.member.end * x.interleave)
+    return True
 
 
-cdef void matmul(const Kernels *kernels, const Matrix *w, const Activations *x, int n, float *y, bint add,
-                 Thread *thread) noexcept nogil:
-    """This thread's rows of y (n, rows) = x (n, columns) times w transposed. With add, y += it."""
+cdef void set_product(Products *products, const Matrix *w, float *y, Finish finish) noexcept nogil:
+    """Make a step of one matrix, to which others may be added."""
+    products.count, products.finish = 1, finish
+    products.w[0], products.y[0] = w, y
+
+
+cdef void start_products(const Kernels *kernels, Products *products, const Activations *x, int n, int kind,
+                         Thread *thread) noexcept nogil:
+    """Begin the step of products with n columns. Unless it is over, x must be prepared before run_products()."""
+    cdef const Matrix *w = products.w[0]
+    cdef int i, matrices = 1 if products.finish == SWIGLU else products.count
+    cdef int64_t columns = (n + x.interleave - 1) // x.interleave * x.interleave, grain, most, together
+    cdef int64_t unit_bytes, unit_products
+    products.x, products.n = x, n
+    products.height = kernels.panel_rows if x.panels else ROW_BLOCK
+    products.starts[0] = 0
+    for i in range(matrices):
+        products.starts[i + 1] = products.starts[i] + (products.w[i].rows + products.height - 1) // products.height
+    products.unit_floats = columns * products.height
+    together = 2 if products.finish == SWIGLU else 1
     if x.panels:
-        multiply_panels(kernels, w, x, n, y, add, thread)
+        unit_products = together * products.height * w.columns * n
+        most = max(<int64_t> 1, min(plan_panels(kernels, w).together // together, PIECE_PRODUCTS // unit_products))
+        grain = min(most, max(<int64_t> 1, GRAIN_PRODUCTS // unit_products))
     else:
-        multiply_blocks(kernels, w, x, n, y, add, thread)
+        unit_bytes = block_bytes(w) if w.group_size else ROW_BLOCK * w.columns * (2 if w.kind == FLOAT16 else 4)
+        most = min(<int64_t> PIECE_BLOCKS, thread.tile_floats // (together * products.unit_floats))
+        most = max(<int64_t> 1, min(most, PIECE_BYTES // (together * unit_bytes)))
+        grain = min(most, max(<int64_t> 1, GRAIN_BYTES // (together * unit_bytes)))
+    products.second = most * products.unit_floats
+    start_step(&thread.member, kind, products.starts[matrices], grain, most, True)
 
 
-cdef void multiply_blocks(const Kernels *kernels, const Matrix *w, const Activations *x, int n, float *y, bint add,
-                          Thread *thread) noexcept nogil:
-    cdef int64_t block, row, end = first_row(kernels, w, x, thread, 1)
-    for block in range(first_row(kernels, w, x, thread, 0) // ROW_BLOCK, (end + ROW_BLOCK - 1) // ROW_BLOCK):
-        row = block * ROW_BLOCK
-        kernels.products[<int> w.kind].block(w, block, x, n, thread.tile)
-        write_back(thread.tile, ROW_BLOCK, n, min(<int64_t> ROW_BLOCK, end - row), y + row, w.rows, add)
+cdef void run_products(const Kernels *kernels, const Products *products, Thread *thread) noexcept nogil:
+    """Take part in a step that start_products() began, until it is over."""
+    cdef float *results = thread.totals if products.x.panels else thread.tiles
+    cdef int64_t first, end
+    cdef int i, matrices = 1 if products.finish == SWIGLU else products.count
+    while take_piece(&thread.member):
+        for i in range(matrices):
+            first, end = units_of(products, i, thread)
+            if first < end:
+                multiply(kernels, products, i, first, end, results_at(products, results, i, thread), thread)
+        if products.finish == SWIGLU:
+            multiply(kernels, products, 1, first, end, results + products.second, thread)
+            kernels.silu_product(results, results + products.second, (end - first) * products.unit_floats)
+        if may_write(&thread.member):
+            for i in range(matrices):
+                first, end = units_of(products, i, thread)
+                if first < end:
+                    write(products, i, first, end, results_at(products, results, i, thread))
+
+
+cdef inline (int64_t, int64_t) units_of(const Products *products, int i, const Thread *thread) noexcept nogil:
+    """The units of matrix i in this thread's piece, counted from the matrix's first: first and end."""
+    cdef int64_t start = products.starts[i]
+    return (max(<int64_t> 0, thread.member.first - start),
+            min(products.starts[i + 1], thread.member.end) - start)
+
+
+cdef inline float *results_at(const Products *products, float *results, int i, const Thread *thread) noexcept nogil:
+    """Where the results of matrix i are among those of this thread's piece."""
+    return results + max(<int64_t> 0, products.starts[i] - thread.member.first) * products.unit_floats
+
+
+cdef inline void multiply(const Kernels *kernels, const Products *products, int i, int64_t first, int64_t end,
+                          float *results, Thread *thread) noexcept nogil:
+    """Compute some units of matrix i."""
+    cdef const Matrix *w = products.w[i]
+    cdef int64_t unit
+    if products.x.panels:
+        multiply_panels(kernels, w, products.x, products.n, first, end, results, thread)
+    else:
+        for unit in range(first, end):
+            kernels.products[<int> w.kind].block(w, unit, products.x, products.n, results)
+            results += products.unit_floats
+
+
+cdef inline void write(const Products *products, int i, int64_t first, int64_t end,
+                       const float *results) noexcept nogil:
+    """Write the results of some units to y."""
+    cdef int64_t rows = products.w[i].rows, row = first * products.height, stride = (end - first) * products.height
+    cdef int64_t unit
+    cdef bint add = products.finish == ADD
+    if products.x.panels:
+        write_back(results, stride, products.n, min(stride, rows - row), products.y[i] + row, rows, add)
+    else:
+        for unit in range(first, end):
+            row = unit * ROW_BLOCK
+            write_back(results, ROW_BLOCK, products.n, min(<int64_t> ROW_BLOCK, rows - row), products.y[i] + row, rows,
+                       add)
+            results += products.unit_floats
 
 
 cdef PanelPlan plan_panels(const Kernels *kernels, const Matrix *w) noexcept nogil:
@@ -120,42 +206,34 @@ cdef PanelPlan plan_panels(const Kernels *kernels, const Matrix *w) noexcept nog
     return plan
 
 
-cdef void multiply_panels(const Kernels *kernels, const Matrix *w, const Activations *x, int n, float *y, bint add,
-                          Thread *thread) noexcept nogil:
-    """This thread's rows, some panels of them together, as many as stay in its cache.
+cdef void multiply_panels(const Kernels *kernels, const Matrix *w, const Activations *x, int n, int64_t first,
+                          int64_t end, float *totals, Thread *thread) noexcept nogil:
+    """Products of the panels first .. end, at most plan.together, which stay in the cache of the thread.
 
                        inputs, in parts of plan.groups groups
                      part 0          part 1          part 2
         panel 0    [ packed once ][             ][             ]     a panel: kernels.panel_rows rows
-        panel 1    [ packed once ][             ][             ]     plan.together panels, unpacked to thread.panels
+        panel 1    [ packed once ][             ][             ]     all panels, unpacked to thread.panels
                          |
-                         +-- swept over the columns of x, x.interleave at a time -> thread.totals (columns, rows)
-
-    The totals are written to y after the last part.
+                         +-- swept over the columns of x, x.interleave at a time -> totals (columns, rows)
     """
     cdef const Product *product = &kernels.products[<int> w.kind]
     cdef PanelPlan plan = plan_panels(kernels, w)
     cdef int64_t height = kernels.panel_rows, groups = groups_of(w) if w.group_size else 1
-    cdef int64_t row = first_row(kernels, w, x, thread, 0), end = first_row(kernels, w, x, thread, 1)
-    cdef int64_t part, g, last, p, panels, stride
-    cdef int tile, c
-    while row < end:
-        panels = min(plan.together, (end - row + height - 1) // height)
-        stride = panels * height
-        if w.group_size:
-            memset(thread.totals, 0, (n + x.interleave - 1) // x.interleave * x.interleave * stride * sizeof(float))
-        for part in range((groups + plan.groups - 1) // plan.groups):
-            g, last = part * plan.groups, min(groups, (part + 1) * plan.groups)
+    cdef int64_t part, g, last, p, panels = end - first, stride = panels * height
+    cdef int tile, c, tiles = (n + x.interleave - 1) // x.interleave
+    if w.group_size:
+        memset(totals, 0, tiles * x.interleave * stride * sizeof(float))
+    for part in range((groups + plan.groups - 1) // plan.groups):
+        g, last = part * plan.groups, min(groups, (part + 1) * plan.groups)
+        for p in range(panels):
+            product.pack(w, first + p, g, last, <char *> thread.panels + p * plan.bytes,
+                         thread.panel_scales + p * plan.scales)
+        for tile in range(tiles):
+            c = tile * x.interleave
             for p in range(panels):
-                product.pack(w, row // height + p, g, last, <char *> thread.panels + p * plan.bytes,
-                             thread.panel_scales + p * plan.scales)
-            for tile in range((n + x.interleave - 1) // x.interleave):
-                c = tile * x.interleave
-                for p in range(panels):
-                    product.panel(w, <char *> thread.panels + p * plan.bytes, thread.panel_scales + p * plan.scales, g,
-                                  last, x, c, thread.totals + c * stride + p * height, stride)
-        write_back(thread.totals, stride, n, min(stride, end - row), y + row, w.rows, add)
-        row += stride
+                product.panel(w, <char *> thread.panels + p * plan.bytes, thread.panel_scales + p * plan.scales, g,
+                              last, x, c, totals + c * stride + p * height, stride)
 
 
 cdef inline void write_back(const float *source, int64_t source_stride, int n, int64_t rows, float *y, int64_t y_stride,
@@ -185,7 +263,8 @@ cdef class Scratch:
             plan = plan_panels(self.kernels, w)
             self.panel_bytes = max(self.panel_bytes, plan.bytes * plan.together)
             self.panel_scales = max(self.panel_scales, plan.scales * plan.together)
-            self.panel_rows = max(self.panel_rows, plan.together * self.kernels.panel_rows)
+            # Two panels at least: one of each matrix of SWIGLU.
+            self.panel_rows = max(self.panel_rows, max(<int64_t> 2, plan.together) * self.kernels.panel_rows)
 
     cdef void *allocate(self, int64_t n_bytes) except? NULL:
         """Zeros that start at a multiple of 64 bytes. NULL if they are only counted.
@@ -208,16 +287,25 @@ cdef class Scratch:
         steps.offsets = <int32_t *> self.allocate(columns * self.n_groups * sizeof(int32_t))
         return 0
 
-    cdef int allocate_thread(self, Thread *thread, int id, int64_t columns) except -1:
+    cdef int allocate_thread(self, Thread *thread, int64_t columns) except -1:
         """Allocate what a thread needs for products with so many columns."""
-        thread.id = id
+        cdef int64_t few = ROW_BLOCK * 2 * PIECE_BLOCKS * max(self.kernels.tile_columns, 1)
         self.allocate_steps(&thread.steps, 1)
-        thread.tile = <float *> self.allocate((columns + self.kernels.tile_columns) * ROW_BLOCK * sizeof(float))
+        thread.tile_floats = max(few, 2 * (columns + self.kernels.tile_columns) * ROW_BLOCK)
+        thread.tiles = <float *> self.allocate(thread.tile_floats * sizeof(float))
         thread.panels = self.allocate(self.panel_bytes)
         thread.panel_scales = <float *> self.allocate(self.panel_scales * sizeof(float))
         columns += self.kernels.panel_columns
         thread.totals = <float *> self.allocate(columns * self.panel_rows * sizeof(float))
         return 0
+
+    cdef Team *allocate_team(self, int n_threads) except? NULL:
+        """Allocate what a team shares."""
+        cdef size_t address = <size_t> self.allocate(sizeof(Team) + n_threads * sizeof(Seat) + CACHE_LINES)
+        cdef Team *team = <Team *> ((address + CACHE_LINES - 1) // CACHE_LINES * CACHE_LINES)
+        if address:
+            make_team(team, n_threads, spins())
+        return team
 
 
 cdef class MatrixProduct:
@@ -235,6 +323,7 @@ cdef class MatrixProduct:
     cdef Matrix matrix
     cdef Scratch scratch
     cdef Steps steps
+    cdef Team *team
     cdef Thread *threads
     cdef int n_threads
     cdef object weight
@@ -249,8 +338,9 @@ cdef class MatrixProduct:
             raise MemoryError("no memory for the threads' table")
         self.scratch.cover(&self.matrix)
         self.scratch.allocate_steps(&self.steps, columns)
+        self.team = self.scratch.allocate_team(n_threads)
         for t in range(n_threads):
-            self.scratch.allocate_thread(&self.threads[t], t, columns)
+            self.scratch.allocate_thread(&self.threads[t], columns)
 
     def __dealloc__(self):
         free(self.threads)
@@ -259,25 +349,24 @@ cdef class MatrixProduct:
         cdef int n = <int> x.shape[0]
         cdef float[:, ::1] y = np.empty((n, self.matrix.rows), np.float32)
         cdef Activations act = activations(self.scratch.kernels, &self.matrix, &self.steps, &x[0, 0], n)
+        start_region(self.team)
         with nogil, parallel(num_threads=self.n_threads):
-            multiply_as(self.scratch.kernels, &self.matrix, &act, n, &y[0, 0], enter_team(self.threads))
+            multiply_as(self.scratch.kernels, &self.matrix, &act, n, &y[0, 0], enter_team(self.team, self.threads))
         return np.asarray(y)
 
 
 cdef void multiply_as(const Kernels *kernels, const Matrix *w, const Activations *x, int n, float *y,
                       Thread *thread) noexcept nogil:
     """Compute a whole product, as one thread of the team."""
-    prepare_share(kernels, w, x, n, thread)
-    team_barrier()
-    matmul(kernels, w, x, n, y, False, thread)
-
-
-cdef void prepare_share(const Kernels *kernels, const Matrix *w, const Activations *x, int n,
-                        const Thread *thread) noexcept nogil:
-    """Prepare this thread's share of n columns."""
-    cdef int c
-    for c in range(first_column(x, n, thread, 0), first_column(x, n, thread, 1)):
-        prepare(kernels, w, x, c)
+    cdef Products products
+    cdef int c, first = 0, end = 0
+    start_columns(x, n, 0, thread)
+    while take_columns(x, n, thread, &first, &end):
+        for c in range(first, end):
+            prepare(kernels, w, x, c)
+    set_product(&products, w, y, STORE)
+    start_products(kernels, &products, x, n, 0, thread)
+    run_products(kernels, &products, thread)
 
 
 cdef void lookup_row(const Kernels *kernels, const Matrix *w, int64_t row, float *y) noexcept nogil:

@@ -1,9 +1,8 @@
 """All that this package uses of OpenMP's run time.
 
-Design: a parallel region computes layers of a chunk of tokens (forward.pyx). A step inside it knows the thread's number
-and the size of the team. It computes the thread's share of rows, tokens or heads, and waits for the others at barriers.
-The size is that of the region: OpenMP may give fewer threads than were asked for (OMP_THREAD_LIMIT, OMP_DYNAMIC,
-OMP_MAX_ACTIVE_LEVELS, a region within another).
+Design: a parallel region computes layers of a chunk of tokens (forward.pyx). How its threads share each step is in
+team.h. The size of the team is that of the region: OpenMP may give fewer threads than were asked for (OMP_THREAD_LIMIT,
+OMP_DYNAMIC, OMP_MAX_ACTIVE_LEVELS, a region within another).
 """
 
 from libc.stdint cimport int64_t
@@ -12,8 +11,6 @@ from libc.stdint cimport int64_t
 cdef extern from *:
     """
     #include <omp.h>
-    static inline void team_barrier(void) { _Pragma("omp barrier") }
-
     static inline int team_of(int n_threads) {
       int size = 0;
       _Pragma("omp parallel num_threads(n_threads)") {
@@ -30,7 +27,6 @@ cdef extern from *:
     #endif
     }
     """
-    void team_barrier() noexcept nogil
     int team_of(int n_threads) noexcept nogil
     void end_idle_team() noexcept nogil
     double omp_get_wtime() noexcept nogil

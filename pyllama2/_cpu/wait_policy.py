@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _SPINS = "2000"  # some tens of microseconds
+_FOR_EVER = 1 << 40
 
 
 @contextmanager
@@ -26,3 +27,14 @@ def short_spins() -> Iterator[None]:
         yield
     finally:
         del os.environ["GOMP_SPINCOUNT"]
+
+
+def spins() -> int:
+    """Return how often a thread looks for work before it lets other programs run, by the same settings."""
+    policy = os.environ.get("OMP_WAIT_POLICY", "").strip().lower()
+    asked = os.environ.get("GOMP_SPINCOUNT", _SPINS if policy != "active" else "infinity").strip().lower()
+    if policy == "passive" and "GOMP_SPINCOUNT" not in os.environ:
+        return 0
+    if asked in ("infinite", "infinity"):
+        return _FOR_EVER
+    return min(int(asked), _FOR_EVER) if asked.isdecimal() else int(_SPINS)

@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, int64_t
 from .attention cimport AttentionPlan, Heads, Planner
 from .kernels cimport Kernels
 from .matrix cimport Scratch, Steps, Thread
+from .team cimport Team
 
 
 cdef struct ChunkState:  # a chunk of n tokens on its way through the layers
@@ -24,8 +25,7 @@ cdef struct ChunkState:  # a chunk of n tokens on its way through the layers
     float *k                 # (n, kv_dim)
     float *v                 # (n, kv_dim)
     float *attention         # (n, q_dim)
-    float *gate              # (n, hidden_dim)
-    float *up                # (n, hidden_dim)
+    float *gate              # (n, hidden_dim), silu(w1 x) * (w3 x)
     Steps steps              # of the vectors that are multiplied next
     const AttentionPlan *plan
     double marked            # when the last step ended
@@ -38,8 +38,10 @@ cdef class Workspace:
     cdef int n_threads
     cdef Heads heads
     cdef ChunkState state
+    cdef Team *team
     cdef Thread *threads
     cdef Scratch scratch
     cdef Planner planner
+    cdef list event_arrays            # of each thread, None without a trace
     cdef float *_floats(self, int64_t n) except? NULL
     cdef int _allocate(self, config) except -1

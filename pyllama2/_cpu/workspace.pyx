@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import numpy as np
+
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 
@@ -9,6 +11,13 @@ from .attention cimport Planner, most_part_bytes
 from .kernels cimport Matrix
 from .matrix cimport Scratch, Thread, matrix_of_shape
 from .dispatch cimport find_kernels
+from .team cimport Event
+
+# struct Event of team.h
+_EVENT = np.dtype({
+    "names": ["kind", "pieces", "from_other", "redone", "start", "end"],
+    "formats": [np.int32] * 4 + [np.float64] * 2,
+})
 
 cdef enum:
     CHUNK = 512              # tokens that go through the layers together
@@ -52,7 +61,7 @@ cdef class Workspace:
 
     def _token_bytes(self, config):
         """Bytes of the vectors of one token."""
-        vectors = config.head_dim + 2 * (config.dim + config.q_dim + config.kv_dim + config.hidden_dim)
+        vectors = config.head_dim + 2 * (config.dim + config.q_dim + config.kv_dim) + config.hidden_dim
         return sizeof(float) * (vectors + self.scratch.n_steps + 2 * self.scratch.n_groups)
 
     cdef float *_floats(self, int64_t n) except? NULL:
@@ -71,11 +80,11 @@ cdef class Workspace:
         state.v = self._floats(chunk * config.kv_dim)
         state.attention = self._floats(chunk * config.q_dim)
         state.gate = self._floats(chunk * config.hidden_dim)
-        state.up = self._floats(chunk * config.hidden_dim)
         self.scratch.allocate_steps(&state.steps, chunk)
+        self.team = self.scratch.allocate_team(self.n_threads)
         for t in range(self.n_threads):
             thread = &self.threads[t]
-            self.scratch.allocate_thread(thread, t, chunk)
+            self.scratch.allocate_thread(thread, chunk)
             thread.normed = self._floats(config.dim)
         self.planner.allocate(self.scratch, &self.heads, self.n_threads, self.chunk_size)
         state.plan = &self.planner.plan
@@ -94,3 +103,17 @@ cdef class Workspace:
     def arrays(self):
         """All arrays."""
         return [*self.scratch.arrays, *([] if self.planner.parts is None else [self.planner.parts])]
+
+    def record_events(self, int64_t most):
+        """Record what each thread does from now on, up to so many events: memory for the trace."""
+        cdef size_t address
+        cdef int t
+        self.event_arrays = [np.zeros(most, _EVENT) for _ in range(self.n_threads)]
+        for t in range(self.n_threads):
+            address = self.event_arrays[t].ctypes.data
+            self.threads[t].member.events = <Event *> address
+            self.threads[t].member.most_events = most
+
+    def events(self):
+        """Return the events of each thread so far, arrays of struct Event."""
+        return [array[:self.threads[t].member.n_events] for t, array in enumerate(self.event_arrays or [])]

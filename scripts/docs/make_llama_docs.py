@@ -66,7 +66,7 @@ STEPS = [
         "attention_norm",
         "w x / sqrt(mean(x²) + eps)",
         "model.py RMSNorm.forward",
-        "forward.pyx normed_input",
+        "forward.pyx start_on_norm",
         "portable.h rms_norm",
     ),
     (
@@ -74,7 +74,7 @@ STEPS = [
         "q = Wq x, k = Wk x, v = Wv x",
         "model.py Attention.forward",
         "forward.pyx # attention_norm -> wq wk wv",
-        "matrix.pyx matmul",
+        "matrix.pyx run_products",
     ),
     (
         "rope, kv append",
@@ -90,12 +90,18 @@ STEPS = [
         "attention.pyx attend",
         "attention.h attend",
     ),
-    ("wo + residual", "x += Wo attended", "model.py Block.forward", "forward.pyx # wo + residual", "matrix.pyx matmul"),
+    (
+        "wo + residual",
+        "x += Wo attended",
+        "model.py Block.forward",
+        "forward.pyx # wo + residual",
+        "matrix.pyx run_products",
+    ),
     (
         "ffn_norm",
         "w x / sqrt(mean(x²) + eps)",
         "model.py RMSNorm.forward",
-        "forward.pyx normed_input",
+        "forward.pyx start_on_norm",
         "portable.h rms_norm",
     ),
     (
@@ -105,13 +111,19 @@ STEPS = [
         "forward.pyx # ffn_norm -> w1 w3 -> silu *",
         "portable.h silu_product",
     ),
-    ("w2 + residual", "x += W2 hidden", "model.py Block.forward", "forward.pyx # w2 + residual", "matrix.pyx matmul"),
+    (
+        "w2 + residual",
+        "x += W2 hidden",
+        "model.py Block.forward",
+        "forward.pyx # w2 + residual",
+        "matrix.pyx run_products",
+    ),
     (
         "norm, output",
         "logits = Wout RMSNorm(x)",
         "model.py Transformer.forward",
         "forward.pyx _output",
-        "matrix.pyx matmul",
+        "matrix.pyx run_products",
     ),
 ]
 

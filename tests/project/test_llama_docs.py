@@ -121,12 +121,12 @@ class TestSourceLinks:
         assert lines[0] == "class RMSNorm(nn.Module):" and "* self.weight" in lines[-1]
         lines = self.lines("forward.pyx _output")
         assert lines[0].startswith("    cdef void _output(") and "mark(" in lines[-1]
-        lines = self.lines("matrix.pyx matmul")
-        assert lines[0].startswith("cdef void matmul(") and "multiply_blocks(" in lines[-1]
+        lines = self.lines("matrix.pyx run_products")
+        assert lines[0].startswith("cdef void run_products(") and "write(" in lines[-1]
         lines = self.lines("portable.h rms_norm")
         assert "NAME(rms_norm)(" in lines[0] and lines[-1] == "}"
         lines = self.lines("forward.pyx # wo + residual")
-        assert lines[0].strip() == "# wo + residual" and "matmul(kernels, &layer.wo" in "".join(lines)
+        assert lines[0].strip() == "# wo + residual" and "&products, &layer.wo" in "".join(lines)
 
     @pytest.mark.parametrize(
         "place",
