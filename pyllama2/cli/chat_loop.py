@@ -40,7 +40,8 @@ FAREWELLS = frozenset(("exit", "quit", "bye", "exit()", "quit()", ":q", ":quit")
 
 _ENDS = ("exit", "quit", "bye")
 _ALONE = ("regenerate", "undo", "reset", "clear", "stats", "help", *_ENDS)
-_SETTABLE = [one.name for one in fields(SamplingParams) if one.name not in ("logits_processors", "echo", "logprobs")]
+_FOR_PYTHON = ("logits_processors", "logits_processor_factories", "echo", "logprobs")
+_SETTABLE = [one.name for one in fields(SamplingParams) if one.name not in _FOR_PYTHON]
 
 
 @dataclass
@@ -270,7 +271,8 @@ class ChatLoop:
 
     def _set(self, argument: str | None) -> None:
         """Change a sampling parameter, or print one or all of them."""
-        name, _, value = (argument or "").strip().partition(" ")
+        words = re.sub(r"^parameter\s+(?=\S)", "", (argument or "").strip())  # as ollama has it
+        name, _, value = words.partition(" ")
         name = name.replace("-", "_")
         if not name or (name in _SETTABLE and not value.strip()):
             for one in [name] if name else _SETTABLE:
@@ -294,6 +296,9 @@ class ChatLoop:
         print(one_line(message), file=sys.stderr)
 
 
+_WORDS = {"none": "null", "off": "null", "on": "true", "true": "true", "false": "false"}  # in any spelling
+
+
 def _value(name: str, text: str) -> object:
     """What text stands for: a number, none, true or false, a list as JSON, else a string."""
     if not text:
@@ -301,6 +306,9 @@ def _value(name: str, text: str) -> object:
     if name == "stop" and text[0] not in '"[':
         return with_escapes(text)
     try:
-        return json.loads({"none": "null", "off": "null", "on": "true"}.get(text.lower(), text.lower()))
+        value = json.loads(_WORDS.get(text.lower(), text))
     except ValueError:
         return text
+    if name == "logit_bias" and isinstance(value, dict):  # JSON has no ids as keys
+        return {int(key) if key.isdecimal() else key: one for key, one in value.items()}
+    return value

@@ -216,7 +216,8 @@ class TestCommands:
         params = loop.params
         assert (params.temperature, params.max_tokens, params.stop) == (0.25, None, ("a", "b")) and params.ignore_eos
         loop.handle_line("/set")
-        assert "temperature          0.25" in capsys.readouterr().err
+        shown = capsys.readouterr().err
+        assert "temperature          0.25" in shown and "logits_processor" not in shown
         for line, match in (
             ("temp 1", "did you mean 'temperature'"), ("temperature", "0.25"), ("temperature hot", "a number"),
             ("top_p 3", "between 0 and 1"),
@@ -224,6 +225,18 @@ class TestCommands:
             loop.handle_line(f"/set {line}")
             assert match in capsys.readouterr().err
         assert loop.params is params
+
+    def test_set_takes_values_as_they_are_written(self, loop: ChatLoop) -> None:
+        schema = '{"type": "object", "properties": {"City": {"type": "string"}}}'
+        for line in ('stop ["User:"]', f"json_schema {schema}", 'logit_bias {"5": 1.5, "6": -2}', "ignore_eos TRUE"):
+            loop.handle_line(f"/set {line}")
+        loop.handle_line("/set parameter temperature 0.75")  # as ollama has it
+        assert not loop.refused
+        params = loop.params
+        assert params.stop == ("User:",) and params.temperature == 0.75 and params.ignore_eos
+        assert params.json_schema == schema and params.logit_bias == {5: 1.5, 6: -2}
+        loop.handle_line('/set logit_bias {"x": 1}')
+        assert loop.refused and loop.params is params
 
     @pytest.mark.parametrize("line", ["/exit", "/quit", "/bye"])
     def test_ends(self, loop: ChatLoop, line: str) -> None:
