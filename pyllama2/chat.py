@@ -93,6 +93,8 @@ def _about_words(words: list[str], args: argparse.Namespace) -> str:
 def _chat(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     params = sampling_params(parser, args)
     first = _first_message(args)
+    if args.go_on and newest_chat() is None:  # said before a model is opened
+        raise Pyllama2Error("there is no conversation to go on with")
     with open_model(args) as llm:
         if args.template is None and not llm.has_chat_format:
             raise Pyllama2Error(_why_no_chat(args))
@@ -132,8 +134,6 @@ def _first_message(args: argparse.Namespace) -> str | None:
 def _keep_and_go_on(chat: ChatLoop, args: argparse.Namespace, source: Input) -> None:
     """Load the newest conversation, and arrange that this one is saved."""
     path = newest_chat() if args.go_on else None
-    if args.go_on and path is None:
-        raise Pyllama2Error("there is no conversation to go on with")
     if path is not None:
         chat.go_on_with(read_messages(str(path)))
         if args.system is not None:

@@ -6,9 +6,11 @@ The prompt and its continuation go to stdout as they are generated, timings to s
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import random
+import re
 import shlex
 import stat
 import sys
@@ -59,6 +61,9 @@ stands between them, and with --json there is one object a line.
 """
 
 
+_VARIANTS = 3  # if nobody says how many
+
+
 def make_parser() -> CommandParser:
     """Return the parser of the command's arguments."""
     parser = CommandParser("generate", "Continue a text.", _EPILOG)
@@ -70,7 +75,8 @@ def make_parser() -> CommandParser:
     add("-q", "--quiet", action="store_true", help="print nothing on stderr but errors")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add("--logprobs", type=int, metavar="N", help="print how likely each token was, and the N likeliest, on stderr")
-    add("--variants", type=positive, nargs="?", const=3, metavar="N", help="generate N texts; 3 if N is left out")
+    about = f"generate N texts; {_VARIANTS} if N is left out"
+    add("--variants", type=positive, nargs="?", const=_VARIANTS, metavar="N", help=about)
     add("--state", metavar="FILE", help="go on from what FILE has computed, if it exists, and keep it there")
     parser.about_words = _about_words
     add_model_flags(parser)
@@ -88,7 +94,18 @@ def main(argv: list[str] | None = None) -> int:
         The exit code.
     """
     parser = make_parser()
-    return run_command(parser, argv, lambda args: _generate(parser, args))
+    arguments = _with_number_of_variants(sys.argv[1:] if argv is None else argv)
+    return run_command(parser, arguments, lambda args: _generate(parser, args))
+
+
+def _with_number_of_variants(arguments: list[str]) -> list[str]:
+    """Write the number after --variants, where the prompt follows, which argparse would take for it."""
+    for i, word in enumerate(arguments[:-1]):
+        if word == "--":
+            break
+        if word == "--variants" and not re.fullmatch(r"-?\d+|-[^ ]+", arguments[i + 1]):
+            return [*arguments[:i], f"--variants={_VARIANTS}", *arguments[i + 1 :]]
+    return arguments
 
 
 def _about_words(words: list[str], args: argparse.Namespace) -> str:
@@ -108,8 +125,11 @@ def _generate(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     with open_model(args) as llm:
         if llm.has_chat_template and not args.quiet:
             print("(this model has a chat template: pyllama2 chat asks it questions)", file=sys.stderr)
-        if args.state is not None and os.path.exists(args.state):
-            llm.load_state(args.state)
+        if args.state is not None:
+            if os.path.exists(args.state):
+                llm.load_state(args.state)
+            elif not os.path.isdir(os.path.dirname(args.state) or os.curdir):  # said before the work
+                raise FileNotFoundError(errno.ENOENT, "there is no such folder", os.path.dirname(args.state))
         for i, one in enumerate(_variants(params, args.variants)):
             if i and not args.json:
                 print("---")

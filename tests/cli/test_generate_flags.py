@@ -97,6 +97,20 @@ def test_variants_have_the_seeds_after_the_first(model: Path, capsys: pytest.Cap
     assert second == first + 1
 
 
+def test_a_prompt_after_variants_is_no_number(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (
+        ["--variants", PROMPT, "-n", "1"],
+        [PROMPT, "-n", "1", "--variants"],
+        ["--variants", "-n", "1", PROMPT],
+    ):
+        assert generate.main([*words, "-m", str(model), "--json"]) == 0
+        assert [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()] == [PROMPT] * 3
+    for words in (["--variants", "0"], ["--variants", "-1"], ["--variants=x"]):
+        assert generate.main([*words, "-m", str(model), PROMPT]) == 2
+        assert "is not a positive integer" in capsys.readouterr().err
+    assert generate.main(["-m", str(model), "-n", "0", "--", "--variants"]) == 0
+
+
 def test_penalties_biases_and_the_end_of_the_text(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = {
         "presence_penalty": 1.5, "frequency_penalty": 0.5, "repetition_window": 3, "repetition_penalty": 1.3,
@@ -126,6 +140,14 @@ def test_a_state_is_gone_on_from(model: Path, tmp_path: Path, capsys: pytest.Cap
     assert first["usage"]["cached_tokens"] == 0 < second["usage"]["cached_tokens"]
     (tmp_path / "state").write_text("no state")
     assert generate.main([str(flag) for flag in flags]) == 1
+
+
+def test_a_state_that_cannot_be_written_is_said_first(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate.main([PROMPT, "-m", str(model), "--state", str(tmp_path / "none" / "s")]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err == f"pyllama2 generate: {tmp_path / 'none'}: there is no such folder\n"
 
 
 @pytest.mark.parametrize(
