@@ -51,6 +51,7 @@ FLAGS = {
     "--model-draft": "--draft",
     "-md": "--draft",
     "--draft-model": "--draft",
+    "-sys": "--system",
     "--sys": "--system",
     "--sys-prompt": "--system",
     "--system-prompt": "--system",

@@ -47,6 +47,10 @@ def _is_value(default: Any) -> bool:
     return default is not None and not isinstance(default, bool) and default not in ([], argparse.SUPPRESS)
 
 
+# Flags of other commands and programs for what is a word without a flag here, by its name.
+_WITHOUT_FLAG = {"prompt": ("-p", "--prompt"), "checkpoint": ("-m", "--model"), "source": ("-m", "--model")}
+
+
 class CommandParser(argparse.ArgumentParser):
     """An ArgumentParser with short usage, whose errors come first and stay on one line, without control characters.
 
@@ -127,8 +131,14 @@ class CommandParser(argparse.ArgumentParser):
         flags = [word for word in unknown if word.startswith("-") and word != "-"]
         if flags:
             flag = flags[0].partition("=")[0]
+            for place, names in _WITHOUT_FLAG.items():
+                if flag in names and any(action.dest == place for action in self._get_positional_actions()):
+                    return f"there is no flag {flag}: it is a word without one, as in {self._short_usage()}"
             close = get_close_matches(flag, self._option_string_actions, 1) if flag.startswith("--") else []
             return f"there is no flag {shown(flag)}" + (f"; did you mean {close[0]}?" if close else "")
         if self.about_words is not None:
             return self.about_words(unknown, args)
-        return f"one argument too many: {shown(shlex.join(unknown))}"
+        hint = ""
+        if len(unknown) == 1 and "--model" in self._option_string_actions and not getattr(args, "model", None):
+            hint = f"; -m {shown(shlex.quote(unknown[0]))} names a model"
+        return f"one argument too many: {shown(shlex.join(unknown))}{hint}"

@@ -120,11 +120,14 @@ def _about_unknown(word: str, rest: Sequence[str]) -> str:
         return f"there is no command {word}; did you mean {other_names.COMMANDS[word]}?"
     if os.path.exists(word) or word.endswith((".bin", ".gguf")):
         return f"a command comes first: pyllama2 chat -m {shown(shlex.quote(word))}"
-    close = get_close_matches(word, COMMANDS, 1)
+    lower = word.lower()
+    begun = [name for name in COMMANDS if len(lower) > 1 and name.startswith(lower)]
+    close = get_close_matches(lower, COMMANDS, 1) or begun
     if close:
         return f"there is no command {shown(word)}; did you mean {close[0]}?"
-    if " " in word.strip():
-        return f"a command comes first: pyllama2 generate {shown(shlex.quote(word))}"
+    words = [word, *rest]
+    if " " in word.strip() or (rest and not any(one.startswith("-") for one in words)):
+        return f"a command comes first: pyllama2 generate {shown(shlex.quote(' '.join(words)))}"
     return f"there is no command {shown(word)}; there are {', '.join(COMMANDS)}"
 
 

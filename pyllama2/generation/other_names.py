@@ -22,6 +22,7 @@ OTHER_NAMES = {
     "repo_id": "model",
     "num_ctx": "n_ctx",
     "context_size": "n_ctx",
+    "context_length": "n_ctx",
     "max_model_len": "n_ctx",
     "max_seq_len": "n_ctx",
     "num_thread": "n_threads",
@@ -57,6 +58,17 @@ HINTS = {
     "embedding": "there are no embeddings",
     "chat_format": "it is an argument of chat(), template",
     "trust_remote_code": "no code of a model's files is run",
+    "revision": "it is a part of the name, 'ORG/NAME:REVISION'",
+    "filename": "it is a part of the name, 'ORG/NAME/FILE.gguf'",
+    "gguf_file": "it is a part of the name, 'ORG/NAME/FILE.gguf'",
+    "cache_dir": "the environment variable HF_HOME sets the folder",
+    "token": "the environment variable HF_TOKEN has it",
+    "use_auth_token": "the environment variable HF_TOKEN has it",
+    "lora_scale": "it is a part of the name, lora='ADAPTER:SCALE'",
+    "rope_freq_base": "it is what the model's file says",
+    "rope_freq_scale": "it is what the model's file says",
+    "temperature": "it is an argument of generate(), chat() and the others",
+    "max_tokens": "it is an argument of generate(), chat() and the others",
 }
 
 P = ParamSpec("P")

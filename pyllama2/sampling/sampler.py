@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -28,10 +28,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import refuse
 from ..errors import ConstraintError, NumericalError
 from . import sample
 from .constraint import TokenMask
-from .params import SamplingParams
+from .params import LogitsProcessor, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ class Draw:
     uniform: float = 0.0
 
 
+def _made_by(factory: Callable[[], LogitsProcessor]) -> LogitsProcessor:
+    """Make a logits processor. Raises TypeError if it is none."""
+    processor = factory()
+    if not callable(processor):
+        refuse("what a function in logits_processor_factories returns", "a function", processor)
+    return processor
+
+
 class Sampler:
     """Samples the tokens of one text, with random numbers of its own, so that no other text changes them.
 
@@ -68,7 +77,7 @@ class Sampler:
         self._random = random.Random(seed)
         self._uniforms: deque[float] = deque()  # random numbers that were drawn early
         self._biased, self._bias = params.bias_arrays
-        self._processors = [*params.logits_processors, *(make() for make in params.logits_processor_factories)]
+        self._processors = [*params.logits_processors, *map(_made_by, params.logits_processor_factories)]
 
     def sample(self, logits: NDArray[np.float32], token_ids: Sequence[int], n_prompt: int) -> int:
         """Sample the next token.

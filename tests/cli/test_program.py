@@ -57,6 +57,9 @@ class TestWrongUsage:
             (["run", "smollm2"], "did you mean chat?"),
             (["-m", "smollm2", "chat"], "pyllama2 chat -m smollm2"),
             (["Once upon a time"], "pyllama2 generate 'Once upon a time'"),
+            (["Once", "upon", "a", "time"], "a command comes first: pyllama2 generate 'Once upon a time'"),
+            (["GENERATE", "x"], "did you mean generate?"),
+            (["quant", "x"], "did you mean quantize?"),
             (["model.gguf"], "pyllama2 chat -m model.gguf"),
             (["--nonsense"], "there is no flag --nonsense"),
             (["generate", "Once", "upon", "it's"], """pyllama2 generate 'Once upon it'"'"'s'"""),
@@ -64,7 +67,18 @@ class TestWrongUsage:
             (["generate", "-ngl", "99"], "did you mean --device cuda?"),
             (["generate", "--n-predict=5"], "did you mean --max-tokens?"),
             (["chat", "smollm2"], "-m smollm2 names a model"),
+            (["chat", "-sys", "Be brief."], "there is no flag -sys; did you mean --system?"),
+            (
+                ["generate", "-p", "Once"],
+                "there is no flag -p: it is a word without one, as in pyllama2 generate [PROMPT]",
+            ),
+            (["generate", "--prompt=Once"], "there is no flag --prompt: it is a word without one"),
+            (
+                ["export", "-m", "demo", "-o", "x"],
+                "no flag -m: it is a word without one, as in pyllama2 export CHECKPOINT",
+            ),
             (["inspect", "a", "b"], "one argument too many: b"),
+            (["serve", "smollm2"], "one argument too many: smollm2; -m smollm2 names a model"),
             (["generate", "\x1b[2J\n", "b"], r"\x1b[2J\n"),
         ],
     )

@@ -138,9 +138,13 @@ class TestProcessorsWithState:
                 call()
         assert len(llm.generate([PROMPT], **SAMPLING, logits_processors=[Counts()])) == 1
 
-    def test_what_is_no_function(self) -> None:
+    def test_what_is_no_function(self, llm: Llama) -> None:
         with pytest.raises(TypeError, match="logits_processor_factories must be functions"):
             SamplingParams(logits_processor_factories=[3])  # type: ignore[list-item]
+        with pytest.raises(
+            TypeError, match=r"what a function in logits_processor_factories returns must be a function"
+        ):
+            llm.generate(PROMPT, logits_processor_factories=[lambda: None])
 
 
 class TestResults:
