@@ -1,9 +1,10 @@
 """Bits where they count: the storage type of each step of each layer, for a number of bits a weight in all.
 
-What a step loses as q4 in groups of 64 is measured (survey.py): `gain` is what the model's KL divergence falls by when
-that step alone has 8 bits. With another type the step is taken to lose in proportion to its rounding error:
+What a step loses as q4 in groups of 64 is measured (survey.py): `base` is what the KL divergence of the model in 8 bits
+rises by when that step alone has these 4. With another type the step is taken to lose in proportion to its rounding
+error:
 
-    loss(type) = gain * error(type) / error(q4/64)
+    loss(type) = base * error(type) / error(q4/64)
 
 Types are chosen so that the losses together are least. Of each step's types those count that lie on the lower convex
 hull of loss over bytes. From the smallest types on, the improvement that saves most per byte comes first, until the
@@ -23,7 +24,7 @@ from ..storage.weights import STEPS, StorageType, packed_shapes
 BASE = StorageType("q4", 64)
 FINER = StorageType("q8", 64)
 CANDIDATES = (StorageType("q4", 128), BASE, StorageType("q4", 32), FINER)
-_LEAST_SHARE = 0.1  # of the mean gain: a step whose gain was measured as less than nothing still loses something
+_LEAST_SHARE = 0.1  # of the mean loss: a step of which noise hides that it loses something still does
 
 Types = tuple[tuple[StorageType, ...], ...]
 
@@ -33,11 +34,11 @@ class StepLoss:
     """What one step of one layer loses.
 
     Attributes:
-        gain: KL divergence, in nats, that the model saves if this step alone becomes FINER; noise may make it negative.
+        base: KL divergence, in nats, that the model loses if this step alone becomes BASE, and all others are FINER.
         errors: the rounding error of each of CANDIDATES, over that of BASE.
     """
 
-    gain: float
+    base: float
     errors: Mapping[StorageType, float]
 
 
@@ -81,12 +82,12 @@ def choose_types(config: ModelConfig, bits: float, losses: Mapping[tuple[int, in
     """
     n_steps = len(STEPS)
     sizes = [{kind: step_bytes(config, step, kind) for kind in CANDIDATES} for step in range(n_steps)]
-    floor = _LEAST_SHARE * max(0.0, sum(loss.gain for loss in losses.values()) / len(losses))
+    floor = _LEAST_SHARE * max(0.0, sum(loss.base for loss in losses.values()) / len(losses))
     chosen: dict[tuple[int, int], StorageType] = {}
     improvements: list[tuple[float, int, tuple[int, int], StorageType]] = []
     for place, loss in losses.items():
-        gain = max(loss.gain, floor, 1e-12)
-        hull = _lower_hull([(sizes[place[1]][kind], gain * loss.errors[kind], kind) for kind in CANDIDATES])
+        base = max(loss.base, floor, 1e-12)
+        hull = _lower_hull([(sizes[place[1]][kind], base * loss.errors[kind], kind) for kind in CANDIDATES])
         chosen[place] = hull[0][2]
         for order, (before, after) in enumerate(pairwise(hull)):
             slope = (before[1] - after[1]) / (after[0] - before[0])

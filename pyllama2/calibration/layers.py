@@ -63,9 +63,9 @@ class MatrixLoss:
     total: float
 
 
-def finer_name(name: str) -> str:
-    """Return the name that the finer version of a tensor has."""
-    return f"{name}:finer"
+def second_name(name: str) -> str:
+    """Return the name that a tensor has in its second type."""
+    return f"{name}:second"
 
 
 class LayerCalibrator:
@@ -89,7 +89,7 @@ class LayerCalibrator:
         layer: int,
         read: Callable[[str], Matrix],
         types: tuple[StorageType, ...],
-        finer: StorageType | None = None,
+        second: StorageType | None = None,
     ) -> tuple[dict[str, Weight], list[MatrixLoss]]:
         """Quantize the next layer, and take the streams through it.
 
@@ -97,10 +97,10 @@ class LayerCalibrator:
             layer: its number.
             read: returns a tensor of the model as float32, by its name.
             types: of the four steps.
-            finer: a second type, of the same group size, that the matrices are quantized to as well.
+            second: another type, of the same group size, that the matrices are quantized to as well.
 
         Returns:
-            The layer's tensors by their names, those of the finer type by finer_name(), and what each matrix lost.
+            The layer's tensors by their names, those of the second type by second_name(), and what each matrix lost.
         """
         prefix = f"layers.{layer}."
         weights: dict[str, Weight] = {}
@@ -108,7 +108,7 @@ class LayerCalibrator:
 
         def step(index: int, inputs: Pair) -> list[Pair]:
             names = [f"{prefix}{name}.weight" for name in STEPS[index]]
-            outputs = self._step(names, inputs, [read(name) for name in names], types[index], finer, weights, losses)
+            outputs = self._step(names, inputs, [read(name) for name in names], types[index], second, weights, losses)
             for name, output in zip(STEPS[index], outputs, strict=True):
                 bias_name = f"{prefix}{name}.bias"
                 if bias_name in self._biases:
@@ -142,7 +142,7 @@ class LayerCalibrator:
         inputs: Pair,
         matrices: list[Matrix],
         kind: StorageType,
-        finer: StorageType | None,
+        second: StorageType | None,
         weights: dict[str, Weight],
         losses: list[MatrixLoss],
     ) -> list[Pair]:
@@ -158,9 +158,9 @@ class LayerCalibrator:
             solution = solve(products, matrix, factored, cross, kind.type, kind.group_size)
             weight = Weight.of_codes(name, kind, matrix.shape, solution.codes, solution.scales)
             weights[name] = weight
-            if finer is not None:
-                second = solve(products, matrix, factored, cross, finer.type, finer.group_size)
-                weights[finer_name(name)] = Weight.of_codes(name, finer, matrix.shape, second.codes, second.scales)
+            if second is not None:
+                also = solve(products, matrix, factored, cross, second.type, second.group_size)
+                weights[second_name(name)] = Weight.of_codes(name, second, matrix.shape, also.codes, also.scales)
             exact = products.times(inputs.exact, matrix)
             quantized = products.of(weight, inputs.quantized)
             outputs.append(Pair(exact, quantized))

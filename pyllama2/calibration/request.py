@@ -19,7 +19,7 @@ from ..memory import weight_bytes
 from ..storage.weights import Quantization
 from ..tokenizer import load_tokenizer
 from . import own_text
-from .budget import FINER, Types, bits_of, choose_types
+from .budget import BASE, FINER, Types, bits_of, choose_types
 from .estimate import affordable_tokens, duration, measured_rate, measured_tokens, survey_seconds
 from .products import Products
 from .quantizing import METHOD, write_calibrated
@@ -96,7 +96,9 @@ def _mixed_types(work: Work, bits: float, limit_s: float | None) -> Types:
         work.say(f"measuring on a part of the text where bits count: about {duration(estimate)}")
         folder = work.folder.survey()
         text = replace(work.text, tokens=part_of(work.text.tokens))
-        losses = survey(replace(work, folder=folder, text=text, progress=None, finer=FINER), n_measured)
+        in_8_bits = Quantization.of(FINER.type, FINER.group_size, work.quantization.output_type)
+        part = replace(work, quantization=in_8_bits, second=BASE, folder=folder, text=text, progress=None)
+        losses = survey(part, n_measured)
         types = choose_types(work.source.config, bits, losses)
         work.folder.save_types(types)
         folder.remove()

@@ -13,7 +13,7 @@ from ..convert import Progress, quantized_weight
 from ..storage.floats import as_float
 from ..storage.weights import STEPS, Quantization, StorageType, Weight
 from .estimate import duration, measured_rate, seconds
-from .layers import LayerCalibrator, MatrixLoss, Pair, finer_name
+from .layers import LayerCalibrator, MatrixLoss, Pair, second_name
 from .products import Matrix, Products
 from .text import CalibrationText
 from .work_folder import WorkFolder
@@ -32,7 +32,7 @@ class Work:
         folder: what was done before an interruption.
         say: takes sentences for the user.
         progress: called as progress(weights done, weights in all, name of the tensor just done).
-        finer: a second type, of the same group size, that each matrix is kept in as well; None: there is none.
+        second: another type, of the same group size, that each matrix is kept in as well; None: there is none.
     """
 
     source: Checkpoint
@@ -43,7 +43,7 @@ class Work:
     folder: WorkFolder
     say: Callable[[str], None]
     progress: Progress | None
-    finer: StorageType | None = None
+    second: StorageType | None = None
 
 
 def calibrate_layers(work: Work, embeddings: Weight) -> list[MatrixLoss]:
@@ -70,7 +70,7 @@ def calibrate_layers(work: Work, embeddings: Weight) -> list[MatrixLoss]:
     calibrator = LayerCalibrator(config, tokens, work.products, streams)
     for layer in range(first, config.n_layers):
         weights, layer_losses = calibrator.quantize(
-            layer, lambda name: read(work, name), _types(work, layer), work.finer
+            layer, lambda name: read(work, name), _types(work, layer), work.second
         )
         folder.save_layer(layer, weights, layer_losses, calibrator.streams)
         losses += layer_losses
@@ -97,14 +97,14 @@ def _n_weights(work: Work, name: str) -> int:
 
 
 def finished_layer(work: Work, layer: int) -> tuple[dict[str, Weight], list[MatrixLoss]]:
-    """Return the tensors of a layer that is done, the finer ones too, and what its matrices lost."""
+    """Return the tensors of a layer that is done, those of the second type too, and what its matrices lost."""
     shapes = work.source.config.tensor_shapes()
     matrices = [f"layers.{layer}.{name}.weight" for names in STEPS for name in names]
     types = {name: work.quantization.storage_of(name, work.source.config) for name in matrices}
     wanted = {name: shapes[name] for name in tensor_names(work, layer)}
-    if work.finer is not None:
-        types |= {finer_name(name): work.finer for name in matrices}
-        wanted |= {finer_name(name): shapes[name] for name in matrices}
+    if work.second is not None:
+        types |= {second_name(name): work.second for name in matrices}
+        wanted |= {second_name(name): shapes[name] for name in matrices}
     return work.folder.layer(layer, wanted, types, matrices)
 
 

@@ -29,13 +29,13 @@ CONFIG = ModelConfig(
 ERRORS = dict(zip(CANDIDATES, (1.4, 1.0, 0.7, 0.004), strict=True))
 
 
-def losses_of(gains: list[float], config: ModelConfig = CONFIG) -> dict[tuple[int, int], StepLoss]:
+def losses_of(losses: list[float], config: ModelConfig = CONFIG) -> dict[tuple[int, int], StepLoss]:
     places = itertools.product(range(config.n_layers), range(4))
-    return {place: StepLoss(gain, ERRORS) for place, gain in zip(places, gains, strict=True)}
+    return {place: StepLoss(loss, ERRORS) for place, loss in zip(places, losses, strict=True)}
 
 
 def total(types: Any, losses: dict[tuple[int, int], StepLoss]) -> float:
-    return sum(loss.gain * loss.errors[types[layer][step]] for (layer, step), loss in losses.items())
+    return sum(loss.base * loss.errors[types[layer][step]] for (layer, step), loss in losses.items())
 
 
 class TestChoice:
@@ -51,18 +51,18 @@ class TestChoice:
 
     @pytest.mark.parametrize("bits", [4.125, 4.2, 4.25, 4.5, 5.0, 6.3, 8.25])
     def test_bits_are_kept_and_used(self, bits: float) -> None:
-        gains = [float(x) for x in np.random.default_rng(0).uniform(0, 1, 8)]
-        types = choose_types(CONFIG, bits, losses_of(gains))
+        losses = [float(x) for x in np.random.default_rng(0).uniform(0, 1, 8)]
+        types = choose_types(CONFIG, bits, losses_of(losses))
         found = bits_of(CONFIG, types)
         assert found <= bits + 1e-9
         assert found > bits - 0.25  # with eight steps not every number can be had
         if bits in (4.125, 8.25):
             assert found == bits
 
-    def test_what_gains_most_per_byte_comes_first(self) -> None:
-        gains = [0.1] * 8
-        gains[5] = 50.0  # wo of the last layer, a small matrix
-        types = choose_types(CONFIG, 4.8, losses_of(gains))
+    def test_what_losses_most_per_byte_comes_first(self) -> None:
+        losses = [0.1] * 8
+        losses[5] = 50.0  # wo of the last layer, a small matrix
+        types = choose_types(CONFIG, 4.8, losses_of(losses))
         assert types[1][1] == FINER
         assert sum(kind == FINER for layer in types for kind in layer) == 1
 
@@ -76,10 +76,10 @@ class TestChoice:
             found = choose_types(config, bits, losses)
             every = ((types,) for types in itertools.product(CANDIDATES, repeat=4))
             best = min(total(types, losses) for types in every if bits_of(config, types) <= bits)
-            largest = max(loss.gain * (ERRORS[BASE] - ERRORS[FINER]) for loss in losses.values())
+            largest = max(loss.base * (ERRORS[BASE] - ERRORS[FINER]) for loss in losses.values())
             assert best <= total(found, losses) <= best + largest
 
-    def test_gains_below_nothing_are_noise(self) -> None:
+    def test_losses_below_nothing_are_noise(self) -> None:
         types = choose_types(CONFIG, 8.25, losses_of([-1.0, *[0.1] * 7]))
         assert all(kind == FINER for layer in types for kind in layer)
 

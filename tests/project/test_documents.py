@@ -56,6 +56,7 @@ NOT_RUN = {
     r"pyllama2 batch .*--ray": "wants a Ray cluster; tests/batches/test_ray.py has one",
     r"pyllama2 quantize smollm2": "takes minutes; tests/calibration quantizes smaller models",
     r"python benchmarks/how_close\.py": "takes minutes; test_real_models.py compares its figures with the README's",
+    r"python scripts/docs/make_quantization_docs\.py": "writes into docs; test_how_close.py draws elsewhere",
     r"python benchmarks/bench_vs_llama_cpp\.py": "takes an hour, and llama-cpp-python",
 }
 HUB_MODEL = "HuggingFaceTB/SmolLM2-360M-Instruct"
