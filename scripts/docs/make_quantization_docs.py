@@ -34,20 +34,20 @@ def grey(axes: Any, title: str) -> None:
 
 
 def draw_bits(models: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Draw KL divergence against bits, for each model."""
-    figure, columns = plt.subplots(1, len(models), figsize=(5 * len(models), 4), sharey=True, squeeze=False)
+    """Draw KL divergence against bits, for each model; those of 8 bits would be far away from the others."""
+    figure, columns = plt.subplots(1, len(models), figsize=(5 * len(models), 4.5), sharey=True, squeeze=False)
     for axes, (title, rows) in zip(columns[0], models.items(), strict=True):
         for theirs, colour, label in ((False, OURS, "pyllama2"), (True, THEIRS, "llama.cpp")):
-            points = [row for row in rows if row["name"].startswith(LLAMA_CPP) == theirs]
+            points = [row for row in rows if row["name"].startswith(LLAMA_CPP) == theirs and row["bits"] < 8]
             if points:
                 axes.scatter([row["bits"] for row in points], [row["kl"] for row in points], color=colour, label=label)
             for row in points:
                 name = row["name"].removeprefix(LLAMA_CPP).split(",")[0] if theirs else short_name(row["name"])
-                side = (-5, "right") if theirs else (5, "left")
-                place = {"textcoords": "offset points", "xytext": (side[0], 3), "ha": side[1]}
+                side = (6, "left") if theirs else (-6, "right")
+                place = {"textcoords": "offset points", "xytext": (side[0], -2), "ha": side[1]}
                 axes.annotate(name, (row["bits"], row["kl"]), color=colour, fontsize=7, **place)
         axes.set_yscale("log")
-        axes.set_xlim(3.2, 9.2)
+        axes.set_xlim(3.6, 6.6)
         axes.set_xlabel("bits of a weight in the layers")
         grey(axes, title)
     columns[0][0].set_ylabel("mean KL divergence, nats")
@@ -60,9 +60,9 @@ def short_name(name: str) -> str:
         ("inputs", "q4, plain"), ("`--no-calibrate`", "q4, in memory"), ("(the default)", "q4, own text"),
         ("on texts", "q4"), ("groups of 32", "q4/32"),
     ):  # fmt: skip
-        if name.endswith(end) and not name.startswith("`"):
+        if name.endswith(end) and not name.startswith("`--bits"):
             return short
-    return name.split("`")[1] if "`" in name else name
+    return name.split("`")[1].removeprefix("--") if "`" in name else name
 
 
 def draw_layers(models: dict[str, list[dict[str, Any]]], path: Path) -> None:
