@@ -4,6 +4,7 @@ gguf.py              the model as a GGUF file
 gguf_tokenizer.py    its tokenizer, as keys of that file
 gguf_file.py         the format: keys, tensors, alignment
 huggingface.py       the model as a directory, with its tokenizer
+sentencepiece_json.py    a SentencePiece tokenizer as tokenizer.json
 """
 
 from .gguf import write_gguf

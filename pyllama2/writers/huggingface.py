@@ -2,7 +2,7 @@
 
     config.json, generation_config.json        dimensions and special tokens
     model.safetensors                          float32 or float16, under Hugging Face's names
-    tokenizer.model or tokenizer.json, tokenizer_config.json
+    tokenizer.json, tokenizer_config.json      and tokenizer.model of a SentencePiece model
 
 A model with biases of wq, wk and wv is a Qwen2, others are Llamas. Their wq and wk rotate the two halves of a head, so
 that their rows are permuted; see checkpoint/row_order.py.
@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -32,6 +33,7 @@ from ..storage.safetensors import make_header
 from ..storage.tensor_info import TensorInfo
 from ..tokenizer import load_tokenizer
 from ..tokenizer.base import Tokenizer, TokenizerSpec
+from .sentencepiece_json import tokenizer_json
 
 _STORED = {"float32": "F32", "float16": "F16"}
 
@@ -169,6 +171,10 @@ def _write_tokenizer(folder: str, checkpoint: Checkpoint, spec: TokenizerSpec) -
     if spec.kind == "sentencepiece":
         settings |= {"tokenizer_class": "LlamaTokenizer", "unk_token": "<unk>", "legacy": True}
         _write(folder, "tokenizer.model", spec.data)
+        as_json = tokenizer_json(spec, checkpoint.config.vocab_size)
+        if as_json is not None:  # which is read as it is, without the package sentencepiece
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+            _write(folder, "tokenizer.json", _with_bos(replace(spec, data=as_json), tokenizer))
     else:
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         _write(folder, "tokenizer.json", _with_bos(spec, tokenizer))

@@ -15,7 +15,7 @@ import tokenizers
 from helpers.foreign import huggingface_tensors, write_huggingface
 from helpers.tiny import GQA, TIED, oracle_logits, random_weights
 from helpers.tiny_llama import CHATML, write_tiny
-from helpers.tiny_tokenizers import bpe_spec, sentencepiece_spec
+from helpers.tiny_tokenizers import bpe_spec, sentencepiece_model, sentencepiece_spec
 from safetensors.torch import load_file
 
 import pyllama2
@@ -23,6 +23,7 @@ from pyllama2.checkpoint import open_checkpoint
 from pyllama2.cli.program import main
 from pyllama2.errors import CheckpointError
 from pyllama2.tokenizer import load_tokenizer
+from pyllama2.writers.sentencepiece_json import tokenizer_json
 
 TEXTS = ["Once upon a time", "naïve 12345 \n\tend", "a fox who lived in the forest"]
 
@@ -68,9 +69,45 @@ def test_tokens_and_template(tmp_path: Path, make: Any, add_bos: bool) -> None:
         ours, theirs = (load_tokenizer(c.tokenizer, 400) for c in (before, after) if c.tokenizer)
         assert [ours.encode(text) for text in TEXTS] == [theirs.encode(text) for text in TEXTS]
         expected = [ours.with_bos(ours.encode(text)) for text in TEXTS]
-    if spec.kind == "bpe":
-        package = tokenizers.Tokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
-        assert [package.encode(text).ids for text in TEXTS] == expected
+    package = tokenizers.Tokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
+    assert [package.encode(text).ids for text in TEXTS] == expected
+    assert [package.decode(package.encode(text).ids) for text in TEXTS] == TEXTS
+    settings = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+@pytest.mark.parametrize("options", [{}, {"add_dummy_prefix": False}, {"user_defined": ("<|im|>",)}])
+def test_sentencepiece_as_json(options: dict[str, Any]) -> None:
+    """Its tokens are SentencePiece's, but that special tokens in a text are special."""
+    spec = sentencepiece_spec(sentencepiece_model(**options))
+    data = tokenizer_json(spec, 340)
+    assert data is not None
+    package, ours = tokenizers.Tokenizer.from_str(data.decode()), load_tokenizer(spec, 340)
+    for text in (
+        "",
+        "a",
+        " a",
+        "  a  fox ",
+        "the foxes\n\n",
+        "\u2581",
+        "日本 🦊\u200b\u00a0",
+        "oooonnnn  \t",
+        "0.5e-3",
+    ):
+        assert package.encode(text).ids == ours.encode(text), text
+        if "\u2581" not in text:
+            assert package.decode(ours.encode(text)) == text
+    assert package.encode("</s>", add_special_tokens=False).ids == [2]
+
+
+def test_sentencepiece_that_json_cannot_express(tmp_path: Path) -> None:
+    """A model that changes characters has tokenizer.model alone."""
+    spec = sentencepiece_spec(sentencepiece_model(normalization_rule_name="nfkc"))
+    assert tokenizer_json(spec, 340) is None
+    pyllama2.export(write_tiny(tmp_path / "m.bin", spec=spec), tmp_path / "hf", format="huggingface")
+    assert (tmp_path / "hf" / "tokenizer.model").exists() and not (tmp_path / "hf" / "tokenizer.json").exists()
+    settings = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "LlamaTokenizer"
 
 
 def test_the_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
