@@ -47,7 +47,7 @@ def test_all_ways_to_quantize(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, text, prose, figures = (tmp_path / name for name in ("source.bin", "text.txt", "prose.txt", "figures.json"))
-    write_tiny(source, max_seq_len=32)
+    write_tiny(source, max_seq_len=32, dim=64, n_heads=4, n_kv_heads=2, head_dim=16, hidden_dim=128)
     text.write_text("The old house at the end of the street has a door, a roof and a garden. " * 20)
     prose.write_text("a little fox who lived in the forest\n\n\nThe capital of France is a city")
     command = ["how_close.py", "--model", str(source), "--text", str(prose), "--calibrate", str(text)]
