@@ -11,6 +11,7 @@ from ..sampling.params import SamplingParams
 from .chunk import Chunk
 from .completion import Completion
 from .engine import Engine
+from .other_names import AnsweringMethods
 from .requests import ChatOptions
 from .stream import Stream, pulled_in_threads
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class ChatEngine(Engine):
+class ChatEngine(AnsweringMethods, Engine):
     """What Llama does with chats."""
 
     def chat(

@@ -1,4 +1,4 @@
-"""What other libraries call the arguments of Llama, and the error that says ours.
+"""What other libraries call the arguments and methods of Llama, and the errors that say ours.
 
 docs/coming-from.md has the same names in a table, which a test compares with these.
 """
@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
 from ..shown import shown_value
 
@@ -71,6 +71,18 @@ HINTS = {
     "max_tokens": "it is an argument of generate(), chat() and the others",
 }
 
+# Method of another library's model -> ours.
+METHODS = {
+    "create_chat_completion": "chat(messages)",
+    "create_completion": "generate(prompt)",
+    "apply_chat_template": "chat_tokens(messages)",
+    "stream_generate": "stream(prompt)",
+    "encode": "tokenize(text)",
+    "decode": "detokenize(token_ids)",
+    "embed": "there are no embeddings",
+    "create_embedding": "there are no embeddings",
+}
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -87,6 +99,17 @@ def answering_other_names(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return checked
+
+
+class AnsweringMethods:
+    """A class whose objects answer names of other libraries' methods with ours."""
+
+    if not TYPE_CHECKING:  # for a checker of types, a class with __getattr__ has every name
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Say that there is no such name. Python asks for it only then."""
+            hint = f": {METHODS[name]}" if name in METHODS else ""
+            raise AttributeError(f"Llama has no {name}{hint}", name=name, obj=self)
 
 
 def _suggestion(name: str, known: list[str]) -> str:

@@ -6,6 +6,7 @@ import inspect
 import json
 import multiprocessing
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -52,6 +53,17 @@ class TestNamesOfOthers:
             Llama(path, n_ctxt=5)  # type: ignore[call-arg]
         with pytest.raises(TypeError, match="there are model, device"):
             Llama(path, frobnicate=5)  # type: ignore[call-arg]
+
+    def test_of_methods(self, llm: Llama) -> None:
+        for name, ours in llama_names.METHODS.items():
+            assert name not in dir(Llama) and not hasattr(llm, name)
+            with pytest.raises(AttributeError, match=re.escape(f"Llama has no {name}: {ours}")):
+                getattr(llm, name)
+            method = re.match(r"(\w+)\(", ours)
+            assert method is None or callable(getattr(llm, method[1]))
+        with pytest.raises(AttributeError, match=r"^Llama has no frobnicate$") as caught:
+            llm.frobnicate  # type: ignore[attr-defined]  # noqa: B018
+        assert (caught.value.name, caught.value.obj) == ("frobnicate", llm)
 
     def test_of_sampling(self, llm: Llama) -> None:
         known = {field.name for field in fields(SamplingParams)}
