@@ -125,7 +125,8 @@ def _answer(args: argparse.Namespace, items: Input, results: Results, told: Call
             return run_batch(llm, items, results, name=name, told=told)
     from .batches.on_ray import run_on_ray
 
-    names = {"threads": "n_threads", "ctx": "n_ctx", "quant": "quant", "kv_dtype": "kv_dtype", "device": "device"}
+    names = {"threads": "n_threads", "ctx": "n_ctx"}
+    names |= {name: name for name in ("quant", "kv_dtype", "device", "n_gpu_layers")}
     options = {ours: value for flag, ours in names.items() if (value := getattr(args, flag)) is not None}
     options |= {"prompt_lookup": not args.no_prompt_lookup, "lora": list(map(_absolute, args.lora)), "keep": args.keep}
     if args.tokenizer is not None:

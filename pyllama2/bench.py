@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from contextlib import closing
 from typing import Any
@@ -14,7 +13,7 @@ if __name__ == "__main__":  # before the imports below, which take a while: Ctrl
     sys.exit(run_program(["bench", *sys.argv[1:]]))
 
 from .analysis.benchmark import run_benchmark
-from .backend import select_backend
+from .backend import asked_device, select_backend
 from .checkpoint.title import title_of
 from .cli.common import add_model_flags, naming_environment, positive
 from .cli.parser import CommandParser
@@ -76,13 +75,13 @@ def _not_negative(text: str) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    select_backend(args.device)  # before weights are converted, which may take long
+    select_backend(args.device, n_gpu_layers=args.n_gpu_layers)  # before weights are converted, which may take long
     with naming_environment(args.model), progress_bar("convert") as progress:
         path = find_model(args.model)
         model = load_model(
             path,
             quant=args.quant,
-            quantized=(args.device or os.environ.get("PYLLAMA2_DEVICE")) == "cuda",
+            quantized=asked_device(args.device).startswith("cuda"),
             lora=args.lora,
             keep=args.keep,
             tokenizer=args.tokenizer,
@@ -91,10 +90,10 @@ def _bench(args: argparse.Namespace) -> int:
             n_threads=args.threads,
             progress=progress,
         )
-    backend_class, _ = select_backend(args.device, model, args.kv_dtype)
+    make_backend, _ = select_backend(args.device, model, args.kv_dtype, args.n_gpu_layers)
     n_ctx = args.ctx or model.config.max_seq_len
     n_prompt, n_new = _lengths(args, n_ctx)
-    with closing(backend_class(model, n_threads=args.threads, kv_dtype=args.kv_dtype)) as backend:
+    with closing(make_backend(model, n_threads=args.threads, kv_dtype=args.kv_dtype)) as backend:
         name = title_of(path)
         report = run_benchmark(name, model, backend, n_prompt, n_new, args.context, args.repeat)
     print(for_json(report.to_json()) if args.json else report)

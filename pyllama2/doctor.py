@@ -16,7 +16,7 @@ if __name__ == "__main__":  # before the imports below, which take a while: Ctrl
 from . import __version__
 from ._cpu import default_threads
 from .analysis.diagnosis import CONTEXT, Diagnosis, Prospect, diagnose
-from .cli.common import thread_count
+from .cli.common import Devices, thread_count
 from .cli.parser import CommandParser
 from .cli.running import run_command
 from .shown import for_json, shown
@@ -36,7 +36,7 @@ def make_parser() -> CommandParser:
     """Return the parser of the command's arguments."""
     parser = CommandParser("doctor", "Say what is on this machine, what can run, and what is missing.", _EPILOG)
     add = parser.add_argument
-    add("--device", choices=["auto", "cpu", "cuda"], help="device that must work (default: PYLLAMA2_DEVICE, else auto)")
+    add("--device", choices=Devices(), help="device that must work, also cuda:1 (default: PYLLAMA2_DEVICE, else auto)")
     add("-t", "--threads", type=thread_count, metavar="N", help="threads (default: the number of physical cores)")
     add("--no-measure", action="store_true", help="do not measure the memory's bandwidth")
     add("--json", action="store_true", help="print one JSON object")
@@ -70,10 +70,11 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     yield f"kernels    {found.isa or 'do not work'}"
     if found.available_bytes is not None:
         yield f"memory     {_gb(found.available_bytes)} available"
-    for gpu in found.gpus:
+    for i, gpu in enumerate(found.gpus):
+        name = "GPU        " if len(found.gpus) == 1 else f"{f'cuda:{i}':11}"
         peak = "" if gpu.peak_gb_per_s is None else f", {gpu.peak_gb_per_s:.0f} GB/s at most"
         memory = f"{_gb(gpu.free_bytes)} of {_gb(gpu.total_bytes)} free"
-        yield f"GPU        {shown(gpu.name)}, compute capability {gpu.compute_capability}, {memory}{peak}"
+        yield f"{name}{shown(gpu.name)}, compute capability {gpu.compute_capability}, {memory}{peak}"
     versions = {"CuPy": found.cuda.cupy, "the driver's CUDA": found.cuda.driver, "NVRTC": found.cuda.compiler}
     if any(versions.values()):
         yield "CUDA       " + ", ".join(f"{name} {version or 'is missing'}" for name, version in versions.items())

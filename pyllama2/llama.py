@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import arguments
-from .backend import select_backend
+from .backend import asked_device, select_backend
 from .backend.step_times import Profile
 from .config import ModelConfig
 from .convert import Progress
@@ -61,8 +61,9 @@ class Llama(ChatEngine):
     Args:
         model: one of our files, any checkpoint that export() reads, or the name of a model: ORG/NAME on the Hugging
             Face hub, "smollm2" or "demo". None: the environment variable PYLLAMA2_MODEL, else the bundled demo model.
-        device: "cpu", "cuda" or "auto", which is the first that can be used. None: the environment variable
-            PYLLAMA2_DEVICE, else "auto".
+        device: "cpu", "cuda", "cuda:1", "cuda:0,cuda:1" for layers on several GPUs, or "auto", which is the first that
+            can be used. None: the environment variable PYLLAMA2_DEVICE, else "auto".
+        n_gpu_layers: how many layers GPUs have, from the first on; the CPU has the rest. None: as many as fit; -1: all.
         n_ctx: longest sequence in tokens. None: what the model was made for.
         n_threads: threads of the CPU backend. None: PYLLAMA2_NUM_THREADS, OMP_NUM_THREADS, or the physical cores.
         quant: "float32", "float16", "q8" or "q4" converts the weights in memory. "auto": one of our files is used as
@@ -74,15 +75,11 @@ class Llama(ChatEngine):
             GGUF file, or the name of either on the hub.
         seed: seed of requests that bring none. Two instances with one seed repeat each other.
         context: "stop": a text ends when it fills the context. "roll": it goes on. When prompt and text together are
-            longer than n_ctx, the model sees the first 4 tokens and the newest n_ctx // 2. They are computed anew
-            from position 0 on, until the sequence has grown to n_ctx tokens again. With max_tokens=None such a text
-            goes on until the model ends it.
-        prompt_lookup: guess that a text goes on as it did after the same tokens earlier, and check several guesses
-            in one pass. Texts that quote come faster. The output is unchanged.
-        draft: guess tokens by another model: a smaller one of the same vocabulary, named like model, or "self" for the
-            model's own weights in 4 bits. Several guesses are checked in one pass, so that a text comes faster where
-            they are often right. The output is unchanged. The draft needs memory, too. It is converted to 4 bits unless
-            it is one of our files.
+            longer than n_ctx, the model sees the first 4 tokens and the newest n_ctx // 2, computed anew from position
+            0 on, until the sequence has grown to n_ctx again. With max_tokens=None only the model ends such a text.
+        prompt_lookup: check guesses that a text goes on as after the same tokens earlier. The output is unchanged.
+        draft: check guesses of a smaller model of the same vocabulary, named like model, or of "self", the model in 4
+            bits. The output is unchanged. It needs memory, too, and becomes 4 bits unless it is one of our files.
         keep: keep a converted model for the next start, in ~/.cache/pyllama2 or the folder PYLLAMA2_CACHE.
         verbose: say on stderr which device was taken and why.
         progress: called as by export() while weights are converted in memory. None: on a terminal and in notebooks, a
@@ -104,6 +101,7 @@ class Llama(ChatEngine):
         model: str | os.PathLike[str] | None = None,
         *,
         device: str | None = None,
+        n_gpu_layers: int | None = None,
         n_ctx: int | None = None,
         n_threads: int | None = None,
         quant: str | None = "auto",
@@ -125,6 +123,7 @@ class Llama(ChatEngine):
                 arguments.string(name, text)
         n_ctx = None if n_ctx is None else arguments.integer("n_ctx", n_ctx)
         n_threads = None if n_threads is None else arguments.integer("n_threads", n_threads)
+        n_gpu_layers = None if n_gpu_layers is None else arguments.integer("n_gpu_layers", n_gpu_layers, -1)
         for name, place in (("model", model), ("draft", draft)):
             if place is not None:
                 arguments.path(name, place)
@@ -135,7 +134,7 @@ class Llama(ChatEngine):
             arguments.function("progress", progress)
         seed = None if seed is None else check_seed(seed)
         check_types(quant, kv_dtype)
-        select_backend(device)  # before weights are converted, which may take long
+        select_backend(device, n_gpu_layers=n_gpu_layers)  # before weights are converted, which may take long
         quiet = progress is False
         lora = find_adapters(lora, quiet=quiet)
         path = find_model(model, needs_tokenizer=tokenizer is None, quiet=quiet)
@@ -148,18 +147,18 @@ class Llama(ChatEngine):
                 n_ctx=n_ctx,
                 kv_dtype=kv_dtype,
                 n_threads=n_threads,
-                quantized=(device or os.environ.get("PYLLAMA2_DEVICE")) == "cuda",
+                quantized=asked_device(device).startswith("cuda"),
                 keep=keep,
                 progress=progress,
             )
-        backend_class, why = select_backend(device, stored, kv_dtype)
+        make_backend, why = select_backend(device, stored, kv_dtype, n_gpu_layers)
         if verbose:
             print(f"pyllama2: {one_line(why)}", file=sys.stderr)
         else:
             log.info("%s", one_line(why))
         super().__init__(
             stored,
-            backend_class,
+            make_backend,
             n_ctx=n_ctx,
             n_threads=n_threads,
             kv_dtype=kv_dtype,
@@ -171,6 +170,7 @@ class Llama(ChatEngine):
         self._settings: dict[str, Any] = {
             "model": os.path.abspath(path),
             "device": device,
+            "n_gpu_layers": n_gpu_layers,
             "n_ctx": n_ctx,
             "n_threads": n_threads,
             "quant": quant,
@@ -366,7 +366,7 @@ class Llama(ChatEngine):
 
         They are source, config, n_parameters, n_ctx, quantization, output_type, group_size, bytes_per_token,
         kv_cache_bytes, device, kv_dtype, weight_bytes and scratch_bytes; on the CPU also n_threads and isa, on a GPU
-        gpu, compute_capability, n_multiprocessors and launches.
+        gpu, compute_capability, n_multiprocessors and launches, on several devices layers.
 
         bytes_per_token counts the weights that are read to decode one token: all but the other rows of an embedding.
         The process has grown by weight_bytes, scratch_bytes and kv_cache_bytes (keys and values of generate() and

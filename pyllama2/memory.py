@@ -146,6 +146,11 @@ def rows_that_fit(backend: Backend, n_rows: int, n_tokens: int, other_bytes: int
     Raises:
         Pyllama2Error: not even one fits. The message has the numbers.
     """
+    return min(_part_rows(part, n_rows, n_tokens, other_bytes) for part in backend.parts())
+
+
+def _part_rows(backend: Backend, n_rows: int, n_tokens: int, other_bytes: int) -> int:
+    """How many sequences fit on one of the devices that a model is on."""
     room, row = backend.free_bytes(), backend.kv_cache_bytes(1, n_tokens)
     logits = 0  # on a device with memory of its own, logits do not compete with keys and values
     if room is None:

@@ -10,9 +10,10 @@ from collections import defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend.base import AMID_A_STEP, Backend, BackendFacts, Batch
+from ..backend.base import AMID_A_STEP, BackendFacts, Batch
 from ..backend.kv_cache import KVCache, check_kv_dtype, default_kv_dtype
 from ..backend.resident import resident_bytes
+from ..backend.stages import Layers, Stage
 from ..backend.step_times import Profile, StepTime
 from ..errors import ClosedError
 from ..process.locks import Lock
@@ -31,14 +32,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=end_team)
 
 
-class CpuBackend(Backend):
+class CpuBackend(Stage):
     """A model on the CPU. Weights are used where they lie, in a mapped file or in memory.
 
     Args:
-        model: the model.
+        model: the model, or a part of it.
         n_threads: threads of the OpenMP team. None: default_threads().
         kv_dtype: type of the keys and values: "float32", "float16" or "int8". None: float32 for float32 models, else
             float16.
+        layers: which layers the model has. None: all.
 
     Raises:
         ValueError: an argument is out of range.
@@ -49,9 +51,16 @@ class CpuBackend(Backend):
         """Return None: every machine has a CPU."""
         return None
 
-    def __init__(self, model: StoredModel, *, n_threads: int | None = None, kv_dtype: str | None = None) -> None:
+    def __init__(
+        self,
+        model: StoredModel,
+        *,
+        n_threads: int | None = None,
+        kv_dtype: str | None = None,
+        layers: Layers | None = None,
+    ) -> None:
         n_threads = team_of(n_threads)
-        self.config = model.config
+        self.config, self.layers = model.config, layers or Layers.all_of(model.config)
         self.kv_dtype = default_kv_dtype(model.quantization) if kv_dtype is None else kv_dtype
         check_kv_dtype(self.kv_dtype)
         self.n_threads = n_threads
@@ -83,6 +92,10 @@ class CpuBackend(Backend):
         Raises:
             CheckpointError: a file that has weights was truncated or overwritten.
         """
+        return self.run(batch, cache, None)
+
+    def run(self, batch: Batch, cache: KVCache, hidden: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """Run the layers on a batch, as Stage.run() says. Raises what forward() raises."""
         if not isinstance(cache, CpuKVCache):
             raise TypeError("the cache belongs to another backend")
         batch.check(self.config, cache)
@@ -90,12 +103,13 @@ class CpuBackend(Backend):
             raise ValueError(AMID_A_STEP)
         with self._lock:
             started = time.monotonic() if self._trace else 0.0
-            logits = self._forward_open().run(batch.tokens, batch.rows, batch.positions, batch.outputs, cache)
+            forward = self._forward_open()
+            result = forward.run(batch.tokens, batch.rows, batch.positions, batch.outputs, cache, hidden)
             if self._trace:
                 self._trace.add_pass(started, len(batch.tokens))
             for file in self._files:  # weights that changed meanwhile give wrong logits
                 file.check()
-            return logits
+            return result
 
     def describe(self) -> BackendFacts:
         """Return facts. scratch_bytes includes the scratch memory of sampling, which all models share."""

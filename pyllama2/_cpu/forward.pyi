@@ -23,4 +23,5 @@ class Forward:
         positions: NDArray[np.int32],
         outputs: NDArray[np.int32],
         cache: CpuKVCache,
+        hidden: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]: ...

@@ -4,8 +4,7 @@ Design: tokens of any sequences are taken in chunks. For each chunk there is a p
 runs _run_share(). The threads claim pieces of each step (team.h): some tokens where a step works on whole vectors, some
 rows of the matrices in products, some heads in attention. A step begins when the last one is done. The vectors of a
 single token are short: each thread norms and quantizes them for itself, which costs less than a step. These steps are
-fused: quantization with the norm before it; silu and its product, and the residual additions, with the matrix product
-before them.
+fused: quantization with the norm before it; silu and its product, and residual additions, with the product before them.
 
 The layers of a prompt take long. So a region has a few of them, and signal handlers run between two regions. Inside a
 region no Python runs: a signal's handler may fork, and the child has only the thread that forked.
@@ -18,6 +17,7 @@ from cython.parallel cimport parallel
 from libc.math cimport cos, sin
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
 
 import numpy as np
 
@@ -80,7 +80,7 @@ cdef struct LayerWeights:
 
 
 cdef class Forward:
-    """The weights of one model as C structs, and scratch memory for one chunk: workspace."""
+    """The weights of a model, or of a part of one, as C structs, and scratch memory for one chunk: workspace."""
 
     cdef const Kernels *kernels
     cdef LayerWeights *layers
@@ -91,7 +91,7 @@ cdef class Forward:
     cdef ChunkState *state
     cdef Team *team
     cdef Thread *threads
-    cdef int n_threads, chunk_size
+    cdef int n_threads, chunk_size, has_output
     cdef int64_t n_layers, dim, vocab_size
     cdef float norm_eps
     cdef double[::1] frequencies
@@ -120,9 +120,12 @@ cdef class Forward:
             raise MemoryError("no memory for the layers' table")
         for i in range(self.n_layers):
             self._bind_layer(&self.layers[i], f"layers.{i}.")
-        self.tok_embeddings = self._matrix("tok_embeddings.weight")
-        self.output = self._matrix("tok_embeddings.weight" if config.tied_embeddings else "output.weight")
-        self.norm = vector_of(self.weights["norm.weight"])
+        self.has_output = "norm.weight" in self.weights
+        if "tok_embeddings.weight" in self.weights:
+            self.tok_embeddings = self._matrix("tok_embeddings.weight")
+        if self.has_output:
+            self.output = self._matrix("tok_embeddings.weight" if config.tied_embeddings else "output.weight")
+            self.norm = vector_of(self.weights["norm.weight"])
 
     def __dealloc__(self):
         free(self.layers)
@@ -161,19 +164,20 @@ cdef class Forward:
         return np.array(self.seconds)
 
     def run(self, const int32_t[::1] tokens, const int32_t[::1] rows, const int32_t[::1] positions,
-            const int32_t[::1] outputs, cache):
+            const int32_t[::1] outputs, cache, const float[:, ::1] hidden=None):
         """Run the model. Signal handlers run between two layers of a prompt, and what they raise ends the run.
 
         Args:
             tokens: (n,) as in a Batch that was checked, as are rows, positions and outputs.
             cache: the CpuKVCache, to which keys and values are appended.
+            hidden: (n, dim), the residual stream before the first layer. None: the tokens' embeddings.
 
         Returns:
-            Logits (len(outputs), vocab_size) float32.
+            Logits (len(outputs), vocab_size) float32; from a part without output the residual stream (n, dim).
         """
         cdef CacheArrays arrays = cache_arrays(cache)
-        cdef int64_t i, start, layer, together, n = tokens.shape[0], m = outputs.shape[0]
-        cdef float[:, ::1] final = np.empty((m, self.dim), np.float32)
+        cdef int64_t i, start, layer, together, n = tokens.shape[0], m = outputs.shape[0] if self.has_output else 0
+        cdef float[:, ::1] final = np.empty((m if self.has_output else n, self.dim), np.float32)
         cdef float[:, ::1] logits = np.empty((m, self.vocab_size), np.float32)
         cdef int32_t[::1] here = np.empty(m, np.int32)
         cdef ChunkState *state = self.state
@@ -185,6 +189,7 @@ cdef class Forward:
         for start in range(0, n, self.chunk_size):
             state.n, state.last = <int> min(<int64_t> self.chunk_size, n - start), start + self.chunk_size >= n
             state.tokens, state.rows, state.positions = &tokens[start], &rows[start], &positions[start]
+            state.hidden = NULL if hidden is None else &hidden[start, 0]
             for i in range(m):
                 here[i] = <int32_t> (outputs[i] - start)
             kind = MANY if state.n > FEW_TOKENS else FEW
@@ -203,7 +208,9 @@ cdef class Forward:
                 if kind == MANY:
                     PyErr_CheckSignals()
                     together = <int64_t> (together * REGION_S / (omp_get_wtime() - started + 1e-9)) or 1
-        return np.asarray(logits)
+            if not self.has_output:
+                memcpy(&final[start, 0], state.x, state.n * self.dim * sizeof(float))
+        return np.asarray(logits if self.has_output else final)
 
     cdef void _run_layers(self, const CacheArrays *cache, int64_t first, int64_t count) noexcept nogil:
         """Run some layers of the chunk. With the first also what comes before it, with the last what comes after it."""
@@ -222,18 +229,21 @@ cdef class Forward:
             self._embed(thread)
         for layer in range(first, first + count):
             run_layer(self.kernels, &self.layers[layer], layer, self.heads, self.norm_eps, cache, state, thread)
-        if first + count == self.n_layers:
+        if self.has_output and first + count == self.n_layers:
             self._output(thread)
 
     cdef void _embed(self, Thread *thread) noexcept nogil:
-        """x = rows of tok_embeddings; rope_table = cosine and sine of the angles of each token's position."""
+        """x = rows of tok_embeddings, or hidden; rope_table = cosine and sine of each token's position's angles."""
         cdef ChunkState *state = self.state
         cdef int t, i, half = <int> (self.heads.head_dim // 2)
         cdef double angle
         start_step(&thread.member, EMBED, state.n, 1, state.n, False)
         while take_piece(&thread.member):
             for t in range(<int> thread.member.first, <int> thread.member.end):
-                lookup_row(self.kernels, &self.tok_embeddings, state.tokens[t], state.x + t * self.dim)
+                if state.hidden is not NULL:
+                    memcpy(state.x + t * self.dim, state.hidden + t * self.dim, self.dim * sizeof(float))
+                else:
+                    lookup_row(self.kernels, &self.tok_embeddings, state.tokens[t], state.x + t * self.dim)
                 for i in range(half):
                     angle = state.positions[t] * self.frequencies[i]
                     state.rope_table[(t * half + i) * 2] = <float> (cos(angle) * self.rope_factor)

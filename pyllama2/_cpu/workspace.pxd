@@ -13,6 +13,7 @@ cdef struct ChunkState:  # a chunk of n tokens on its way through the layers
     const int32_t *tokens
     const int32_t *rows
     const int32_t *positions
+    const float *hidden      # (n, dim), x before the first layer; NULL: the embeddings of tokens
     const int32_t *outputs   # (n_outputs,) tokens whose logits are wanted; those of this chunk are in 0 .. n
     int n_outputs
     bint last                # whether it is the last chunk, after which logits are computed

@@ -81,8 +81,12 @@ def _provide_cache_folder() -> None:
         os.environ["CUPY_CACHE_DIR"] = folder
 
 
-def unavailable_reason() -> str | None:
-    """Return None when kernels can be compiled and run here, else one sentence that says why not."""
+def unavailable_reason(device: int | None = None) -> str | None:
+    """Return None when kernels can be compiled and run here, else one sentence that says why not.
+
+    Args:
+        device: which GPU. None: CUDA's current one.
+    """
     try:
         if importlib.util.find_spec("cupy") is None:
             return f"the package cupy is not installed ({_INSTALL})"
@@ -91,7 +95,7 @@ def unavailable_reason() -> str | None:
         if "libcuda." in str(error):
             return _NO_DRIVER
         return f"the package cupy cannot be imported ({_first_line(error)}); install it anew: {_INSTALL}"
-    return _too_old(cupy) or _no_device(cupy) or _no_compiler(cupy)
+    return _too_old(cupy) or _no_device(cupy, device) or _no_compiler(cupy)
 
 
 def cuda_versions() -> CudaVersions:
@@ -129,9 +133,9 @@ def gpus() -> tuple[Gpu, ...]:
     return tuple(found)
 
 
-def compute_capability(cupy: Any) -> int:
-    """Return the compute capability of the current device: 80 for 8.0."""
-    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
+def compute_capability(cupy: Any, device: int | None = None) -> int:
+    """Return the compute capability of a device, or of the current one: 80 for 8.0."""
+    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice() if device is None else device)
     return int(properties["major"]) * 10 + int(properties["minor"])
 
 
@@ -143,10 +147,10 @@ def _too_old(cupy: Any) -> str | None:
     return None
 
 
-def _no_device(cupy: Any) -> str | None:
+def _no_device(cupy: Any, device: int | None) -> str | None:
     try:
         n_devices = cupy.cuda.runtime.getDeviceCount()
-        capability = compute_capability(cupy) if n_devices else 0
+        capability = compute_capability(cupy, device) if (device or 0) < n_devices else 0
     except Exception as error:  # of the driver, or of a library that CuPy loads at the first call
         text = _first_line(error)
         if "InsufficientDriver" in text or "libcuda" in text:
@@ -156,6 +160,9 @@ def _no_device(cupy: Any) -> str | None:
         return f"CUDA does not start ({text})"
     if not n_devices:
         return "there is no NVIDIA GPU, or CUDA_VISIBLE_DEVICES hides it"
+    if device is not None and device >= n_devices:
+        others = "cuda:0" if n_devices == 1 else f"cuda:0 to cuda:{n_devices - 1}"
+        return f"there is no GPU cuda:{device}; there {'is' if n_devices == 1 else 'are'} {others}"
     if capability < LEAST_CAPABILITY:
         needed = f"{LEAST_CAPABILITY // 10}.{LEAST_CAPABILITY % 10}"
         return f"the GPU has compute capability {capability // 10}.{capability % 10}, and {needed} or later is needed"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend.base import AMID_A_STEP, Backend, BackendFacts, Batch
+from ..backend.base import AMID_A_STEP, BackendFacts, Batch
 from ..backend.fitting import USUAL_CONTEXT
 from ..backend.kv_cache import KVCache, check_kv_dtype
+from ..backend.stages import Layers, Stage
 from ..errors import BackendUnavailableError, ClosedError, Pyllama2Error
 from ..process.locks import Lock
 from ..sampling.sampler import Draw
@@ -46,15 +48,17 @@ _MOST_LEFT_OVER = 6  # arrays of a cache and a workspace that are large, and nee
 _T = TypeVar("_T")
 
 
-class CudaBackend(Backend):
-    """A model of q4 or q8 weights, or of both, on CUDA's current device, from compute capability 6.1 on.
+class CudaBackend(Stage):
+    """A model of q4 or q8 weights, or of both, on a device of CUDA, from compute capability 6.1 on.
 
     Weights are copied there.
 
     Args:
-        model: the model.
+        model: the model, or a part of it.
         n_threads: not used.
         kv_dtype: "float16" or "int8". None: float16, or int8 if only that leaves room for a sequence.
+        device: number of the device. None: CUDA's current one.
+        layers: which layers the model has. None: all.
 
     Raises:
         BackendUnavailableError: it cannot run this model.
@@ -66,38 +70,63 @@ class CudaBackend(Backend):
     survives_fork = False
 
     @classmethod
-    def unavailable_reason(cls) -> str | None:
+    def unavailable_reason(cls, device: int | None = None) -> str | None:
         """Return None, or what is missing and what to install: cupy, a driver, a GPU, CUDA's compiler or headers."""
-        return availability.unavailable_reason()
+        return availability.unavailable_reason(device)
 
     @classmethod
-    def unsupported_reason(cls, model: StoredModel, kv_dtype: str | None = None) -> str | None:
+    def unsupported_reason(
+        cls,
+        model: StoredModel,
+        kv_dtype: str | None = None,
+        device: int | None = None,
+        layers: Layers | None = None,
+    ) -> str | None:
         """Return None, or why not: the type of the weights or of keys and values, or too little memory."""
+        reason = cls.unsupported_type(model, kv_dtype)
+        if reason is not None:
+            return reason
+        cupy = availability.import_cupy()
+        with _device(cupy, device):
+            return _usual_plan(model, kv_dtype, _free_bytes(cupy), layers).problem
+
+    @classmethod
+    def unsupported_type(cls, model: StoredModel, kv_dtype: str | None = None) -> str | None:
+        """Return None, or why not, whatever the memory: the type of the weights, or of keys and values."""
         if kv_dtype not in (None, *DTYPES):
             return f"the CUDA backend has {' or '.join(DTYPES)} keys and values, not {kv_dtype}"
-        reason = unsupported(model.config, model.quantization)
-        return reason or _usual_plan(model, kv_dtype, _free_bytes(availability.import_cupy())).problem
+        return unsupported(model.config, model.quantization)
 
-    def __init__(self, model: StoredModel, *, n_threads: int | None = None, kv_dtype: str | None = None) -> None:
+    def __init__(
+        self,
+        model: StoredModel,
+        *,
+        n_threads: int | None = None,
+        kv_dtype: str | None = None,
+        device: int | None = None,
+        layers: Layers | None = None,
+    ) -> None:
         if kv_dtype is not None:
             check_kv_dtype(kv_dtype, DTYPES)
         reason = unsupported(model.config, model.quantization)
         if reason is not None:
             raise BackendUnavailableError(reason)
         self._cupy = cupy = availability.import_cupy()
-        planned = _usual_plan(model, kv_dtype, _free_bytes(cupy))
+        self._device, self._name = _device(cupy, device), "cuda" if device is None else f"cuda:{device}"
+        with self._device:
+            planned = _usual_plan(model, kv_dtype, _free_bytes(cupy), layers)
         planned.check()
         self.config, self.quantization, self.kv_dtype = model.config, model.quantization, planned.kv_dtype
+        self.layers = layers or Layers.all_of(model.config)
         self._process = os.getpid()
         self._lock = Lock()  # one pass at a time: scratch memory is shared
         self._closing = False  # at the end of the pass that is under way
-        self._device = cupy.cuda.Device()
         self._work: Workspace | None = None  # as long as the longest cache so far
         with self._device:
             self._stream = cupy.cuda.Stream(non_blocking=True)  # the default one cannot be captured
             self._compute_capability = availability.compute_capability(cupy)
             with self._stream:
-                self._model: DeviceModel | None = _allocated(lambda: upload(cupy, model))
+                self._model: DeviceModel | None = _allocated(lambda: upload(cupy, model, layers))
                 if self._model is None:
                     raise planned.refused(_free_bytes(cupy))
                 for file in model.files():  # they are not read any more after this
@@ -134,7 +163,9 @@ class CudaBackend(Backend):
         for length in (max_seq_len, now):
             self._cupy.get_default_memory_pool().free_all_blocks()
             if length:
-                self._work = _allocated(partial(Workspace, self._cupy, self.config, self.quantization, length, CHUNK))
+                arguments = self._cupy, self.config, self.quantization, length, CHUNK
+                hands_over = len(self.layers) < self.layers.n
+                self._work = _allocated(partial(Workspace, *arguments, hands_over=hands_over))
             if self._work is not None:
                 break
         return self._work is not None and self._work.max_seq_len >= max_seq_len
@@ -149,42 +180,65 @@ class CudaBackend(Backend):
         with self._device:
             free = _free_bytes(self._cupy)
         free += taken_bytes(bytes_of({"": shape}) for shapes in self._resident() for shape in shapes.values())
-        return plan(self.config, self.quantization, n_rows, max_seq_len, self.kv_dtype, CHUNK, free)
+        return plan(self.config, self.quantization, n_rows, max_seq_len, self.kv_dtype, CHUNK, free, self.layers)
 
     def _resident(self) -> list[Shapes]:
         """The arrays that are on the device without caches."""
-        shapes = list(weight_arrays(self.config, self.quantization).values())
+        shapes = list(weight_arrays(self.config, self.quantization, self.layers).values())
         if self._work is not None:
             shapes.append(workspace_arrays(self.config, self.quantization, self._work.max_seq_len, CHUNK))
         return shapes
 
     def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
         """Run the model on a batch, as Backend.forward() says."""
-        cache = self._checked(batch, cache)
+        return self.run(batch, cache, None)
+
+    def run(self, batch: Batch, cache: KVCache, hidden: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """Run the layers on a batch, as Stage.run() says."""
+        cache, n = self._checked(batch, cache), len(batch.tokens)
+        if not self.layers.outputs:
+            batch = replace(batch, outputs=batch.outputs[:0])
         logits = np.empty((len(batch.outputs), self.config.vocab_size), np.float32)
+        after = np.empty((0 if self.layers.outputs else n, self.config.dim), np.float32)
         with self._turn():
-            for start in range(0, len(batch.tokens), CHUNK):
+            for start in range(0, n, CHUNK):
                 chunk = slice(start, start + CHUNK)
                 wanted = np.flatnonzero((batch.outputs >= start) & (batch.outputs < start + CHUNK))
                 outputs = (batch.outputs[wanted] - start).astype(np.int32)
                 part = Batch(batch.tokens[chunk], batch.rows[chunk], batch.positions[chunk], outputs)
+                if hidden is not None:
+                    self._workspace().put_hidden(hidden[chunk])
                 compute = self._few if len(part.tokens) <= DECODE_TOKENS else self._many
                 compute(part, cache, logits, wanted)
+                if not self.layers.outputs:
+                    after[chunk] = self._workspace().fetch_hidden(len(part.tokens))
                 self._stream.synchronize()  # the inputs may be written over; Ctrl-C takes effect here
-        return logits
+        return logits if self.layers.outputs else after
 
     def sample(self, batch: Batch, cache: KVCache, draws: Sequence[Draw]) -> NDArray[np.int32] | None:
         """Tokens (m,) that are sampled on the device, in the same graph as the step; None for more than 8 tokens."""
-        cache, n, outputs = self._checked(batch, cache), len(batch.tokens), batch.outputs
-        if n > DECODE_TOKENS or not 0 < outputs.size == np.unique(outputs).size:
-            return None
+        self._checked(batch, cache)
+        return self.sample_from(batch, cache, draws, None) if self.can_sample(batch) else None
+
+    def can_sample(self, batch: Batch) -> bool:
+        """Whether there are at most 8 tokens, and each of batch.outputs is wanted once."""
+        return len(batch.tokens) <= DECODE_TOKENS and 0 < batch.outputs.size == np.unique(batch.outputs).size
+
+    def sample_from(
+        self, batch: Batch, cache: KVCache, draws: Sequence[Draw], hidden: NDArray[np.float32] | None
+    ) -> NDArray[np.int32]:
+        """Run the last layers on a batch and sample, as Stage.sample_from() says."""
+        cache, n = self._checked(batch, cache), len(batch.tokens)
         by_token = [_GREEDY] * n
-        for output, draw in zip(outputs, draws, strict=True):
+        for output, draw in zip(batch.outputs, draws, strict=True):
             by_token[output] = draw
         with self._turn():
-            self._workspace().put_draws(by_token)
+            work = self._workspace()
+            if hidden is not None:
+                work.put_hidden(hidden)
+            work.put_draws(by_token)
             self._decode(batch, cache, samples=True)
-            return self._workspace().fetch_sampled(n)[outputs]
+            return work.fetch_sampled(n)[batch.outputs]
 
     def _checked(self, batch: Batch, cache: KVCache) -> CudaKVCache:
         if not isinstance(cache, CudaKVCache):
@@ -233,7 +287,7 @@ class CudaBackend(Backend):
         properties = self._cupy.cuda.runtime.getDeviceProperties(self._device.id)
         problem = self._graphs.problem
         return BackendFacts(
-            device="cuda",
+            device=self._name,
             gpu=properties["name"].decode(errors="replace"),
             compute_capability=f"{self._compute_capability // 10}.{self._compute_capability % 10}",
             n_multiprocessors=int(properties["multiProcessorCount"]),
@@ -301,10 +355,15 @@ class CudaBackend(Backend):
         return self._work
 
 
-def _usual_plan(model: StoredModel, kv_dtype: str | None, free_bytes: int) -> Plan:
+def _usual_plan(model: StoredModel, kv_dtype: str | None, free_bytes: int, layers: Layers | None) -> Plan:
     """Plan the model with one sequence of the usual length."""
     context = min(model.config.max_seq_len, USUAL_CONTEXT)
-    return plan(model.config, model.quantization, 1, context, kv_dtype, CHUNK, free_bytes)
+    return plan(model.config, model.quantization, 1, context, kv_dtype, CHUNK, free_bytes, layers)
+
+
+def _device(cupy: Any, device: int | None) -> Any:
+    """A device of CUDA, or the current one."""
+    return cupy.cuda.Device() if device is None else cupy.cuda.Device(device)
 
 
 def _free_bytes(cupy: Any) -> int:

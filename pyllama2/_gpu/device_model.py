@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend.stages import Layers
 from ..storage.model_file import StoredModel
 from .launchers.matmul import part_of
 from .launchers.upload import Uploader
@@ -48,7 +49,10 @@ class DeviceLayer:
 
 @dataclass(frozen=True)
 class DeviceModel:
-    """All weights. With tied embeddings, output is tok_embeddings."""
+    """All weights. With tied embeddings, output is tok_embeddings.
+
+    A part of a model may have no embeddings, or no norm and output. Its matrices have a kind then, and no arrays.
+    """
 
     tok_embeddings: DeviceMatrix
     layers: tuple[DeviceLayer, ...]
@@ -56,12 +60,16 @@ class DeviceModel:
     output: DeviceMatrix
 
     @property
+    def embeds(self) -> bool:
+        """Whether it begins with the embedding of tokens, and not with the residual stream."""
+        return self.tok_embeddings.codes is not None
+
+    @property
     def nbytes(self) -> int:
         """Bytes on the device."""
-        matrices = [self.tok_embeddings]
-        if self.output is not self.tok_embeddings:
-            matrices.append(self.output)
-        norms = [self.norm]
+        tables = {id(table): table for table in (self.tok_embeddings, self.output) if table.codes is not None}
+        matrices = list(tables.values())
+        norms = [] if self.norm is None else [self.norm]
         for layer in self.layers:
             matrices += [layer.wqkv, layer.wo, layer.w13, layer.w2]
             norms += [layer.attention_norm, layer.ffn_norm]
@@ -69,9 +77,13 @@ class DeviceModel:
         return sum(int(m.codes.nbytes + m.scales.nbytes) for m in matrices) + sum(int(norm.nbytes) for norm in norms)
 
 
-def upload(cupy: Any, model: StoredModel) -> DeviceModel:
-    """Copy the weights of a q4 or q8 model to the device, and rearrange them there, on cupy's current stream."""
+def upload(cupy: Any, model: StoredModel, layers: Layers | None = None) -> DeviceModel:
+    """Copy the weights of a q4 or q8 model to the device, and rearrange them there, on cupy's current stream.
+
+    layers: which layers model has; None: all.
+    """
     uploader, weights = Uploader(cupy), model.weights
+    layers = layers or Layers.all_of(model.config)
 
     def copied(data: NDArray[np.float32]) -> Any:
         array = cupy.empty(data.shape, data.dtype)
@@ -99,10 +111,17 @@ def upload(cupy: Any, model: StoredModel) -> DeviceModel:
             wo_bias=bias(f"{prefix}.attention.wo"),
         )
 
-    table = uploader.matrix(weights["tok_embeddings.weight"])
+    def table(name: str, is_wanted: bool) -> DeviceMatrix:
+        if is_wanted:
+            return uploader.matrix(weights[f"{name}.weight"])
+        kind = model.quantization.storage_of(f"{name}.weight", model.config)
+        return DeviceMatrix(kind.type, (model.config.vocab_size,), model.config.dim, kind.group_size, None, None)
+
+    embedding, tied = table("tok_embeddings", layers.embeds), model.config.tied_embeddings
+    shared = tied and layers.embeds and layers.outputs
     return DeviceModel(
-        tok_embeddings=table,
+        tok_embeddings=embedding,
         layers=tuple(layer(f"layers.{i}") for i in range(model.config.n_layers)),
-        norm=norm("norm"),
-        output=table if model.config.tied_embeddings else uploader.matrix(weights["output.weight"]),
+        norm=norm("norm") if layers.outputs else None,
+        output=embedding if shared else table("tok_embeddings" if tied else "output", layers.outputs),
     )

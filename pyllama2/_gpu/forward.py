@@ -28,6 +28,8 @@ from .workspace import Workspace
 class Forward:
     """The kernels of one model, compiled for its GPU. Kernels for n tokens are compiled when they are first needed.
 
+    A part of a model without embeddings begins with work.x; one without output ends with it.
+
     Args:
         cupy: the module, or a stand-in.
         config: of the model.
@@ -77,7 +79,11 @@ class Forward:
         model, first = self._model, self._model.layers[0]
         # embed -> attention_norm of the first layer
         norm = self._norm(first.attention_norm, work.normed[first.wqkv.kind])
-        self._vectors[first.wqkv.group_size].embed(model.tok_embeddings, work.tokens, n, work.x, norm)
+        vectors = self._vectors[first.wqkv.group_size]
+        if model.embeds:
+            vectors.embed(model.tok_embeddings, work.tokens, n, work.x, norm)
+        else:
+            vectors.rms_norm(work.x, n, norm)
         for layer, kv, following in zip(model.layers, cache.layers, self._following(work), strict=True):
             attention_input, ffn_input = work.normed[layer.wqkv.kind], work.normed[layer.w13.kind]
             wo_input, w2_input = work.wo_input[layer.wo.kind], work.w2_input[layer.w2.kind]
@@ -124,7 +130,8 @@ class Forward:
         """
         config, model, vectors = self._config, self._model, self._vectors
         # embed
-        vectors[model.output.group_size].embed(model.tok_embeddings, work.tokens, n, work.x)
+        if model.embeds:
+            vectors[model.output.group_size].embed(model.tok_embeddings, work.tokens, n, work.x)
         for layer, kv in zip(model.layers, cache.layers, strict=True):
             attention_input, ffn_input = work.normed[layer.wqkv.kind], work.normed[layer.w13.kind]
             wo_input, w2_input = work.wo_input[layer.wo.kind], work.w2_input[layer.w2.kind]

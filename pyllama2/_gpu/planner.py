@@ -19,6 +19,7 @@ import numpy as np
 
 from ..backend.fitting import LEAST_CONTEXT, gib, largest_context
 from ..backend.kv_cache import check_kv_dtype
+from ..backend.stages import Layers
 from ..config import ModelConfig
 from ..errors import DeviceMemoryError
 from ..storage.weights import STEPS, Quantization, StorageType
@@ -157,17 +158,19 @@ def plan(
     kv_dtype: str | None = None,
     chunk: int = 256,
     free_bytes: int | None = None,
+    layers: Layers | None = None,
 ) -> Plan:
     """Plan a model and one cache.
 
     Args:
-        config: of the model.
+        config: of the model, or of a part of it.
         quantization: of its weights.
         n_rows: sequences of the cache.
         max_seq_len: longest sequence in tokens.
         kv_dtype: "float16" or "int8". None: float16, or int8 if only that fits.
         chunk: tokens of a prompt that are computed together.
         free_bytes: free bytes of the device when CUDA has its context. None: do not check whether it fits.
+        layers: which layers a part has. None: it is the whole model.
 
     Raises:
         ValueError: kv_dtype is another, or a number is below 1.
@@ -179,19 +182,19 @@ def plan(
     reason = unsupported(config, quantization)
     if reason is not None:
         return Plan((), kv_dtype or DTYPES[0], n_rows, max_seq_len, chunk, 0, free_bytes, reason)
-    plans = [_arranged(config, quantization, n_rows, max_seq_len, dtype, chunk, free_bytes)
+    plans = [_arranged(config, quantization, n_rows, max_seq_len, dtype, chunk, free_bytes, layers)
              for dtype in (DTYPES if kv_dtype is None else (kv_dtype,))]  # fmt: skip
     return next((found for found in plans if found.problem is None), plans[0])
 
 
 def _arranged(
     config: ModelConfig, quantization: Quantization, n_rows: int, max_seq_len: int, kv_dtype: str, chunk: int,
-    free_bytes: int | None,
+    free_bytes: int | None, layers: Layers | None,
 ) -> Plan:  # fmt: skip
     arrays = tuple(
         DeviceArray(name, part, dtype, shape)
         for part, shapes in {
-            **weight_arrays(config, quantization),
+            **weight_arrays(config, quantization, layers),
             "cache": cache_arrays(config, n_rows, max_seq_len, kv_dtype),
             "workspace": workspace_arrays(config, quantization, max_seq_len, chunk),
         }.items()
@@ -201,7 +204,7 @@ def _arranged(
     plan = Plan(arrays, kv_dtype, n_rows, max_seq_len, chunk, driver_bytes(config) + left_over, free_bytes, None)
     if free_bytes is None or plan.needed <= free_bytes:
         return plan
-    return replace(plan, problem=_problem(config, quantization, plan))
+    return replace(plan, problem=_problem(config, quantization, plan, layers))
 
 
 def driver_bytes(config: ModelConfig) -> int:
@@ -220,11 +223,17 @@ def taken_bytes(sizes: Iterable[int]) -> int:
     return large + -(-small // GRANULE) * GRANULE
 
 
-def weight_arrays(config: ModelConfig, quantization: Quantization) -> dict[str, Shapes]:
-    """Return the arrays of the weights by part, named like the tensors. wq wk wv lie together, and so do w1 w3."""
+def weight_arrays(
+    config: ModelConfig, quantization: Quantization, layers: Layers | None = None
+) -> dict[str, Shapes]:  # fmt: skip
+    """Return the arrays of the weights by part, named like the tensors. wq wk wv lie together, and so do w1 w3.
+
+    layers: as in plan().
+    """
+    embeds, outputs = (layers.embeds, layers.outputs) if layers else (True, True)
     dim, hidden_dim, q_dim, kv_dim = config.dim, config.hidden_dim, config.q_dim, config.kv_dim
     linear: Shapes = {}
-    norms: Shapes = {"norm": ("float32", (dim,))}
+    norms: Shapes = {"norm": ("float32", (dim,))} if outputs else {}
     for i in range(config.n_layers):
         for step, (name, parts, columns) in enumerate((
             ("wqkv", (q_dim, kv_dim, kv_dim), dim),
@@ -244,10 +253,11 @@ def weight_arrays(config: ModelConfig, quantization: Quantization) -> dict[str, 
         kind = quantization.storage_of(f"{name}.weight", config)
         return _prefixed(name, matrix_arrays(kind.type, (config.vocab_size,), dim, kind.group_size))
 
+    tied = config.tied_embeddings
     return {
         "linear": linear,
-        "output": {} if config.tied_embeddings else table("output"),
-        "embeddings": table("tok_embeddings"),
+        "output": table("output") if outputs and not tied else {},
+        "embeddings": table("tok_embeddings") if embeds or (outputs and tied) else {},
         "norms": norms,
     }
 
@@ -296,23 +306,26 @@ def _prefixed(name: str, shapes: Shapes) -> Shapes:
     return {f"{name}.{key}": value for key, value in shapes.items()}
 
 
-def _problem(config: ModelConfig, quantization: Quantization, plan: Plan) -> str:
+def _problem(config: ModelConfig, quantization: Quantization, plan: Plan, layers: Layers | None) -> str:
     parts, free = plan.parts, plan.free_bytes or 0
     weights = sum(parts[name] for name in ("linear", "output", "embeddings", "norms"))
     rows = "" if plan.n_rows == 1 else f" of {plan.n_rows} sequences"
+    what = "the model needs" if layers is None or len(layers) == layers.n else f"{layers} of the model need"
     return (
-        f"the model needs {gib(plan.needed)} of GPU memory (weights {gib(weights)}, "
+        f"{what} {gib(plan.needed)} of GPU memory (weights {gib(weights)}, "
         f"{plan.kv_dtype} keys and values{rows} of {plan.max_seq_len} tokens {gib(parts['cache'])}, the rest "
         f"{gib(parts['workspace'] + plan.driver_bytes)}), {gib(free)} are free; "
-        f"{_what_fits(config, quantization, plan, free)}"
+        f"{_what_fits(config, quantization, plan, free, layers)}"
     )
 
 
-def _what_fits(config: ModelConfig, quantization: Quantization, plan: Plan, free: int) -> str:
+def _what_fits(
+    config: ModelConfig, quantization: Quantization, plan: Plan, free: int, layers: Layers | None
+) -> str:  # fmt: skip
     """The nearest settings that fit: int8 keys and values, else a smaller context with the dtype asked for, or int8."""
 
     def fits(kv_dtype: str, max_seq_len: int) -> bool:
-        found = _arranged(config, quantization, plan.n_rows, max_seq_len, kv_dtype, plan.chunk, None)
+        found = _arranged(config, quantization, plan.n_rows, max_seq_len, kv_dtype, plan.chunk, None, layers)
         return found.needed <= free
 
     if plan.kv_dtype != "int8" and fits("int8", plan.max_seq_len):

@@ -20,6 +20,8 @@ from .planner import DECODE_TOKENS, INPUTS, input_kinds, workspace_arrays
 class Workspace:
     """Scratch arrays for passes of up to n_tokens tokens, over sequences of up to max_seq_len.
 
+    With hands_over, put_hidden() and fetch_hidden() can be used.
+
     Attributes:
         x: (n_tokens, dim) float32, the residual stream. q, k, v, attention, gate_up and logits are float32 arrays, too.
         normed: quantized vectors, the input of wqkv and w13. wo_input and w2_input are the input of wo and w2. There
@@ -33,7 +35,10 @@ class Workspace:
             one. They are zeros between two kernels.
     """
 
-    def __init__(self, cupy: Any, config: ModelConfig, quantization: Quantization, max_seq_len: int, n_tokens: int):
+    def __init__(
+        self, cupy: Any, config: ModelConfig, quantization: Quantization, max_seq_len: int, n_tokens: int, *,
+        hands_over: bool = False,
+    ) -> None:  # fmt: skip
         shapes = workspace_arrays(config, quantization, max_seq_len, n_tokens)
         arrays = allocate(cupy, shapes)
         self.max_seq_len, self.n_tokens = max_seq_len, max(n_tokens, DECODE_TOKENS)
@@ -69,6 +74,7 @@ class Workspace:
         self._draws = Mirror(cupy, self.draws)
         self._fetched = pinned(cupy, self.logits.shape, np.float32)
         self._fetched_ids = pinned(cupy, self.sampled.shape, np.int32)
+        self._hidden = pinned(cupy, (2, *self.x.shape), np.float32) if hands_over else None
 
     def put(self, part: Batch, outputs: NDArray[np.int32], tiles: NDArray[np.int32], *, changes: bool = False) -> None:
         """Copy the inputs of a pass to the device in one piece, unless they are there already.
@@ -110,6 +116,18 @@ class Workspace:
         inputs[2, :n] += 1
         self._inputs.confirm(INPUTS * DECODE_TOKENS)
         return sampled
+
+    def put_hidden(self, hidden: NDArray[np.float32]) -> None:
+        """Copy the residual stream (n, dim) of a pass to x. The pass must end before this is called again."""
+        assert self._hidden is not None
+        staged = self._hidden[0, : len(hidden)]
+        staged[:] = hidden
+        self.x[: len(hidden)].set(staged)
+
+    def fetch_hidden(self, n: int) -> NDArray[np.float32]:
+        """Wait for the device. Returns x of the first n tokens, valid until the next call."""
+        assert self._hidden is not None
+        return np.asarray(self.x[:n].get(out=self._hidden[1, :n]))
 
     def fetch_logits(self, n: int) -> NDArray[np.float32]:
         """Wait for the device. Returns the first n vectors of logits, valid until the next call."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from .._gpu import availability
 from .._gpu.availability import CudaVersions, Gpu
 from .._gpu.planner import plan
-from ..backend import select_backend
+from ..backend import asked_device, select_backend
 from ..config import ModelConfig
 from ..errors import Pyllama2Error
 from ..llama import Llama
@@ -42,7 +42,7 @@ _FOR_USERS = {
 
 @dataclass(frozen=True)
 class Prospect:
-    """A Llama of some size in some quantization on a device.
+    """A Llama of some size in some quantization on the CPU, or on the first of the GPUs that were asked for.
 
     Attributes:
         model: number of parameters, such as "7B".
@@ -105,7 +105,7 @@ def diagnose(version: str, device: str | None = None, *, n_threads: int, measure
 
     Args:
         version: of pyllama2.
-        device: "cpu", "cuda" or "auto". None: what PYLLAMA2_DEVICE says, else "auto".
+        device: "cpu", "cuda", "cuda:1", "cuda:0,cuda:1" or "auto". None: what PYLLAMA2_DEVICE says, else "auto".
         n_threads: threads of the CPU.
         measure: measure the memory's bandwidth, which takes a second and up to 512 MiB.
 
@@ -125,7 +125,9 @@ def diagnose(version: str, device: str | None = None, *, n_threads: int, measure
     no_gpu = availability.unavailable_reason()
     found = () if no_gpu else availability.gpus()
     bandwidth = max(ReadBandwidth(n_threads).measure()) if measure else None
-    prospects = [*_on_the_cpu(n_threads, bandwidth), *(prospect for gpu in found[:1] for prospect in _on_a_gpu(gpu))]
+    asked = re.findall(r"\d+", asked_device(device))  # the first of several
+    gpus = found[int(asked[0]) :][:1] if asked else found[:1]
+    prospects = [*_on_the_cpu(n_threads, bandwidth), *(prospect for gpu in gpus for prospect in _on_a_gpu(gpu))]
     return Diagnosis(
         version, platform.python_version(), f"{platform.system()} {platform.machine()}", _processor(), n_threads, isa,
         available_bytes(), bandwidth, availability.cuda_versions(), found, no_gpu, _missing(), dict(_FOR_USERS),

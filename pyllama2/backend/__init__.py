@@ -1,5 +1,5 @@
 """What computes logits. Start at select_backend(). base.py has the contract, _cpu and _gpu implement it."""
 
-from .devices import select_backend
+from .devices import asked_device, select_backend
 
-__all__ = ["select_backend"]
+__all__ = ["asked_device", "select_backend"]

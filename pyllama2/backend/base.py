@@ -105,7 +105,8 @@ class BackendFacts:
     """What a backend says about itself. None: the device has no such thing.
 
     Attributes:
-        device: "cpu" or "cuda".
+        device: "cpu" or "cuda"; "cuda:1" of a GPU that was asked for by number, and "cuda:0,cpu" of several devices.
+        layers: which layers are on which of several devices.
         n_threads: threads of the CPU.
         isa: the CPU's instruction set that the kernels use.
         gpu: name of the GPU.
@@ -118,6 +119,7 @@ class BackendFacts:
     """
 
     device: str
+    layers: str | None = None
     n_threads: int | None = None
     isa: str | None = None
     gpu: str | None = None
@@ -199,6 +201,10 @@ class Backend(ABC):
     @abstractmethod
     def describe(self) -> BackendFacts:
         """Return facts about the device and the memory in use. Raises ClosedError when the backend is closed."""
+
+    def parts(self) -> Sequence[Backend]:
+        """Return the backends that it consists of, each with layers and memory of its own: itself, if it has none."""
+        return (self,)
 
     def free_bytes(self) -> int | None:
         """Bytes free for keys and values on a device with memory of its own. None: it uses the machine's memory."""

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from ..errors import BackendUnavailableError
 from ..shown import shown_value
@@ -15,39 +19,94 @@ _REGISTRY = {
     "cuda": "pyllama2._gpu:CudaBackend",
     "cpu": "pyllama2._cpu:CpuBackend",
 }
+_STAGED = "pyllama2._staged:StagedBackend"
+_GPU = re.compile(r"cuda:(\d{1,3})")
+
+# Makes a backend, as the class does: MakeBackend(model, n_threads=..., kv_dtype=...).
+MakeBackend = Callable[..., Backend]
 
 
-def select_backend(
-    device: str | None = None, model: StoredModel | None = None, kv_dtype: str | None = None
-) -> tuple[type[Backend], str]:
-    """Choose the backend for a device.
-
-    Args:
-        device: "cpu", "cuda" or "auto", which is the first that can be used. None: what the environment variable
-            PYLLAMA2_DEVICE says, else "auto".
-        model: the model that it must be able to run. None: not checked.
-        kv_dtype: type of the keys and values that it must be able to use with the model.
-
-    Returns:
-        The backend's class, and a sentence that says why it was chosen.
+def asked_device(device: str | None) -> str:
+    """Return device, or what PYLLAMA2_DEVICE says, else "auto".
 
     Raises:
-        ValueError: the device is unknown.
-        BackendUnavailableError: the device cannot be used, or cannot run the model.
+        ValueError: there is no such device.
     """
     asked_by = "device"
     if device is None:
         asked_by, device = "PYLLAMA2_DEVICE", os.environ.get("PYLLAMA2_DEVICE") or "auto"
-    if device != "auto" and device not in _REGISTRY:
-        raise ValueError(f"{asked_by} must be auto, {' or '.join(sorted(_REGISTRY))}, not {shown_value(device)}")
-    reasons: list[str] = []
-    for name in _REGISTRY if device == "auto" else [device]:
-        module, _, class_name = _REGISTRY[name].partition(":")
-        backend: type[Backend] = getattr(importlib.import_module(module), class_name)
-        reason = backend.unavailable_reason()
-        if reason is None and model is not None:
-            reason = backend.unsupported_reason(model, kv_dtype)
+    gpus = device.split(",")
+    if device not in ("auto", *_REGISTRY) and not (all(map(_GPU.fullmatch, gpus)) and len(set(gpus)) == len(gpus)):
+        raise ValueError(
+            f"{asked_by} must be auto, {' or '.join(sorted(_REGISTRY))}, or GPUs such as cuda:1 or cuda:0,cuda:1, "
+            f"not {shown_value(device)}"
+        )
+    return device
+
+
+def select_backend(
+    device: str | None = None,
+    model: StoredModel | None = None,
+    kv_dtype: str | None = None,
+    n_gpu_layers: int | None = None,
+) -> tuple[MakeBackend, str]:
+    """Choose the backend for a device.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1", "cuda:0,cuda:1" or "auto", which is the first that can be used. None: what the
+            environment variable PYLLAMA2_DEVICE says, else "auto".
+        model: the model that it must be able to run. None: not checked.
+        kv_dtype: type of the keys and values that it must be able to use with the model.
+        n_gpu_layers: how many layers GPUs must have; the CPU has the rest. Below 0: all. None: as many as fit.
+
+    Returns:
+        The backend's class, or what makes one, and a sentence that says why it was chosen.
+
+    Raises:
+        ValueError: the device is unknown, or is the CPU that is to have no layers.
+        BackendUnavailableError: the device cannot be used, or cannot run the model.
+    """
+    device = asked_device(device)
+    if device == "cpu" and n_gpu_layers:
+        raise ValueError(f"n_gpu_layers={n_gpu_layers} is for a GPU, and the device is cpu")
+    if device == "cpu" or n_gpu_layers == 0:
+        return _class_of(_REGISTRY["cpu"]), "using cpu" + (" (n_gpu_layers is 0)" if device != "cpu" else "")
+    reason, chosen = _on_gpus("cuda" if device == "auto" else device, model, kv_dtype, n_gpu_layers)
+    if chosen is not None:
+        return chosen
+    if device != "auto":
+        raise BackendUnavailableError(reason)
+    return _class_of(_REGISTRY["cpu"]), f"using cpu ({reason})"
+
+
+def _on_gpus(
+    device: str, model: StoredModel | None, kv_dtype: str | None, n_gpu_layers: int | None
+) -> tuple[str, tuple[MakeBackend, str] | None]:
+    """What to take for one GPU or several. If there is nothing, why not."""
+    cuda = _class_of(_REGISTRY["cuda"])
+    gpus = [int(name.removeprefix("cuda:")) if name != "cuda" else None for name in device.split(",")]
+    reason = next(filter(None, map(cuda.unavailable_reason, gpus)), None)
+    whole = cuda if gpus == [None] else partial(cuda, device=gpus[0])
+    if reason is None and len(gpus) == 1 and n_gpu_layers is None:
+        reason = None if model is None else cuda.unsupported_reason(model, kv_dtype, gpus[0])
         if reason is None:
-            return backend, f"using {name}" + (f" ({'; '.join(reasons)})" if reasons else "")
-        reasons.append(f"no {name}: {reason}")
-    raise BackendUnavailableError("; ".join(reasons))
+            return "", (whole, f"using {device}")
+        reason = f"no {device}: {reason}"
+    elif reason is not None:
+        return f"no {device}: {reason}", None
+    staged = _class_of(_STAGED)
+    if model is None:
+        return "", (partial(staged, gpus=gpus, n_gpu_layers=n_gpu_layers), f"using {device}")
+    try:
+        places = staged.places_of(model, kv_dtype, gpus, n_gpu_layers)
+    except BackendUnavailableError as error:
+        return reason or f"no {device}: {error}", None
+    if len(places) == 1 and len(gpus) == 1:
+        return "", (whole, f"using {device}")
+    why = f"using {', '.join(map(str, places))}" + (f" ({reason})" if reason else "")
+    return "", (partial(staged, gpus=gpus, n_gpu_layers=n_gpu_layers), why)
+
+
+def _class_of(entry: str) -> Any:
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -44,7 +44,8 @@ class Profile:
     def __str__(self) -> str:
         """A table: milliseconds per token, share of the time, and GB/s of weights while decoding."""
         decode_s, prompt_s = (sum(getattr(step, name) for step in self.steps) for name in ("decode_s", "prompt_s"))
-        lines = [f"{'step':<18}{'decode ms/token':>17}{'':>7}{'GB/s':>7}{'prompt ms/token':>18}"]
+        width = 2 + max([16, *(len(step.name) for step in self.steps)])
+        lines = [f"{'step':<{width}}{'decode ms/token':>17}{'':>7}{'GB/s':>7}{'prompt ms/token':>18}"]
         rows = [*self.steps, StepTime("all", decode_s, prompt_s, sum(step.weight_bytes for step in self.steps))]
         for step in rows:
             decode = _milliseconds(step.decode_s, self.decode_tokens)
@@ -53,7 +54,7 @@ class Profile:
             prompt = _milliseconds(step.prompt_s, self.prompt_tokens)
             prompt_share = f"{step.prompt_s / prompt_s:.1%}" if prompt_s else ""
             gb = f"{rate:.1f}" if rate else ""
-            lines.append(f"{step.name:<18}{decode:>17}{share:>7}{gb:>7}{prompt:>18}{prompt_share:>7}")
+            lines.append(f"{step.name:<{width}}{decode:>17}{share:>7}{gb:>7}{prompt:>18}{prompt_share:>7}")
         rates = [
             f"{what} {n / seconds:.1f} tokens/s"
             for what, n, seconds in (

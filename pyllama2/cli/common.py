@@ -8,9 +8,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .._cpu.threads import n_processors
+from ..backend import asked_device
 from ..backend.kv_cache import KV_DTYPES
 from ..errors import CheckpointError
 from ..generation.completion import Completion
@@ -42,6 +43,23 @@ def thread_count(text: str) -> int:
     if wanted > most:
         warnings.warn(f"{wanted} threads are more than the {most} processors here: {most} are used", stacklevel=2)
     return min(wanted, most)
+
+
+class Devices:
+    """The values of --device, for argparse's choices=: those that help and completion show, and numbered GPUs."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("auto", "cpu", "cuda"))
+
+    def __contains__(self, text: str) -> bool:
+        with suppress(ValueError):
+            return bool(asked_device(text))
+        return False
+
+
+def layer_count(text: str) -> int:
+    """Parse a number of layers, or -1 for all. For argparse's type=."""
+    return int(text) if text.strip() in ("-1", "0") else positive(text)
 
 
 @contextmanager
@@ -81,6 +99,7 @@ def read_text(path: str, what: str) -> str:
         raise ValueError(f"{what} is not UTF-8: byte {data[error.start]:#04x} at {error.start}") from None
 
 
+DEVICE_HELP = "where to compute, also cuda:1, or cuda:0,cuda:1 for both (default: PYLLAMA2_DEVICE, else auto)"
 _QUANTS = ("auto", "float32", "float16", "q8", "q4")
 
 
@@ -103,7 +122,8 @@ def add_model_flags(
     add("--keep", action="store_true", help="keep a converted model for the next start, in ~/.cache/pyllama2")
     add("-c", "--ctx", type=positive, metavar="CTX", help=ctx_help)
     add("-t", "--threads", type=threads, help="threads (default: PYLLAMA2_NUM_THREADS, else the physical cores)")
-    add("--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: PYLLAMA2_DEVICE, else auto)")
+    add("--device", choices=Devices(), help=DEVICE_HELP)
+    add("--n-gpu-layers", type=layer_count, metavar="N", help="layers on the GPU, -1 for all (default: as many as fit)")
     add("--kv-dtype", choices=KV_DTYPES, help="type of keys and values (default: the device's)")
     add("--no-prompt-lookup", action="store_true", help="do not guess tokens from what the text has said before")
     add("--draft", metavar="MODEL", help='guess tokens by a smaller model, or by "self", the model in 4 bits')
@@ -120,6 +140,7 @@ def open_model(args: argparse.Namespace) -> Llama:
         llm = Llama(
             args.model,
             device=args.device,
+            n_gpu_layers=args.n_gpu_layers,
             n_ctx=args.ctx,
             n_threads=args.threads,
             quant=args.quant,

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..arguments import integer
 from ..backend.base import Backend
+from ..backend.devices import MakeBackend
 from ..backend.kv_cache import KVCache
 from ..backend.step_times import Profile, StepTime
 from ..chat_formats.base import Message
@@ -41,7 +42,7 @@ class Engine:
 
     Args:
         model: the weights and the tokenizer's data.
-        backend_class: the backend that runs it.
+        make_backend: the class of the backend that runs it, or what makes it.
         n_ctx: longest sequence in tokens. None: what the model was made for.
         n_threads: passed to the backend.
         kv_dtype: passed to the backend.
@@ -57,7 +58,7 @@ class Engine:
     def __init__(
         self,
         model: StoredModel,
-        backend_class: type[Backend],
+        make_backend: MakeBackend,
         *,
         n_ctx: int | None,
         n_threads: int | None,
@@ -74,14 +75,14 @@ class Engine:
         self._guesses = guesses
         self._tokenizer = None if model.tokenizer is None else load_tokenizer(model.tokenizer, config.vocab_size)
         self._requests = RequestMaker(self._tokenizer, model.chat_template, config.vocab_size, self.n_ctx, seed)
-        backend = backend_class(model, n_threads=n_threads, kv_dtype=kv_dtype)
+        backend = make_backend(model, n_threads=n_threads, kv_dtype=kv_dtype)
         self._backend: Backend | None = backend
         self._rows = PrefixCache(
             backend.new_cache, partial(rows_that_fit, backend), self.n_ctx, partial(backend.kv_cache_bytes, 1)
         )
         self._draft = draft
         try:
-            drafts = None if draft is None else self._draft_model(draft, backend_class, n_threads)
+            drafts = None if draft is None else self._draft_model(draft, make_backend, n_threads)
         except BaseException:
             backend.close()
             raise
@@ -153,13 +154,13 @@ class Engine:
         """Make what generates streams in a thread of its own. updated is called after each step; see Background."""
         return Background(self._scheduler, updated)
 
-    def _draft_model(self, draft: StoredModel, backend_class: type[Backend], n_threads: int | None) -> DraftModel:
+    def _draft_model(self, draft: StoredModel, make_backend: MakeBackend, n_threads: int | None) -> DraftModel:
         if draft.config.vocab_size != self._model.config.vocab_size:
             sizes = self._model.config.vocab_size, draft.config.vocab_size
             raise ValueError(f"the draft has another vocabulary, of {sizes[1]} tokens instead of {sizes[0]}")
         if self._tokenizer is not None and draft.tokenizer is not None and draft.tokenizer != self._model.tokenizer:
             check_same_vocabulary(self._tokenizer, load_tokenizer(draft.tokenizer, draft.config.vocab_size))
-        backend = backend_class(draft, n_threads=n_threads)
+        backend = make_backend(draft, n_threads=n_threads)
         return DraftModel(backend, min(self.n_ctx, draft.config.max_seq_len))
 
     def _require_backend(self) -> Backend:

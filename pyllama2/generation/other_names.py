@@ -28,6 +28,7 @@ OTHER_NAMES = {
     "num_thread": "n_threads",
     "threads": "n_threads",
     "device_map": "device",
+    "num_gpu": "n_gpu_layers",
     "dtype": "quant",
     "torch_dtype": "quant",
     "quantization": "quant",
@@ -44,10 +45,12 @@ OTHER_NAMES = {
 
 # Name of another library -> how the same is done here.
 HINTS = {
-    "n_gpu_layers": "device='cuda' has the whole model on the GPU",
-    "num_gpu": "device='cuda' has the whole model on the GPU",
+    "main_gpu": "device='cuda:1' is the second GPU",
+    "tensor_split": "device='cuda:0,cuda:1' divides the layers by what fits",
+    "split_mode": "device='cuda:0,cuda:1' divides the layers",
     "gpu_memory_utilization": "memory is planned from what is free",
-    "tensor_parallel_size": "a model is on one device",
+    "tensor_parallel_size": "device='cuda:0,cuda:1' divides the layers",
+    "pipeline_parallel_size": "device='cuda:0,cuda:1' divides the layers",
     "load_in_4bit": "quant='q4'",
     "load_in_8bit": "quant='q8'",
     "n_batch": "prompts are cut into pieces that suit the device",

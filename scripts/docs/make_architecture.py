@@ -43,6 +43,7 @@ ROOMS = {
     "backend": "The contract of a device, and the choice of one",
     "_cpu": "The CPU backend: Cython and OpenMP, with inner loops in C",
     "_gpu": "The CUDA backend: CuPy and CUDA kernels",
+    "_staged": "One model on several devices: layers on GPUs, the rest on the CPU",
     "memory": "Whether a model and its sequences fit into memory",
     "generation": "From a prompt to a text: requests, scheduler, prefix cache, streams",
     "model_names": "From the name of a model to its files: paths, the Hugging Face hub and its cache",

@@ -161,8 +161,15 @@ class TestSelection:
             select_backend("cuda")
 
     def test_unknown(self) -> None:
-        with pytest.raises(ValueError, match="auto, cpu or cuda"):
-            select_backend("tpu")
+        for device in ("tpu", "cuda:", "cuda:x", "cuda:0,cpu", "cuda:1,cuda:1", "cuda,cuda", "cuda:0,", ","):
+            with pytest.raises(ValueError, match="auto, cpu or cuda, or GPUs such as cuda:1"):
+                select_backend(device)
+
+    def test_layers_for_a_gpu(self) -> None:
+        assert select_backend("cpu", n_gpu_layers=0) == (CpuBackend, "using cpu")
+        assert select_backend("auto", n_gpu_layers=0) == (CpuBackend, "using cpu (n_gpu_layers is 0)")
+        with pytest.raises(ValueError, match="n_gpu_layers=3 is for a GPU, and the device is cpu"):
+            select_backend("cpu", n_gpu_layers=3)
 
     def test_registry_names_classes(self) -> None:
         assert set(devices._REGISTRY) == {"cpu", "cuda"}

@@ -39,7 +39,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
         cuda=SimpleNamespace(runtime=runtime, nvrtc=nvrtc, Device=lambda device: nullcontext()),
     )
     monkeypatch.setattr(availability, "import_cupy", lambda: cupy)
-    monkeypatch.setattr(availability, "unavailable_reason", lambda: None)
+    monkeypatch.setattr(availability, "unavailable_reason", lambda *_: None)
 
 
 def rows(out: str, device: str) -> dict[tuple[str, str], list[str]]:
@@ -49,7 +49,7 @@ def rows(out: str, device: str) -> dict[tuple[str, str], list[str]]:
 
 
 def test_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(availability, "unavailable_reason", lambda: "there is no GPU\n")
+    monkeypatch.setattr(availability, "unavailable_reason", lambda *_: "there is no GPU\n")
     monkeypatch.setattr(diagnosis, "available_bytes", lambda: 8 * GB)
     code, out = doctor(capsys, "--threads", "1")
     assert code == 0 and "all is well" in out and "; 1 thread\n" in out
@@ -81,7 +81,7 @@ def test_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
 
 
 def test_a_device_that_was_asked_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(availability, "unavailable_reason", lambda: "there is no GPU")
+    monkeypatch.setattr(availability, "unavailable_reason", lambda *_: "there is no GPU")
     monkeypatch.setenv("PYLLAMA2_DEVICE", "cuda")
     code, out = doctor(capsys)
     assert code == 1 and out.endswith("problem: no cuda: there is no GPU\n")

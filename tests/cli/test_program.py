@@ -64,7 +64,7 @@ class TestWrongUsage:
             (["--nonsense"], "there is no flag --nonsense"),
             (["generate", "Once", "upon", "it's"], """pyllama2 generate 'Once upon it'"'"'s'"""),
             (["generate", "--temprature=3"], "did you mean --temperature?"),
-            (["generate", "-ngl", "99"], "did you mean --device cuda?"),
+            (["generate", "-ngl", "99"], "did you mean --n-gpu-layers?"),
             (["generate", "--n-predict=5"], "did you mean --max-tokens?"),
             (["chat", "smollm2"], "-m smollm2 names a model"),
             (["chat", "-sys", "Be brief."], "there is no flag -sys; did you mean --system?"),

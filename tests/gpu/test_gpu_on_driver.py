@@ -125,9 +125,9 @@ def test_a_model_that_cuda_refuses(machine: Machine, monkeypatch: pytest.MonkeyP
     before = machine.used.get(0, 0)
     upload = backend.upload
 
-    def upload_beside_another(cupy: Any, model: Any) -> Any:
+    def upload_beside_another(*arguments: Any) -> Any:
         monkeypatch.setattr(machine.settings, "total_bytes", machine.used.get(0, 0) + 4096)
-        return upload(cupy, model)
+        return upload(*arguments)
 
     monkeypatch.setattr(backend, "upload", upload_beside_another)
     with pytest.raises(DeviceMemoryError, match="CUDA refuses memory"):

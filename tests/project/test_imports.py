@@ -19,9 +19,9 @@ PACKAGE = ROOT / "pyllama2"
 ROOMS = [
     "shown", "errors", "families", "bounded_json", "arguments", "process", "progress", "config", "tokenizer",
     "chat_formats", "storage", "checkpoint", "writers", "sampling", "constraints", "backend", "_cpu", "_gpu",
-    "memory", "generation", "model_names", "adapters", "convert", "loading", "llama", "analysis", "calibration",
-    "cli", "server", "batches", "generate", "chat", "serve", "batch", "ray", "export", "quantize", "perplexity",
-    "bench", "inspect", "doctor", "models", "llm_plugin", "__init__", "__main__",
+    "_staged", "memory", "generation", "model_names", "adapters", "convert", "loading", "llama", "analysis",
+    "calibration", "cli", "server", "batches", "generate", "chat", "serve", "batch", "ray", "export", "quantize",
+    "perplexity", "bench", "inspect", "doctor", "models", "llm_plugin", "__init__", "__main__",
 ]  # fmt: skip
 # Within a row, none may know another.
 APART = [
