@@ -1,8 +1,8 @@
 """What each step of each layer loses as q4, measured on the calibration text.
 
-The layers are calibrated in 8 bits on a part of the text, so that the errors before a matrix hardly change it, and as q4
-in groups of 64 for the same inputs. Then each step by itself gets these 4 bits, and the model's KL divergence from the
-unquantized one is measured on the windows that are held out, by the CPU backend.
+The layers are calibrated in 8 bits on a part of the text, so that the errors before a matrix hardly change it, and as
+q4 in groups of 64 for the same inputs. Then each step by itself gets these 4 bits, and the model's KL divergence from
+the unquantized one is measured on the windows that are held out, by the CPU backend.
 
 The other way round, 8 bits for one step of a model in 4, says little: the matrices after it make up for the errors that
 it had in 4 bits, and lose by its change what it gains.

@@ -8,8 +8,8 @@
     GPTQ int4/128               q4 in groups of 128, which is the same numbers
     GPTQ uint4/64, AWQ uint4/64 q8 in groups of 64, which is the same numbers, if it fits comfortably, else q4
     5 bits and more             q8, else q4
-    other types of 4 bits and   q8 if it fits comfortably, since another rounding to 4 bits loses much in a small model,
-    fewer                       else q4
+    other types of 4 bits and   q8 if that takes at most 1 GiB, since another rounding to 4 bits loses much in a small
+    fewer                       model, else q4
 
 What takes at most half of the memory that is free fits comfortably. Otherwise a seventh of it is left for others.
 """
@@ -17,6 +17,7 @@ What takes at most half of the memory that is free fits comfortably. Otherwise a
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 from ..backend.kv_cache import default_kv_dtype
 from ..checkpoint.base import Checkpoint
@@ -24,8 +25,29 @@ from ..memory import available_bytes, needed_bytes
 from ..storage.weights import Quantization
 
 _COMFORTABLE, _TIGHT = 1 / 2, 6 / 7  # shares of the free memory
+_SMALL = 1 << 30  # bytes, of a model that becomes larger than it was so as to lose nothing
 _FLOATS = ("float32", "F32", "BF16", "F64", "float16", "F16")
 _EXACT_IN_4_BITS = "Q4_0"
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A storage type, and when it is taken.
+
+    Attributes:
+        type: the storage type.
+        share: of the free memory that the model may take.
+        most: bytes that it may take whatever is free; None: any number.
+    """
+
+    type: Quantization
+    share: float
+    most: int | None = None
+
+    def holds(self, needed: int, available: int | None) -> bool:
+        """Whether a model that needs so many bytes may have the type; None: nobody knows what is available."""
+        small = self.most is None or needed <= self.most
+        return small and (available is None or needed <= self.share * available)
 
 
 def main_type(checkpoint: Checkpoint) -> str:
@@ -55,14 +77,12 @@ def choose_quantization(
         The first that fits, else the smallest.
     """
     available = available_bytes()
-    ways = [(way, share) for way, share in _ways(main_type(checkpoint)) if way.group_size or not quantized]
-    for way, share in ways:
-        if available is None:
-            return way
-        needed = needed_bytes(checkpoint.config, way, n_ctx, kv_dtype or default_kv_dtype(way), n_threads)
-        if needed <= share * available:
-            return way
-    return ways[-1][0]
+    ways = [way for way in _ways(main_type(checkpoint)) if way.type.group_size or not quantized]
+    for way in ways:
+        dtype = kv_dtype or default_kv_dtype(way.type)
+        if way.holds(needed_bytes(checkpoint.config, way.type, n_ctx, dtype, n_threads), available):
+            return way.type
+    return ways[-1].type
 
 
 def keeps_numbers(checkpoint: Checkpoint, quantization: Quantization) -> bool:
@@ -79,22 +99,21 @@ def keeps_numbers(checkpoint: Checkpoint, quantization: Quantization) -> bool:
     return quantization.type in exact and int(size) % quantization.group_size == 0
 
 
-def _ways(stored: str) -> list[tuple[Quantization, float]]:
-    """The storage types for a type of a checkpoint, best first, each with the share of the memory that it may take."""
+def _ways(stored: str) -> list[_Way]:
+    """The storage types for a type of a checkpoint, best first."""
     q8, q4 = Quantization.of("q8"), Quantization.of("q4")
     fine_q8, fine_q4 = Quantization.of("q8", 32), Quantization.of("q4", 32)
+    in_4_bits = [_Way(fine_q4, _TIGHT), _Way(q4, 1)]
     if stored in _FLOATS:
-        half = [(Quantization.of("float16"), _TIGHT)] if stored == "F16" else []
-        return [(Quantization.of("float32"), _COMFORTABLE), *half, (q8, _TIGHT), (q4, 1)]
-    if stored == "Q8_0":
-        return [(fine_q8, _TIGHT), (fine_q4, _TIGHT), (q4, 1)]
+        half = [_Way(Quantization.of("float16"), _TIGHT)] if stored == "F16" else []
+        return [_Way(Quantization.of("float32"), _COMFORTABLE), *half, _Way(q8, _TIGHT), _Way(q4, 1)]
     if stored == _EXACT_IN_4_BITS:
-        return [(fine_q4, 1)]
+        return [_Way(fine_q4, 1)]
     kind, _, size = stored.partition("/")
     if size and kind.endswith(" int4"):
-        return [(Quantization.of("q4", int(size)), 1)]
+        return [_Way(Quantization.of("q4", int(size)), 1)]
     if size and kind.endswith(" uint4"):
-        return [(Quantization.of("q8", int(size)), _COMFORTABLE), (fine_q4, _TIGHT), (q4, 1)]
+        return [_Way(Quantization.of("q8", int(size)), _COMFORTABLE), *in_4_bits]
     if stored.startswith(("Q5", "Q6", "Q8", "int8")):
-        return [(fine_q8, _TIGHT), (fine_q4, _TIGHT), (q4, 1)]
-    return [(fine_q8, _COMFORTABLE), (fine_q4, _TIGHT), (q4, 1)]
+        return [_Way(fine_q8, _TIGHT), *in_4_bits]
+    return [_Way(fine_q8, _COMFORTABLE, _SMALL), *in_4_bits]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,7 +72,7 @@ class TestChoice:
             ("Q8_0", 6, "q4/32"),
             ("Q4_0", 64, "q4/32"),
             ("Q4_0", 12, "q4/32"),
-            ("Q4_K", 64, "q8/32"),
+            ("Q4_K", 64, "q4/32"),
             ("Q4_K", 12, "q4/32"),  # what a laptop of 16 GB has left
             ("Q4_K", 6, "q4/32"),
             ("Q6_K", 12, "q8/32"),
@@ -79,7 +80,7 @@ class TestChoice:
             ("Q2_K", 12, "q4/32"),
             ("Q4_K", 1, "q4/64"),  # the smallest; that it does not fit is said later
             ("F32", None, "float32/0"),
-            ("Q4_K", None, "q8/32"),
+            ("Q4_K", None, "q4/32"),
         ],
     )
     def test_by_type_and_memory(self, free: Any, dtype: str, gib: float | None, expected: str) -> None:
@@ -88,6 +89,13 @@ class TestChoice:
         assert f"{chosen.type}/{chosen.group_size}" == expected
         if gib is not None and gib > 1:
             assert needed_bytes(CONFIG_7B, chosen, 2048, "float16", 2) < gib * GIB
+
+    @pytest.mark.parametrize(("gib", "expected"), [(64, "q8/32"), (1.5, "q4/32"), (None, "q8/32")])
+    def test_a_small_model_in_4_bits_gets_8(self, free: Any, gib: float | None, expected: str) -> None:
+        """Its q8 takes 0.9 GiB, so that nothing is lost; if there is memory for it."""
+        free(gib)
+        chosen = choose_quantization(checkpoint("Q4_K", replace(CONFIG_7B, n_layers=3, vocab_size=8000)), 512, None, 2)
+        assert f"{chosen.type}/{chosen.group_size}" == expected
 
     def test_a_device_without_float_types(self, free: Any) -> None:
         free(64)
