@@ -107,7 +107,7 @@ def main() -> None:
     costs = measure(model)
     print(
         f"measured: one core decodes {costs.core / 1e9:.1f} GB/s, two can read {costs.socket / 1e9:.1f}; an end of a "
-        f"step takes {costs.end * 1e6:.2f} us, a pass has {costs.steps:.0f} and {costs.alone * 1e3:.2f} ms outside of them"
+        f"step takes {costs.end * 1e6:.2f} us, a pass has {costs.steps:.0f} and {costs.alone * 1e3:.2f} ms beside them"
     )
     computed, found = costs.token_s(2, costs.socket), pass_seconds(model, 2)
     print(
