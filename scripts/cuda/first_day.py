@@ -7,6 +7,7 @@
 
     machine     versions of all, memory, what doctor says
     logits      prompts and steps at 1, 255, 256, 257 and 600, of 1 and 8 sequences, beside the CPU's: each bit
+    devices     the first layers on the GPU and the rest on the CPU, or on a second GPU
     threads     another thread runs the recorded step; sequences are copied beside it
     memory      what a plan says beside what is taken: after loading, growing, and 24 graphs
     sanitizer   compute-sanitizer: memcheck, racecheck, synccheck
@@ -34,7 +35,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-_ALL = ("machine", "logits", "threads", "memory", "sanitizer", "rate", "speed", "kernels", "tests")
+_ALL = ("machine", "logits", "devices", "threads", "memory", "sanitizer", "rate", "speed", "kernels", "tests")
 _NOT_QUICK = ("sanitizer", "tests")
 _FAILED, _SKIPPED = 1, 3  # exit codes of a step's process
 

@@ -29,6 +29,7 @@ import kernel_times
 from pyllama2._cpu import CpuBackend
 from pyllama2._gpu import CudaBackend, availability
 from pyllama2._gpu.planner import CONTEXT_BYTES, DECODE_TOKENS
+from pyllama2._staged import StagedBackend
 from pyllama2.analysis.benchmark import fill_cache, random_tokens
 from pyllama2.backend.base import Batch
 from pyllama2.backend.kv_cache import KVCache
@@ -189,6 +190,30 @@ def _kept_differences(theirs: KVCache, ours: KVCache, length: int) -> list[str]:
         names = [name for name in expected if not np.array_equal(expected[name], found[name])]
         differing += [f"{name} of sequence {row} differ" for name in names]
     return differing
+
+
+def devices(args: argparse.Namespace) -> Iterator[str]:
+    """The bundled model with its first layers on a GPU and the rest on the CPU, and on two GPUs: each bit."""
+    need_a_gpu()
+    model, n_gpus = StoredModel.open(find_model("demo")), len(availability.gpus())
+    half, tokens = model.config.n_layers // 2, random_tokens(model.config.vocab_size, 40)
+    batches = [Batch.of_sequence(tokens[:30], outputs="all")]
+    batches += [Batch.of_sequence([token], start=30 + i) for i, token in enumerate(tokens[30:])]
+    with closing(CpuBackend(model, kv_dtype="float16")) as cpu, closing(cpu.new_cache(1, 40)) as cache:
+        expected = [cpu.forward(batch, cache) for batch in batches]
+    wrong = []
+    for gpus, n_layers in (((0,), half), ((n_gpus - 1,), half), ((0, 1), -1))[: 1 + 2 * (n_gpus > 1)]:
+        with closing(StagedBackend(model, gpus=gpus, n_gpu_layers=n_layers)) as staged:
+            with closing(staged.new_cache(1, 40)) as cache:
+                found = [staged.forward(batch, cache) for batch in batches]
+            where, launches = staged.describe().layers, staged.describe().launches
+        same = all(map(np.array_equal, expected, found))
+        yield f"{where}: {'all bits of the CPU' if same else 'other logits'}"
+        wrong += [] if same else [where]
+        assert launches == GRAPHS, f"steps are launched {launches}"
+    if n_gpus == 1:
+        yield "there is one GPU, so two were not tried"
+    assert not wrong, "layers on several devices give other logits"
 
 
 def threads(args: argparse.Namespace) -> Iterator[str]:
@@ -356,6 +381,7 @@ def kernels(args: argparse.Namespace) -> Iterator[str]:
 STEPS: dict[str, Callable[[argparse.Namespace], Iterator[str]]] = {
     "machine": machine,
     "logits": logits,
+    "devices": devices,
     "threads": threads,
     "memory": memory,
     "sanitizer": sanitizer,

@@ -18,7 +18,7 @@ from pyllama2._gpu.cache import CudaKVCache
 from pyllama2._gpu.step_graphs import StepGraphs
 
 pytestmark = pytest.mark.subprocess
-FORWARD, PLAN = CudaBackend.forward, CudaBackend.plan
+FORWARD, RUN, PLAN = CudaBackend.forward, CudaBackend.run, CudaBackend.plan
 Report = Callable[..., tuple[int, dict[str, list[str]]]]
 
 
@@ -72,6 +72,8 @@ def test_from_top_to_bottom(report: Report, tmp_path: Path) -> None:
     assert "nvidia-smi is missing" in found["machine"] and any(line.startswith("cupy") for line in found["machine"])
     assert len(found["logits"]) == 8 and all(": the CPU's bits" in line for line in found["logits"])
     assert "to position 600" in found["logits"][-1]
+    assert len(found["devices"]) == 3 and all(line.endswith(": all bits of the CPU") for line in found["devices"])
+    assert found["devices"][2].startswith("layer 0 on cuda:0, layer 1 on cuda:1")
     assert re.match(r"40 steps of two threads, [1-9]\d* copies", found["threads"][0])
     assert sum("24 steps recorded" in line for line in found["memory"]) == 2
     assert len(found["speed"]) == 2 * 2 * (8 + 2)
@@ -96,7 +98,7 @@ def test_it_stops_at_nothing(report: Report, monkeypatch: pytest.MonkeyPatch) ->
     assert code == 1
     said = results(found)
     assert said["machine"] == "done" and said["sanitizer"] == said["tests"] == "left out by --quick"
-    assert all(said[name] == "FAILED" for name in ("logits", "threads", "memory", "speed", "kernels"))
+    assert all(said[name] == "FAILED" for name in ("logits", "devices", "threads", "memory", "speed", "kernels"))
     assert found["logits"][-1] == "ZeroDivisionError: division by zero"
 
 
@@ -111,6 +113,7 @@ def test_it_stops_at_nothing(report: Report, monkeypatch: pytest.MonkeyPatch) ->
             lambda graphs, _: graphs._give_up(ValueError("no")),
             "kernel by kernel (no)",
         ),
+        ("devices", CudaBackend, "run", lambda *given: RUN(*given) * 1.01, "several devices give other logits"),
         ("threads", CudaBackend, "forward", lambda *given: FORWARD(*given) * 1.01, "40 of 40 steps have other logits"),
         ("threads", CudaKVCache, "_copy_prefix", lambda *_: None, "the copied sequence differs"),
         (
