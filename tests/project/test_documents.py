@@ -54,7 +54,6 @@ NOT_RUN = {
     r"python benchmarks/bench_ray\.py": "takes minutes, and Ray",
     r"pyllama2 doctor --device cuda": "fails without a GPU; tests/cli/test_doctor.py asks about several",
     r"pyllama2 batch .*--ray": "wants a Ray cluster; tests/batches/test_ray.py has one",
-    r"pyllama2 quantize smollm2": "takes minutes; tests/calibration quantizes smaller models",
     r"python benchmarks/how_close\.py": "takes minutes; test_real_models.py compares its figures with the README's",
     r"python scripts/docs/make_quantization_docs\.py": "writes into docs; test_how_close.py draws elsewhere",
     r"python benchmarks/bench_vs_llama_cpp\.py": "takes an hour, and llama-cpp-python",
