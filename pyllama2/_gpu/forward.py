@@ -1,7 +1,8 @@
 """The forward pass on a GPU: the steps of model.py. A kernel may do several of them.
 
     decode_step    1 to 8 tokens: five kernels a layer, or six with a bias of wo, and two more. sample() is another.
-                   The launches do not depend on the tokens, so that a graph of them serves all steps.
+                   The launches do not depend on the tokens, so that a graph of them serves all steps. One token is
+                   normed by the products that need it; several are normed by the kernels that make them.
     prompt_chunk   more tokens: a kernel for each step.
 
 Both give the same bits.
@@ -20,7 +21,7 @@ from .launchers.cache import Append
 from .launchers.matmul import Bias, Matmul, Rope
 from .launchers.matvec import Matvec, QkvMatvec
 from .launchers.sample import Sample
-from .launchers.vectors import Norm, VectorKernels
+from .launchers.vectors import Norm, Normed, VectorKernels
 from .layout import DeviceMatrix, Kind, Vectors
 from .workspace import Workspace
 
@@ -56,7 +57,7 @@ class Forward:
         self._bias = Bias(cupy)
         self._sample_kernel = Sample(cupy)
         self.attend_prompt = AttendPrompt(cupy, config, kv_dtype)
-        self._matvecs: dict[tuple[tuple[Kind, Kind], int], Matvec] = {}
+        self._matvecs: dict[tuple[tuple[Kind, Kind], int, bool], Matvec] = {}
         self._qkv_matvecs: dict[tuple[Kind, int], QkvMatvec] = {}
         # What products of few tokens there are: kinds of the matrix and of the next one -> methods of Matvec.
         self._methods: dict[tuple[Kind, Kind], set[str]] = {(model.output.kind, model.output.kind): {"product"}}
@@ -81,15 +82,15 @@ class Forward:
         norm = self._norm(first.attention_norm, work.normed[first.wqkv.kind])
         vectors = self._vectors[first.wqkv.group_size]
         if model.embeds:
-            vectors.embed(model.tok_embeddings, work.tokens, n, work.x, norm)
-        else:
+            vectors.embed(model.tok_embeddings, work.tokens, n, work.x, _fused(norm, n))
+        elif n > 1:
             vectors.rms_norm(work.x, n, norm)
         for layer, kv, following in zip(model.layers, cache.layers, self._following(work), strict=True):
-            attention_input, ffn_input = work.normed[layer.wqkv.kind], work.normed[layer.w13.kind]
+            ffn_norm = self._norm(layer.ffn_norm, work.normed[layer.w13.kind])
             wo_input, w2_input = work.wo_input[layer.wo.kind], work.w2_input[layer.w2.kind]
             # wq wk wv -> biases -> rope -> kv append
             qkv = self._qkv_matvec(layer.wqkv.kind, n)
-            qkv(layer.wqkv, attention_input, work.rope_table, work.rows, work.positions, work.q, work.kv,
+            qkv(layer.wqkv, _normed(norm, n, work), work.rope_table, work.rows, work.positions, work.q, work.kv,
                 work.head_counters, kv.n_positions, kv.keys, kv.values, kv.key_scales, kv.value_scales,
                 layer.wqkv_bias)  # fmt: skip
             # attention
@@ -100,18 +101,19 @@ class Forward:
             # wo + residual -> ffn_norm
             if layer.wo_bias is not None:
                 self._bias(work.x, n, layer.wo_bias)
-            few = self._matvec(n, layer.wo, ffn_input, "residual")
-            few.residual(layer.wo, wo_input, work.x, work.counter, self._norm(layer.ffn_norm, ffn_input))
+            few = self._matvec(n, layer.wo, ffn_norm.to, "residual")
+            few.residual(layer.wo, wo_input, work.x, work.counter, _fused(ffn_norm, n))
             # w1 w3 -> silu *
             few = self._matvec(n, layer.w13, w2_input, "swiglu")
-            few.swiglu(layer.w13, ffn_input, work.gate_up, w2_input, work.group_counters)
+            few.swiglu(layer.w13, _normed(ffn_norm, n, work), work.gate_up, w2_input, work.group_counters)
             # w2 + residual -> the next layer's attention_norm, or norm
             few = self._matvec(n, layer.w2, following.to, "residual")
             is_wanted = wants_logits or following.to is not work.final
-            few.residual(layer.w2, w2_input, work.x, work.counter, following if is_wanted else None)
+            few.residual(layer.w2, w2_input, work.x, work.counter, _fused(following, n) if is_wanted else None)
+            norm = following
         if wants_logits:
             # output
-            self._product(n, work)
+            self._product(n, _normed(norm, n, work), work)
 
     def sample(self, n: int, work: Workspace) -> None:
         """Sample from the n logits of a decode_step. Tokens and positions in work become those of the next step."""
@@ -164,14 +166,14 @@ class Forward:
         """norm -> output: work.logits[:n], n at most 8, of the tokens work.outputs[first : first + n]."""
         vectors, outputs = self._vectors[work.final.group_size], work.outputs[first : first + n]
         vectors.rms_norm(work.x, n, self._norm(self._model.norm, work.final), outputs)
-        self._product(n, work)
+        self._product(n, work.final, work)
 
     def prepare(self, n: int) -> None:
         """Compile the kernels that a step of n tokens needs."""
         for kind in {layer.wqkv.kind for layer in self._model.layers}:
             self._qkv_matvec(kind, n)
         for pair in self._methods:
-            self._matvec_of(pair, n)
+            self._matvec_of(pair, n, norms=n == 1)
 
     def _norm(self, weight: Any, to: Vectors) -> Norm:
         return Norm(weight, self._config.norm_eps, to)
@@ -182,24 +184,35 @@ class Forward:
             yield self._norm(layer.attention_norm, work.normed[layer.wqkv.kind])
         yield self._norm(self._model.norm, work.final)
 
-    def _product(self, n: int, work: Workspace) -> None:
+    def _product(self, n: int, x: Vectors | Normed, work: Workspace) -> None:
         output = self._model.output
-        self._matvec(n, output, output, "product").product(output, work.final, work.logits)
+        matvec = self._matvec_of((output.kind, output.kind), n, norms=isinstance(x, Normed))
+        matvec.product(output, x, work.logits)
 
     def _matvec(self, n: int, matrix: DeviceMatrix, to: DeviceMatrix | Vectors, method: str) -> Matvec:
-        return self._matvec_of(_pair(matrix, to, method), n)
+        return self._matvec_of(_pair(matrix, to, method), n, norms=n == 1)
 
-    def _matvec_of(self, pair: tuple[Kind, Kind], n: int) -> Matvec:
-        if (pair, n) not in self._matvecs:
+    def _matvec_of(self, pair: tuple[Kind, Kind], n: int, *, norms: bool) -> Matvec:
+        if (pair, n, norms) not in self._matvecs:
             kind, to = pair
-            self._matvecs[pair, n] = Matvec(self._cupy, *kind, n, sorted(self._methods[pair]), to)
-        return self._matvecs[pair, n]
+            self._matvecs[pair, n, norms] = Matvec(self._cupy, *kind, n, sorted(self._methods[pair]), to, norms=norms)
+        return self._matvecs[pair, n, norms]
 
     def _qkv_matvec(self, kind: Kind, n: int) -> QkvMatvec:
         if (kind, n) not in self._qkv_matvecs:
             head_dim = self._config.head_dim
-            self._qkv_matvecs[kind, n] = QkvMatvec(self._cupy, *kind, n, head_dim, self._kv_dtype)
+            self._qkv_matvecs[kind, n] = QkvMatvec(self._cupy, *kind, n, head_dim, self._kv_dtype, norms=n == 1)
         return self._qkv_matvecs[kind, n]
+
+
+def _fused(norm: Norm, n: int) -> Norm | None:
+    """The norm, for the kernel that makes the n vectors to be normed. None: the kernel that needs them does it."""
+    return norm if n > 1 else None
+
+
+def _normed(norm: Norm, n: int, work: Workspace) -> Vectors | Normed:
+    """The norm of work.x, for the kernel that needs it."""
+    return norm.to if n > 1 else Normed(work.x, norm.weight, norm.eps)
 
 
 def _pair(matrix: DeviceMatrix, to: DeviceMatrix | Vectors, method: str) -> tuple[Kind, Kind]:

@@ -15,10 +15,17 @@ REGISTERS, ROUND = 65536, 8  # of a multiprocessor, and what a thread's are roun
 RESERVED = 1024  # bytes of shared memory that each block takes besides
 SHARED = {75: 64 << 10, 80: 164 << 10, 86: 100 << 10, 89: 100 << 10, 90: 228 << 10, 120: 100 << 10}
 KERNELS = {
-    "matvec": ("matvec<4, 64, 1>", "matvec_residual<4, 64, 1>", "matvec_swiglu<4, 64, 1>"),
-    "matvec_qkv": ("matvec_qkv<4, 64, 1, 128, __half>",),
+    "matvec": (
+        "matvec<4, 64, 1>",
+        "matvec_residual<4, 64, 1>",
+        "matvec_swiglu<4, 64, 1>",
+        "matvec<4, 64, 1, true>",
+        "matvec_swiglu<4, 64, 1, 4, 64, true>",
+    ),
+    "matvec_qkv": ("matvec_qkv<4, 64, 1, 128, __half>", "matvec_qkv<4, 64, 1, 128, __half, true>"),
     "attention": ("attend<128, 1, 64, __half>",),
 }  # file -> kernels
+NORMED = " with a norm"  # at the end of the name of a kernel that norms its vector
 
 
 @dataclass(frozen=True)
@@ -61,5 +68,6 @@ def count(sm: int) -> Counted:
             mangled = done.names[expression]
             usage = done.usage[mangled]
             per_weight = instructions_per_weight(expression, *code[mangled]) if mangled in code else None
-            found[expression.split("<")[0]] = Kernel(usage.registers, usage.shared, per_weight)
+            name = expression.split("<")[0] + (NORMED if expression.endswith("true>") else "")
+            found[name] = Kernel(usage.registers, usage.shared, per_weight)
     return Counted(sm, found)

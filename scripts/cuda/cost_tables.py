@@ -28,11 +28,9 @@ def cards() -> str:
 
 def steps(counted: dict[int, Counted]) -> str:
     """Return tokens per second and shares of the bandwidth: at position 0 and far from it, for each design."""
-    head = ["card", *(f"{design.name}: {position}" for design in designs.STAGES for position in (0, FAR))]
-    return table(head, [
-        [card.name, *(_shown(card, counted, design, position)
-                      for design in designs.STAGES for position in (0, FAR))] for card in CARDS
-    ])  # fmt: skip
+    shown = [(design, position) for design in (*designs.STAGES, *designs.PLANNED) for position in (0, FAR)]
+    head = ["card", *(f"{design.name}: {position}" for design, position in shown)]
+    return table(head, [[card.name, *(_shown(card, counted, *each) for each in shown)] for card in CARDS])
 
 
 def _shown(card: Card, counted: dict[int, Counted], design: designs.Design, position: int) -> str:

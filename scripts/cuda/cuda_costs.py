@@ -32,6 +32,7 @@ OF_A_LAYER = ("matvec_qkv", "attention", "matvec_residual (wo)", "matvec_swiglu"
 AFTER = ("matvec (output)", "sample")
 
 MOST_GIGABYTES, MOST_NODES, MOST_PER_WEIGHT, LEAST_SECTORS = 3.51, 195, 1.5, 0.95
+MOST_PER_NORMED_WEIGHT = {32: 4.0, 64: 3.0, 128: 2.5}  # of a product that norms its vector, by the group size
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,12 @@ def counts(per_weight: dict[str, dict[str, float]]) -> list[Count]:
             for group, value in found.items():
                 what = f"lane-instructions per weight, {kernel}, q4 in groups of {group}, 1 column, {architecture}"
                 figures.append(Count(what, value, "", MOST_PER_WEIGHT))
+        for kernel, rest in (("matvec", ""), ("matvec_swiglu", ", 4, {group}")):
+            for group, most in MOST_PER_NORMED_WEIGHT.items():
+                name = f"{kernel}<4, {group}, 1{rest.format(group=group)}, true>"
+                if name in kernels:
+                    what = f"the same with the norm of the vector, {kernel}, groups of {group}, {architecture}"
+                    figures.append(Count(what, kernels[name], "", most))
     return figures
 
 

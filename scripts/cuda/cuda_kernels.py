@@ -50,6 +50,8 @@ def expressions(columns: range) -> dict[str, list[str]]:
     ends = sorted({columns[0], columns[-1]})  # the rest of a kernel does not depend on the next matrix
     mixed = [f"matvec_residual<{bits}, {group}, {n}, {following}>"
              for (bits, group), n, following in product(MIXED, ends, GROUPS) if group != following]  # fmt: skip
+    normed = [f"matvec<{bits}, {group}, 1, true>" for bits, group in FORMATS]
+    normed += [f"matvec_swiglu<{bits}, {group}, 1, {bits}, {group}, true>" for bits, group in FORMATS]
     mixed += [f"matvec_swiglu<{bits}, {group}, {n}, {next_bits}, {following}>"
               for (bits, group), n, (next_bits, following) in product(MIXED, ends, FORMATS)
               if (bits, group) != (next_bits, following)]  # fmt: skip
@@ -61,9 +63,10 @@ def expressions(columns: range) -> dict[str, list[str]]:
         "norm": [f"{name}<{group}>" for name in ("rms_norm_quantize", "quantize") for group in GROUPS],
         "embed": tables + [f"embed_plain<{number}, {group}>" for number in ("float", "__half") for group in GROUPS],
         "matvec": [name + rest for name in ("matvec", "matvec_residual", "matvec_swiglu") for rest in products]
-        + mixed,
+        + normed + mixed,
         "matvec_qkv": [f"matvec_qkv<{bits}, {group}, {n}, {rest}>"
-                       for (bits, group), n, rest in product(FORMATS, columns, heads)],
+                       for (bits, group), n, rest in product(FORMATS, columns, heads)]
+        + [f"matvec_qkv<{bits}, {group}, 1, {rest}, true>" for (bits, group), rest in product(FORMATS, heads)],
         "attention": [f"attend<{head_dim}, {queries}, {group}, {code}>"
                       for head_dim, (queries, group), code in product(HEAD_DIMS, ATTENTION, CODES)],
         "attention_prompt": [f"attend_prompt<{head_dim}, {queries}, {code}>"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from cards import Card
-from compiled import Counted
+from compiled import NORMED, Counted
 from llama_7b import DIM, GROUP, HEAD_DIM, HIDDEN_DIM, N_HEADS, N_LAYERS, VOCAB_SIZE, matrix_bytes
 from step_model import Chain, Node, Step
 
@@ -38,9 +38,9 @@ class Design:
 
 
 # Each adds something to the one before it. The last one is what the source has.
-STAGES = (Design("before"),)
-
-NORM_PER_NUMBER = 35  # lane-instructions of a number that a block norms and quantizes
+STAGES = (Design("before"), Design("norms", norms_at_head=True))
+# What is not written yet.
+PLANNED = (Design("ahead", norms_at_head=True, ahead=True),)
 
 # The host gets the token, chooses what to do, and gives the next graph: an assumption for this project's Python.
 HOST_US, AHEAD_US = 150.0, 4.0
@@ -79,23 +79,24 @@ def ours(card: Card, counted: Counted, design: Design, position: int = 0, kv_byt
                 tiles: int = 1, normed: bool = False) -> Node:  # fmt: skip
         n_bytes = matrix_bytes(type, parts, columns)
         norm = design.norms_at_head and normed
+        kernel += NORMED if norm else ""
         blocks = sum(-(-rows // TILE) for rows in parts) // tiles
         return Node(
             name, n_bytes + (4 * DIM if norm else 0), blocks, THREADS * FLIGHT,
             counted.residents(kernel, THREADS, card),
-            counted.per_weight(kernel) * sum(parts) * columns + (NORM_PER_NUMBER * DIM * blocks if norm else 0),
+            counted.per_weight(kernel) * sum(parts) * columns,
             beside=_NORM_AT_HEAD if norm else Chain(), tail=_ADD_UP + tail,
         )  # fmt: skip
 
-    norm = Chain() if design.norms_at_head else _NORM_BY_LAST
+    norm = _STORE if design.norms_at_head else Chain(l2=1) + _STORE + _NORM_BY_LAST  # and what was there before
     layer = (
         product("qkv", "matvec_qkv", "q4", (DIM,) * 3, DIM, Chain(l2=2, alu=4) + _STORE, normed=True),
         _attention(card, counted, position, kv_bytes),
-        product("wo", "matvec_residual", "q4", (DIM,), DIM, Chain(l2=1) + _STORE + norm),
+        product("wo", "matvec_residual", "q4", (DIM,), DIM, norm),
         product("w1 w3", "matvec_swiglu", "q4", (HIDDEN_DIM,) * 2, DIM, _SWIGLU + _STORE, tiles=2, normed=True),
-        product("w2", "matvec_residual", "q4", (DIM,), HIDDEN_DIM, Chain(l2=1) + _STORE + norm),
+        product("w2", "matvec_residual", "q4", (DIM,), HIDDEN_DIM, norm),
     )
-    embed = Node("embed", DIM // 2 + DIM // GROUP * 2, 1, 4 * THREADS, 1, head=Chain(l2=1), tail=_STORE + norm)
+    embed = Node("embed", DIM // 2 + DIM // GROUP * 2, 1, 4 * THREADS, 1, head=Chain(l2=1), tail=norm)
     output = product("output", "matvec", "q8", (VOCAB_SIZE,), DIM, _STORE, normed=True)
     output = replace(output, instructions=2 * output.instructions)  # q8 is counted as q4 with twice the work
     largest = Chain(l2=VOCAB_SIZE / 1024 / 8, alu=VOCAB_SIZE / 1024 * 3, shuffles=10, barriers=1, shared=1)

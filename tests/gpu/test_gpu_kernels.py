@@ -22,7 +22,7 @@ from pyllama2._cpu.matrix import MatrixProduct
 from pyllama2._gpu.launchers.matvec import Matvec
 from pyllama2._gpu.launchers.sample import DRAW_WORDS, Sample, encode
 from pyllama2._gpu.launchers.upload import Uploader
-from pyllama2._gpu.launchers.vectors import Norm, VectorKernels
+from pyllama2._gpu.launchers.vectors import Norm, Normed, VectorKernels
 from pyllama2._gpu.layout import Vectors, matrix_arrays
 from pyllama2.sampling import sample as sampling_loops
 from pyllama2.sampling.sampler import Draw
@@ -135,6 +135,42 @@ def test_products_have_the_bits_of_the_cpu(cupy: Any, uploader: Uploader, type: 
         out = cupy.empty((n, shape[0]), np.float32)
         matvec.product(uploader.matrix(weight), device_vectors(cupy, kernels, x, type, group_size), out)
         assert out.get().tobytes() == MatrixProduct(weight, n)(x).tobytes()
+
+
+# Fewer groups than warps, some more, a last step that is not full, several steps.
+@pytest.mark.parametrize("columns", [172, 1100, 4096])
+@pytest.mark.parametrize(("type", "group_size"), FORMATS)
+def test_a_product_norms_its_vector(cupy: Any, uploader: Uploader, type: str, group_size: int, columns: int) -> None:
+    rows = 40
+    weight, up = (random_weight(type, group_size, (rows, columns), seed) for seed in (1, 2))
+    x, norm_weight = random_vectors(1, columns), random_vectors(1, columns, 8)[0]
+    normed = rms_norm(x, norm_weight, EPS)
+    to = Vectors.empty(cupy, type, 1, rows, group_size)
+    matvec = Matvec(cupy, type, group_size, 1, ["product", "swiglu"], norms=True)
+    vector = Normed(cupy.asarray(x[0]), cupy.asarray(norm_weight), EPS)
+    out, gated = (cupy.empty((1, rows), np.float32) for _ in range(2))
+    counter = counters(cupy, to.groups)
+    matvec.product(uploader.matrix(weight), vector, out)
+    expected = MatrixProduct(weight, 1)(normed)
+    assert out.get().tobytes() == expected.tobytes()
+    matvec.swiglu(uploader.matrix(weight, up, in_turns=True), vector, gated, to, counter)
+    assert_quantized(to, silu_product(expected, MatrixProduct(up, 1)(normed)))
+
+    vectors = Vectors.empty(cupy, type, 1, columns, group_size)
+    with pytest.raises(ValueError, match="compiled for Normed, not for Vectors"):
+        matvec.product(uploader.matrix(weight), vectors, out)
+    with pytest.raises(ValueError, match="norms one vector, not 2"):
+        Matvec(cupy, type, group_size, 2, ["product"], norms=True)
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_a_bad_number_that_is_normed_stays_visible(cupy: Any, uploader: Uploader, bad: float) -> None:
+    x = random_vectors(1, 128)[0]
+    x[70] = bad
+    out, weight = cupy.empty((1, 32), np.float32), uploader.matrix(random_weight("q4", 64, (32, 128)))
+    vector = Normed(cupy.asarray(x), cupy.asarray(np.ones(128, np.float32)), EPS)
+    Matvec(cupy, "q4", 64, 1, ["product"], norms=True).product(weight, vector, out)
+    assert np.isnan(out.get()).all()
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 8])

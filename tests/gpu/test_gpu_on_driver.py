@@ -73,6 +73,18 @@ def in_thread(action: Callable[[], Any]) -> Any:
     return results[0]
 
 
+def test_a_single_token_is_normed_by_the_products_that_need_it(machine: Machine) -> None:
+    """So no block waits for the last one of the kernel before it, which would norm."""
+    found = CudaBackend(make_model(GQA))
+    ours = found.new_cache(1, 40)
+    for n in (1, 2):
+        machine.launches.clear()
+        found.forward(Batch.of_sequence([1] * n), ours)
+        normed = [name for name in machine.launches if name.endswith("true>")]
+        names = ["matvec_qkv", "matvec_swiglu"] * GQA.n_layers + ["matvec"] if n == 1 else []
+        assert [name.split("<")[0] for name in normed] == names
+
+
 # ---- memory
 
 

@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.gpu_layout import Floats, device_vectors, random_vectors, random_weight
+from helpers.gpu_layout import Floats, device_vectors, random_vectors, random_weight, rms_norm
 from numpy.typing import NDArray
 
 from pyllama2._cpu.matrix import MatrixProduct
 from pyllama2._gpu.launchers.matmul import Matmul, Rope, part_of
 from pyllama2._gpu.launchers.matvec import QkvMatvec
 from pyllama2._gpu.launchers.upload import Uploader
-from pyllama2._gpu.launchers.vectors import VectorKernels
+from pyllama2._gpu.launchers.vectors import Normed, VectorKernels
+from pyllama2._gpu.layout import Vectors
 
 N_POSITIONS, N_ROWS = 64, 3
+EPS = 1e-5
 
 
 def rotated(x: Floats, positions: NDArray[np.int32], turns: Floats) -> Floats:
@@ -49,12 +51,12 @@ def int8_codes(x: Floats) -> tuple[NDArray[np.int8], Floats]:
 HEADS = [(6, 3, 8), (4, 4, 16), (2, 1, 64), (4, 2, 80), (2, 2, 128)]
 
 
-@pytest.mark.parametrize("n", [1, 4, 8])
+@pytest.mark.parametrize(("n", "norms"), [(1, False), (1, True), (4, False), (8, False)])
 @pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize(("type", "group_size"), [("q4", 64), ("q8", 32)])
 def test_queries_and_cache(
-    cupy: Any, type: str, group_size: int, heads: tuple[int, int, int], kv_dtype: str, n: int
+    cupy: Any, type: str, group_size: int, heads: tuple[int, int, int], kv_dtype: str, n: int, norms: bool
 ) -> None:
     n_heads, n_kv_heads, head_dim = heads
     dim, q_dim, kv_dim = 172, n_heads * head_dim, n_kv_heads * head_dim
@@ -63,7 +65,14 @@ def test_queries_and_cache(
     places = np.random.default_rng(2).choice(N_ROWS * N_POSITIONS, n, replace=False)
     rows, positions = (places // N_POSITIONS).astype(np.int32), (places % N_POSITIONS).astype(np.int32)
 
+    given: Vectors | Normed
+    if norms:
+        norm_weight = random_vectors(1, dim, 8)[0]
+        given = Normed(cupy.asarray(x[0]), cupy.asarray(norm_weight), EPS)
+        x = rms_norm(x, norm_weight, EPS)
     vectors = device_vectors(cupy, VectorKernels(cupy, group_size, "float32"), x, type, group_size)
+    if not norms:
+        given = vectors
     matrix = Uploader(cupy).matrix(*weights)
     q = cupy.empty((n, n_heads, head_dim), np.float32)
     kv, counters = cupy.empty((2, n, kv_dim), np.float32), cupy.zeros((2, n_kv_heads), np.uint32)
@@ -71,10 +80,10 @@ def test_queries_and_cache(
     scales = [cupy.zeros((N_ROWS, n_kv_heads, N_POSITIONS), np.float32) for _ in range(2)]
     int8 = kv_dtype == "int8"
     device_turns, device_positions = cupy.asarray(turns), cupy.asarray(positions)
-    launch = QkvMatvec(cupy, type, group_size, n, head_dim, kv_dtype)
+    launch = QkvMatvec(cupy, type, group_size, n, head_dim, kv_dtype, norms=norms)
     for _ in range(2):  # counters are ready for the next launch
         launch(
-            matrix, vectors, device_turns, cupy.asarray(rows), device_positions, q, kv if int8 else None,
+            matrix, given, device_turns, cupy.asarray(rows), device_positions, q, kv if int8 else None,
             counters if int8 else None, N_POSITIONS, keys, values, *(scales if int8 else ()),
         )  # fmt: skip
         assert not counters.get().any()

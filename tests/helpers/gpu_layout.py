@@ -12,7 +12,7 @@ from pyllama2._gpu.layout import DeviceMatrix, Vectors
 from pyllama2.storage.weights import Weight
 
 Floats = NDArray[np.float32]
-SMALLEST_SCALE = np.float32(2.0**-125)  # vectors whose scales would be smaller are quantized to zeros
+SMALLEST_SCALE = np.float32(2.0**-100)  # vectors whose scales would be smaller are quantized to zeros
 
 
 def random_weight(type: str, group_size: int, shape: tuple[int, int], seed: int = 0) -> Weight:
@@ -76,17 +76,18 @@ def assert_quantized(vectors: Vectors, x: Floats) -> None:
 
 
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
-    """RMSNorm of vectors (n, dim) with the CPU's order of additions: every eighth square, then the eight sums."""
+    """RMSNorm of vectors (n, dim) with the CPU's order of additions: every 512th square, then the sums in pairs."""
     n, dim = x.shape
-    squares, whole = x * x, dim // 8 * 8
-    lanes = np.zeros((n, 8), np.float32)
-    for i in range(0, whole, 8):
-        lanes += squares[:, i : i + 8]
-    v = lanes.T
-    total = ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
-    for i in range(whole, dim):
-        total = total + squares[:, i]
-    scale = np.float32(1) / np.sqrt(total / np.float32(dim) + np.float32(eps))
+    sums = np.zeros((n, 512), np.float32)
+    for i in range(0, dim, 512):
+        part = x[:, i : i + 512]
+        sums[:, : part.shape[1]] += part * part
+    pairs = sums.reshape(n, 16, 32)  # within each 32, then of the 16
+    for axis, size in ((2, 16), (2, 8), (2, 4), (2, 2), (2, 1), (1, 8), (1, 4), (1, 2), (1, 1)):
+        first, second = np.split(pairs, 2, axis)
+        assert first.shape[axis] == size
+        pairs = first + second
+    scale = np.float32(1) / np.sqrt(pairs.reshape(n) / np.float32(dim) + np.float32(eps))
     return x * scale[:, None] * weight
 
 

@@ -19,7 +19,7 @@ def quantize_activations(x: Array, weight: Weight) -> Array:
     padded[:, :columns] = x
     groups = padded.reshape(tokens, -1, group)
     largest = np.abs(groups).max(-1, keepdims=True)
-    largest[largest < np.float32(limit * 2.0**-125)] = 0  # so small that GPUs would flush some numbers to zero
+    largest[largest < np.float32(limit * 2.0**-100)] = 0  # so small that GPUs would flush some numbers to zero
     codes = np.rint(groups * np.divide(limit, largest, out=np.zeros_like(largest), where=largest > 0))
     return (codes * (largest / limit)).astype(np.float64).reshape(tokens, -1)[:, :columns]
 

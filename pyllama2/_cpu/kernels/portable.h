@@ -10,13 +10,26 @@
  * nor on how the compiler unrolls.
  */
 
+/* The sum of squares has 512 partial sums of every 512th square, which are added up in pairs: first within each 32, as
+ * the lanes of a GPU's warp do. */
 TARGET static void NAME(rms_norm)(const float* x, const float* w, float eps, int64_t n, float* y) {
-  v8f lanes = V8F(0.0f);
+  v8f sums[64];
+  float of_32[16], rest[8] = {0};
+  for (int j = 0; j < 64; j++) sums[j] = V8F(0.0f);
   int64_t i = 0;
-  for (; i + 8 <= n; i += 8) lanes += LOAD8(x + i) * LOAD8(x + i);
-  float sum = SUM8(lanes);
-  for (; i < n; i++) sum += x[i] * x[i];
-  float scale = 1.0f / sqrtf(sum / (float)n + eps);
+  for (; i + 512 <= n; i += 512)
+    for (int j = 0; j < 64; j++) sums[j] += LOAD8(x + i + 8 * j) * LOAD8(x + i + 8 * j);
+  v8f* next = sums;
+  for (; i + 8 <= n; i += 8) *next++ += LOAD8(x + i) * LOAD8(x + i);
+  if (i < n) {
+    memcpy(rest, x + i, (size_t)(n - i) * 4);
+    *next += LOAD8(rest) * LOAD8(rest);
+  }
+  for (int j = 0; j < 16; j++) {
+    v8f sum = (sums[4 * j] + sums[4 * j + 2]) + (sums[4 * j + 1] + sums[4 * j + 3]);
+    of_32[j] = SUM8(sum);
+  }
+  float scale = 1.0f / sqrtf(SUM16(of_32) / (float)n + eps);
   for (i = 0; i < n; i++) y[i] = x[i] * scale * w[i];
 }
 

@@ -44,7 +44,7 @@ INLINE v4f min4(v4f a, v4f b) { /* b where one is NaN */
 
 /* A vector whose scale would be smaller is quantized to zeros with the scale 0. With larger scales, a denormal number
  * has the code 0 anyway. So it makes no difference that CUDA kernels take denormal numbers for zeros. */
-#define SMALLEST_SCALE 0x1p-125f
+#define SMALLEST_SCALE 0x1p-100f
 
 /* Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even, for |x| < 2^22. */
 #define ROUNDER 12582912.0f

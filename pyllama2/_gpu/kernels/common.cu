@@ -25,7 +25,7 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kTileRows = 32;
 // A vector whose scale would be smaller is quantized to zeros with the scale 0, as on the CPU. CuPy compiles with
 // -ftz=true: denormal numbers are zeros. With larger scales they have the code 0 anyway.
-constexpr float kSmallestScale = 0x1p-125f;
+constexpr float kSmallestScale = 0x1p-100f;
 
 __device__ __forceinline__ float warp_sum(float v) {
   for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);
@@ -33,13 +33,21 @@ __device__ __forceinline__ float warp_sum(float v) {
 }
 
 __device__ __forceinline__ int warp_sum(int v) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_add_sync(kAllLanes, v);
+#else
   for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);
   return v;
+#endif
 }
 
 __device__ __forceinline__ unsigned warp_max(unsigned v) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(kAllLanes, v);
+#else
   for (int offset = 16; offset > 0; offset /= 2) v = max(v, __shfl_xor_sync(kAllLanes, v, offset));
   return v;
+#endif
 }
 
 // One quantized vector, or n of them, one after the other.

@@ -2,17 +2,22 @@
 // Products of the feed-forward network, of wo and of the output matrix, each fused with the steps after it. There are 1
 // to 8 vectors (columns), one per token. See common.cu for matrices and vectors, product.cu for the inner loop. The matrix
 // that the result is for may be of another type: kNextBits, kNextGroup.
+//
+// kNormed: there is one vector, the norm of unnormed (dim,) with norm_weight, and x_codes, x_scales and x_offsets are not
+// used.
 
 // out (columns, rows) = the product.
-template <int kBits, int kGroup, int kColumns>
+template <int kBits, int kGroup, int kColumns, bool kNormed = false>
 __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kBlocks)
     matvec(const uint4* __restrict__ codes, const __half* __restrict__ scales, int rows, int groups,
            const signed char* __restrict__ x_codes, const float* __restrict__ x_scales,
-           const int* __restrict__ x_offsets, float* __restrict__ out) {
+           const int* __restrict__ x_offsets, const float* __restrict__ unnormed, const float* __restrict__ norm_weight,
+           float eps, int dim, float* __restrict__ out) {
   const Quantized x = {const_cast<signed char*>(x_codes), const_cast<float*>(x_scales), const_cast<int*>(x_offsets),
                        groups};
+  const NormInput normed = {unnormed, norm_weight, eps, dim};
   float total[1];
-  multiply<kBits, kGroup, kColumns, 1>(codes, scales, x, static_cast<int>(blockIdx.x), total);
+  multiply<kBits, kGroup, kColumns, 1, kNormed>(codes, scales, x, normed, static_cast<int>(blockIdx.x), total);
   const int column = threadIdx.x / 32, row = static_cast<int>(blockIdx.x * kTileRows + threadIdx.x % 32);
   if (column < kColumns && row < rows) out[static_cast<size_t>(column) * rows + row] = total[0];
 }
@@ -28,10 +33,13 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kB
                     unsigned* counter) {
   const Quantized x = {const_cast<signed char*>(x_codes), const_cast<float*>(x_scales), const_cast<int*>(x_offsets),
                        groups};
-  float total[1];
-  multiply<kBits, kGroup, kColumns, 1>(codes, scales, x, static_cast<int>(blockIdx.x), total);
   const int column = threadIdx.x / 32, row = static_cast<int>(blockIdx.x * kTileRows + threadIdx.x % 32);
-  if (column < kColumns && row < rows) residual[static_cast<size_t>(column) * rows + row] += total[0];
+  const bool mine = column < kColumns && row < rows;
+  float* place = residual + static_cast<size_t>(column) * rows + row;
+  const float before = mine ? *place : 0.0f;  // beside the first weights
+  float total[1];
+  multiply<kBits, kGroup, kColumns, 1>(codes, scales, x, {}, static_cast<int>(blockIdx.x), total);
+  if (mine) *place = before + total[0];
   if (norm_weight == nullptr || !is_last_block(counter, gridDim.x)) return;
   const Quantized next = {next_codes, next_scales, next_offsets, (rows + kNextGroup - 1) / kNextGroup};
   norm_vectors<kNextGroup, kColumns>(residual, norm_weight, eps, rows, next_bits, next, 0);
@@ -39,16 +47,18 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kB
 
 // The matrix has the tiles of w1 and w3 in turn. gated (columns, rows) = silu(w1 x) * (w3 x). The last block to finish
 // a group of it quantizes the group to next. counters (groups of next,).
-template <int kBits, int kGroup, int kColumns, int kNextBits = kBits, int kNextGroup = kGroup>
+template <int kBits, int kGroup, int kColumns, int kNextBits = kBits, int kNextGroup = kGroup, bool kNormed = false>
 __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 2>::kBlocks)
     matvec_swiglu(const uint4* __restrict__ codes, const __half* __restrict__ scales, int rows, int groups,
                   const signed char* __restrict__ x_codes, const float* __restrict__ x_scales,
-                  const int* __restrict__ x_offsets, float* gated, signed char* next_codes, float* next_scales,
-                  int* next_offsets, unsigned* counters) {
+                  const int* __restrict__ x_offsets, const float* __restrict__ unnormed,
+                  const float* __restrict__ norm_weight, float eps, int dim, float* gated, signed char* next_codes,
+                  float* next_scales, int* next_offsets, unsigned* counters) {
   const Quantized x = {const_cast<signed char*>(x_codes), const_cast<float*>(x_scales), const_cast<int*>(x_offsets),
                        groups};
+  const NormInput normed = {unnormed, norm_weight, eps, dim};
   float total[2];
-  multiply<kBits, kGroup, kColumns, 2>(codes, scales, x, 2 * static_cast<int>(blockIdx.x), total);
+  multiply<kBits, kGroup, kColumns, 2, kNormed>(codes, scales, x, normed, 2 * static_cast<int>(blockIdx.x), total);
   const int column = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int row = static_cast<int>(blockIdx.x) * kTileRows + lane;
   float* values = gated + static_cast<size_t>(column) * rows;

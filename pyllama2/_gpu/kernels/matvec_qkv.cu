@@ -1,4 +1,4 @@
-// Needs: product.cu, norm.cu, rope.cu, cache.cu
+// Needs: product.cu, rope.cu, cache.cu
 // wq wk wv -> biases -> rope -> kv append, in one launch for 1 to 8 tokens.
 //
 // The matrix has the tiles of wq, those of wk, and those of wv; each of the three starts a new tile. float16 keys and
@@ -60,17 +60,21 @@ __device__ __forceinline__ void store_number(const LayerCache<__half>& cache, bo
 //   rows, positions  (columns,) of the tokens
 //   kv, counters     (2, columns, kv_dim) scratch and (2, n_kv_heads) zeros, for int8 only
 //   bias             (q_dim + 2 kv_dim) of queries, keys and values, or null
-template <int kBits, int kGroup, int kColumns, int kHeadDim, class Code>
+//   unnormed         (dim,) of which the vector is the norm with norm_weight. If kNormed, and x is not used then.
+template <int kBits, int kGroup, int kColumns, int kHeadDim, class Code, bool kNormed = false>
 __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kBlocks)
     matvec_qkv(const uint4* __restrict__ codes, const __half* __restrict__ scales, int q_dim, int kv_dim, int groups,
                const signed char* __restrict__ x_codes, const float* __restrict__ x_scales,
-               const int* __restrict__ x_offsets, const float2* __restrict__ rope_table, const int* __restrict__ rows,
-               const int* __restrict__ positions, float* __restrict__ q, float* kv, unsigned* counters, int n_positions,
-               Code* keys, Code* values, float* key_scales, float* value_scales, const float* __restrict__ bias) {
+               const int* __restrict__ x_offsets, const float* __restrict__ unnormed,
+               const float* __restrict__ norm_weight, float eps, int dim, const float2* __restrict__ rope_table,
+               const int* __restrict__ rows, const int* __restrict__ positions, float* __restrict__ q, float* kv,
+               unsigned* counters, int n_positions, Code* keys, Code* values, float* key_scales, float* value_scales,
+               const float* __restrict__ bias) {
   const Quantized x = {const_cast<signed char*>(x_codes), const_cast<float*>(x_scales), const_cast<int*>(x_offsets),
                        groups};
+  const NormInput normed = {unnormed, norm_weight, eps, dim};
   float total[1];
-  multiply<kBits, kGroup, kColumns, 1>(codes, scales, x, static_cast<int>(blockIdx.x), total);
+  multiply<kBits, kGroup, kColumns, 1, kNormed>(codes, scales, x, normed, static_cast<int>(blockIdx.x), total);
 
   const int column = threadIdx.x / 32;
   const int q_tiles = (q_dim + kTileRows - 1) / kTileRows, kv_tiles = (kv_dim + kTileRows - 1) / kTileRows;

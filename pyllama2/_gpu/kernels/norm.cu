@@ -3,58 +3,56 @@
 //
 //   y_i = x_i / sqrt(mean(x^2) + eps) * w_i
 //
-// The sum of squares has the CPU's order (rms_norm of _cpu/kernels/portable.h): eight partial sums of every eighth
-// square. So a norm has the CPU's bits. Of these additions, dim / 8 depend on each other. The whole block computes the
-// squares beforehand, in parallel. Several vectors are summed up at the same time, each by a warp.
+// The sum of squares has the CPU's order (rms_norm of _cpu/kernels/portable.h): 512 partial sums of every 512th square,
+// which are added up in pairs. So a norm has the CPU's bits. Each thread of a block has a partial sum.
 
 namespace {
 
-constexpr int kThreads = 512;  // of every block that norms
-constexpr int kSquares = 2 * kThreads;  // squares in shared memory at a time
-constexpr int kPartialSums = 8;
+constexpr int kThreads = 512;  // of every block that norms, and the number of partial sums
+constexpr int kNormWarps = kThreads / 32;
 
-// The least power of two that is not below n.
-constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
+// A vector (dim,) that is normed with weight.
+struct NormInput {
+  const float *x, *weight;
+  float eps;
+  int dim;
+};
 
-// scales[c] = 1 / sqrt(mean(x[c]^2) + eps) of x (kVectors, dim), by a whole block. Other blocks may have written x. The
-// vectors have equal parts of the shared memory.
+// The sum of the squares of x (dim,) that the threads of this warp have. kElsewhere: other blocks wrote x.
+template <bool kElsewhere>
+__device__ __forceinline__ float squares_of_warp(const float* x, int dim) {
+  float sum = 0.0f;
+#pragma unroll 8
+  for (int i = static_cast<int>(threadIdx.x); i < dim; i += kThreads) {
+    const float number = kElsewhere ? __ldcg(x + i) : x[i];
+    sum += number * number;
+  }
+  return warp_sum(sum);
+}
+
+// 1 / sqrt(mean(x^2) + eps), by a whole warp, from the sums of all warps.
+__device__ __forceinline__ float norm_scale(const float* of_warps, int dim, float eps) {
+  float sum = of_warps[threadIdx.x % kNormWarps];
+  for (int offset = kNormWarps / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
+  return 1.0f / sqrtf(sum / static_cast<float>(dim) + eps);
+}
+
+// scales[c] = that of x[c], of x (kVectors, dim), by a whole block. Other blocks may have written x.
 template <int kVectors>
 __device__ __forceinline__ void norm_scales(const float* x, int dim, float eps, float (&scales)[kVectors]) {
-  constexpr int kPart = kSquares / power_of_two(kVectors);  // squares of a vector at a time
-  static_assert(kVectors <= kThreads / 32 && kPart % kPartialSums == 0, "a warp for each vector");
-  __shared__ float squares[kSquares];
-  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, whole = dim / kPartialSums * kPartialSums;
-  float values[kSquares / kThreads], partial = 0.0f;
-  const auto load = [&](int first) {
+  __shared__ float of_warps[kVectors][kNormWarps];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
-    for (int k = 0; k < kSquares / kThreads; k++) {
-      const int c = (k * kThreads + thread) / kPart, i = first + (k * kThreads + thread) % kPart;
-      values[k] = c < kVectors && i < dim ? __ldcg(x + static_cast<size_t>(c) * dim + i) : 0.0f;
-    }
-  };
-  load(0);
-  for (int first = 0; first < dim; first += kPart) {
-#pragma unroll
-    for (int k = 0; k < kSquares / kThreads; k++) squares[k * kThreads + thread] = values[k] * values[k];
-    load(first + kPart);
-    __syncthreads();
-    const float* own = squares + warp * kPart;
-    if (warp < kVectors && lane < kPartialSums) {
-      const int n = min(kPart, whole - first);
-#pragma unroll 16
-      for (int i = lane; i < n; i += kPartialSums) partial += own[i];
-    }
-    if (warp < kVectors && first + kPart >= dim) {
-      partial += __shfl_xor_sync(kAllLanes, partial, 4);
-      partial += __shfl_xor_sync(kAllLanes, partial, 2);
-      partial += __shfl_xor_sync(kAllLanes, partial, 1);
-      if (lane == 0) {
-        for (int i = whole; i < dim; i++) partial += own[i - first];
-        scales[warp] = 1.0f / sqrtf(partial / static_cast<float>(dim) + eps);
-      }
-    }
-    __syncthreads();
+  for (int c = 0; c < kVectors; c++) {
+    const float sum = squares_of_warp<true>(x + static_cast<size_t>(c) * dim, dim);
+    if (lane == 0) of_warps[c][warp] = sum;
   }
+  __syncthreads();
+  if (warp < kVectors) {
+    const float scale = norm_scale(of_warps[warp], dim, eps);
+    if (lane == 0) scales[warp] = scale;
+  }
+  __syncthreads();
 }
 
 // Vectors first .. first + kVectors of to = RMSNorm of x (kVectors, dim), by a whole block. Other blocks may have
@@ -65,7 +63,7 @@ __device__ void norm_vectors(const float* x, const float* __restrict__ weight, f
   __shared__ float scales[kVectors];
   norm_scales<kVectors>(x, dim, eps, scales);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  for (int unit = warp; unit < kVectors * to.groups; unit += kThreads / 32) {
+  for (int unit = warp; unit < kVectors * to.groups; unit += kNormWarps) {
     const int c = kVectors == 1 ? 0 : unit / to.groups, g = unit - c * to.groups;
     const float* row = x + static_cast<size_t>(c) * dim;
     const float scale = scales[c];

@@ -1,4 +1,4 @@
-// Needs: common.cu, ptx.cu
+// Needs: common.cu, ptx.cu, norm.cu
 // Products of some tiles of a quantized matrix with 1 to 8 vectors: the inner loop of every decode kernel.
 //
 // A lane has a row of the tile. The 16 warps of a block take the groups of a tile in turn, a few at a time. While a
@@ -6,12 +6,15 @@
 // lanes: a warp loads them in whole sectors, and distributes them through shared memory. Each warp puts the exact sums
 // of its groups into shared memory. There warp c adds those of vector c in the order of the groups. That costs less
 // than shuffles would, and fixes the order of additions.
+//
+// A single vector may come as what it is a norm of. Then each block norms it, while its first weights are on their way,
+// and each warp quantizes the groups that it multiplies. That takes the norm out of the chain of kernels.
 
 namespace {
 
 constexpr int kWarps = 16;
 constexpr int kSharedBytes = 48 * 1024;  // what a block can have without asking for more
-constexpr int kFusedBytes = 4224;  // a part of them, for the steps that are fused with a product
+constexpr int kFusedBytes = 640;  // a part of them, for the steps that are fused with a product
 
 template <int kBits, int kGroup, int kColumns, int kTiles>
 struct Plan {
@@ -28,7 +31,8 @@ struct Plan {
   static constexpr int kAtOnce = kChunks * kTiles >= 8 ? 1 : kChunks * kTiles >= 4 && kFew > 2 ? 2 : kFew;
   static constexpr int kPlanePieces = kAhead * kGroup / 16;  // pieces of 16 bytes that a warp takes of a plane
   static constexpr int kPieces = kAtOnce * kPlanes * kPlanePieces;  // and of all planes of kAtOnce vectors
-  static constexpr int kSlotBytes = kWarps * kPieces * 16 + kColumns * kStep * 8;  // of shared memory
+  static constexpr int kSlotBytes =
+      kWarps * kPieces * 16 + (kColumns == 1 ? 4 : kColumns) * kStep * 8;  // of shared memory
   static constexpr int kBuffers = 2 * kStep * kGroupBytes + kSlotBytes + kFusedBytes <= kSharedBytes ? 2 : 1;
   static constexpr int kPiecesOfLane = (kPieces + 31) / 32;
   static constexpr int kScalesOfLane = (kStep + 31) / 32;
@@ -85,6 +89,46 @@ struct WarpVectors {
 #pragma unroll
     for (int r = 0; r < P::kPiecesOfLane; r++)
       if (r * 32 + lane < P::kPieces) slot[r * 32 + lane] = pieces[r];
+  }
+};
+
+// The same for a vector that is normed here.
+template <class P, int kBits, int kGroup>
+struct NormedGroups {
+  float x[P::kAhead][kGroup / 32], weight[P::kAhead][kGroup / 32];
+
+  // Groups from `group` on; zeros after the end of the vector.
+  __device__ __forceinline__ void load(const NormInput& from, int group) {
+    load_numbers(from.x, from.dim, group, x);
+    load_numbers(from.weight, from.dim, group, weight);
+  }
+
+  // Writes their codes to the warp's slot, and scales and offsets to its places of a step.
+  __device__ __forceinline__ void hand_round(float scale, uint4* slot, float2* scales) const {
+    signed char* codes = reinterpret_cast<signed char*>(slot);
+    __syncwarp();  // what was there has been read
+#pragma unroll
+    for (int a = 0; a < P::kAhead; a++) {
+      float y[kGroup / 32];
+#pragma unroll
+      for (int k = 0; k < kGroup / 32; k++) y[k] = x[a][k] * scale * weight[a][k];
+      const ScaleAndOffset made =
+          quantize_numbers<kBits, kGroup>(y, codes + a * kGroup, codes + P::kPlanePieces * 16 + a * kGroup);
+      if (threadIdx.x % 32 == 0)
+        scales[threadIdx.x / 32 * P::kAhead + a] = {made.scale, kBits == 4 ? static_cast<float>(made.offset) : 0.0f};
+    }
+  }
+
+ private:
+  __device__ __forceinline__ static void load_numbers(const float* __restrict__ from, int dim, int group,
+                                                      float (&to)[P::kAhead][kGroup / 32]) {
+#pragma unroll
+    for (int a = 0; a < P::kAhead; a++)
+#pragma unroll
+      for (int k = 0; k < kGroup / 32; k++) {
+        const int i = (group + a) * kGroup + k * 32 + static_cast<int>(threadIdx.x % 32);
+        to[a][k] = i < dim ? __ldg(from + i) : 0.0f;
+      }
   }
 };
 
@@ -165,14 +209,19 @@ __device__ __forceinline__ void multiply_groups(const RowGroup<P::kChunks> (&row
 }
 
 // totals[j] = row `lane` of tile first_tile + j, times vector `warp`, in the first kColumns warps. Other warps get
-// nothing. All threads of a block must call it.
-template <int kBits, int kGroup, int kColumns, int kTiles>
+// nothing. All threads of a block must call it. kNormed: the vector is the norm of `normed`, else those of x.
+template <int kBits, int kGroup, int kColumns, int kTiles, bool kNormed = false>
 __device__ __forceinline__ void multiply(const uint4* __restrict__ codes, const __half* __restrict__ scales,
-                                         const Quantized& x, int first_tile, float (&totals)[kTiles]) {
+                                         const Quantized& x, const NormInput& normed, int first_tile,
+                                         float (&totals)[kTiles]) {
   using P = Plan<kBits, kGroup, kColumns, kTiles>;
+  static_assert(!kNormed || kColumns == 1, "only a single vector is normed here");
+  // Of a normed vector there are the scales of three steps: those that are added up, those of the step under way, and
+  // the next ones.
+  constexpr int kScaleSlots = kNormed ? 4 : kColumns;
   __shared__ Staged<P, kColumns, kTiles> staged[P::kBuffers];
   __shared__ uint4 vector_slots[kWarps][P::kPieces];
-  __shared__ float2 scale_slots[kColumns][P::kStep];
+  __shared__ float2 scale_slots[kScaleSlots][P::kStep];
   static_assert(sizeof(staged) + sizeof(vector_slots) + sizeof(scale_slots) + kFusedBytes <= kSharedBytes,
                 "a block cannot have that much shared memory");
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -181,6 +230,8 @@ __device__ __forceinline__ void multiply(const uint4* __restrict__ codes, const 
   RowGroup<P::kChunks> rows[P::kAhead][kTiles];
   WarpVectors<P, kGroup> vectors;
   VectorScales<P, kBits> vector_scales;
+  NormedGroups<P, kBits, kGroup> normed_groups;
+  float norm = 0.0f;
   const auto load_rows = [&] {
     const int n = x.groups - group;
 #pragma unroll
@@ -197,21 +248,38 @@ __device__ __forceinline__ void multiply(const uint4* __restrict__ codes, const 
     totals[j] = 0.0f;
   }
   load_rows();
-  vectors.load(x, 0, group);
-  vectors.hand_round(vector_slots[warp]);
-  if (warp < kColumns) vector_scales.load(x, 0);
+  if constexpr (kNormed) {
+    __shared__ float of_warps[kNormWarps];
+    const float squares = squares_of_warp<false>(normed.x, normed.dim);
+    normed_groups.load(normed, group);
+    if (lane == 0) of_warps[warp] = squares;
+    __syncthreads();
+    norm = norm_scale(of_warps, normed.dim, normed.eps);
+    normed_groups.hand_round(norm, vector_slots[warp], scale_slots[0]);
+  } else {
+    vectors.load(x, 0, group);
+    vectors.hand_round(vector_slots[warp]);
+    if (warp < kColumns) vector_scales.load(x, 0);
+  }
   __syncwarp();
 
-  // n is the number of the warp's groups that exist. In whole steps it is a constant.
-  const auto do_step = [&](Staged<P, kColumns, kTiles>& here, int n) {
+  // n is the number of the warp's groups that exist. In whole steps it is a constant. slot is where the scales of the
+  // next step's groups go.
+  const auto do_step = [&](Staged<P, kColumns, kTiles>& here, int n, [[maybe_unused]] int slot) {
+    if constexpr (kNormed) {
+      normed_groups.load(normed, group + P::kStep);
+      multiply_groups<kBits, kGroup, P>(rows, vector_slots[warp], 0, n, here);
+      if (group + P::kStep < x.groups) normed_groups.hand_round(norm, vector_slots[warp], scale_slots[slot]);
+    } else {
 #pragma unroll 1
-    for (int first = 0; first < kColumns; first += P::kAtOnce) {
-      const int c0 = min(first, kColumns - P::kAtOnce);  // the last vectors may be multiplied twice
-      const bool more = first + P::kAtOnce < kColumns;
-      vectors.load(x, more ? min(first + P::kAtOnce, kColumns - P::kAtOnce) : 0, more ? group : group + P::kStep);
-      multiply_groups<kBits, kGroup, P>(rows, vector_slots[warp], c0, n, here);
-      vectors.hand_round(vector_slots[warp]);
-      if (more) __syncwarp();
+      for (int first = 0; first < kColumns; first += P::kAtOnce) {
+        const int c0 = min(first, kColumns - P::kAtOnce);  // the last vectors may be multiplied twice
+        const bool more = first + P::kAtOnce < kColumns;
+        vectors.load(x, more ? min(first + P::kAtOnce, kColumns - P::kAtOnce) : 0, more ? group : group + P::kStep);
+        multiply_groups<kBits, kGroup, P>(rows, vector_slots[warp], c0, n, here);
+        vectors.hand_round(vector_slots[warp]);
+        if (more) __syncwarp();
+      }
     }
 #pragma unroll
     for (int a = 0; a < P::kAhead; a++)
@@ -225,24 +293,25 @@ __device__ __forceinline__ void multiply(const uint4* __restrict__ codes, const 
     load_rows();
     __syncthreads();
   };
-  const auto add_up = [&](const Staged<P, kColumns, kTiles>& here, int first, int n) {
+  const auto add_up = [&](const Staged<P, kColumns, kTiles>& here, int first, int n, [[maybe_unused]] int slot) {
     if (warp < kColumns) {
-      vector_scales.hand_round(scale_slots[warp]);
-      vector_scales.load(x, first + P::kStep);
-      add_groups<kBits>(here, scale_slots[warp], n, totals);
+      if constexpr (!kNormed) {
+        vector_scales.hand_round(scale_slots[warp]);
+        vector_scales.load(x, first + P::kStep);
+      }
+      add_groups<kBits>(here, scale_slots[kNormed ? slot : warp], n, totals);
     }
     if (P::kBuffers == 1) __syncthreads();  // before the sums are written over
   };
-  int first = 0, buffer = 0;
+  int step = 0;
 #pragma unroll 1
-  for (; first + P::kStep <= x.groups; first += P::kStep) {
-    do_step(staged[buffer], P::kAhead);
-    add_up(staged[buffer], first, P::kStep);
-    buffer = (buffer + 1) % P::kBuffers;
+  for (; (step + 1) * P::kStep <= x.groups; step++) {
+    do_step(staged[step % P::kBuffers], P::kAhead, (step + 1) % 4);
+    add_up(staged[step % P::kBuffers], step * P::kStep, P::kStep, step % 4);
   }
-  if (first < x.groups) {
-    do_step(staged[buffer], x.groups - group);
-    add_up(staged[buffer], first, x.groups - first);
+  if (step * P::kStep < x.groups) {
+    do_step(staged[step % P::kBuffers], x.groups - group, (step + 1) % 4);
+    add_up(staged[step % P::kBuffers], step * P::kStep, x.groups - step * P::kStep, step % 4);
   }
 }
 

@@ -8,11 +8,27 @@
 
 namespace {
 
-// Quantizes group g of vector number c. x[k] is the lane's number k * 32 + lane of the group, or zero after its end.
+struct ScaleAndOffset {
+  float scale;
+  int offset;  // of q4
+};
+
+// most / limit, rounded as a division. most is so large, or zero, that the remainder is no denormal number.
+template <int kLimit>
+__device__ __forceinline__ float divided_by_limit(float most) {
+  constexpr float kInverse = 1.0f / kLimit;
+  const float quotient = most * kInverse;
+  return fmaf(fmaf(-static_cast<float>(kLimit), quotient, most), kInverse, quotient);
+}
+
+// Quantizes a group by a warp. x[k] is the lane's number k * 32 + lane of it, or zero after its end. Codes go to first,
+// of q8 the low bytes to second. All lanes get scale and offset.
 template <int kBits, int kGroup>
-__device__ __forceinline__ void quantize_group(const float (&x)[kGroup / 32], const Quantized& to, int c, int g) {
-  constexpr float kLimit = kBits == 4 ? 127.0f : 32767.0f;
+__device__ __forceinline__ ScaleAndOffset quantize_numbers(const float (&x)[kGroup / 32], signed char* first,
+                                                           signed char* second) {
+  constexpr int kLimit = kBits == 4 ? 127 : 32767;
   constexpr unsigned kInfinity = 0x7f800000u;
+  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
   const int lane = threadIdx.x % 32;
   unsigned magnitude = 0;  // as integers, magnitudes are ordered like floats, and NaN is above infinity
   for (int k = 0; k < kGroup / 32; k++) magnitude = max(magnitude, __float_as_uint(x[k]) & 0x7fffffffu);
@@ -22,25 +38,33 @@ __device__ __forceinline__ void quantize_group(const float (&x)[kGroup / 32], co
   const float most = __uint_as_float(magnitude);
   const float factor = finite && magnitude > 0 ? kLimit / most : 0.0f;
 
-  const size_t stride = static_cast<size_t>(to.groups) * kGroup;
-  signed char* codes = to.codes + static_cast<size_t>(c) * stride * (kBits / 4) + static_cast<size_t>(g) * kGroup;
   int sum = 0;
   for (int k = 0; k < kGroup / 32; k++) {
-    const float nearest = rintf(fminf(fmaxf(x[k] * factor, -kLimit), kLimit));
-    const int code = finite ? static_cast<int>(nearest) : 0;
+    // A product is at most a little larger than the limit, to which it is rounded.
+    const int nearest = __float_as_int(x[k] * factor + kRounder) - __float_as_int(kRounder);
+    const int code = finite ? nearest : 0;
     if (kBits == 4) {
-      codes[k * 32 + lane] = static_cast<signed char>(code);
+      first[k * 32 + lane] = static_cast<signed char>(code);
       sum += code;
     } else {
-      codes[k * 32 + lane] = static_cast<signed char>(code >> 8);
-      codes[stride + k * 32 + lane] = static_cast<signed char>(code & 255);
+      first[k * 32 + lane] = static_cast<signed char>(code >> 8);
+      second[k * 32 + lane] = static_cast<signed char>(code & 255);
     }
   }
   if (kBits == 4) sum = warp_sum(sum);
-  if (lane == 0) {
+  return {finite ? divided_by_limit<kLimit>(most) : __uint_as_float(0x7fffffffu), -8 * sum};
+}
+
+// Quantizes group g of vector number c.
+template <int kBits, int kGroup>
+__device__ __forceinline__ void quantize_group(const float (&x)[kGroup / 32], const Quantized& to, int c, int g) {
+  const size_t stride = static_cast<size_t>(to.groups) * kGroup;
+  signed char* codes = to.codes + static_cast<size_t>(c) * stride * (kBits / 4) + static_cast<size_t>(g) * kGroup;
+  const ScaleAndOffset made = quantize_numbers<kBits, kGroup>(x, codes, codes + stride);
+  if (threadIdx.x % 32 == 0) {
     const size_t at = static_cast<size_t>(c) * to.groups + g;
-    to.scales[at] = finite ? most / kLimit : __uint_as_float(0x7fffffffu);
-    if (kBits == 4) to.offsets[at] = -8 * sum;
+    to.scales[at] = made.scale;
+    if (kBits == 4) to.offsets[at] = made.offset;
   }
 }
 

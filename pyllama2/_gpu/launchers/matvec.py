@@ -9,8 +9,8 @@ import numpy as np
 
 from ..layout import BITS, DeviceMatrix, Kind, Vectors
 from ..source import compile_module
-from .arguments import NULL, expect_at_least, integers
-from .vectors import THREADS, Norm, norm_arguments, vector_arguments
+from .arguments import NULL, expect, expect_at_least, integers
+from .vectors import THREADS, Norm, Normed, norm_arguments, vector_arguments
 
 MAX_COLUMNS = 8
 _KERNELS = {"product": "matvec", "residual": "matvec_residual", "swiglu": "matvec_swiglu"}
@@ -28,6 +28,16 @@ def matrix_arguments(matrix: DeviceMatrix, x: Vectors, n: int) -> tuple[Any, ...
     return (matrix.codes, matrix.scales), vector_arguments(x, n)
 
 
+def input_arguments(matrix: DeviceMatrix, x: Vectors | Normed, n: int) -> tuple[Any, ...]:
+    """Return codes and scales of matrix, and the arrays of x, as the kernels take them that can norm a vector."""
+    if isinstance(x, Vectors):
+        weights, vectors = matrix_arguments(matrix, x, n)
+        return weights, (*vectors, NULL, NULL, np.float32(0), np.int32(0))
+    dim = matrix.columns
+    normed = (expect_at_least("x", x.x, "float32", dim), expect("the norm's weight", x.weight, "float32", (dim,)))
+    return (matrix.codes, matrix.scales), (NULL, NULL, NULL, *normed, np.float32(x.eps), np.int32(dim))
+
+
 class Matvec:
     """Products of q4 or q8 matrices with a fixed number of vectors.
 
@@ -39,6 +49,7 @@ class Matvec:
         methods: those that will be called. Their kernels are compiled now.
         to: type and group size of the vectors that residual() and swiglu() make; residual() makes those of both types.
             None: those of the matrices.
+        norms: product() and swiglu() take a Normed, instead of Vectors. For one column.
 
     Raises:
         ValueError: n_columns is out of range.
@@ -46,22 +57,22 @@ class Matvec:
 
     def __init__(
         self, cupy: Any, type: str, group_size: int, n_columns: int, methods: Sequence[str] = METHODS,
-        to: Kind | None = None,
+        to: Kind | None = None, *, norms: bool = False,
     ) -> None:  # fmt: skip
-        _check_columns(n_columns)
-        self.n_columns, self._to = n_columns, to or (type, group_size)
+        _check_columns(n_columns, norms)
+        self.n_columns, self._to, self._input = n_columns, to or (type, group_size), Normed if norms else Vectors
         next_type, next_group_size = self._to
-        more = {"product": (), "residual": (next_group_size,), "swiglu": (BITS[next_type], next_group_size)}
-        names = {
-            method: f"{_KERNELS[method]}<{', '.join(map(str, (BITS[type], group_size, n_columns, *more[method])))}>"
-            for method in methods
-        }
+        own, normed = (BITS[type], group_size, n_columns), ("true",) if norms else ()
+        more = {"product": normed, "residual": (next_group_size,),
+                "swiglu": (BITS[next_type], next_group_size, *normed)}  # fmt: skip
+        names = {method: f"{_KERNELS[method]}<{', '.join(map(str, (*own, *more[method])))}>" for method in methods}
         module = compile_module(cupy, ["matvec"], list(names.values()))
         self._kernels = {method: module.get_function(name) for method, name in names.items()}
 
-    def product(self, matrix: DeviceMatrix, x: Vectors, out: Any) -> None:
+    def product(self, matrix: DeviceMatrix, x: Vectors | Normed, out: Any) -> None:
         """Write the products to out, (n_columns, rows) float32."""
-        weights, vectors = matrix_arguments(matrix, x, self.n_columns)
+        _check_input(x, self._input)
+        weights, vectors = input_arguments(matrix, x, self.n_columns)
         (rows,) = matrix.parts
         expect_at_least("out", out, "float32", self.n_columns * rows)
         self._kernels["product"]((matrix.tiles,), (THREADS,), (*weights, *integers(rows, matrix.groups), *vectors, out))
@@ -84,17 +95,18 @@ class Matvec:
         arguments = (*weights, *integers(rows, matrix.groups), *vectors, residual, *following, counter)
         self._kernels["residual"]((matrix.tiles,), (THREADS,), arguments)
 
-    def swiglu(self, matrix: DeviceMatrix, x: Vectors, gated: Any, to: Vectors, counters: Any) -> None:
+    def swiglu(self, matrix: DeviceMatrix, x: Vectors | Normed, gated: Any, to: Vectors, counters: Any) -> None:
         """Compute silu(w1 x) * (w3 x), quantized.
 
         Args:
             matrix: w1 and w3, whose tiles alternate.
-            x: the vectors.
+            x: the vectors, or what the vector is a norm of.
             gated: (n_columns, hidden_dim) float32 scratch.
             to: vectors for the result.
             counters: (groups of to,) uint32, zeros before and after.
         """
-        weights, vectors = matrix_arguments(matrix, x, self.n_columns)
+        _check_input(x, self._input)
+        weights, vectors = input_arguments(matrix, x, self.n_columns)
         rows, same_rows = matrix.parts
         if rows != same_rows or to.columns != rows or to.kind != self._to:
             raise ValueError("the matrix of w1 and w3 does not go with the vectors that its result is for")
@@ -115,22 +127,27 @@ class QkvMatvec:
         n_columns: number of tokens, 1 to 8.
         head_dim: of queries, keys and values.
         kv_dtype: of the cache, "float16" or "int8".
+        norms: it takes a Normed, instead of Vectors. For one column.
 
     Raises:
         ValueError: n_columns is out of range.
     """
 
-    def __init__(self, cupy: Any, type: str, group_size: int, n_columns: int, head_dim: int, kv_dtype: str) -> None:
-        _check_columns(n_columns)
+    def __init__(
+        self, cupy: Any, type: str, group_size: int, n_columns: int, head_dim: int, kv_dtype: str, *,
+        norms: bool = False,
+    ) -> None:  # fmt: skip
+        _check_columns(n_columns, norms)
         self.n_columns, self._head_dim, self._kv_dtype = n_columns, head_dim, kv_dtype
+        self._input = Normed if norms else Vectors
         code = {"float16": "__half", "int8": "signed char"}[kv_dtype]
-        name = f"matvec_qkv<{BITS[type]}, {group_size}, {n_columns}, {head_dim}, {code}>"
+        name = f"matvec_qkv<{BITS[type]}, {group_size}, {n_columns}, {head_dim}, {code}{', true' if norms else ''}>"
         self._kernel = compile_module(cupy, ["matvec_qkv"], [name]).get_function(name)
 
     def __call__(
         self,
         matrix: DeviceMatrix,
-        x: Vectors,
+        x: Vectors | Normed,
         rope_table: Any,
         rows: Any,
         positions: Any,
@@ -148,7 +165,7 @@ class QkvMatvec:
 
         Args:
             matrix: wq, wk and wv, one after the other.
-            x: the vectors.
+            x: the vectors, or what the vector is a norm of.
             rope_table: (max_seq_len, head_dim / 2, 2) float32, cosine and sine of each position and pair.
             rows, positions: (n_columns,) int32 of the tokens.
             q: (n_columns, q_dim) float32 for the rotated queries.
@@ -159,7 +176,8 @@ class QkvMatvec:
             key_scales, value_scales: for int8, else None.
             bias: (q_dim + 2 kv_dim,) float32 of wq, wk and wv; None in models without.
         """
-        weights, vectors = matrix_arguments(matrix, x, self.n_columns)
+        _check_input(x, self._input)
+        weights, vectors = input_arguments(matrix, x, self.n_columns)
         q_dim, kv_dim, _ = matrix.parts
         n, int8 = self.n_columns, self._kv_dtype == "int8"
         expect_at_least("q", q, "float32", n * q_dim)
@@ -180,6 +198,13 @@ class QkvMatvec:
         self._kernel((matrix.tiles,), (THREADS,), arguments)
 
 
-def _check_columns(n_columns: int) -> None:
+def _check_columns(n_columns: int, norms: bool) -> None:
     if not 1 <= n_columns <= MAX_COLUMNS:
         raise ValueError(f"a product for decoding takes 1 to {MAX_COLUMNS} vectors, not {n_columns}")
+    if norms and n_columns != 1:
+        raise ValueError(f"a product norms one vector, not {n_columns}")
+
+
+def _check_input(x: Vectors | Normed, wanted: type[Vectors | Normed]) -> None:
+    if not isinstance(x, wanted):
+        raise ValueError(f"the product was compiled for {wanted.__name__}, not for {type(x).__name__}")

@@ -29,6 +29,21 @@ class Norm:
     to: Vectors
 
 
+@dataclass(frozen=True)
+class Normed:
+    """A single vector that a product norms and quantizes by itself.
+
+    Attributes:
+        x: (dim,) float32, to be normed.
+        weight: (dim,) float32.
+        eps: added to the mean square.
+    """
+
+    x: Any
+    weight: Any
+    eps: float
+
+
 def vector_arguments(x: Vectors, n: int) -> tuple[Any, Any, Any]:
     """Return the arrays of x as kernels take them. Raises ValueError if x has fewer than n vectors."""
     if x.n < n:
