@@ -1,7 +1,7 @@
 """Six GPUs, as the model of a step's time takes them.
 
-peak_gbs, n_sms, clock_ghz and int8_tops are from the makers' data sheets. All else is an assumption, from what others
-have published about these or similar chips. Nothing here was measured.
+peak_gbs, n_sms, clock_ghz and int8_tops are from the makers' data sheets. All else is an assumption. Nothing here was
+measured.
 """
 
 from __future__ import annotations

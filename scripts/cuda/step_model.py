@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from cards import Card
 
-# Cycles from an operation to the next one that needs its result, as published for several generations.
+# Cycles from an operation to the next one that needs its result: assumed, the same for all generations.
 ALU_CYCLES, SHARED_CYCLES, SHUFFLE_CYCLES, BARRIER_CYCLES = 4.5, 30, 24, 35
 BUSY = 2.0  # latency of a busy memory / that of an idle one
 DUTY = 0.6  # share of the time in which a warp's loads are in flight: not while it multiplies what came
