@@ -273,7 +273,7 @@ class TestForkInASignalHandler:
             cache = backend.new_cache(1, 1500)
             expected = backend.forward(batch, cache).tolist()
             for _ in range(5):
-                in_both(lambda: backend.forward(batch, cache).tolist() == expected, [], amid="forward")
+                in_both(lambda: backend.forward(batch, cache).tolist() == expected, [], amid="run")
 
     def test_while_it_waits_for_another_threads_step(self, llm: Llama) -> None:
         @contextmanager
