@@ -10,6 +10,7 @@ it had in 4 bits, and lose by its change what it gains.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,7 @@ from .._cpu.backend import CpuBackend
 from .._cpu.layer_steps import LayerSteps
 from ..backend.base import Batch
 from ..convert import quantized_weight
-from ..storage.model_file import StoredModel
+from ..storage.model_file import ModelWriter, StoredModel
 from ..storage.weights import STEPS, Quantization, StorageType, Weight
 from .budget import BASE, CANDIDATES, FINER, StepLoss
 from .estimate import PART
@@ -47,16 +48,10 @@ def survey(work: Work, n_measured: int) -> dict[tuple[int, int], StepLoss]:
     config = work.source.config
     embeddings = plain_weight(work, "tok_embeddings.weight")
     calibrate_layers(work, embeddings)
-    model = StoredModel(config, work.quantization)
     norm = plain_weight(work, "norm.weight")
-    weights = {embeddings.name: embeddings, norm.name: norm}
-    if not config.tied_embeddings:
-        weights["output.weight"] = plain_weight(work, "output.weight")
-    for layer in range(config.n_layers):
-        found = finished_layer(work, layer)[0]
-        weights |= {name: found[name] for name in tensor_names(work, layer)}
+    model = _mapped_model(work, embeddings, norm)
     divergence = _Divergence(work, norm, n_measured)
-    before = divergence.of(replace(model, weights=weights))
+    before = divergence.of(model)
     losses = {}
     for layer in range(config.n_layers):
         found = finished_layer(work, layer)[0]
@@ -65,11 +60,28 @@ def survey(work: Work, n_measured: int) -> dict[tuple[int, int], StepLoss]:
             types = [[FINER] * len(STEPS) for _ in range(config.n_layers)]
             types[layer][step] = BASE
             quantization = replace(work.quantization, layers=tuple(map(tuple, types)))
-            changed = weights | {name: replace(found[second_name(name)], name=name) for name in full}
+            changed = model.weights | {name: replace(found[second_name(name)], name=name) for name in full}
             after = divergence.of(replace(model, quantization=quantization, weights=changed))
             losses[layer, step] = StepLoss(after - before, _errors(work, full))
         work.say(f"measured layer {layer + 1} of {config.n_layers}")
     return losses
+
+
+def _mapped_model(work: Work, embeddings: Weight, norm: Weight) -> StoredModel:
+    """The calibrated model, in a file of the folder: memory need not hold all of its layers."""
+    config = work.source.config
+    model = StoredModel(config, work.quantization)
+    path = os.path.join(work.folder.path, "model.bin")
+    with ModelWriter(path, model) as writer:
+        writer.write(embeddings)
+        for layer in range(config.n_layers):
+            found = finished_layer(work, layer)[0]
+            for name in tensor_names(work, layer):
+                writer.write(found[name])
+        writer.write(norm)
+        if not config.tied_embeddings:
+            writer.write(plain_weight(work, "output.weight"))
+    return StoredModel.open(path)
 
 
 def part_of(tokens: Tokens) -> Tokens:
