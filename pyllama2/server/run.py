@@ -143,6 +143,11 @@ class _Server(uvicorn.Server):
         while not self._service.idle and loop.time() < started + self._grace_s:
             await asyncio.sleep(0.05)
         self._service.end()
+        ended = loop.time()
+        while self.server_state.connections and loop.time() < ended + _LAST_WORDS_S:
+            await asyncio.sleep(0.05)
+        for connection in list(self.server_state.connections):  # of clients that take nothing
+            connection.transport.abort()
 
 
 class _Protocol(H11Protocol):

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,10 @@ def machine(args: argparse.Namespace) -> Iterator[str]:
     """What is here: versions, memory, and what doctor says."""
     if shutil.which("git"):
         yield from (f"commit {line}" for line in _output(["git", "describe", "--always", "--dirty"]))
-    for line in _output([sys.executable, "-m", "pip", "list", "--format", "freeze"]):
-        if line.startswith(("cupy", "nvidia", "pyllama2")):
-            yield line
+    versions = {found.metadata["Name"]: found.version for found in metadata.distributions()}
+    for name, version in sorted(versions.items()):
+        if name.startswith(("cupy", "nvidia", "pyllama2")):
+            yield f"{name} {version}"
     if shutil.which("nvidia-smi"):
         yield from _output(["nvidia-smi"])
     else:

@@ -65,7 +65,7 @@ UNUSABLE: list[tuple[str, Any, str]] = [
     ("json_schema", {"$ref": "file:///etc/passwd"}, "not present|retriev"),
     ("json_schema", {"$ref": "#/$defs/none"}, "does not exist"),
     ("json_schema", {"$ref": "#"}, "no text can match it"),
-    ("json_schema", {"type": "object", "properties": {f"p{i}": {} for i in range(9000)}}, "large|too much|big"),
+    ("json_schema", {"type": "object", "properties": {f"p{i}": {} for i in range(9000)}}, "large|too much|big|complex"),
     ("json_schema", {"allOf": [{"type": "string", "pattern": f"[a-z]{{{i}}}.*"} for i in range(1, 40)]}, "too much"),
     ("json_schema", {"type": "integer", "multipleOf": 99999989}, "too much"),
     ("regex", "(", "unclosed group"),
@@ -118,7 +118,7 @@ def test_what_is_no_schema_is_refused_at_once(schema: Any, message: str) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "text", "message"), UNUSABLE, ids=range(len(UNUSABLE)))
 def test_unusable(llm: Llama, kind: str, text: Any, message: str) -> None:
-    with pytest.raises(ConstraintError, match=f"^{kind} cannot be used: .*({message})") as raised:
+    with pytest.raises(ConstraintError, match=rf"^{kind} cannot be (used|\w+ any further): .*({message})") as raised:
         llm.generate("a", **{kind: text})
     said = str(raised.value)
     assert len(said) < 600 and "\n" not in said and "non-verbose" not in said and "panic" not in said
