@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "random
 import make_twin
 from benchmarking import machine
 from layer_errors import layer_errors
-from ways_to_quantize import IN_MEMORY, OWN_TEXT, PLAIN, bits_of_layers, ways, write_plain
+from ways_to_quantize import IN_MEMORY, LLAMA_CPP, OWN_TEXT, PLAIN, TEXTS, bits_of_layers, ways, write_plain
 
 import pyllama2
 from pyllama2 import Llama
@@ -39,7 +39,7 @@ from pyllama2.analysis.evaluation import Perplexity, perplexity
 PROSE = Path(__file__).resolve().parents[1] / "tests" / "data" / "prose.txt"
 WEIGHTS = {"q8": "q8, groups of 64", "q4": "q4, groups of 64, converted in memory"}
 CACHES = ("float16", "int8")
-_DRAWN = (PLAIN, IN_MEMORY, OWN_TEXT, "q4 calibrated on texts")  # whose layers are compared
+_DRAWN = (PLAIN, IN_MEMORY, OWN_TEXT, TEXTS)  # whose layers are compared
 
 
 def documents(path: Path) -> list[str]:
@@ -82,7 +82,7 @@ def measure_ways(
         for i, way in enumerate(ways(source, calibration, folder)):
             path = folder / f"{i}.model"
             way.make(path)
-            with Llama(path, quant="float32" if way.name.startswith("llama.cpp") else None, kv_dtype="float32") as llm:
+            with Llama(path, quant="float32" if way.name.startswith(LLAMA_CPP) else None, kv_dtype="float32") as llm:
                 found = perplexity(llm, texts, against=exact)
             errors = layer_errors(source, path, windows) if way.name in _DRAWN else None
             yield way.name, bits_of_layers(path), found, errors

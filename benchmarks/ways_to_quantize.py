@@ -25,7 +25,8 @@ from pyllama2.tokenizer import load_tokenizer
 PLAIN = "q4 by a search that knows nothing of the inputs"
 IN_MEMORY = "q4 converted in memory, or `--no-calibrate`"
 OWN_TEXT = "q4 calibrated on a text that the model writes (the default)"
-LLAMA_CPP = "llama.cpp "
+TEXTS = "q4 calibrated on texts"
+LLAMA_CPP = "llama.cpp "  # what names of its ways begin with
 _TYPES_OF_LLAMA_CPP = (
     "Q4_0", "Q4_0 imatrix", "IQ4_NL", "IQ4_NL imatrix", "Q4_K_S", "Q4_K_S imatrix", "Q4_K_M", "Q4_K_M imatrix",
     "Q5_0", "Q8_0",
@@ -57,8 +58,8 @@ def ways(source: Path, texts: Sequence[Path], folder: Path) -> Iterator[Way]:
     yield Way(IN_MEMORY, ours(False))
     yield Way(OWN_TEXT, ours("self"))
     if given:
-        yield Way("q4 calibrated on texts", ours(given))
-        yield Way("q4 calibrated on texts, groups of 32", ours(given, group_size=32))
+        yield Way(TEXTS, ours(given))
+        yield Way(f"{TEXTS}, groups of 32", ours(given, group_size=32))
         yield Way("`--bits 5`, calibrated on texts", ours(given, bits=5.0))
     yield Way("q8", lambda out: pyllama2.quantize(source, out, "q8"))
     if find_spec("llama_cpp") is not None:

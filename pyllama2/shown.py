@@ -19,7 +19,6 @@ from typing import Any
 
 LIMIT = 200
 _MESSAGE_LIMIT = 500  # a path may be long, and the reason comes last
-_LINE_BREAKS = re.compile(r"\s*[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]\s*")
 _CONTROLS = re.compile(r"\r(?=\n)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _NOT_FOR_JSON = re.compile(r"[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -49,8 +48,8 @@ def shown_value(value: object, limit: int = LIMIT) -> str:
 
 
 def one_line(message: object) -> str:
-    """Return a message on one line. A very long one keeps its beginning and end."""
-    return shown(_LINE_BREAKS.sub(" ", str(message)).strip(), _MESSAGE_LIMIT)
+    """Return a message on one line; line breaks inside are escaped, too. A long one keeps its beginning and end."""
+    return shown(str(message).strip(), _MESSAGE_LIMIT)
 
 
 def for_terminal(text: str, stream: Any = None) -> str:

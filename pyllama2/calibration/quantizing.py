@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp, sqrt
 
@@ -17,7 +16,7 @@ from ..storage.calibration_record import CalibrationRecord
 from ..storage.model_file import ModelWriter, StoredModel
 from ..storage.weights import Weight
 from .layers import MatrixLoss, Pair
-from .work import Work, calibrate_layers, exact_output, finished_layer, plain_weight, tensor_names
+from .work import Work, calibrate_layers, exact_output, file_order, plain_weight
 
 _PIECE = 64  # tokens whose logits are in memory at once
 _NAMED = 5  # matrices that lost most
@@ -109,17 +108,8 @@ def _write_file(work: Work, record: CalibrationRecord, others: dict[str, Weight]
         config, work.quantization, source.tokenizer, source.chat_template, source.source, calibration=record
     )
 
-    def weights() -> Iterator[Weight]:
-        yield others["tok_embeddings.weight"]
-        for layer in range(config.n_layers):
-            found = finished_layer(work, layer)[0]
-            yield from (found[name] for name in tensor_names(work, layer))
-        yield others["norm.weight"]
-        if not config.tied_embeddings:
-            yield others["output.weight"]
-
     with Interrupts() as interrupts, ModelWriter(work.out, model, interrupts) as writer, interrupts.allowed():
-        for weight in weights():
+        for weight in file_order(work, others):
             writer.write(weight)
     if work.progress is not None:
         work.progress(config.n_parameters, config.n_parameters, list(config.tensor_shapes())[-1])

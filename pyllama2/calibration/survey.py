@@ -4,8 +4,8 @@ The layers are calibrated in 8 bits on a part of the text, so that the errors be
 q4 in groups of 64 for the same inputs. Then each step by itself gets these 4 bits, and the model's KL divergence from
 the unquantized one is measured on the windows that are held out, by the CPU backend.
 
-The other way round, 8 bits for one step of a model in 4, says little: the matrices after it make up for the errors that
-it had in 4 bits, and lose by its change what it gains.
+The other way round, 8 bits for one step of a model in 4, says little: the matrices after that step still make up for
+errors that it no longer has.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .budget import BASE, CANDIDATES, FINER, StepLoss
 from .estimate import PART
 from .layers import Tokens, second_name
 from .products import Matrix
-from .work import Work, calibrate_layers, exact_output, finished_layer, plain_weight, read, tensor_names
+from .work import Work, calibrate_layers, exact_output, file_order, finished_layer, plain_weight, read
 
 _MOST_BYTES = 256 << 20  # of the probabilities of these tokens
 
@@ -69,18 +69,13 @@ def survey(work: Work, n_measured: int) -> dict[tuple[int, int], StepLoss]:
 
 def _mapped_model(work: Work, embeddings: Weight, norm: Weight) -> StoredModel:
     """The calibrated model, in a file of the folder: memory need not hold all of its layers."""
-    config = work.source.config
-    model = StoredModel(config, work.quantization)
+    others = [embeddings, norm]
+    if not work.source.config.tied_embeddings:
+        others.append(plain_weight(work, "output.weight"))
     path = os.path.join(work.folder.path, "model.bin")
-    with ModelWriter(path, model) as writer:
-        writer.write(embeddings)
-        for layer in range(config.n_layers):
-            found = finished_layer(work, layer)[0]
-            for name in tensor_names(work, layer):
-                writer.write(found[name])
-        writer.write(norm)
-        if not config.tied_embeddings:
-            writer.write(plain_weight(work, "output.weight"))
+    with ModelWriter(path, StoredModel(work.source.config, work.quantization)) as writer:
+        for weight in file_order(work, {weight.name: weight for weight in others}):
+            writer.write(weight)
     return StoredModel.open(path)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -106,6 +106,18 @@ def finished_layer(work: Work, layer: int) -> tuple[dict[str, Weight], list[Matr
         types |= {second_name(name): work.second for name in matrices}
         wanted |= {second_name(name): shapes[name] for name in matrices}
     return work.folder.layer(layer, wanted, types, matrices)
+
+
+def file_order(work: Work, others: Mapping[str, Weight]) -> Iterator[Weight]:
+    """Yield the finished layers' tensors and others, by their names, in the order in which a file has them."""
+    config = work.source.config
+    yield others["tok_embeddings.weight"]
+    for layer in range(config.n_layers):
+        found = finished_layer(work, layer)[0]
+        yield from (found[name] for name in tensor_names(work, layer))
+    yield others["norm.weight"]
+    if not config.tied_embeddings:
+        yield others["output.weight"]
 
 
 def read(work: Work, name: str) -> Matrix:

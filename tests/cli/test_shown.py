@@ -42,7 +42,7 @@ def test_spelling() -> None:
     assert shown("h\u00e9 \u72d0 \U0001f98a ~\\") == "h\u00e9 \u72d0 \U0001f98a ~\\"
     assert shown(b"a\xff\x1b") == r"a\xff\x1b" and shown(Path("a\x1bb")) == r"a\x1bb"
     assert shown(ValueError("a\rb")) == r"a\rb"
-    assert one_line("two\n   lines\r\nand \x1b[m\n") == r"two lines and \x1b[m"
+    assert one_line("a path\nof two lines\r\nand \x1b[m\n") == r"a path\nof two lines\r\nand \x1b[m"
 
 
 @pytest.mark.slow
