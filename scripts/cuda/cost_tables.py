@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import designs
 from cards import CARDS, Card
@@ -36,6 +37,23 @@ def steps(counted: dict[int, Counted]) -> str:
 def _shown(card: Card, counted: dict[int, Counted], design: designs.Design, position: int) -> str:
     step = designs.ours(card, counted[card.sm], design, position)
     return f"{step.per_second(card):.0f} ({step.share(card):.0%})"
+
+
+def doubts(counted: dict[int, Counted]) -> str:
+    """Return what the last design's figures at position 0 rest on: latencies, the host, and boundaries."""
+    head = ["card", "latencies a third longer", "a third shorter", "the host", "boundaries", "and first loads"]
+    design, rows = designs.STAGES[-1], []
+    for card in CARDS:
+        step = designs.ours(card, counted[card.sm], design)
+        us = step.us(card)
+        others = [replace(card, **{name: factor * getattr(card, name) for name in ("dram_ns", "l2_ns", "node_us")})
+                  for factor in (4 / 3, 2 / 3)]  # fmt: skip
+        changes = [step.per_second(other) / step.per_second(card) - 1 for other in others]
+        boundaries = len(step.nodes) * card.node_us / us
+        loads = sum(card.dram_ns / 1000 for node in step.nodes if node.n_bytes) / us
+        rows.append([card.name, *(f"{change:+.1%}" for change in changes),
+                     *(f"{share:.0%}" for share in (step.host_us / us, boundaries, boundaries + loads))])  # fmt: skip
+    return table(head, rows)
 
 
 def nodes(counted: dict[int, Counted], card: Card) -> str:
@@ -80,5 +98,6 @@ def calm() -> str:
 def everything(counted: dict[int, Counted]) -> dict[str, str]:
     """Return all tables by the names that docs/gpu.md has for them."""
     (card,) = (card for card in CARDS if card.name == "4090")
-    return {"cards": cards(), "calm": calm(), "steps": steps(counted), "nodes": nodes(counted, card),
+    return {"cards": cards(), "calm": calm(), "steps": steps(counted), "doubts": doubts(counted),
+            "nodes": nodes(counted, card),
             "kernels": kernels(counted)}  # fmt: skip
