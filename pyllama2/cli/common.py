@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from .._cpu.threads import n_processors
 from ..backend import asked_device
@@ -52,14 +52,21 @@ class Devices:
         return iter(("auto", "cpu", "cuda"))
 
     def __contains__(self, text: str) -> bool:
-        with suppress(ValueError):
+        try:
             return bool(asked_device(text))
-        return False
+        except ValueError as error:  # it says more than argparse, which names the three alone
+            raise argparse.ArgumentError(None, str(error)) from None
 
 
 def layer_count(text: str) -> int:
-    """Parse a number of layers, or -1 for all. For argparse's type=."""
-    return int(text) if text.strip() in ("-1", "0") else positive(text)
+    """Parse a number of layers, or -1 for all. For argparse's type=; raises ArgumentTypeError."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -2
+    if value < -1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of layers, or -1 for all")
+    return value
 
 
 @contextmanager
