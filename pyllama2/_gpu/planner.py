@@ -310,7 +310,10 @@ def _problem(config: ModelConfig, quantization: Quantization, plan: Plan, layers
     parts, free = plan.parts, plan.free_bytes or 0
     weights = sum(parts[name] for name in ("linear", "output", "embeddings", "norms"))
     rows = "" if plan.n_rows == 1 else f" of {plan.n_rows} sequences"
-    what = "the model needs" if layers is None or len(layers) == layers.n else f"{layers} of the model need"
+    if layers is None or len(layers) == layers.n:
+        what = "the model needs"
+    else:
+        what = f"{layers} of the model need{'s' * (len(layers) == 1)}"
     return (
         f"{what} {gib(plan.needed)} of GPU memory (weights {gib(weights)}, "
         f"{plan.kv_dtype} keys and values{rows} of {plan.max_seq_len} tokens {gib(parts['cache'])}, the rest "

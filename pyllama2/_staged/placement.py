@@ -64,10 +64,10 @@ def place(model: StoredModel, gpus: Sequence[GpuName], n_gpu_layers: int | None,
     ends = _divided(n_layers, wanted, len(gpus), fits)
     fitting = ends[-1]
     if fitting == 0 < wanted or (fitting < wanted and n_gpu_layers is not None):
-        first = Layers(0, max(1, wanted if len(gpus) == 1 else fitting), n_layers)
+        first = Layers(0, wanted if len(gpus) == 1 else 1, n_layers)  # one of several GPUs need not have them all
         raise DeviceMemoryError(
             f"{problem(0, first) or f'{wanted} layers do not fit on {len(gpus)} GPUs'}; "
-            + (f"n_gpu_layers={fitting} would fit" if fitting else "not one layer fits on the GPU")
+            + (f"n_gpu_layers={fitting} would fit" if fitting else "not one layer fits")
         )
     places = [
         Place(Layers(first, stop, n_layers), gpu)
