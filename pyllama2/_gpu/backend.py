@@ -201,11 +201,7 @@ class CudaBackend(Stage):
         logits = np.empty((len(batch.outputs), self.config.vocab_size), np.float32)
         after = np.empty((0 if self.layers.outputs else n, self.config.dim), np.float32)
         with self._turn():
-            for start in range(0, n, CHUNK):
-                chunk = slice(start, start + CHUNK)
-                wanted = np.flatnonzero((batch.outputs >= start) & (batch.outputs < start + CHUNK))
-                outputs = (batch.outputs[wanted] - start).astype(np.int32)
-                part = Batch(batch.tokens[chunk], batch.rows[chunk], batch.positions[chunk], outputs)
+            for chunk, wanted, part in batch.chunks(CHUNK):
                 if hidden is not None:
                     self._workspace().put_hidden(hidden[chunk])
                 compute = self._few if len(part.tokens) <= DECODE_TOKENS else self._many

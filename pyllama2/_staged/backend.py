@@ -15,7 +15,7 @@ from ..backend.base import AMID_A_STEP, Backend, BackendFacts, Batch
 from ..backend.kv_cache import KVCache
 from ..backend.stages import Stage, part_of
 from ..backend.step_times import Profile, StepTime
-from ..errors import BackendUnavailableError, ClosedError, DeviceMemoryError
+from ..errors import BackendUnavailableError, ClosedError
 from ..process.locks import Lock
 from ..sampling.sampler import Draw
 from ..storage.model_file import StoredModel
@@ -56,14 +56,12 @@ class StagedBackend(Backend):
         """Return where the layers of a model would be. The arguments are those of the class.
 
         Raises:
-            BackendUnavailableError: a GPU cannot run this model, or the layers do not fit.
+            BackendUnavailableError: a GPU cannot run this model.
+            DeviceMemoryError: the layers do not fit.
         """
         if reason := CudaBackend.unsupported_type(model, kv_dtype):
             raise BackendUnavailableError(reason)
-        try:
-            return place(model, gpus, n_gpu_layers, kv_dtype or _KV_DTYPE)
-        except DeviceMemoryError as error:
-            raise BackendUnavailableError(str(error)) from None
+        return place(model, gpus, n_gpu_layers, kv_dtype or _KV_DTYPE)
 
     def __init__(
         self,
@@ -78,9 +76,7 @@ class StagedBackend(Backend):
         for gpu in gpus:
             if reason := CudaBackend.unavailable_reason(gpu):
                 raise BackendUnavailableError(reason)
-        if reason := CudaBackend.unsupported_type(model, kv_dtype):
-            raise BackendUnavailableError(reason)
-        self.places = place(model, gpus, n_gpu_layers, self.kv_dtype)
+        self.places = self.places_of(model, kv_dtype, gpus, n_gpu_layers)
         self._lock = Lock()  # one batch at a time
         self._closing = False  # at the end of the batch that is under way
         self._seconds = np.zeros((len(self.places), 2))  # of decoding, of prompts
@@ -126,11 +122,7 @@ class StagedBackend(Backend):
         cache = self._checked(batch, cache)
         logits = np.empty((len(batch.outputs), self.config.vocab_size), np.float32)
         with self._turn() as (*_, last):
-            for start in range(0, len(batch.tokens), CHUNK):
-                chunk = slice(start, start + CHUNK)
-                wanted = np.flatnonzero((batch.outputs >= start) & (batch.outputs < start + CHUNK))
-                outputs = (batch.outputs[wanted] - start).astype(np.int32)
-                part = Batch(batch.tokens[chunk], batch.rows[chunk], batch.positions[chunk], outputs)
+            for _, wanted, part in batch.chunks(CHUNK):
                 hidden = self._hidden(part, cache)
                 with self._timing(-1, len(part.tokens)):
                     logits[wanted] = last.run(part, cache.caches[-1], hidden)

@@ -12,7 +12,7 @@ from pathlib import Path
 from .._gpu import availability
 from .._gpu.availability import CudaVersions, Gpu
 from .._gpu.planner import plan
-from ..backend import asked_device, select_backend
+from ..backend import asked_device, gpu_numbers, select_backend
 from ..config import ModelConfig
 from ..errors import Pyllama2Error
 from ..llama import Llama
@@ -125,8 +125,8 @@ def diagnose(version: str, device: str | None = None, *, n_threads: int, measure
     no_gpu = availability.unavailable_reason()
     found = () if no_gpu else availability.gpus()
     bandwidth = max(ReadBandwidth(n_threads).measure()) if measure else None
-    asked = re.findall(r"\d+", asked_device(device))  # the first of several
-    gpus = found[int(asked[0]) :][:1] if asked else found[:1]
+    first = next(iter(gpu_numbers(asked_device(device))), None) or 0
+    gpus = found[first : first + 1]
     prospects = [*_on_the_cpu(n_threads, bandwidth), *(prospect for gpu in gpus for prospect in _on_a_gpu(gpu))]
     return Diagnosis(
         version, platform.python_version(), f"{platform.system()} {platform.machine()}", _processor(), n_threads, isa,

@@ -12,7 +12,7 @@ sequence: it is the same to the bit whatever else is in the batch, and with any 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -62,6 +62,18 @@ class Batch:
             np.arange(start, start + n, dtype=np.int32),
             wanted.astype(np.int32),
         )
+
+    def chunks(self, n: int) -> Iterator[tuple[slice, NDArray[np.intp], Batch]]:
+        """Cut it into batches of at most n tokens.
+
+        Yields:
+            The place of its tokens in this batch, the indices of its outputs among those of this batch, and the batch.
+        """
+        for start in range(0, len(self.tokens), n):
+            chunk = slice(start, start + n)
+            wanted = np.flatnonzero((self.outputs >= start) & (self.outputs < start + n))
+            outputs = (self.outputs[wanted] - start).astype(np.int32)
+            yield chunk, wanted, Batch(self.tokens[chunk], self.rows[chunk], self.positions[chunk], outputs)
 
     def check(self, config: ModelConfig, cache: KVCache) -> None:
         """Check all that compiled code relies on.

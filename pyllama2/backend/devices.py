@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..errors import BackendUnavailableError
+from ..errors import BackendUnavailableError, DeviceMemoryError
 from ..shown import shown_value
 from ..storage.model_file import StoredModel
 from .base import Backend
@@ -20,7 +20,7 @@ _REGISTRY = {
     "cpu": "pyllama2._cpu:CpuBackend",
 }
 _STAGED = "pyllama2._staged:StagedBackend"
-_GPU = re.compile(r"cuda:(\d{1,3})")
+_GPU = re.compile("cuda:(0|[1-9][0-9]{0,2})")  # one name for each GPU
 
 # Makes a backend, as the class does: MakeBackend(model, n_threads=..., kv_dtype=...).
 MakeBackend = Callable[..., Backend]
@@ -42,6 +42,16 @@ def asked_device(device: str | None) -> str:
             f"not {shown_value(device)}"
         )
     return device
+
+
+def gpu_numbers(device: str) -> list[int | None]:
+    """Return the numbers of the GPUs that a device names, in order: [0, 1] of "cuda:0,cuda:1".
+
+    None is CUDA's current GPU: "cuda" is [None], and so is "auto", which tries it. "cpu" is [].
+    """
+    if device == "cpu":
+        return []
+    return [int(match[1]) if (match := _GPU.fullmatch(name)) else None for name in device.split(",")]
 
 
 def select_backend(
@@ -83,28 +93,28 @@ def _on_gpus(
     device: str, model: StoredModel | None, kv_dtype: str | None, n_gpu_layers: int | None
 ) -> tuple[str, tuple[MakeBackend, str] | None]:
     """What to take for one GPU or several. If there is nothing, why not."""
-    cuda = _class_of(_REGISTRY["cuda"])
-    gpus = [int(name.removeprefix("cuda:")) if name != "cuda" else None for name in device.split(",")]
-    reason = next(filter(None, map(cuda.unavailable_reason, gpus)), None)
-    whole = cuda if gpus == [None] else partial(cuda, device=gpus[0])
-    if reason is None and len(gpus) == 1 and n_gpu_layers is None:
-        reason = None if model is None else cuda.unsupported_reason(model, kv_dtype, gpus[0])
-        if reason is None:
-            return "", (whole, f"using {device}")
-        reason = f"no {device}: {reason}"
-    elif reason is not None:
+    cuda, gpus = _class_of(_REGISTRY["cuda"]), gpu_numbers(device)
+    if reason := next(filter(None, map(cuda.unavailable_reason, gpus)), None):
         return f"no {device}: {reason}", None
     staged = _class_of(_STAGED)
+    whole = cuda if gpus == [None] else partial(cuda, device=gpus[0])
+    parts = partial(staged, gpus=gpus, n_gpu_layers=n_gpu_layers)
+    is_whole = len(gpus) == 1 and n_gpu_layers is None  # if it fits
     if model is None:
-        return "", (partial(staged, gpus=gpus, n_gpu_layers=n_gpu_layers), f"using {device}")
+        return "", (whole if is_whole else parts, f"using {device}")
+    too_large = None
+    if is_whole:
+        reason = cuda.unsupported_reason(model, kv_dtype, gpus[0])
+        if reason is None:
+            return "", (whole, f"using {device}")
+        too_large = f"no {device}: {reason}"
     try:
         places = staged.places_of(model, kv_dtype, gpus, n_gpu_layers)
-    except BackendUnavailableError as error:
-        return reason or f"no {device}: {error}", None
-    if len(places) == 1 and len(gpus) == 1:
+    except (BackendUnavailableError, DeviceMemoryError) as error:
+        return too_large or f"no {device}: {error}", None
+    if len(places) == len(gpus) == 1:
         return "", (whole, f"using {device}")
-    why = f"using {', '.join(map(str, places))}" + (f" ({reason})" if reason else "")
-    return "", (partial(staged, gpus=gpus, n_gpu_layers=n_gpu_layers), why)
+    return "", (parts, f"using {', '.join(map(str, places))}" + (f" ({too_large})" if too_large else ""))
 
 
 def _class_of(entry: str) -> Any:

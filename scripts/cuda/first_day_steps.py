@@ -265,7 +265,7 @@ def threads(args: argparse.Namespace) -> Iterator[str]:
 
 
 def memory(args: argparse.Namespace) -> Iterator[str]:
-    """What a plan says, beside what CUDA says is taken: after loading, growing caches, and 20 graphs."""
+    """What a plan says, beside what CUDA says is taken: after loading, growing caches, and 24 graphs."""
     need_a_gpu()
     cupy = availability.import_cupy()
     started = _used(cupy)

@@ -13,7 +13,7 @@ from helpers.quantized_reference import reference_logits
 from helpers.tiny import CONFIGS, GQA, MHA, TIED, oracle_logits, quantized_model, random_weights
 
 from pyllama2._cpu import CpuBackend, default_threads
-from pyllama2.backend import devices, select_backend
+from pyllama2.backend import devices, gpu_numbers, select_backend
 from pyllama2.backend.base import Backend, Batch
 from pyllama2.config import ModelConfig
 from pyllama2.errors import BackendUnavailableError, ClosedError
@@ -161,9 +161,14 @@ class TestSelection:
             select_backend("cuda")
 
     def test_unknown(self) -> None:
-        for device in ("tpu", "cuda:", "cuda:x", "cuda:0,cpu", "cuda:1,cuda:1", "cuda,cuda", "cuda:0,", ","):
+        for device in ("tpu", "cuda:", "cuda:x", "cuda:0,cpu", "cuda:1,cuda:1", "cuda,cuda", "cuda:0,", ",",
+                       "cuda:00", "cuda:\u0661", "cuda:-1", "cuda:1000", "cuda:1\n"):  # fmt: skip
             with pytest.raises(ValueError, match="auto, cpu or cuda, or GPUs such as cuda:1"):
                 select_backend(device)
+
+    def test_numbers_of_gpus(self) -> None:
+        named = {"cpu": [], "auto": [None], "cuda": [None], "cuda:0": [0], "cuda:10,cuda:2": [10, 2]}
+        assert {device: gpu_numbers(device) for device in named} == named
 
     def test_layers_for_a_gpu(self) -> None:
         assert select_backend("cpu", n_gpu_layers=0) == (CpuBackend, "using cpu")

@@ -9,7 +9,6 @@ from helpers.tiny_llama import PROMPT, write_tiny
 
 from pyllama2.cli.program import main
 
-
 WRONG = ("", "tpu", "cuda:", "cuda:-1", "cuda:0,cpu", "cuda:0,cuda:0", "cuda:00,cuda:0", "cuda:\u0663", "cuda:1,")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,6 +47,16 @@ def rows(out: str, device: str) -> dict[tuple[str, str], list[str]]:
     """The rest of each row of the table of Llamas, by size and type."""
     found = [line.split() for line in out.splitlines() if f" {device} " in line]
     return {(size, quant): rest for size, quant, _, *rest in found}
+
+
+def test_the_gpu_that_is_asked_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would run is said of it, and of the first of several."""
+    pretend_gpu(monkeypatch, 12 * GB)
+    (gpu,) = availability.gpus()
+    monkeypatch.setattr(availability, "gpus", lambda: (replace(gpu, free_bytes=GB), gpu))
+    asked = ((), ("--device", "cuda:0"), ("--device", "cuda:1"), ("--device", "cuda:1,cuda:0"))
+    fits = [rows(doctor(capsys, "--threads", "1", *flags)[1], "cuda")["7B", "q4"][2] for flags in asked]
+    assert fits == ["no", "no", "yes", "yes"]
 
 
 def test_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

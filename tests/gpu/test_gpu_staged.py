@@ -256,6 +256,17 @@ class TestPlacement:
         machine.used[0] = 0
         assert not any(machine.used.values())
 
+    def test_several_gpus_that_are_too_small(self, machine: Machine) -> None:
+        """What they have together counts, and what one needs for one layer."""
+        model = make_model(WIDE)
+        machine.settings.total_bytes = self.capacity(2)
+        said = r"cuda:0,cuda:1: 6 layers do not fit on 2 GPUs; n_gpu_layers=4 would fit$"
+        with pytest.raises(BackendUnavailableError, match=said):
+            select_backend("cuda:0,cuda:1", model, "float16", -1)
+        machine.settings.total_bytes = self.capacity(1) - 1
+        with pytest.raises(DeviceMemoryError, match=r"^layer 0 of the model needs .*; not one layer fits$"):
+            place(model, (0, 1), None, "float16")
+
     def test_devices_that_are_not_there(self, machine: Machine) -> None:
         for device, wrong in (("cuda:2", 2), ("cuda:0,cuda:7", 7)):
             with pytest.raises(
