@@ -1,6 +1,6 @@
 """Everything to be known about the CUDA backend on a card that it has not run on yet, in one report.
 
-    python scripts/cuda/first_day.py                     about ten minutes; a random 7B is made first, in models/
+    python scripts/cuda/first_day.py                     all steps; a random 7B is made first, in models/
     python scripts/cuda/first_day.py --quick             the bundled model alone, without the tests
     python scripts/cuda/first_day.py --model 7b.bin --out report.txt
     python scripts/cuda/first_day.py --step logits       one step
