@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ..shown import shown
 from .workspace import Workspace
 
 MOST_EVENTS = 200_000  # of a thread: those of some hundred tokens. What comes after them is left out
@@ -30,6 +31,9 @@ class Trace:
         path: of the file.
         workspace: of the model; it records events from now on.
         steps: names of the steps, by their number.
+
+    Raises:
+        ValueError: the file cannot be written.
     """
 
     def __init__(self, path: str, workspace: Workspace, steps: Sequence[str]) -> None:
@@ -37,6 +41,11 @@ class Trace:
         workspace.record_events(MOST_EVENTS)
         self._passes: list[tuple[float, float, int]] = []
         path = path if number == 1 else f"{path}.{number}"
+        try:
+            with open(path, "w", encoding="utf-8"):
+                pass  # said before the work
+        except OSError as error:
+            raise ValueError(_cannot_write(path, error)) from None
         self._finish = weakref.finalize(self, _write, path, os.getpid(), workspace, list(steps), self._passes)
 
     def add_pass(self, started: float, n_tokens: int) -> None:
@@ -59,7 +68,11 @@ def _write(
         with open(path, "w", encoding="utf-8") as file:
             json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)
     except OSError as error:
-        log.warning("the trace cannot be written: %s", error)
+        log.error("%s", _cannot_write(path, error))
+
+
+def _cannot_write(path: str, error: OSError) -> str:
+    return f"PYLLAMA2_TRACE: cannot write {shown(path)}: {error.strerror}"
 
 
 def _events(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers.tiny import CONFIGS, quantized_model, random_weights
 
-from pyllama2._cpu import CpuBackend, wait_policy
+from pyllama2._cpu import CpuBackend, trace, wait_policy
 from pyllama2.backend.base import Batch
 
 CONFIG = next(iter(CONFIGS.values()))
@@ -20,15 +21,23 @@ SOURCE = Path(__file__).parents[1] / "kernels" / "team.c"
 
 
 @pytest.mark.subprocess
-def test_every_unit_is_written_once_whoever_is_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sanitizer", [(), ("-fsanitize=thread",)], ids=["plain", "ThreadSanitizer"])
+def test_every_unit_is_written_once_whoever_is_stopped(sanitizer: tuple[str, ...], tmp_path: Path) -> None:
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed")
     program = tmp_path / "team"
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     flags = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-O2", "-std=gnu11", "-pthread"]
-    subprocess.run(["gcc", *flags, str(SOURCE), "-o", str(program)], check=True, env=environment)
+    built = subprocess.run(
+        ["gcc", *flags, *sanitizer, str(SOURCE), "-o", str(program)], capture_output=True, text=True, env=environment
+    )
+    if sanitizer and "tsan" in built.stderr:
+        pytest.skip("gcc has no library of ThreadSanitizer")
+    assert built.returncode == 0, built.stderr
     result = subprocess.run([str(program)], capture_output=True, text=True, timeout=120, env=environment)
-    assert result.returncode == 0, result.stdout
+    if "unexpected memory mapping" in result.stderr:
+        pytest.skip("ThreadSanitizer does not run with this system's addresses")
+    assert result.returncode == 0, result.stdout + result.stderr
     of_others, redone = map(int, result.stdout.split())
     assert of_others > redone > 0
 
@@ -102,9 +111,22 @@ backends[0].close()
         assert backend._forward is not None
         assert backend._forward.workspace.events() == []
 
-    def test_a_file_that_cannot_be_written_is_said(
+    @pytest.mark.parametrize(("place", "why"), [("no/trace", "No such file or directory"), ("", "Is a directory")])
+    def test_a_file_that_cannot_be_written_is_refused(
+        self, place: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PYLLAMA2_TRACE", str(tmp_path / place))
+        monkeypatch.setattr(trace, "_numbers", itertools.count(1))
+        with pytest.raises(ValueError, match=f"PYLLAMA2_TRACE: cannot write .*: {why}"):
+            CpuBackend(quantized_model(CONFIG, random_weights(CONFIG), "q4", 32), n_threads=1)
+
+    def test_a_file_that_cannot_be_written_at_the_end_is_an_error(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setenv("PYLLAMA2_TRACE", str(tmp_path / "no" / "trace"))
-        CpuBackend(quantized_model(CONFIG, random_weights(CONFIG), "q4", 32), n_threads=1).close()
-        assert "the trace cannot be written" in caplog.text
+        (folder := tmp_path / "folder").mkdir()
+        monkeypatch.setenv("PYLLAMA2_TRACE", str(folder / "trace"))
+        backend = CpuBackend(quantized_model(CONFIG, random_weights(CONFIG), "q4", 32), n_threads=1)
+        shutil.rmtree(folder)
+        backend.close()
+        assert "PYLLAMA2_TRACE: cannot write" in caplog.text
+        assert [record.levelname for record in caplog.records] == ["ERROR"]  # which -q says, too
