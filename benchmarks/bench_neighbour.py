@@ -22,6 +22,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.p
 
 from pyllama2._cpu import CpuBackend, default_threads
 from pyllama2.analysis.benchmark import Spread, measure
+from pyllama2.cli.common import positive
+from pyllama2.cli.running import run_guarded
 from pyllama2.loading import load_model
 
 
@@ -40,14 +42,14 @@ def neighbour(busy: bool) -> Iterator[None]:
             program.kill()
 
 
-def main() -> None:
+def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--prompt", type=int, default=128, help="tokens of the prompt (default: 128)")
-    parser.add_argument("--new", type=int, default=48, help="tokens to decode (default: 48)")
-    parser.add_argument("--repeat", type=int, default=4, help="turns (default: 4)")
-    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--prompt", type=positive, default=128, help="tokens of the prompt (default: 128)")
+    parser.add_argument("--new", type=positive, default=48, help="tokens to decode (default: 48)")
+    parser.add_argument("--repeat", type=positive, default=4, help="turns (default: 4)")
+    parser.add_argument("--threads", type=positive, default=default_threads())
     args = parser.parse_args()
     model = load_model(args.model, quant=None, tokenizer=None, n_ctx=None, kv_dtype=None, progress=None)
     backend = CpuBackend(model, n_threads=args.threads)
@@ -67,7 +69,8 @@ def main() -> None:
         kept = statistics.median(busy) / statistics.median(quiet)
         print(f"{what}: {Spread.of(quiet)} tokens/s alone, {Spread.of(busy)} beside a busy program: {kept:.2f}")
     print(f"logits are {'the same' if len(hashes) == 1 else 'NOT THE SAME'}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_guarded("bench_neighbour.py", main))

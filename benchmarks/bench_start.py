@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pyllama2._cpu import default_threads
 from pyllama2.analysis.benchmark import Spread
+from pyllama2.cli.common import positive
+from pyllama2.cli.running import run_guarded
 
 ROOT = Path(__file__).resolve().parents[1]
 _PROMPT = "Once upon a time"
@@ -74,19 +76,22 @@ def spread(measure: Callable[[], float], repeat: int) -> Spread:
     return Spread.of([measure() for _ in range(repeat)])
 
 
-def main() -> None:
+def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model", help="a model file whose first token is timed")
-    parser.add_argument("--repeat", type=int, default=9, help="measurements of each (default: 9)")
+    parser.add_argument("--repeat", type=positive, default=9, help="measurements of each (default: 9)")
     args = parser.parse_args()
+    if args.model:
+        os.stat(args.model)  # an error comes before the work
     print(f"first words of generate, bundled model: {spread(first_words, args.repeat)} s")
     if args.model:
         print(f"first token of {Path(args.model).name}: {spread(lambda: first_token(args.model), args.repeat)} s")
     print("imports of generate, while they are measured:")
     for package, seconds in import_seconds().most_common():
         print(f"  {package:<14}{seconds * 1e3:6.0f} ms")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_guarded("bench_start.py", main))

@@ -21,6 +21,8 @@ from pyllama2._cpu import CpuBackend, default_threads
 from pyllama2.analysis.benchmark import random_tokens
 from pyllama2.backend.base import Batch
 from pyllama2.backend.kv_cache import KVCache
+from pyllama2.cli.common import positive
+from pyllama2.cli.running import run_guarded
 from pyllama2.loading import load_model
 
 _MOST = 8  # guesses
@@ -47,13 +49,13 @@ def gain(share: float, n: int, passes: list[float], draft: float) -> float:
     return sum(share**i for i in range(n + 1)) * passes[0] / (passes[n] + n * draft)
 
 
-def main() -> None:
+def main() -> int:
     """Measure, compute and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("draft")
-    parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--repeat", type=int, default=5, help="passes of each kind (default: 5)")
+    parser.add_argument("--threads", type=positive, default=default_threads())
+    parser.add_argument("--repeat", type=positive, default=5, help="passes of each kind (default: 5)")
     args = parser.parse_args()
     model, model_cache = open_backend(args.model, args.threads)
     draft, draft_cache = open_backend(args.draft, args.threads)
@@ -71,7 +73,8 @@ def main() -> None:
     for share in _SHARES:
         best = max(range(_MOST + 1), key=lambda n: gain(share, n, medians, one))
         print(f"  {share:.1f}: {gain(share, best, medians, one):.2f} times, with {best} guesses")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_guarded("draft_costs.py", main))

@@ -32,6 +32,8 @@ import numpy as np
 from pyllama2._cpu import CpuBackend
 from pyllama2.analysis.bandwidth import ReadBandwidth
 from pyllama2.backend.base import Batch
+from pyllama2.cli.common import positive
+from pyllama2.cli.running import run_guarded
 from pyllama2.loading import load_model
 from pyllama2.memory import weight_bytes_per_token
 from pyllama2.storage.model_file import StoredModel
@@ -95,11 +97,11 @@ def measure(model: StoredModel) -> Costs:
     return Costs(core, socket, end, alone, len(waits) / 2 / _PASSES, read)
 
 
-def main() -> None:
+def main() -> int:
     """Measure, compute and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--cores", type=int, nargs="+", default=[8, 16, 64], help="of a socket (default: 8 16 64)")
+    parser.add_argument("--cores", type=positive, nargs="+", default=[8, 16, 64], help="of a socket (default: 8 16 64)")
     parser.add_argument("--socket", type=float, help="GB/s that a socket reads (default: what this machine reads)")
     parser.add_argument("--link", type=float, help="GB/s between two sockets")
     args = parser.parse_args()
@@ -124,7 +126,8 @@ def main() -> None:
             over = min(socket, cores * costs.core, args.link * 1e9)  # what the other socket's cores may read
             one = costs.read / min(socket, cores * costs.core + over) + costs.steps * costs.end * (2 * cores - 1)
             print(f"    two sockets: one process {1 / (one + costs.alone):.1f} tokens/s, one on each {2 / whole:.1f}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_guarded("many_cores.py", main))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -145,3 +147,22 @@ def test_the_benchmark_of_servers_asks_for_a_model_that_is_there(
     assert bench_server.main() == 0
     assert "| 2 clients | pyllama2 |" in capsys.readouterr().out
     assert json.loads(figures.read_text())["2 pyllama2"]["requests_per_s"]["median"] > 0
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["bench_neighbour.py", "missing.bin"], 1, "bench_neighbour.py: there is no file or directory missing.bin"),
+        (["bench_start.py", "-m", "missing.bin"], 1, "bench_start.py: missing.bin: No such file or directory"),
+        (["draft_costs.py", "missing.bin", "b.bin"], 1, "draft_costs.py: there is no file or directory missing.bin"),
+        (["many_cores.py", "missing.bin"], 1, "many_cores.py: there is no file or directory missing.bin"),
+        (["many_cores.py", "missing.bin", "--cores", "0"], 2, "argument --cores: '0' is not a positive integer"),
+    ],
+)
+def test_wrong_arguments_end_in_a_sentence(arguments: list[str], code: int, message: str) -> None:
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / arguments[0]
+    found = subprocess.run([sys.executable, str(script), *arguments[1:]], capture_output=True, text=True)
+    assert found.returncode == code
+    assert found.stderr.rstrip().endswith(message)
+    assert "Traceback" not in found.stderr
