@@ -122,27 +122,25 @@ cdef class Forward:
             self._bind_layer(&self.layers[i], f"layers.{i}.")
         self.has_output = "norm.weight" in self.weights
         if "tok_embeddings.weight" in self.weights:
-            self.tok_embeddings = self._matrix("tok_embeddings.weight")
+            self.tok_embeddings = matrix_of(self.weights["tok_embeddings.weight"])
         if self.has_output:
-            self.output = self._matrix("tok_embeddings.weight" if config.tied_embeddings else "output.weight")
+            name = "tok_embeddings.weight" if config.tied_embeddings else "output.weight"
+            self.output = matrix_of(self.weights[name])
             self.norm = vector_of(self.weights["norm.weight"])
 
     def __dealloc__(self):
         free(self.layers)
 
-    cdef Matrix _matrix(self, str name) except *:
-        return matrix_of(self.weights[name])
-
     cdef int _bind_layer(self, LayerWeights *layer, str prefix) except -1:
         layer.attention_norm = vector_of(self.weights[prefix + "attention_norm.weight"])
         layer.ffn_norm = vector_of(self.weights[prefix + "ffn_norm.weight"])
-        layer.wq = self._matrix(prefix + "attention.wq.weight")
-        layer.wk = self._matrix(prefix + "attention.wk.weight")
-        layer.wv = self._matrix(prefix + "attention.wv.weight")
-        layer.wo = self._matrix(prefix + "attention.wo.weight")
-        layer.w1 = self._matrix(prefix + "feed_forward.w1.weight")
-        layer.w2 = self._matrix(prefix + "feed_forward.w2.weight")
-        layer.w3 = self._matrix(prefix + "feed_forward.w3.weight")
+        layer.wq = matrix_of(self.weights[prefix + "attention.wq.weight"])
+        layer.wk = matrix_of(self.weights[prefix + "attention.wk.weight"])
+        layer.wv = matrix_of(self.weights[prefix + "attention.wv.weight"])
+        layer.wo = matrix_of(self.weights[prefix + "attention.wo.weight"])
+        layer.w1 = matrix_of(self.weights[prefix + "feed_forward.w1.weight"])
+        layer.w2 = matrix_of(self.weights[prefix + "feed_forward.w2.weight"])
+        layer.w3 = matrix_of(self.weights[prefix + "feed_forward.w3.weight"])
         layer.wq_bias = self._bias(prefix + "attention.wq.bias")
         layer.wk_bias = self._bias(prefix + "attention.wk.bias")
         layer.wv_bias = self._bias(prefix + "attention.wv.bias")
@@ -183,13 +181,14 @@ cdef class Forward:
         cdef ChunkState *state = self.state
         cdef double started
         cdef int kind
-        state.n_outputs = <int> m
+        state.n_outputs, state.hidden = <int> m, NULL
         if m:
             state.outputs, state.final, state.logits = &here[0], &final[0, 0], &logits[0, 0]
         for start in range(0, n, self.chunk_size):
             state.n, state.last = <int> min(<int64_t> self.chunk_size, n - start), start + self.chunk_size >= n
             state.tokens, state.rows, state.positions = &tokens[start], &rows[start], &positions[start]
-            state.hidden = NULL if hidden is None else &hidden[start, 0]
+            if hidden is not None:
+                state.hidden = &hidden[start, 0]
             for i in range(m):
                 here[i] = <int32_t> (outputs[i] - start)
             kind = MANY if state.n > FEW_TOKENS else FEW
@@ -387,7 +386,7 @@ cdef void run_layer(const Kernels *kernels, const LayerWeights *layer, int64_t i
 
     # ffn_norm -> w1 w3 -> silu *
     set_product(&products, &layer.w1, state.gate, SWIGLU)
-    products.w[1], products.count = &layer.w3, 2
+    products.w[1] = &layer.w3
     start_on_norm(kernels, &products, &act, state, layer.ffn_norm, eps, W1_W3_SILU, FFN_NORM, thread)
     run_products(kernels, &products, thread)
 

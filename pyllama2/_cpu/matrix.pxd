@@ -38,7 +38,7 @@ cdef struct Thread:
 cdef struct Products:          # a step: products of some matrices with the same activations
     const Matrix *w[MOST_PRODUCTS]
     float *y[MOST_PRODUCTS]    # (n, rows)
-    int count
+    int count                  # of matrices with a y: SWIGLU has one for its two
     Finish finish
     const Activations *x       # these are set by start_products():
     int n

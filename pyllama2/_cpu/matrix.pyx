@@ -110,13 +110,13 @@ cdef void start_products(const Kernels *kernels, Products *products, const Activ
                          Thread *thread) noexcept nogil:
     """Begin the step of products with n columns. Unless it is over, x must be prepared before run_products()."""
     cdef const Matrix *w = products.w[0]
-    cdef int i, matrices = 1 if products.finish == SWIGLU else products.count
+    cdef int i
     cdef int64_t columns = (n + x.interleave - 1) // x.interleave * x.interleave, grain, most, together
     cdef int64_t unit_bytes, unit_products
     products.x, products.n = x, n
     products.height = kernels.panel_rows if x.panels else ROW_BLOCK
     products.starts[0] = 0
-    for i in range(matrices):
+    for i in range(products.count):
         products.starts[i + 1] = products.starts[i] + (products.w[i].rows + products.height - 1) // products.height
     products.unit_floats = columns * products.height
     together = 2 if products.finish == SWIGLU else 1
@@ -130,16 +130,16 @@ cdef void start_products(const Kernels *kernels, Products *products, const Activ
         most = max(<int64_t> 1, min(most, PIECE_BYTES // (together * unit_bytes)))
         grain = min(most, max(<int64_t> 1, GRAIN_BYTES // (together * unit_bytes)))
     products.second = most * products.unit_floats
-    start_step(&thread.member, kind, products.starts[matrices], grain, most, True)
+    start_step(&thread.member, kind, products.starts[products.count], grain, most, True)
 
 
 cdef void run_products(const Kernels *kernels, const Products *products, Thread *thread) noexcept nogil:
     """Take part in a step that start_products() began, until it is over."""
     cdef float *results = thread.totals if products.x.panels else thread.tiles
     cdef int64_t first, end
-    cdef int i, matrices = 1 if products.finish == SWIGLU else products.count
+    cdef int i
     while take_piece(&thread.member):
-        for i in range(matrices):
+        for i in range(products.count):
             first, end = units_of(products, i, thread)
             if first < end:
                 multiply(kernels, products, i, first, end, results_at(products, results, i, thread), thread)
@@ -147,7 +147,7 @@ cdef void run_products(const Kernels *kernels, const Products *products, Thread 
             multiply(kernels, products, 1, first, end, results + products.second, thread)
             kernels.silu_product(results, results + products.second, (end - first) * products.unit_floats)
         if may_write(&thread.member):
-            for i in range(matrices):
+            for i in range(products.count):
                 first, end = units_of(products, i, thread)
                 if first < end:
                     write(products, i, first, end, results_at(products, results, i, thread))

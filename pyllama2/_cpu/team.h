@@ -40,7 +40,7 @@ typedef struct { /* what the others see of a thread */
   uint64_t piece; /* step and first unit of a movable piece, shifted by VERSION_BITS; version; state */
   int64_t piece_end; /* the unit after its last */
   int64_t unreported; /* units that it wrote before this piece and that Team.done lacks */
-  int cpu; /* where it began its last step */
+  int cpu; /* where it began its last step; -1 if that is not known */
 } __attribute__((aligned(CACHE_LINES))) Seat;
 
 typedef struct { /* in memory that starts at a multiple of CACHE_LINES */
@@ -89,6 +89,7 @@ static inline void pause_cpu(void) {
 /* Makes a team of zeroed memory. */
 static inline void make_team(Team* team, int n_threads, int64_t spins) {
   team->n_threads = n_threads, team->spins = spins;
+  for (int i = 0; i < n_threads; i++) team->seats[i].cpu = -1;
 }
 
 /* Before a region, by the thread that starts it. The region's steps are later than any before. After a fork these may
@@ -283,9 +284,11 @@ static inline int take_piece(Member* m) {
     }
     if (!found) return 0;
   }
-  m->event.pieces++;
-  m->event.from_other += redone || m->victim != m->id;
-  m->event.redone += redone;
+  if (m->events) {
+    m->event.pieces++;
+    m->event.from_other += redone || m->victim != m->id;
+    m->event.redone += redone;
+  }
   if (m->movable) {
     if (redone) m->started = seconds_now();
     show_piece(m);

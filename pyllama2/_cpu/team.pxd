@@ -1,6 +1,6 @@
 """The declarations of team.h, where it says how threads share the steps of a pass."""
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t
 
 
 cdef extern from "team.h" nogil:
@@ -8,10 +8,10 @@ cdef extern from "team.h" nogil:
         CACHE_LINES
 
     ctypedef struct Seat:
-        uint64_t share
+        pass
 
     ctypedef struct Team:
-        Seat *seats
+        pass
 
     ctypedef struct Event:
         int kind

@@ -1,9 +1,9 @@
-"""How long a thread spins at a barrier before it sleeps. Import it before the compiled modules.
+"""How long a thread that waits for others looks before it sleeps. Import it before the compiled modules.
 
-libgomp spins for a millisecond and more. On an idle machine that saves a wake-up now and then. If another program has
-one of the cores, a spinning thread keeps its partner from running, at each of some hundred barriers per token. Measured
-on 2 cores with 2 other busy processes: 0.9 tokens/s, and 11 with this setting. libgomp reads its settings from the
-environment once, when it is loaded.
+At the end of a parallel region libgomp spins for a millisecond and more. On an idle machine that saves a wake-up now
+and then. If another program has one of the cores, a spinning thread keeps its partner from running. libgomp reads its
+settings from the environment once, when it is loaded. The waits between the steps of a region, in team.h, follow the
+same settings.
 """
 
 from __future__ import annotations
