@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import cuda_costs
 import cuda_kernels
 import sass
-from instructions import instructions_per_weight
+from instructions import inner_loop
 from nvrtc import INSTALL, CompileError, Nvrtc
 
 ARCHITECTURES = (61, 75, 80, 89, 90)
@@ -88,9 +88,9 @@ def check_file(name: str, architecture: int, columns: range) -> Report:
         if mangled in code:
             for kind, count in sass.mix(code[mangled][0]).items():
                 row.instructions[kind] = max(row.instructions.get(kind, 0), count)
-            per_weight = instructions_per_weight(expression, *code[mangled])
-            if per_weight is not None:
-                report.per_weight[expression] = per_weight
+            loop = inner_loop(expression, *code[mangled])
+            if loop is not None:
+                report.per_weight[expression] = loop.per_weight
     report.rows = list(rows.values())
     return report
 

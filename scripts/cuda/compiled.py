@@ -8,7 +8,7 @@ from functools import cache
 import cuda_kernels
 import sass
 from cards import Card
-from instructions import instructions_per_weight
+from instructions import StagingLoop, inner_loop, staging_loop
 from nvrtc import Nvrtc
 
 REGISTERS, ROUND = 65536, 8  # of a multiprocessor, and what a thread's are rounded up to
@@ -21,20 +21,39 @@ KERNELS = {
         "matvec_swiglu<4, 64, 1>",
         "matvec<4, 64, 1, true>",
         "matvec_swiglu<4, 64, 1, 4, 64, true>",
+        "matvec<4, 64, 8>",
+        "matvec_residual<4, 64, 8>",
+        "matvec_swiglu<4, 64, 8>",
     ),
-    "matvec_qkv": ("matvec_qkv<4, 64, 1, 128, __half>", "matvec_qkv<4, 64, 1, 128, __half, true>"),
+    "matvec_qkv": (
+        "matvec_qkv<4, 64, 1, 128, __half>",
+        "matvec_qkv<4, 64, 1, 128, __half, true>",
+        "matvec_qkv<4, 64, 8, 128, __half>",
+    ),
     "attention": ("attend<128, 1, 64, __half>",),
+    "matmul": ("matmul<4, 64>",),
+    "matmul_mma": ("matmul_mma<4, 64>",),
 }  # file -> kernels
-NORMED = " with a norm"  # at the end of the name of a kernel that norms its vector
+NORMED, SEVERAL = " with a norm", " of 8"  # at the end of the name of a kernel that norms its vector, or has eight
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel: registers of a thread, bytes of static shared memory, lane-instructions per weight of a product."""
+    """One kernel.
+
+    Attributes:
+        registers: of a thread.
+        shared: bytes of static shared memory.
+        per_weight: lane-instructions for a weight, of a product with few vectors.
+        ahead: groups of a row that a warp has on their way, of a product with few vectors.
+        staging: of a product with many vectors.
+    """
 
     registers: int
     shared: int
-    per_weight: float | None
+    per_weight: float | None = None
+    ahead: int | None = None
+    staging: StagingLoop | None = None
 
 
 @dataclass(frozen=True)
@@ -61,13 +80,26 @@ def count(sm: int) -> Counted:
     """Compile the kernels for an architecture. Raises nvrtc.CompileError if NVRTC or nvdisasm is missing."""
     found = {}
     for file, expressions in KERNELS.items():
+        if file == ("matmul" if sm >= cuda_kernels.FIRST_MMA else "matmul_mma"):
+            continue  # prompts take the other one
         done = Nvrtc().compile(cuda_kernels.source.source(file), cuda_kernels.source.OPTIONS, expressions, sm)
         nvdisasm = sass.disassembler()
         code = sass.disassemble(nvdisasm, done.cubin) if nvdisasm else {}
         for expression in expressions:
             mangled = done.names[expression]
             usage = done.usage[mangled]
-            per_weight = instructions_per_weight(expression, *code[mangled]) if mangled in code else None
-            name = expression.split("<")[0] + (NORMED if expression.endswith("true>") else "")
-            found[name] = Kernel(usage.registers, usage.shared, per_weight)
+            loop = inner_loop(expression, *code[mangled]) if mangled in code else None
+            staging = staging_loop(expression, *code[mangled]) if mangled in code else None
+            found[_name(expression)] = Kernel(usage.registers, usage.shared, loop.per_weight if loop else None,
+                                              loop.ahead if loop else None, staging)  # fmt: skip
     return Counted(sm, found)
+
+
+def _name(expression: str) -> str:
+    name, _, arguments = expression.rstrip(">").partition("<")
+    if name == "matmul_mma":
+        return "matmul"
+    values = arguments.split(", ")
+    if name.startswith("matvec") and values[2] != "1":
+        return name + SEVERAL
+    return name + (NORMED if values[-1] == "true" else "")

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
+import batch_tables
 import designs
 from cards import CARDS, Card
 from compiled import Counted
+from tables import table
 
 FAR = 4000  # a position far from the beginning
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table; all columns but the first are aligned to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def cards() -> str:
     """Return what is assumed of each card."""
-    head = ["card", "sm", "SMs", "GHz", "GB/s on paper", "attainable", "memory, ns", "L2, ns", "graph node, us"]
+    head = ["card", "sm", "SMs", "GHz", "GB/s on paper", "attainable", "memory, ns", "L2, ns", "L2, GB/s",
+            "graph node, us", "int8 TOPS"]  # fmt: skip
     return table(head, [
         [card.name, str(card.sm), str(card.n_sms), f"{card.clock_ghz:g}", f"{card.peak_gbs:g}",
-         f"{card.attainable_gbs:g}", f"{card.dram_ns:g}", f"{card.l2_ns:g}", f"{card.node_us:g}"] for card in CARDS
+         f"{card.attainable_gbs:g}", f"{card.dram_ns:g}", f"{card.l2_ns:g}", f"{card.l2_gbs:g}", f"{card.node_us:g}",
+         f"{card.int8_tops:g}"] for card in CARDS
     ])  # fmt: skip
 
 
@@ -99,5 +96,5 @@ def everything(counted: dict[int, Counted]) -> dict[str, str]:
     """Return all tables by the names that docs/gpu.md has for them."""
     (card,) = (card for card in CARDS if card.name == "4090")
     return {"cards": cards(), "calm": calm(), "steps": steps(counted), "doubts": doubts(counted),
-            "nodes": nodes(counted, card),
-            "kernels": kernels(counted)}  # fmt: skip
+            "nodes": nodes(counted, card), "several": batch_tables.several(counted),
+            "prompts": batch_tables.prompts(counted), "kernels": kernels(counted)}  # fmt: skip

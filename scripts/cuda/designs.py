@@ -45,23 +45,27 @@ PLANNED = (Design("ahead", norms_at_head=True, ahead=True),)
 # The host gets the token, chooses what to do, and gives the next graph: an assumption for this project's Python.
 HOST_US, AHEAD_US = 150.0, 4.0
 
-_ADD_UP = Chain(barriers=1, shared=1 + STAGED / 8, alu=STAGED + 4)  # eight groups' numbers are loaded at a time
 _STORE = Chain(l2=1)
-_QUANTIZE_GROUP = Chain(shuffles=10, alu=25)  # maximum, division, codes, sum
-_ROOT = Chain(alu=25)  # a square root and a division
+QUANTIZE_GROUP = Chain(shuffles=10, alu=25)  # maximum, division, codes, sum
+ROOT = Chain(alu=25)  # a square root and a division
 # The last block: it finds out that it is the last, adds dim squares in eight sums, and quantizes four groups a warp.
 _NORM_BY_LAST = (
     Chain(barriers=2, atomics=1, l2=1, alu=2)
     + Chain(barriers=2 * DIM / 1024, shared=DIM / 1024, alu=DIM / 8, shuffles=3)
-    + _ROOT + Chain(l2=1, dram=1)
-    + Chain(*(DIM // GROUP // 16 * n for n in vars(_QUANTIZE_GROUP).values()))
+    + ROOT + Chain(l2=1, dram=1)
+    + QUANTIZE_GROUP.times(DIM / GROUP / 16)
 )  # fmt: skip
 # Each block: 512 sums of dim / 512 squares, added up in a warp and between warps; then the groups of its first step.
 _NORM_AT_HEAD = (
     Chain(l2=1, alu=1 + DIM / THREADS, shuffles=5, shared=1, barriers=1)
-    + Chain(shuffles=4) + _ROOT + Chain(shared=2, alu=4) + _QUANTIZE_GROUP + Chain(shared=1)
+    + Chain(shuffles=4) + ROOT + Chain(shared=2, alu=4) + QUANTIZE_GROUP + Chain(shared=1)
 )  # fmt: skip
-_SWIGLU = Chain(alu=35) + Chain(barriers=2, atomics=1, l2=1) + _QUANTIZE_GROUP
+SWIGLU = Chain(alu=35) + Chain(barriers=2, atomics=1, l2=1) + QUANTIZE_GROUP
+
+
+def add_up(staged: int) -> Chain:
+    """Return what a warp does after the last barrier, with so many groups: it loads the numbers of eight at a time."""
+    return Chain(barriers=1, shared=1 + staged / 8, alu=staged + 4)
 
 
 def ours(card: Card, counted: Counted, design: Design, position: int = 0, kv_bytes: int = 2) -> Step:
@@ -85,15 +89,15 @@ def ours(card: Card, counted: Counted, design: Design, position: int = 0, kv_byt
             name, n_bytes + (4 * DIM if norm else 0), blocks, THREADS * FLIGHT,
             counted.residents(kernel, THREADS, card),
             counted.per_weight(kernel) * sum(parts) * columns,
-            beside=_NORM_AT_HEAD if norm else Chain(), tail=_ADD_UP + tail,
+            beside=_NORM_AT_HEAD if norm else Chain(), tail=add_up(STAGED) + tail,
         )  # fmt: skip
 
     norm = _STORE if design.norms_at_head else Chain(l2=1) + _STORE + _NORM_BY_LAST  # and what was there before
     layer = (
         product("qkv", "matvec_qkv", "q4", (DIM,) * 3, DIM, Chain(l2=2, alu=4) + _STORE, normed=True),
-        _attention(card, counted, position, kv_bytes),
+        attention(card, counted, position, kv_bytes),
         product("wo", "matvec_residual", "q4", (DIM,), DIM, norm),
-        product("w1 w3", "matvec_swiglu", "q4", (HIDDEN_DIM,) * 2, DIM, _SWIGLU + _STORE, tiles=2, normed=True),
+        product("w1 w3", "matvec_swiglu", "q4", (HIDDEN_DIM,) * 2, DIM, SWIGLU + _STORE, tiles=2, normed=True),
         product("w2", "matvec_residual", "q4", (DIM,), HIDDEN_DIM, norm),
     )
     embed = Node("embed", DIM // 2 + DIM // GROUP * 2, 1, 4 * THREADS, 1, head=Chain(l2=1), tail=norm)
@@ -104,7 +108,8 @@ def ours(card: Card, counted: Counted, design: Design, position: int = 0, kv_byt
     return Step((embed, *(layer * N_LAYERS), output, sample), AHEAD_US if design.ahead else HOST_US)
 
 
-def _attention(card: Card, counted: Counted, position: int, kv_bytes: int) -> Node:
+def attention(card: Card, counted: Counted, position: int, kv_bytes: int) -> Node:
+    """Return attention of one token."""
     n_spans, last = position // SPAN + 1, min(position + 1, SPAN)
     chunks = -(-last // CHUNK)
     span = (
@@ -117,7 +122,7 @@ def _attention(card: Card, counted: Counted, position: int, kv_bytes: int) -> No
     return Node(
         "attention", n_bytes, n_spans * N_HEADS, SPAN_THREADS * ATTEND_FLIGHT,
         counted.residents("attend", SPAN_THREADS, card), 5 * n_bytes / kv_bytes,
-        head=Chain(l2=2, barriers=1), tail=span + merge + Chain(alu=12, barriers=1) + _QUANTIZE_GROUP + _STORE,
+        head=Chain(l2=2, barriers=1), tail=span + merge + Chain(alu=12, barriers=1) + QUANTIZE_GROUP + _STORE,
     )  # fmt: skip
 
 
@@ -133,7 +138,7 @@ _CALM_PER_WEIGHT = {4: 6.0, 8: 3.0, 16: 2.0}
 def calm(card: Card, bits: int, position: int = 0) -> Step:
     """Return a step of one token of calm, with weights of so many bits."""
     threads, warp = 1024, Chain(shuffles=5)
-    norm = Chain(l2=1, alu=12, shuffles=10, shared=2, barriers=2) + _ROOT
+    norm = Chain(l2=1, alu=12, shuffles=10, shared=2, barriers=2) + ROOT
 
     def stage(name: str, weights: int, head: Chain, tail: Chain) -> Node:
         return Node(name, weights * bits / 8, card.n_sms, threads * 32, 1, _CALM_PER_WEIGHT[bits] * weights, head=head,

@@ -1,45 +1,111 @@
-"""Counts the instructions of a product for each weight, in machine code."""
+"""Counts the instructions of a product in machine code: for each weight, or for each group that a block stages."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from sass import Instruction, Loop, loops
 
 WARPS = 16  # in a block, as kWarps in product.cu
+_PRODUCTS = ("IDP", "IMMA")
+_BYTES = {"128": 16, "64": 8}  # of a load or store, by its mnemonic's end; others are words, or less
 
 
-def instructions_per_weight(expression: str, instructions: list[Instruction], labels: dict[str, int]) -> float | None:
-    """Count the lane-instructions per weight in the loop of a product with one vector.
+@dataclass(frozen=True)
+class InnerLoop:
+    """The loop of a product with 1 to 8 vectors.
 
-    In a pass of the loop each warp multiplies some groups, then one warp adds up the results of all warps. The
-    instructions of both are counted, and so are those that are predicated off, and the code for what the inner loops
-    leave over.
+    Attributes:
+        per_weight: lane-instructions for a weight.
+        ahead: groups of a row that a warp multiplies in a pass, and that are on their way meanwhile.
+    """
+
+    per_weight: float
+    ahead: int
+
+
+@dataclass(frozen=True)
+class StagingLoop:
+    """What each warp of a prompt's product does for one group.
+
+    Attributes:
+        instructions: all that it issues.
+        shared_cycles: in which its loads and stores keep shared memory busy, without conflicts of banks.
+        uses_mma: the products are those of tensor cores.
+    """
+
+    instructions: float
+    shared_cycles: float
+    uses_mma: bool
+
+
+def inner_loop(expression: str, instructions: list[Instruction], labels: dict[str, int]) -> InnerLoop | None:
+    """Count the lane-instructions per weight in the loop of a product with 1 to 8 vectors.
+
+    In a pass of the loop each warp multiplies some groups, then one warp for each vector adds up the results of all
+    warps. The instructions of both are counted, and so are those that are predicated off, and the code for what the
+    inner loops leave over.
 
     Returns:
-        The count. None for other kernels.
+        The counts. None for other kernels.
     """
-    match = re.match(r"(matvec\w*)<(\d), (\d+), 1\b", expression)
+    match = re.match(r"(matvec\w*)<(\d), (\d+), (\d)\b", expression)
     if not match:
         return None
     tiles = 2 if match[1] == "matvec_swiglu" else 1
-    bits, group = int(match[2]), int(match[3])
-    outer = [loop for loop in loops(instructions, labels) if any(i.kind == "IDP" for i in loop.body)]
+    bits, group, columns = int(match[2]), int(match[3]), int(match[4])
+    outer = [loop for loop in loops(instructions, labels) if _has(loop, "BAR") and _has(loop, "IDP")]
     if len(outer) != 1:
         raise ValueError(f"{expression} has {len(outer)} loops with products, not one")
-    dot_products = sum(i.kind == "IDP" for i in outer[0].own())  # of four inputs each, with q8's in two halves
-    ahead = dot_products // (tiles * group // (4 if bits == 4 else 2))  # groups in one pass of the loop
-    if ahead < 1:
-        raise ValueError(f"{expression}: the loop has {dot_products} dot products, fewer than a group takes")
-    adding = [loop for loop in _innermost(outer[0]) if any(i.kind == "FFMA" for i in loop.body)]
+    own = outer[0].own()
+    ahead = sum(i.mnemonic == "STS.U16" for i in own) // tiles  # a scale of each group is put into shared memory
+    of_columns = [loop for loop in outer[0].inner if _has(loop, "IDP")]
+    dot_products = sum(i.kind == "IDP" for i in (of_columns[0].body if of_columns else own))
+    at_once, rest = divmod(dot_products, max(1, ahead) * tiles * group // (4 if bits == 4 else 2))
+    if ahead < 1 or at_once < 1 or rest:
+        raise ValueError(f"{expression}: the loop has {dot_products} dot products for {ahead} groups")
+    passes = -(-columns // at_once) if of_columns else 1
+    adding = [loop for loop in _innermost(outer[0]) if _has(loop, "FFMA")]
     per_group = max((len(loop.body) * tiles / sum(i.kind == "FFMA" for i in loop.body) for loop in adding), default=0.0)
-    each_warp, one_warp = _shares(outer[0].own(), instructions, labels)
-    of_a_pass = each_warp + one_warp / WARPS
-    return of_a_pass / (ahead * group * tiles) + per_group / (group * tiles)
+    each_warp, adding_warp = _shares(own, instructions, labels)
+    of_a_pass = each_warp + passes * sum(len(loop.body) for loop in of_columns) + adding_warp * columns / WARPS
+    return InnerLoop(of_a_pass / (ahead * group * tiles) + columns * per_group / (group * tiles), ahead)
+
+
+def staging_loop(expression: str, instructions: list[Instruction], labels: dict[str, int]) -> StagingLoop | None:
+    """Count what a warp does for one group in a product with many vectors.
+
+    Loops that only load and store are left out: they are unrolled for more pieces than a group of 64 has.
+
+    Returns:
+        The counts. None for other kernels.
+    """
+    match = re.match(r"matmul\w*<(\d), (\d+)", expression)
+    if not match:
+        return None
+    pieces = int(match[2]) * int(match[1]) // 128
+    (outer,) = [loop for loop in loops(instructions, labels) if any(_has(loop, kind) for kind in _PRODUCTS)]
+    parts = [(outer.own(), 1), *((loop.body, pieces) for loop in outer.inner if _has(loop, "IDP"))]
+    return StagingLoop(
+        sum(len(part) * times for part, times in parts),
+        sum(times * sum(map(_shared_cycles, part)) for part, times in parts),
+        _has(outer, "IMMA"),
+    )
+
+
+def _shared_cycles(instruction: Instruction) -> float:
+    if instruction.kind not in ("LDS", "STS"):
+        return 0
+    return max(_BYTES.get(part, 4) for part in instruction.mnemonic.split(".")) / 4
+
+
+def _has(loop: Loop, kind: str) -> bool:
+    return any(instruction.kind == kind for instruction in loop.body)
 
 
 def _shares(own: list[Instruction], instructions: list[Instruction], labels: dict[str, int]) -> tuple[int, int]:
-    """Count the instructions that all warps execute, and those of the one warp that adds up, after the barrier."""
+    """Count the instructions that all warps execute, and those of the warps that add up, after the barrier."""
     barrier = next(i for i, instruction in enumerate(own) if instruction.kind == "BAR")
     jump = next(i for i in own[barrier:] if i.target is not None and labels[i.target] < len(instructions))
     target = instructions[labels[jump.target or ""]].place

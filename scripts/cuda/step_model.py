@@ -47,6 +47,10 @@ class Chain:
     def __add__(self, other: Chain) -> Chain:
         return Chain(**{name: getattr(self, name) + getattr(other, name) for name in vars(self)})
 
+    def times(self, n: float) -> Chain:
+        """Return n such chains, one after the other."""
+        return Chain(**{name: n * value for name, value in vars(self).items()})
+
     @property
     def cycles(self) -> float:
         """Cycles of what does not leave the multiprocessor."""

@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(ROOT / "scripts" / "cuda"))
-    check_cuda, cuda_costs, cuda_kernels, nvrtc, sass = (
-        importlib.import_module(name) for name in ("check_cuda", "cuda_costs", "cuda_kernels", "nvrtc", "sass")
+    check_cuda, cuda_costs, cuda_kernels, instructions, nvrtc, sass = (
+        importlib.import_module(name)
+        for name in ("check_cuda", "cuda_costs", "cuda_kernels", "instructions", "nvrtc", "sass")
     )
 
 # A loop of two dp4a with a loop of one FFMA inside, and what is after both.
@@ -68,6 +69,16 @@ def test_loops_are_nested() -> None:
     (inner,) = outer.inner
     assert len(outer.body) == 8 and len(inner.body) == 3
     assert [i.kind for i in outer.own()] == ["IDP", "LDG", "IDP", "BAR", "BRA"]
+
+
+def test_a_staged_group_is_counted() -> None:
+    loop = instructions.staging_loop("matmul<4, 64>", *parsed())
+    assert loop == instructions.StagingLoop(5, 0, uses_mma=False)  # of the outer loop: there is no product in the inner
+    wide = (
+        CODE.replace("S2R R44, SR_TID.X", "EXIT").replace("LDG.E.NA.128.CONSTANT", "LDS.128").replace("LDS R", "STS R")
+    )
+    assert instructions.staging_loop("matmul<4, 64>", *sass._parse(wide)).shared_cycles == 4
+    assert instructions.staging_loop("matvec<4, 64, 1>", *parsed()) is None
 
 
 def test_costs_of_7b() -> None:

@@ -6,6 +6,7 @@ import importlib
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,15 +17,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(ROOT / "scripts" / "cuda"))
-    cards, compiled, cuda_costs, designs, nvrtc, sass, step_model, cost_tables = (
+    batches, cards, compiled, cuda_costs, designs, instructions, nvrtc, prompt_model, sass, step_model, cost_tables = (
         importlib.import_module(name)
-        for name in ("cards", "compiled", "cuda_costs", "designs", "nvrtc", "sass", "step_model", "cost_tables")
-    )
+        for name in ("batches", "cards", "compiled", "cuda_costs", "designs", "instructions", "nvrtc", "prompt_model",
+                     "sass", "step_model", "cost_tables")
+    )  # fmt: skip
 
 CARDS = {card.name: card for card in cards.CARDS}
 PRODUCTS = ("matvec", "matvec_qkv", "matvec_swiglu")
 KERNELS = (*PRODUCTS, *(name + compiled.NORMED for name in PRODUCTS), "matvec_residual", "attend")
-COUNTED = compiled.Counted(89, {name: compiled.Kernel(64, 16000, 1.2) for name in KERNELS})
+OF_8 = [name + compiled.SEVERAL for name in (*PRODUCTS, "matvec_residual")]
+COUNTED = compiled.Counted(89, {
+    **{name: compiled.Kernel(64, 16000, 1.2) for name in KERNELS},
+    **{name: compiled.Kernel(64, 16000, 2.4, ahead=2) for name in OF_8},
+    "matmul": compiled.Kernel(128, 16000, staging=instructions.StagingLoop(300, 70, uses_mma=True)),
+})  # fmt: skip
 
 
 def of_4090() -> cards.Card:
@@ -88,6 +95,51 @@ def test_designs_have_the_numbers_of_the_source() -> None:
     kernels = {name: (ROOT / "pyllama2/_gpu/kernels" / f"{name}.cu").read_text() for name in ("attention", "common")}
     assert f"kChunk = {designs.CHUNK};" in kernels["attention"]
     assert f"kTileRows = {designs.TILE};" in kernels["common"]
+
+
+def test_a_step_of_eight_tokens_reads_the_weights_once() -> None:
+    one, eight = designs.ours(of_4090(), COUNTED, designs.STAGES[-1]), batches.step(of_4090(), COUNTED)
+    assert [node.name for node in eight.nodes] == [node.name for node in one.nodes]
+    keys_and_values, norms = 32 * 2 * 4096 * 2, 65 * 4 * 4096  # norms are not read by the products of eight
+    assert eight.n_bytes - one.n_bytes == pytest.approx(7 * keys_and_values - norms, rel=0.01)
+    assert one.us(of_4090()) < eight.us(of_4090()) < 8 * one.us(of_4090())
+
+
+def product(**changes: Any) -> prompt_model.Product:
+    return replace(prompt_model.Product.counted(COUNTED, of_4090(), 4096, 4096, 256), **changes)
+
+
+def test_a_block_waits_for_what_is_not_copied_ahead() -> None:
+    card, late = of_4090(), product()
+    busy, group = late.busy_cycles(card), late.group_cycles(card)
+    assert group > busy + card.dram_ns * card.clock_ghz
+    early = replace(late, tiling=replace(late.tiling, ahead=1))
+    assert 0 < group - early.group_cycles(card) < card.dram_ns * card.clock_ghz
+    soon = replace(late, tiling=replace(late.tiling, ahead=100))
+    assert busy < soon.group_cycles(card) == pytest.approx(group - card.dram_ns * card.clock_ghz)
+
+
+def test_blocks_of_a_multiprocessor_share_its_units() -> None:
+    card = of_4090()
+    many = product(rows=64 * 128 * 8, resident=8)
+    assert many.together(card) == 8 and many.group_cycles(card) == 8 * many.busy_cycles(card)
+    assert product(resident=8).together(card) == 1  # there are 128 blocks
+
+
+def test_no_product_is_faster_than_tensor_cores() -> None:
+    for card in CARDS.values():
+        chunk = batches.chunk(card, COUNTED)
+        peak = card.int8_per_clock * card.n_sms * card.clock_ghz / 1000 / card.int8_tops
+        assert 0 < chunk.peak(card, chunk.us(card)) < chunk.peak(card, chunk.products_us(card)) < peak <= 1.05
+
+
+def test_tilings_have_the_numbers_of_the_source() -> None:
+    folder = ROOT / "pyllama2" / "_gpu" / "kernels"
+    mma, dp4a = prompt_model.TILINGS[True], prompt_model.TILINGS[False]
+    assert f"kBlockTiles = {mma.rows // designs.TILE}, " in (folder / "matmul.cu").read_text()
+    assert f"kMatmulThreads = {mma.warps * 32};" in (folder / "matmul.cu").read_text()
+    assert f"kVectors = {dp4a.vectors}, " in (folder / "matmul.cu").read_text()
+    assert f"kMmaVectors = {mma.vectors};" in (folder / "matmul_mma.cu").read_text()
 
 
 def test_tables_are_put_into_a_page() -> None:

@@ -1,0 +1,61 @@
+"""The tables of docs/gpu.md about several tokens at once, in Markdown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import batches
+import designs
+from cards import CARDS
+from compiled import Counted
+from tables import table
+
+
+def several(counted: dict[int, Counted]) -> str:
+    """Return how long a step of eight tokens takes at position 0, and the shares of what it consists of."""
+    head = [
+        "card",
+        "1 token, us",
+        "8 tokens, us",
+        "times",
+        "streams",
+        "instructions",
+        "norms",
+        "boundaries",
+        "the host",
+    ]
+    rows = []
+    for card in CARDS:
+        one = designs.ours(card, counted[card.sm], designs.STAGES[-1]).us(card)
+        step = batches.step(card, counted[card.sm])
+        us = step.us(card)
+        parts = (
+            sum(node.stream_us(card) for node in step.nodes),
+            sum(replace(node, n_bytes=0).stream_us(card) for node in step.nodes),
+            batches.norms_us(card),
+            len(step.nodes) * card.node_us,
+            step.host_us,
+        )
+        rows.append([card.name, f"{one:.0f}", f"{us:.0f}", f"{us / one:.2f}", *(f"{part / us:.0%}" for part in parts)])
+    return table(head, rows)
+
+
+def prompts(counted: dict[int, Counted]) -> str:
+    """Return how long a chunk of a prompt takes, which share of the int8 peak that is, and what the products wait for.
+
+    The last columns are shares of the time of the product of wq.
+    """
+    head = ["card", "products, ms", "of the peak", "chunk, ms", "of the peak", "tokens/s", "tensor cores",
+            "instructions", "shared memory"]  # fmt: skip
+    rows = []
+    for card in CARDS:
+        chunk = batches.chunk(card, counted[card.sm])
+        products, us = chunk.products_us(card), chunk.us(card)
+        wq = chunk.products[0]
+        group = wq.group_cycles(card) / wq.together(card)
+        rows.append([
+            card.name, f"{products / 1000:.1f}", f"{chunk.peak(card, products):.0%}", f"{us / 1000:.1f}",
+            f"{chunk.peak(card, us):.0%}", f"{batches.CHUNK / us * 1e6:.0f}",
+            *(f"{cycles / group:.0%}" for cycles in wq.units(card)),
+        ])  # fmt: skip
+    return table(head, rows)

@@ -1,0 +1,114 @@
+"""A decoding step of 8 tokens, and a chunk of a prompt, of Llama-2 7B, as the models on paper take them.
+
+A step is a chain of nodes as in designs.py. A chunk has the same steps of the model, in a kernel each: products are
+those of prompt_model.py, and all else is bytes, boundaries and, in attention, instructions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import designs
+from cards import Card
+from compiled import SEVERAL, Counted
+from llama_7b import DIM, GROUP, HEAD_DIM, HIDDEN_DIM, N_HEADS, N_LAYERS, VOCAB_SIZE, matrix_bytes
+from prompt_model import Product
+from step_model import LANES, Chain, Node, Step
+
+TOKENS, CHUNK = 8, 256  # of a step, and of a chunk of a prompt
+WARPS = designs.THREADS // 32
+LAUNCH_US = 8.0  # for the host to give a kernel to the GPU, if it is not in a graph: an assumption
+_ATTENTION_LANES = 2.0  # lane-instructions for a product of a query's and a key's, or a weight's and a value's, number
+
+_QUANTIZED = designs.QUANTIZE_GROUP + Chain(l2=1)  # of numbers that another block has written
+# The last block: it adds the squares of all vectors, then each warp quantizes its share of their groups, one by one.
+_NORM_BY_LAST = (
+    Chain(barriers=4, atomics=1, l2=2, alu=TOKENS * DIM / designs.THREADS, shuffles=5 + TOKENS + 4, shared=1)
+    + designs.ROOT + _QUANTIZED.times(TOKENS * DIM / GROUP / WARPS)
+)  # fmt: skip
+_NORM_BY_EACH = (
+    Chain(barriers=3, l2=1, alu=DIM / designs.THREADS, shuffles=9, shared=1)
+    + designs.ROOT + _QUANTIZED.times(DIM / GROUP / WARPS)
+)  # fmt: skip
+
+
+def step(card: Card, counted: Counted, position: int = 0, kv_bytes: int = 2) -> Step:
+    """Return a step of eight tokens at the same position. Arguments are those of designs.ours()."""
+
+    def product(name: str, kernel: str, type: str, parts: tuple[int, ...], columns: int, tail: Chain,
+                tiles: int = 1) -> Node:  # fmt: skip
+        kernel += SEVERAL
+        flight = counted.kernels[kernel].ahead * tiles * GROUP // 2
+        staged = WARPS * counted.kernels[kernel].ahead
+        return Node(
+            name, matrix_bytes(type, parts, columns), sum(-(-rows // designs.TILE) for rows in parts) // tiles,
+            designs.THREADS * flight, counted.residents(kernel, designs.THREADS, card),
+            counted.per_weight(kernel) * sum(parts) * columns, tail=designs.add_up(staged) + tail,
+        )  # fmt: skip
+
+    store = Chain(l2=1)
+    attention = designs.attention(card, counted, position, kv_bytes)
+    attention = replace(attention, n_bytes=TOKENS * attention.n_bytes, blocks=TOKENS * attention.blocks,
+                        instructions=TOKENS * attention.instructions)  # fmt: skip
+    layer = (
+        product("qkv", "matvec_qkv", "q4", (DIM,) * 3, DIM, Chain(l2=3, alu=4)),
+        attention,
+        product("wo", "matvec_residual", "q4", (DIM,), DIM, store + _NORM_BY_LAST),
+        product("w1 w3", "matvec_swiglu", "q4", (HIDDEN_DIM,) * 2, DIM, designs.SWIGLU + store, tiles=2),
+        product("w2", "matvec_residual", "q4", (DIM,), HIDDEN_DIM, store + _NORM_BY_LAST),
+    )
+    embed = Node("embed", TOKENS * DIM // 2, TOKENS, 4 * designs.THREADS, 1, head=store, tail=_NORM_BY_EACH)
+    output = product("output", "matvec", "q8", (VOCAB_SIZE,), DIM, store)
+    output = replace(output, instructions=2 * output.instructions)  # q8 is counted as q4 with twice the work
+    largest = Chain(l2=VOCAB_SIZE / 1024 / 8, alu=VOCAB_SIZE / 1024 * 3, shuffles=10, barriers=1, shared=1)
+    sample = Node("sample", 0, TOKENS, 0, 1, head=largest, tail=store)
+    return Step((embed, *(layer * N_LAYERS), output, sample), designs.HOST_US)
+
+
+def norms_us(card: Card) -> float:
+    """Return the microseconds that a step of eight tokens waits for norms."""
+    return 2 * N_LAYERS * _NORM_BY_LAST.us(card)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A chunk of a prompt: its products, and microseconds of all else.
+
+    Attributes:
+        products: of all layers.
+        others_us: other kernels, with all boundaries.
+        launches: kernels.
+    """
+
+    products: tuple[Product, ...]
+    others_us: float
+    launches: int
+
+    def products_us(self, card: Card) -> float:
+        """Microseconds of the products."""
+        return sum(product.us(card) for product in self.products)
+
+    def us(self, card: Card) -> float:
+        """Microseconds of the chunk: what the GPU takes, or the host for giving it the kernels."""
+        return max(self.products_us(card) + self.others_us, self.launches * LAUNCH_US)
+
+    def peak(self, card: Card, us: float) -> float:
+        """Return the share of the int8 peak of the data sheet that the products are, if they take so long."""
+        return sum(2 * product.multiplications for product in self.products) / us / 1e6 / card.int8_tops
+
+
+def chunk(card: Card, counted: Counted) -> Chunk:
+    """Return the first 256 tokens of a prompt."""
+
+    def product(rows: int, columns: int) -> Product:
+        return Product.counted(counted, card, rows, columns, CHUNK)
+
+    layer = (*(product(DIM, DIM) for _ in range(4)), product(2 * HIDDEN_DIM, DIM), product(DIM, HIDDEN_DIM))
+    numbers, hidden = CHUNK * DIM, CHUNK * HIDDEN_DIM
+    # Two norms, rotation of q and k, appended k and v, attention, its quantization, silu: bytes read and written.
+    n_bytes = (2 * 5 + 2 * 8 + 2 * 6 + 8 + 5) * numbers + 9 * hidden
+    scores = N_HEADS * CHUNK * (CHUNK + 1) / 2
+    attention = 2 * scores * HEAD_DIM * _ATTENTION_LANES / (card.n_sms * LANES * card.clock_ghz * 1000)
+    others = n_bytes / card.attainable_gbs / 1000 + attention
+    kernels = len(layer) + 9
+    return Chunk(layer * N_LAYERS, N_LAYERS * (others + kernels * card.node_us), N_LAYERS * kernels + 1)
