@@ -39,11 +39,11 @@ from .planner import (
     workspace_arrays,
 )
 from .step_graphs import StepGraphs
+from .steps_ahead import SampledStep, StepsAhead
 from .workspace import Workspace
 
 CHUNK = 256  # tokens of a prompt that are computed together
 _NO_TILES = np.empty((0, 2), np.int32)
-_GREEDY = Draw(0.0)
 _MOST_LEFT_OVER = 6  # arrays of a cache and a workspace that are large, and need not fill the last GRANULE
 _T = TypeVar("_T")
 
@@ -68,6 +68,7 @@ class CudaBackend(Stage):
 
     cheap_tokens = DECODE_TOKENS
     survives_fork = False
+    goes_ahead = True
 
     @classmethod
     def unavailable_reason(cls, device: int | None = None) -> str | None:
@@ -136,6 +137,7 @@ class CudaBackend(Stage):
                     cupy, self.config, self._model, self.kv_dtype, self._compute_capability
                 )
         self._graphs = StepGraphs(cupy, self._stream, GRAPHS)
+        self._ahead = StepsAhead(self._stream)
 
     def new_cache(self, n_rows: int, max_seq_len: int) -> CudaKVCache:
         """Make an empty cache. Raises DeviceMemoryError, with the numbers, when there is not enough memory."""
@@ -211,30 +213,35 @@ class CudaBackend(Stage):
                 self._stream.synchronize()  # the inputs may be written over; Ctrl-C takes effect here
         return logits if self.layers.outputs else after
 
-    def sample(self, batch: Batch, cache: KVCache, draws: Sequence[Draw]) -> NDArray[np.int32] | None:
+    def sample(
+        self, batch: Batch, cache: KVCache, draws: Sequence[Draw], following: Sequence[Draw] | None = None
+    ) -> NDArray[np.int32] | None:
         """Tokens (m,) that are sampled on the device, in the same graph as the step; None for more than 8 tokens."""
         self._checked(batch, cache)
-        return self.sample_from(batch, cache, draws, None) if self.can_sample(batch) else None
+        return self.sample_from(batch, cache, draws, None, following) if self.can_sample(batch) else None
 
     def can_sample(self, batch: Batch) -> bool:
         """Whether there are at most 8 tokens, and each of batch.outputs is wanted once."""
         return len(batch.tokens) <= DECODE_TOKENS and 0 < batch.outputs.size == np.unique(batch.outputs).size
 
     def sample_from(
-        self, batch: Batch, cache: KVCache, draws: Sequence[Draw], hidden: NDArray[np.float32] | None
-    ) -> NDArray[np.int32]:
-        """Run the last layers on a batch and sample, as Stage.sample_from() says."""
-        cache, n = self._checked(batch, cache), len(batch.tokens)
-        by_token = [_GREEDY] * n
-        for output, draw in zip(batch.outputs, draws, strict=True):
-            by_token[output] = draw
-        with self._turn():
+        self, batch: Batch, cache: KVCache, draws: Sequence[Draw], hidden: NDArray[np.float32] | None,
+        following: Sequence[Draw] | None = None,
+    ) -> NDArray[np.int32]:  # fmt: skip
+        """Run the last layers on a batch and sample, as Stage.sample_from() says; following is as in sample()."""
+
+        def launch(step: SampledStep) -> None:
+            if step is wanted:  # the device itself makes the inputs of the one that follows
+                if hidden is not None:
+                    work.put_hidden(hidden)
+                work.put(batch, batch.outputs[:0], _NO_TILES, changes=True)
+            work.put_draws(step.draws)
+            self._launch(len(step), step.last, step.cache, wants_logits=True, samples=True)
+
+        wanted = SampledStep.of(batch, self._checked(batch, cache), draws)
+        with self._turn(uses_ahead=True):
             work = self._workspace()
-            if hidden is not None:
-                work.put_hidden(hidden)
-            work.put_draws(by_token)
-            self._decode(batch, cache, samples=True)
-            return work.fetch_sampled(n)[batch.outputs]
+            return self._ahead.sample(wanted, following, launch, work)
 
     def _checked(self, batch: Batch, cache: KVCache) -> CudaKVCache:
         if not isinstance(cache, CudaKVCache):
@@ -248,20 +255,23 @@ class CudaBackend(Stage):
         if wanted.size:
             logits[wanted] = self._workspace().fetch_logits(len(part.tokens))[part.outputs]
 
-    def _decode(self, part: Batch, cache: CudaKVCache, *, samples: bool = False) -> None:
+    def _decode(self, part: Batch, cache: CudaKVCache) -> None:
         """Compute a step of 1 to 8 tokens: one graph."""
-        forward, work, n = self._forward_open(), self._workspace(), len(part.tokens)
-        work.put(part, part.outputs[:0], _NO_TILES, changes=samples)
-        spans = spans_of(int(part.positions.max()) + 1)
-        spans = min(1 << (spans - 1).bit_length(), spans_of(cache.max_seq_len))
+        self._workspace().put(part, part.outputs[:0], _NO_TILES)
+        self._launch(len(part.tokens), int(part.positions.max()), cache, wants_logits=part.outputs.size > 0)
+
+    def _launch(self, n: int, last: int, cache: CudaKVCache, *, wants_logits: bool, samples: bool = False) -> None:
+        """Launch a step of n tokens. last is the largest of their positions."""
+        forward, work = self._forward_open(), self._workspace()
+        spans = min(1 << (spans_of(last + 1) - 1).bit_length(), spans_of(cache.max_seq_len))
         forward.prepare(n)
 
         def launch() -> None:
-            forward.decode_step(n, cache, spans * SPAN, part.outputs.size > 0, work)
+            forward.decode_step(n, cache, spans * SPAN, wants_logits, work)
             if samples:
                 forward.sample(n, work)
 
-        self._graphs.run(cache, (n, spans, part.outputs.size > 0, samples), launch)
+        self._graphs.run(cache, (n, spans, wants_logits, samples), launch)
 
     def _many(self, part: Batch, cache: CudaKVCache, logits: NDArray[np.float32], wanted: NDArray[np.intp]) -> None:
         """Compute a chunk of prompts, launched kernel by kernel."""
@@ -313,21 +323,28 @@ class CudaBackend(Stage):
     def _release(self) -> None:
         if self._model is not None:
             self._stream.synchronize()
+            self._ahead.forget()
             self._graphs.clear()
             self._model = self._forward = self._work = None
             self._cupy.get_default_memory_pool().free_all_blocks()
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """A block for one thread at a time, with the backend's device and stream. The backend must be open."""
+    def _turn(self, *, uses_ahead: bool = False) -> Iterator[None]:
+        """A block for one thread at a time, with the backend's device and stream. The backend must be open.
+
+        A step that was begun ahead is dropped before, unless the block uses it.
+        """
         self._model_open()
         if self._lock.held_here:
             raise ValueError(AMID_A_STEP)
         with self._lock, self._device, self._stream:
             self._model_open()
             try:
+                if not uses_ahead:
+                    self._ahead.drop()
                 yield
             except BaseException:
+                self._ahead.forget()
                 with suppress(RuntimeError):  # of CUDA: the first error says more
                     self._stream.synchronize()  # a copy that is under way reads what the next pass would write over
                 raise

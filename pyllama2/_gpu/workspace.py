@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from ..storage.weights import Quantization
 from .launchers.sample import encode
 from .layout import Kind, Vectors, allocate, copy_to
 from .planner import DECODE_TOKENS, INPUTS, input_kinds, workspace_arrays
+
+STEPS_AT_ONCE = 2  # steps that the device may have: it computes one, and has the inputs of the next
 
 
 class Workspace:
@@ -71,9 +74,11 @@ class Workspace:
         (self.final,) = vectors("final", config.dim).values()
         self.draws, self.sampled = arrays["draws"], arrays["sampled"]
         self._inputs = Mirror(cupy, arrays["inputs"].reshape(-1))
-        self._draws = Mirror(cupy, self.draws)
+        self._draws = Mirror(cupy, self.draws, STEPS_AT_ONCE)
         self._fetched = pinned(cupy, self.logits.shape, np.float32)
-        self._fetched_ids = pinned(cupy, self.sampled.shape, np.int32)
+        self._fetched_ids = pinned(cupy, (STEPS_AT_ONCE, *self.sampled.shape), np.int32)
+        self._fetches = [cupy.cuda.Event(disable_timing=True) for _ in range(STEPS_AT_ONCE)]
+        self._slot = 0
         self._hidden = pinned(cupy, (2, *self.x.shape), np.float32) if hands_over else None
 
     def put(self, part: Batch, outputs: NDArray[np.int32], tiles: NDArray[np.int32], *, changes: bool = False) -> None:
@@ -100,22 +105,38 @@ class Workspace:
             self._inputs.forget()
 
     def put_draws(self, draws: Sequence[Draw]) -> None:
-        """Copy the draws of a pass, at most 8, to the device, unless they are there already."""
-        encode(draws, self._draws.staged)
-        self._draws.push(len(self._draws.staged))
+        """Copy the draws of a step, at most 8, to the device, unless they are there already.
 
-    def fetch_sampled(self, n: int) -> NDArray[np.int32]:
-        """Wait for the device. Returns the first n tokens that were sampled, valid until the next call.
-
-        The device has already put them, and the next positions, into the inputs of the next step. put() does not copy
-        those again.
+        Of the steps before it, only the last one may still be under way.
         """
-        sampled: NDArray[np.int32] = np.asarray(self.sampled[:n].get(out=self._fetched_ids[:n]))
+        encode(draws, self._draws.staged)
+        self._draws.push(len(draws))
+
+    def begin_fetch(self, n: int) -> int:
+        """Have the first n tokens that a step samples copied to the host. Returns what fetch_sampled() needs.
+
+        The tokens of the step before the last must have been fetched.
+        """
+        self._slot = (self._slot + 1) % STEPS_AT_ONCE
+        self.sampled[:n].get(out=self._fetched_ids[self._slot, :n], blocking=False)
+        self._fetches[self._slot].record()
+        return self._slot
+
+    def fetch_sampled(self, slot: int, n: int) -> NDArray[np.int32]:
+        """Wait for the step for which begin_fetch() gave slot, and for no later one. Returns its n tokens."""
+        self._fetches[slot].synchronize()
+        return self._fetched_ids[slot, :n].copy()
+
+    def confirm_inputs(self, tokens: NDArray[np.int32], positions: NDArray[np.int32]) -> None:
+        """Note that the last step sampled tokens at positions: the device made the inputs of the next one of them.
+
+        put() does not copy those again.
+        """
+        n = len(tokens)
         inputs = self._inputs.staged[: INPUTS * DECODE_TOKENS].reshape(INPUTS, DECODE_TOKENS)
-        inputs[0, :n] = np.maximum(sampled, 0)
-        inputs[2, :n] += 1
+        inputs[0, :n] = np.maximum(tokens, 0)
+        inputs[2, :n] = positions + 1
         self._inputs.confirm(INPUTS * DECODE_TOKENS)
-        return sampled
 
     def put_hidden(self, hidden: NDArray[np.float32]) -> None:
         """Copy the residual stream (n, dim) of a pass to x. The pass must end before this is called again."""
@@ -135,29 +156,39 @@ class Workspace:
 
 
 class Mirror:
-    """A device array and a copy of it on the host. What the device has already is not copied again.
+    """A device array and copies of it on the host. What the device has already is not copied again.
+
+    Args:
+        cupy: the module, or a stand-in.
+        device: the array.
+        n_staged: pieces of host memory, which take turns: one may be filled while another is still to be copied.
 
     Attributes:
         device: the array.
-        staged: host memory of the same shape and dtype, to be filled before push().
     """
 
-    def __init__(self, cupy: Any, device: Any) -> None:
+    def __init__(self, cupy: Any, device: Any, n_staged: int = 1) -> None:
         self.device = device
-        self.staged = pinned(cupy, device.shape, device.dtype)
-        self._held: bytes | None = None  # bytes at the beginning of device; None: unknown
+        self._staged: deque[NDArray[Any]] = deque(pinned(cupy, (n_staged, *device.shape), device.dtype))
+        self._held = b""  # bytes at the beginning of device, as far as they are known
+
+    @property
+    def staged(self) -> NDArray[Any]:
+        """Host memory of the same shape and dtype, to be filled before push()."""
+        return self._staged[0]
 
     def push(self, n: int) -> None:
-        """Copy staged[:n] to device[:n], unless they are equal."""
+        """Copy staged[:n] to device[:n], unless they are equal. Then staged is the next piece."""
         wanted = self.staged[:n].tobytes()
-        if wanted != self._held:
-            self._held = None  # in case the copy fails
+        if not self._held.startswith(wanted):
+            self._held = b""  # in case the copy fails
             self.device[:n].set(self.staged[:n])
             self._held = wanted
+            self._staged.rotate()
 
     def forget(self) -> None:
         """Note that kernels will write to device."""
-        self._held = None
+        self._held = b""
 
     def confirm(self, n: int) -> None:
         """Note that kernels have written to device[:n] what is in staged[:n]."""

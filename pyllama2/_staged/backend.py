@@ -128,7 +128,9 @@ class StagedBackend(Backend):
                     logits[wanted] = last.run(part, cache.caches[-1], hidden)
         return logits
 
-    def sample(self, batch: Batch, cache: KVCache, draws: Sequence[Draw]) -> NDArray[np.int32] | None:
+    def sample(
+        self, batch: Batch, cache: KVCache, draws: Sequence[Draw], following: Sequence[Draw] | None = None
+    ) -> NDArray[np.int32] | None:
         """Tokens (m,) that the last device samples; None if it is the CPU, or cannot sample for this batch."""
         cache = self._checked(batch, cache)
         with self._turn() as (*_, last):

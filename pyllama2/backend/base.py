@@ -155,6 +155,8 @@ class Backend(ABC):
     cheap_tokens = 12
     # Whether a forked process may go on using it.
     survives_fork = True
+    # Whether sample() begins the step that follows, if it is told how that one samples.
+    goes_ahead = False
 
     @classmethod
     @abstractmethod
@@ -196,13 +198,20 @@ class Backend(ABC):
             ClosedError: the backend or the cache is closed.
         """
 
-    def sample(self, batch: Batch, cache: KVCache, draws: Sequence[Draw]) -> NDArray[np.int32] | None:
+    def sample(
+        self, batch: Batch, cache: KVCache, draws: Sequence[Draw], following: Sequence[Draw] | None = None
+    ) -> NDArray[np.int32] | None:
         """Run the model on a batch and sample on the device, so that logits need not be copied.
 
         Args:
             batch: as in forward().
             cache: as in forward().
             draws: how to sample, one for each of batch.outputs.
+            following: how the step after this one will probably sample, which feeds each token that is sampled here,
+                at the next position of its row. A backend that goes_ahead may begin it before this one's tokens are
+                known. A later call that wants that step, or some of its sequences, finds it done. Any other use of the
+                cache waits for it and drops it; keys and values at those positions are undefined then. It changes no
+                result.
 
         Returns:
             Tokens (m,) int32, -1 where logits are not finite. None if this backend cannot do it for this batch: then

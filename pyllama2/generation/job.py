@@ -56,6 +56,7 @@ class Job:
         self.text = text
         self.queue: deque[Update] = deque()
         self.row: CacheRow | None = None
+        self.in_vain = False  # it wants a row, and there was none when last one became free
         self.error: BaseException | None = None
         self.cancelled = False
         self.arrival: int | None = None  # its place in the order of arrival; None before its first update was asked for
@@ -93,6 +94,22 @@ class Job:
     def may_lose_row(self) -> bool:
         """Whether a text that waits for a row may have its row."""
         return self.paused or (self.handover is not None and self.handover.stalled)
+
+    @property
+    def may_step(self) -> bool:
+        """Whether the next step may feed something of it."""
+        return self.row is not None and not self.ended and not self.paused and self.handover is None
+
+    @property
+    def may_join(self) -> bool:
+        """Whether a step that it is not in may be followed by one that it is in."""
+        return self.may_step or (self.wants_row and not self.in_vain) or self.handover is not None
+
+    @property
+    def surely_goes_on(self) -> bool:
+        """Whether it is in the step after the next one, too, unless it is cancelled or its token ends it."""
+        waits = self.ahead is not None and len(self.queue) + 1 >= self.ahead
+        return not self.ended and not waits and self.text.room_for_guesses > 0
 
     @property
     def n_left(self) -> int:
@@ -215,8 +232,13 @@ def batch_of(parts: Sequence[StepInput]) -> Batch:
     return Batch(*(np.array(column, np.int32) for column in (tokens, rows, positions, outputs)))
 
 
-def compute(backend: Backend, parts: Sequence[StepInput], batch: Batch, cache: KVCache) -> Results:
-    """Logits (m, vocab_size) of the batch's outputs, or m tokens if the device can sample for all texts."""
+def compute(
+    backend: Backend, parts: Sequence[StepInput], batch: Batch, cache: KVCache, following: Sequence[Draw] | None
+) -> Results:
+    """Logits (m, vocab_size) of the batch's outputs, or m tokens if the device can sample for all texts.
+
+    following: how the next step samples, if it is known, as in Backend.sample().
+    """
     draws: list[Draw] = []
     for part in parts:
         if part.n_outputs:
@@ -224,7 +246,7 @@ def compute(backend: Backend, parts: Sequence[StepInput], batch: Batch, cache: K
             if of_part is None:
                 return backend.forward(batch, cache)
             draws += of_part
-    tokens = backend.sample(batch, cache, draws)
+    tokens = backend.sample(batch, cache, draws, following)
     return backend.forward(batch, cache) if tokens is None else tokens.tolist()
 
 

@@ -6,6 +6,7 @@
            token of every other text, with guesses of what follows it (prompt_lookup.py)
            -> each text samples its next token, and more while guesses were right -> updates in the jobs' queues;
            texts with logits processors are sampled by their own callers (handover.py)
+           a device may compute the next step meanwhile, which is taken before anything else is begun (ahead.py)
 
 Texts join and leave at any step, in order of arrival when there are too few rows. A text runs at most AHEAD updates
 ahead of its consumer. Then it pauses, and gives up its row if another text waits for one. Of a long list, only the
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
@@ -27,22 +28,18 @@ from ..errors import ClosedError, NumericalError, Pyllama2Error
 from ..process.forking import renew_after_fork
 from ..process.interrupts import Interrupts
 from ..process.locks import Lock
+from .ahead import StepAhead
 from .completion import Completion
 from .draft import DraftModel, NoDraft
+from .feeding import cheap_guesses, parts_of
 from .generation import Generation, Update
 from .handover import Handovers
-from .job import Job, Results, SamplingTime, StepInput, advance, batch_of, compute, settle, split_results
+from .job import Job, Results, SamplingTime, StepInput, advance, batch_of, settle, split_results
 from .prefix_cache import MAX_ROWS, PrefixCache
 
 # Texts of one list that exist at a time: those in rows, and as many that come next, since rows may become free while
 # another caller drives.
 _AT_ONCE = 2 * MAX_ROWS
-# Most prompt tokens in a step; fewer while other texts are decoded, which wait for the step.
-_PROMPT_TOKENS = 512
-_PROMPT_TOKENS_BESIDE_OTHERS = 128
-# A prompt waits for an earlier one that is computing the same tokens, if they are at least this many.
-_WORTH_WAITING = 32
-
 _FORKED = "the process was forked while this text took a token; generate it anew"
 
 T = TypeVar("T")
@@ -73,6 +70,7 @@ class Scheduler:
         self._jobs: list[Job] = []  # only the driver uses it; in order of arrival
         self.sampling_time = SamplingTime()
         self._handovers = Handovers(self._lock, advance, self.sampling_time)
+        self._ahead = StepAhead(backend, wanted=draft is None)
         renew_after_fork(self, Scheduler._renew_in_child)
 
     def _renew_in_child(self) -> None:
@@ -93,6 +91,7 @@ class Scheduler:
         self._driver = None
         self._rows.close()
         self._draft.forget()
+        self._ahead.forget()
         for job in self._jobs:
             job.row = None
             if job.advancing and job.handover is None:
@@ -252,6 +251,7 @@ class Scheduler:
             self._jobs.clear()
             self._rows.close()
             self._draft.close()
+            self._ahead.forget()
         with self._lock:
             self._driver = None
             self._release_waiters()
@@ -274,19 +274,21 @@ class Scheduler:
             self._arrivals.clear()
             self._clock += 1
         self._retire()
-        self._admit()
+        parts = self._ahead.parts()
+        if not parts:
+            self._admit()
         started = time.perf_counter()
-        parts = self._parts()
+        parts = parts or parts_of(self._jobs, self._rows, self._backend)
         if parts:
             assert self._rows.cache is not None
             has_prompt = any(len(part.tokens) > 1 for part in parts)
             decodes = all(len(part.tokens) == 1 and part.n_outputs for part in parts)
             if decodes:
-                self._draft.guess(parts, self._cheap_guesses(parts), interrupts)
+                self._draft.guess(parts, cheap_guesses(self._backend, len(parts)), interrupts)
             batch = batch_of(parts)
             computing = time.perf_counter()
             with interrupts.allowed():
-                results = compute(self._backend, parts, batch, self._rows.cache)
+                results = self._ahead.compute(parts, batch, self._rows.cache, self._jobs)
             now = time.perf_counter()
             elapsed, computed = now - started, now - computing
             sampling = list(split_results(parts, results))
@@ -301,6 +303,7 @@ class Scheduler:
         if not self._jobs:
             self._rows.trim()
             self._draft.trim()
+            self._ahead.forget()
 
     def _sample(
         self,
@@ -330,6 +333,8 @@ class Scheduler:
             if job.ended and job.row is not None:
                 self._rows.release(job.row)
                 job.row = None
+                for other in self._jobs:
+                    other.in_vain = False
             if job.ended:
                 self._draft.release(job)
         if any(isinstance(job.error, NumericalError) for job in self._jobs):
@@ -338,11 +343,12 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Give rows to the texts that wait for one, in order of arrival."""
-        for job in self._jobs:
-            if not job.wants_row:
-                continue
+        waiting = [job for job in self._jobs if job.wants_row]
+        for i, job in enumerate(waiting):
             try:
                 if not self._provide_row(job):
+                    for other in waiting[i:]:
+                        other.in_vain = True
                     return
                 row = self._rows.acquire(job.text.context)
             except Exception as error:
@@ -364,33 +370,3 @@ class Scheduler:
             assert longest_ago.row is not None
             self._rows.release(longest_ago.row)
             longest_ago.row = None
-
-    def _parts(self) -> list[StepInput]:
-        """What the next step feeds of each text: its newest token, or a part of its prompt as far as there is room."""
-        active = [job for job in self._jobs if job.row is not None and not job.paused and job.handover is None]
-        room = _PROMPT_TOKENS_BESIDE_OTHERS if any(job.n_left == 1 for job in active) else _PROMPT_TOKENS
-        parts: list[StepInput] = []
-        prompts: list[list[int]] = []  # those that are being computed, or wait
-        for job in active:
-            row, ids = job.row, job.text.context
-            assert row is not None
-            if job.n_left > 1:
-                job.text.add_cached(self._rows.extend(row, ids))
-            start = len(row.ids)
-            end = start + 1
-            if end < len(ids):
-                shared = start + _WORTH_WAITING
-                waits = any(len(ids) > shared and ids[:shared] == other[:shared] for other in prompts)
-                prompts.append(ids)
-                end = start if waits else min(len(ids), start + room)
-                room -= end - start
-            if end > start:
-                parts.append(StepInput(job, row, start, ids[start:end], ids))
-        if not prompts:
-            for part in parts:
-                part.guesses = part.job.text.guess(self._cheap_guesses(parts))
-        return parts
-
-    def _cheap_guesses(self, parts: Sequence[StepInput]) -> int:
-        """How many guesses each text may have so that a step does not take much longer."""
-        return (self._backend.cheap_tokens - len(parts)) // len(parts)

@@ -35,7 +35,7 @@ class Stream:
         self.device_id = 0
         self._submitted = self._completed = 0
         self._waits: dict[int, int] = {}  # stream pointer -> its operations that come before this stream's next ones
-        self._deferred: list[Callable[[], None]] = []
+        self._deferred: list[tuple[int, Callable[[], None]]] = []  # after this many operations
         self._recorded: list[Recorded] | None = None
         self.device.streams.add(self)
 
@@ -66,14 +66,17 @@ class Stream:
         """Waits for all work of this stream."""
         if self._recorded is not None or self.device.capturing:
             raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported", 900, "waiting for a stream in a capture")
-        self._completed = self._submitted
-        for action in self._deferred:
-            action()
-        self._deferred.clear()
+        self.complete(self._submitted)
+
+    def complete(self, number: int) -> None:
+        """The host has waited for so many operations."""
+        self._completed = max(self._completed, number)
+        while self._deferred and self._deferred[0][0] <= self._completed:
+            self._deferred.pop(0)[1]()
 
     def when_synchronized(self, action: Callable[[], None]) -> None:
-        """Does something as soon as the host waits for this stream."""
-        self._deferred.append(action)
+        """Does something as soon as the host waits for what this stream was given so far."""
+        self._deferred.append((self._submitted, action))
 
     def record(self, event: Event | None = None) -> Event:
         """Marks the work that was given to this stream so far."""
@@ -167,9 +170,7 @@ class Event:
         """Waits for the work before the event."""
         if self.stream is not None:
             self.device.refuse_while_capturing("waiting for an event")
-            self.stream._completed = max(self.stream._completed, self.number)
-            if self.stream.done:
-                self.stream.synchronize()
+            self.stream.complete(self.number)
 
     @property
     def done(self) -> bool:

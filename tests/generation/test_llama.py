@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import pyllama2
 from pyllama2 import ContextLengthError, Llama, NumericalError, SamplingParams
-from pyllama2.generation import prefix_cache, scheduler
+from pyllama2.generation import feeding, prefix_cache
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,8 +63,8 @@ class TestGenerate:
         alone = [llm.generate(prompt, params) for prompt in prompts]
         monkeypatch.setattr(prefix_cache, "MAX_ROWS", 3)
         monkeypatch.setattr(prefix_cache, "_KEPT_ROWS", 1)
-        monkeypatch.setattr(scheduler, "_PROMPT_TOKENS", 4)
-        monkeypatch.setattr(scheduler, "_PROMPT_TOKENS_BESIDE_OTHERS", 2)
+        monkeypatch.setattr(feeding, "_PROMPT_TOKENS", 4)
+        monkeypatch.setattr(feeding, "_PROMPT_TOKENS_BESIDE_OTHERS", 2)
         with Llama(path) as small:
             assert all(map(same, small.generate(prompts, params), alone))
             assert same(small.generate(prompts[8], params), alone[8])

@@ -124,7 +124,10 @@ class TestChoosingDevices:
         """How many tokens were sampled in each step, by a CpuBackend that can."""
         found: list[int] = []
 
-        def sample(self: CpuBackend, batch: Batch, cache: KVCache, draws: Sequence[Draw]) -> NDArray[np.int32] | None:
+        def sample(
+            self: CpuBackend, batch: Batch, cache: KVCache, draws: Sequence[Draw], following: Sequence[Draw] | None
+        ) -> NDArray[np.int32] | None:
+            assert following is None  # it does not go ahead
             if len(batch.tokens) > 20:
                 return None
             logits = self.forward(batch, cache)
