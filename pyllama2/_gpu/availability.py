@@ -139,6 +139,11 @@ def compute_capability(cupy: Any, device: int | None = None) -> int:
     return int(properties["major"]) * 10 + int(properties["minor"])
 
 
+def n_multiprocessors(cupy: Any, device: int) -> int:
+    """Return the number of multiprocessors of a device."""
+    return int(cupy.cuda.runtime.getDeviceProperties(device)["multiProcessorCount"])
+
+
 def _too_old(cupy: Any) -> str | None:
     version = tuple(int(number) for number in re.findall(r"\d+", cupy.__version__)[:2])
     if version < LEAST_CUPY:

@@ -134,7 +134,12 @@ class CudaBackend(Stage):
                     file.check()
                 cupy.get_default_memory_pool().free_all_blocks()  # what the weights were copied through
                 self._forward: Forward | None = Forward(
-                    cupy, self.config, self._model, self.kv_dtype, self._compute_capability
+                    cupy,
+                    self.config,
+                    self._model,
+                    self.kv_dtype,
+                    self._compute_capability,
+                    availability.n_multiprocessors(cupy, self._device.id),
                 )
         self._graphs = StepGraphs(cupy, self._stream, GRAPHS)
         self._ahead = StepsAhead(self._stream)
@@ -296,7 +301,7 @@ class CudaBackend(Stage):
             device=self._name,
             gpu=properties["name"].decode(errors="replace"),
             compute_capability=f"{self._compute_capability // 10}.{self._compute_capability % 10}",
-            n_multiprocessors=int(properties["multiProcessorCount"]),
+            n_multiprocessors=availability.n_multiprocessors(self._cupy, self._device.id),
             kv_dtype=self.kv_dtype,
             weight_bytes=weight_bytes,
             scratch_bytes=self._work.nbytes if self._work else 0,

@@ -22,7 +22,7 @@ from .launchers.matmul import Bias, Matmul, Rope
 from .launchers.matvec import Matvec, QkvMatvec
 from .launchers.sample import Sample
 from .launchers.vectors import Norm, Normed, VectorKernels
-from .layout import DeviceMatrix, Kind, Vectors
+from .layout import TILE_ROWS, DeviceMatrix, Kind, Vectors
 from .workspace import Workspace
 
 
@@ -37,11 +37,13 @@ class Forward:
         model: the weights.
         kv_dtype: of every cache, "float16" or "int8".
         compute_capability: of the device: 80 for 8.0.
+        n_multiprocessors: of the device.
     """
 
     def __init__(
-        self, cupy: Any, config: ModelConfig, model: DeviceModel, kv_dtype: str, compute_capability: int
-    ) -> None:
+        self, cupy: Any, config: ModelConfig, model: DeviceModel, kv_dtype: str, compute_capability: int,
+        n_multiprocessors: int,
+    ) -> None:  # fmt: skip
         self._cupy, self._config, self._kv_dtype = cupy, config, kv_dtype
         self._model = model
         layers, table = model.layers, model.tok_embeddings
@@ -57,6 +59,8 @@ class Forward:
         self._bias = Bias(cupy)
         self._sample_kernel = Sample(cupy)
         self.attend_prompt = AttendPrompt(cupy, config, kv_dtype)
+        # With fewer tiles of dim rows than multiprocessors, halves of tiles are given to all of them.
+        self._halves = -(-config.dim // TILE_ROWS) < n_multiprocessors
         self._matvecs: dict[tuple[tuple[Kind, Kind], int, bool], Matvec] = {}
         self._qkv_matvecs: dict[tuple[Kind, int], QkvMatvec] = {}
         # What products of few tokens there are: kinds of the matrix and of the next one -> methods of Matvec.
@@ -195,7 +199,9 @@ class Forward:
     def _matvec_of(self, pair: tuple[Kind, Kind], n: int, *, norms: bool) -> Matvec:
         if (pair, n, norms) not in self._matvecs:
             kind, to = pair
-            self._matvecs[pair, n, norms] = Matvec(self._cupy, *kind, n, sorted(self._methods[pair]), to, norms=norms)
+            self._matvecs[pair, n, norms] = Matvec(
+                self._cupy, *kind, n, sorted(self._methods[pair]), to, norms=norms, halves=norms and self._halves
+            )
         return self._matvecs[pair, n, norms]
 
     def _qkv_matvec(self, kind: Kind, n: int) -> QkvMatvec:

@@ -18,6 +18,7 @@ KERNELS = {
     "matvec": (
         "matvec<4, 64, 1>",
         "matvec_residual<4, 64, 1>",
+        "matvec_residual<4, 64, 1, 64, 16>",
         "matvec_swiglu<4, 64, 1>",
         "matvec<4, 64, 1, true>",
         "matvec_swiglu<4, 64, 1, 4, 64, true>",
@@ -34,7 +35,8 @@ KERNELS = {
     "matmul": ("matmul<4, 64>",),
     "matmul_mma": ("matmul_mma<4, 64>",),
 }  # file -> kernels
-NORMED, SEVERAL = " with a norm", " of 8"  # at the end of the name of a kernel that norms its vector, or has eight
+# At the end of the name of a kernel that norms its vector, has eight, or whose blocks have half of a tile.
+NORMED, SEVERAL, HALVES = " with a norm", " of 8", " of half tiles"
 
 
 @dataclass(frozen=True)
@@ -102,4 +104,4 @@ def _name(expression: str) -> str:
     values = arguments.split(", ")
     if name.startswith("matvec") and values[2] != "1":
         return name + SEVERAL
-    return name + (NORMED if values[-1] == "true" else "")
+    return name + {"true": NORMED, "16": HALVES}.get(values[-1], "")

@@ -50,6 +50,9 @@ def expressions(columns: range) -> dict[str, list[str]]:
     ends = sorted({columns[0], columns[-1]})  # the rest of a kernel does not depend on the next matrix
     mixed = [f"matvec_residual<{bits}, {group}, {n}, {following}>"
              for (bits, group), n, following in product(MIXED, ends, GROUPS) if group != following]  # fmt: skip
+    halves = [f"matvec_residual<{bits}, {group}, 1, {following}, 16>"
+              for (bits, group), following in product(FORMATS, GROUPS)
+              if group == following or (bits, group) in MIXED]  # fmt: skip
     normed = [f"matvec<{bits}, {group}, 1, true>" for bits, group in FORMATS]
     normed += [f"matvec_swiglu<{bits}, {group}, 1, {bits}, {group}, true>" for bits, group in FORMATS]
     mixed += [f"matvec_swiglu<{bits}, {group}, {n}, {next_bits}, {following}>"
@@ -63,7 +66,7 @@ def expressions(columns: range) -> dict[str, list[str]]:
         "norm": [f"{name}<{group}>" for name in ("rms_norm_quantize", "quantize") for group in GROUPS],
         "embed": tables + [f"embed_plain<{number}, {group}>" for number in ("float", "__half") for group in GROUPS],
         "matvec": [name + rest for name in ("matvec", "matvec_residual", "matvec_swiglu") for rest in products]
-        + normed + mixed,
+        + halves + normed + mixed,
         "matvec_qkv": [f"matvec_qkv<{bits}, {group}, {n}, {rest}>"
                        for (bits, group), n, rest in product(FORMATS, columns, heads)]
         + [f"matvec_qkv<{bits}, {group}, 1, {rest}, true>" for (bits, group), rest in product(FORMATS, heads)],

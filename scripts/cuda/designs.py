@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from cards import Card
-from compiled import NORMED, Counted
+from compiled import HALVES, NORMED, Counted
 from llama_7b import DIM, GROUP, HEAD_DIM, HIDDEN_DIM, N_HEADS, N_LAYERS, VOCAB_SIZE, matrix_bytes
 from step_model import Chain, Node, Step
 
@@ -29,18 +29,24 @@ class Design:
         name: for tables.
         norms_at_head: the block that needs a normed vector norms it, with 512 sums. Else the last block of the kernel
             before does it, with 8 sums.
+        half_tiles: wo and w2 have a block for each half of a tile, if there are fewer tiles than multiprocessors.
         ahead: the next step is given to the GPU before the host has the token.
     """
 
     name: str
     norms_at_head: bool = False
+    half_tiles: bool = False
     ahead: bool = False
 
 
 # Each adds something to the one before it. The last one is what the source has.
-STAGES = (Design("before"), Design("norms", norms_at_head=True))
+STAGES = (
+    Design("before"),
+    Design("norms", norms_at_head=True),
+    Design("half tiles", norms_at_head=True, half_tiles=True),
+)
 # What is not written yet.
-PLANNED = (Design("ahead", norms_at_head=True, ahead=True),)
+PLANNED = (replace(STAGES[-1], name="ahead", ahead=True),)
 
 # The host gets the token, chooses what to do, and gives the next graph: an assumption for this project's Python.
 HOST_US, AHEAD_US = 150.0, 4.0
@@ -80,25 +86,26 @@ def ours(card: Card, counted: Counted, design: Design, position: int = 0, kv_byt
     """
 
     def product(name: str, kernel: str, type: str, parts: tuple[int, ...], columns: int, tail: Chain,
-                tiles: int = 1, normed: bool = False) -> Node:  # fmt: skip
+                tiles: int = 1, normed: bool = False, may_halve: bool = False) -> Node:  # fmt: skip
         n_bytes = matrix_bytes(type, parts, columns)
         norm = design.norms_at_head and normed
-        kernel += NORMED if norm else ""
         blocks = sum(-(-rows // TILE) for rows in parts) // tiles
+        halves = 2 if design.half_tiles and may_halve and blocks < card.n_sms else 1
+        kernel += NORMED if norm else HALVES if halves == 2 else ""
         return Node(
-            name, n_bytes + (4 * DIM if norm else 0), blocks, THREADS * FLIGHT,
+            name, n_bytes + (4 * DIM if norm else 0), halves * blocks, THREADS * FLIGHT,
             counted.residents(kernel, THREADS, card),
             counted.per_weight(kernel) * sum(parts) * columns,
-            beside=_NORM_AT_HEAD if norm else Chain(), tail=add_up(STAGED) + tail,
+            beside=_NORM_AT_HEAD if norm else Chain(), tail=add_up(halves * STAGED) + tail,
         )  # fmt: skip
 
     norm = _STORE if design.norms_at_head else Chain(l2=1) + _STORE + _NORM_BY_LAST  # and what was there before
     layer = (
         product("qkv", "matvec_qkv", "q4", (DIM,) * 3, DIM, Chain(l2=2, alu=4) + _STORE, normed=True),
         attention(card, counted, position, kv_bytes),
-        product("wo", "matvec_residual", "q4", (DIM,), DIM, norm),
+        product("wo", "matvec_residual", "q4", (DIM,), DIM, norm, may_halve=True),
         product("w1 w3", "matvec_swiglu", "q4", (HIDDEN_DIM,) * 2, DIM, SWIGLU + _STORE, tiles=2, normed=True),
-        product("w2", "matvec_residual", "q4", (DIM,), HIDDEN_DIM, norm),
+        product("w2", "matvec_residual", "q4", (DIM,), HIDDEN_DIM, norm, may_halve=True),
     )
     embed = Node("embed", DIM // 2 + DIM // GROUP * 2, 1, 4 * THREADS, 1, head=Chain(l2=1), tail=norm)
     output = product("output", "matvec", "q8", (VOCAB_SIZE,), DIM, _STORE, normed=True)

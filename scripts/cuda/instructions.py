@@ -10,6 +10,7 @@ from sass import Instruction, Loop, loops
 WARPS = 16  # in a block, as kWarps in product.cu
 _PRODUCTS = ("IDP", "IMMA")
 _BYTES = {"128": 16, "64": 8}  # of a load or store, by its mnemonic's end; others are words, or less
+TILE_ROWS = 32  # a row for each lane; the warp that adds up half of a tile has lanes without a row
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ def inner_loop(expression: str, instructions: list[Instruction], labels: dict[st
     Returns:
         The counts. None for other kernels.
     """
-    match = re.match(r"(matvec\w*)<(\d), (\d+), (\d)\b", expression)
+    match = re.match(r"(matvec\w*)<(\d), (\d+), (\d)\b(?:, \d+, (16)>)?", expression)
     if not match:
         return None
     tiles = 2 if match[1] == "matvec_swiglu" else 1
-    bits, group, columns = int(match[2]), int(match[3]), int(match[4])
+    bits, group, columns, rows = int(match[2]), int(match[3]), int(match[4]), int(match[5] or TILE_ROWS)
     outer = [loop for loop in loops(instructions, labels) if _has(loop, "BAR") and _has(loop, "IDP")]
     if len(outer) != 1:
         raise ValueError(f"{expression} has {len(outer)} loops with products, not one")
@@ -70,7 +71,8 @@ def inner_loop(expression: str, instructions: list[Instruction], labels: dict[st
     per_group = max((len(loop.body) * tiles / sum(i.kind == "FFMA" for i in loop.body) for loop in adding), default=0.0)
     each_warp, adding_warp = _shares(own, instructions, labels)
     of_a_pass = each_warp + passes * sum(len(loop.body) for loop in of_columns) + adding_warp * columns / WARPS
-    return InnerLoop(of_a_pass / (ahead * group * tiles) + columns * per_group / (group * tiles), ahead)
+    per_group *= columns * TILE_ROWS / rows
+    return InnerLoop(of_a_pass / (ahead * group * tiles) + per_group / (group * tiles), ahead)
 
 
 def staging_loop(expression: str, instructions: list[Instruction], labels: dict[str, int]) -> StagingLoop | None:

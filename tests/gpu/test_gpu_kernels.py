@@ -205,6 +205,25 @@ def test_residual_is_added_and_normed_by_the_last_block(
             assert getattr(normed, name).get().tobytes() == getattr(separate, name).get().tobytes()
 
 
+@pytest.mark.parametrize("columns", [30, 172, 4096, 11008])
+@pytest.mark.parametrize(("type", "group_size"), FORMATS)
+def test_a_block_may_have_half_of_a_tile(
+    cupy: Any, uploader: Uploader, type: str, group_size: int, columns: int
+) -> None:
+    """Of the last tile, too, which has more than half of its rows, or fewer."""
+    kernels, matvec = (
+        VectorKernels(cupy, group_size, "float32"),
+        Matvec(cupy, type, group_size, 1, ["residual"], halves=True),
+    )
+    x = random_vectors(1, columns)
+    vectors = device_vectors(cupy, kernels, x, type, group_size)
+    for rows in (40, 57):
+        weight, residual = random_weight(type, group_size, (rows, columns)), random_vectors(1, rows, 7)
+        out = cupy.asarray(residual)
+        matvec.residual(uploader.matrix(weight), vectors, out, counters(cupy))
+        assert out.get().tobytes() == (residual + MatrixProduct(weight, 1)(x)).tobytes()
+
+
 @pytest.mark.parametrize("n", [1, 2, 5, 8])
 @pytest.mark.parametrize(("type", "group_size"), FORMATS)
 def test_swiglu_is_quantized_by_the_last_block_of_a_group(

@@ -25,7 +25,8 @@ with pytest.MonkeyPatch.context() as patch:
 
 CARDS = {card.name: card for card in cards.CARDS}
 PRODUCTS = ("matvec", "matvec_qkv", "matvec_swiglu")
-KERNELS = (*PRODUCTS, *(name + compiled.NORMED for name in PRODUCTS), "matvec_residual", "attend")
+RESIDUAL = ("matvec_residual", "matvec_residual" + compiled.HALVES)
+KERNELS = (*PRODUCTS, *(name + compiled.NORMED for name in PRODUCTS), *RESIDUAL, "attend")
 OF_8 = [name + compiled.SEVERAL for name in (*PRODUCTS, "matvec_residual")]
 COUNTED = compiled.Counted(89, {
     **{name: compiled.Kernel(64, 16000, 1.2) for name in KERNELS},
@@ -88,6 +89,17 @@ def test_a_step_has_the_nodes_and_bytes_that_are_counted() -> None:
     assert step.n_bytes == pytest.approx(cuda_costs.token_bytes("q8"), rel=1e-3)
     far = designs.ours(of_4090(), COUNTED, designs.STAGES[-1], 3999)
     assert far.n_bytes - step.n_bytes == 3999 * 32 * 2 * 4096 * 2
+
+
+def test_half_tiles_are_twice_the_blocks_where_multiprocessors_had_none() -> None:
+    whole, half = (design for design in designs.STAGES if design.name in ("norms", "half tiles"))
+    for card, blocks in ((CARDS["H100"], 256), (of_4090(), 128)):
+        before, after = (
+            {node.name: node for node in designs.ours(card, COUNTED, design).nodes} for design in (whole, half)
+        )
+        assert [before[name].blocks for name in ("wo", "w2")] == [128, 128]
+        assert [after[name].blocks for name in ("wo", "w2")] == [blocks, blocks]
+        assert before["qkv"] == after["qkv"]
 
 
 def test_designs_have_the_numbers_of_the_source() -> None:

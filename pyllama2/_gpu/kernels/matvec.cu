@@ -23,9 +23,9 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kB
 }
 
 // residual (columns, rows) += the product. If norm_weight is not NULL, the last block to finish norms residual, and
-// quantizes the result to next, for a matrix of next_bits.
-template <int kBits, int kGroup, int kColumns, int kNextGroup = kGroup>
-__global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kBlocks)
+// quantizes the result to next, for a matrix of next_bits. A block has kRows rows: those of a tile, or half of them.
+template <int kBits, int kGroup, int kColumns, int kNextGroup = kGroup, int kRows = kTileRows>
+__global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1, kRows>::kBlocks)
     matvec_residual(const uint4* __restrict__ codes, const __half* __restrict__ scales, int rows, int groups,
                     const signed char* __restrict__ x_codes, const float* __restrict__ x_scales,
                     const int* __restrict__ x_offsets, float* residual, const float* __restrict__ norm_weight,
@@ -33,12 +33,12 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kB
                     unsigned* counter) {
   const Quantized x = {const_cast<signed char*>(x_codes), const_cast<float*>(x_scales), const_cast<int*>(x_offsets),
                        groups};
-  const int column = threadIdx.x / 32, row = static_cast<int>(blockIdx.x * kTileRows + threadIdx.x % 32);
-  const bool mine = column < kColumns && row < rows;
+  const int column = threadIdx.x / 32, row = static_cast<int>(blockIdx.x * kRows + threadIdx.x % kRows);
+  const bool mine = column < kColumns && threadIdx.x % 32 < kRows && row < rows;
   float* place = residual + static_cast<size_t>(column) * rows + row;
   const float before = mine ? *place : 0.0f;  // beside the first weights
   float total[1];
-  multiply<kBits, kGroup, kColumns, 1>(codes, scales, x, {}, static_cast<int>(blockIdx.x), total);
+  multiply<kBits, kGroup, kColumns, 1, false, kRows>(codes, scales, x, {}, static_cast<int>(blockIdx.x), total);
   if (mine) *place = before + total[0];
   if (norm_weight == nullptr || !is_last_block(counter, gridDim.x)) return;
   const Quantized next = {next_codes, next_scales, next_offsets, (rows + kNextGroup - 1) / kNextGroup};

@@ -2,7 +2,8 @@
 // Products of some tiles of a quantized matrix with 1 to 8 vectors: the inner loop of every decode kernel.
 //
 // A lane has a row of the tile. The 16 warps of a block take the groups of a tile in turn, a few at a time. While a
-// warp multiplies some groups, the next ones are on their way from memory. The codes of a vector are the same for all
+// warp multiplies some groups, the next ones are on their way from memory. A block may have half of a tile's rows, so
+// that there are twice as many blocks: then the upper half of a warp has the same rows' next group. The codes of a vector are the same for all
 // lanes: a warp loads them in whole sectors, and distributes them through shared memory. Each warp puts the exact sums
 // of its groups into shared memory. There warp c adds those of vector c in the order of the groups. That costs less
 // than shuffles would, and fixes the order of additions.
@@ -16,34 +17,36 @@ constexpr int kWarps = 16;
 constexpr int kSharedBytes = 48 * 1024;  // what a block can have without asking for more
 constexpr int kFusedBytes = 640;  // a part of them, for the steps that are fused with a product
 
-template <int kBits, int kGroup, int kColumns, int kTiles>
+template <int kBits, int kGroup, int kColumns, int kTiles, int kRows = kTileRows>
 struct Plan {
+  static constexpr int kSides = kTileRows / kRows;  // groups that a warp multiplies side by side
   static constexpr int kPlanes = kBits / 4;  // of a vector
   static constexpr int kChunks = kGroup * kBits / 128;  // of 16 bytes, in one row's group
-  static constexpr int kGroupBytes = kTiles * kTileRows * (4 * kColumns + 2);  // of shared memory
-  // Groups of a warp that are on their way: 64 bytes per lane, if there is enough shared memory.
+  static constexpr int kGroupBytes = kTiles * kRows * (4 * kColumns + 2);  // of shared memory
+  // Groups of a lane that are on their way: 64 bytes, if there is enough shared memory.
   static constexpr int kWanted = kChunks * kTiles >= 4 ? 1 : 4 / (kChunks * kTiles);
-  static constexpr int kFits = 19 * 1024 / (kWarps * kGroupBytes);
+  static constexpr int kFits = 19 * 1024 / (kWarps * kSides * kGroupBytes);
   static constexpr int kAhead = kFits >= kWanted ? kWanted : kFits >= 2 && kWanted >= 2 ? 2 : 1;
-  static constexpr int kStep = kAhead * kWarps;  // groups between two barriers
+  static constexpr int kOfWarp = kAhead * kSides;  // groups of a warp
+  static constexpr int kStep = kOfWarp * kWarps;  // groups between two barriers
   // Vectors that are multiplied at once. The loop over more of them is not unrolled, or registers would be spilled.
   static constexpr int kFew = kColumns <= 4 ? kColumns : (kColumns + 1) / 2;
   static constexpr int kAtOnce = kChunks * kTiles >= 8 ? 1 : kChunks * kTiles >= 4 && kFew > 2 ? 2 : kFew;
-  static constexpr int kPlanePieces = kAhead * kGroup / 16;  // pieces of 16 bytes that a warp takes of a plane
+  static constexpr int kPlanePieces = kOfWarp * kGroup / 16;  // pieces of 16 bytes that a warp takes of a plane
   static constexpr int kPieces = kAtOnce * kPlanes * kPlanePieces;  // and of all planes of kAtOnce vectors
   static constexpr int kSlotBytes =
       kWarps * kPieces * 16 + (kColumns == 1 ? 4 : kColumns) * kStep * 8;  // of shared memory
   static constexpr int kBuffers = 2 * kStep * kGroupBytes + kSlotBytes + kFusedBytes <= kSharedBytes ? 2 : 1;
   static constexpr int kPiecesOfLane = (kPieces + 31) / 32;
-  static constexpr int kScalesOfLane = (kStep + 31) / 32;
   // Two blocks on a multiprocessor, if no registers have to be spilled for it.
   static constexpr int kBlocks = kColumns == 1 && kAhead * kTiles * kChunks <= 4 ? 2 : 1;
 };
 
+// What warps give to each other between two barriers, in the order of the groups, as lanes have it.
 template <class P, int kColumns, int kTiles>
-struct Staged {  // what warps give to each other between two barriers
-  float sums[kTiles][kColumns][P::kStep][kTileRows];
-  __half scales[kTiles][P::kStep][kTileRows];
+struct Staged {
+  float sums[kTiles][kColumns][kWarps * P::kAhead][32];
+  __half scales[kTiles][kWarps * P::kAhead][32];
 };
 
 // Where a warp reads the next groups of a tile: codes and scales of this lane's row.
@@ -64,7 +67,7 @@ struct RowGroup {  // one group of one row
   }
 };
 
-// What one warp multiplies with next: kAhead groups of kAtOnce vectors, loaded into registers, then distributed.
+// What one warp multiplies with next: its groups of kAtOnce vectors, loaded into registers, then distributed.
 template <class P, int kGroup>
 struct WarpVectors {
   uint4 pieces[P::kPiecesOfLane];
@@ -146,17 +149,19 @@ __device__ __forceinline__ int group_sum(const RowGroup<kGroup * kBits / 128>& r
   return kBits == 4 ? sum + (other >> 4) : sum * 256 + other;
 }
 
-// Scales and offsets of vector `warp` in the groups of one step, as the warps that add them have them.
-template <class P, int kBits>
+// Scales and offsets of kCount groups of a vector on their way to shared memory: warp c takes those of vector c
+// of a step, or, with half tiles, each warp those of its groups, which takes fewer registers.
+template <int kBits, int kCount>
 struct VectorScales {
-  float2 values[P::kScalesOfLane];
+  float2 values[(kCount + 31) / 32];
 
-  __device__ __forceinline__ void load(const Quantized& x, int first) {
+  // Groups from `first` on.
+  __device__ __forceinline__ void load(const Quantized& x, int vector, int first) {
 #pragma unroll
-    for (int r = 0; r < P::kScalesOfLane; r++) {
+    for (int r = 0; r < (kCount + 31) / 32; r++) {
       const int i = r * 32 + static_cast<int>(threadIdx.x % 32);
-      if (i >= P::kStep || first + i >= x.groups) continue;
-      const int at = static_cast<int>(threadIdx.x / 32) * x.groups + first + i;
+      if (i >= kCount || first + i >= x.groups) continue;
+      const int at = vector * x.groups + first + i;
       values[r] = {x.scales[at], kBits == 4 ? static_cast<float>(x.offsets[at]) : 0.0f};
     }
   }
@@ -164,9 +169,9 @@ struct VectorScales {
   __device__ __forceinline__ void hand_round(float2* slot) const {
     __syncwarp();
 #pragma unroll
-    for (int r = 0; r < P::kScalesOfLane; r++) {
+    for (int r = 0; r < (kCount + 31) / 32; r++) {
       const int i = r * 32 + static_cast<int>(threadIdx.x % 32);
-      if (i < P::kStep) slot[i] = values[r];
+      if (i < kCount) slot[i] = values[r];
     }
     __syncwarp();
   }
@@ -174,62 +179,68 @@ struct VectorScales {
 
 // totals[j] += groups 0 .. n of what was staged, in order. The offset subtracts q4's zero point: the sum of integers
 // below 2^24 is exact.
-template <int kBits, class S, int kTiles>
+template <int kBits, int kRows, class S, int kTiles>
 __device__ __forceinline__ void add_groups(const S& staged, const float2* vector_scales, int n,
                                            float (&totals)[kTiles]) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  constexpr int kSides = kTileRows / kRows;
+  const int row = threadIdx.x % kRows, warp = threadIdx.x / 32;
 #pragma unroll 8
   for (int i = 0; i < n; i++) {
     const float2 vector = vector_scales[i];
 #pragma unroll
     for (int j = 0; j < kTiles; j++) {
-      const float sum = staged.sums[j][warp][i][lane] + (kBits == 4 ? vector.y : 0.0f);
-      totals[j] = fmaf(sum, __half2float(staged.scales[j][i][lane]) * vector.x, totals[j]);
+      const float sum = staged.sums[j][warp][i / kSides][i % kSides * kRows + row] + (kBits == 4 ? vector.y : 0.0f);
+      totals[j] = fmaf(sum, __half2float(staged.scales[j][i / kSides][i % kSides * kRows + row]) * vector.x, totals[j]);
     }
   }
 }
 
 // A warp's share of one step: sums of its n groups, with kAtOnce vectors from c0 on.
-template <int kBits, int kGroup, class P, class S, int kTiles>
+template <int kBits, int kGroup, int kRows, class P, class S, int kTiles>
 __device__ __forceinline__ void multiply_groups(const RowGroup<P::kChunks> (&rows)[P::kAhead][kTiles],
                                                 const uint4* vectors, int c0, int n, S& staged) {
-  const int lane = threadIdx.x % 32, first_place = static_cast<int>(threadIdx.x / 32) * P::kAhead;
+  const int lane = threadIdx.x % 32, side = lane / kRows;
+  const int first_place = static_cast<int>(threadIdx.x / 32) * P::kAhead;
 #pragma unroll
   for (int a = 0; a < P::kAhead; a++) {
-    if (a >= n) continue;
+    if (a * P::kSides + side >= n) continue;
 #pragma unroll
     for (int c = 0; c < P::kAtOnce; c++)
 #pragma unroll
       for (int j = 0; j < kTiles; j++) {
-        const uint4* vector = vectors + c * P::kPlanes * P::kPlanePieces + a * (kGroup / 16);
+        const uint4* vector = vectors + c * P::kPlanes * P::kPlanePieces + (a * P::kSides + side) * (kGroup / 16);
         const int sum = group_sum<kBits, kGroup>(rows[a][j], vector, P::kPlanePieces);
         staged.sums[j][c0 + c][first_place + a][lane] = static_cast<float>(sum);
       }
   }
 }
 
-// totals[j] = row `lane` of tile first_tile + j, times vector `warp`, in the first kColumns warps. Other warps get
-// nothing. All threads of a block must call it. kNormed: the vector is the norm of `normed`, else those of x.
-template <int kBits, int kGroup, int kColumns, int kTiles, bool kNormed = false>
+// totals[j] = row `lane` of part first + j, times vector `warp`, in the first kColumns warps. A part is a tile, or half
+// of one: kRows rows. Lanes beyond its rows, and other warps, get nothing. All threads of a block must call it. kNormed:
+// the vector is the norm of `normed`, else those of x.
+template <int kBits, int kGroup, int kColumns, int kTiles, bool kNormed = false, int kRows = kTileRows>
 __device__ __forceinline__ void multiply(const uint4* __restrict__ codes, const __half* __restrict__ scales,
-                                         const Quantized& x, const NormInput& normed, int first_tile,
+                                         const Quantized& x, const NormInput& normed, int first,
                                          float (&totals)[kTiles]) {
-  using P = Plan<kBits, kGroup, kColumns, kTiles>;
+  using P = Plan<kBits, kGroup, kColumns, kTiles, kRows>;
+  using S = Staged<P, kColumns, kTiles>;
   static_assert(!kNormed || kColumns == 1, "only a single vector is normed here");
-  // Of a normed vector there are the scales of three steps: those that are added up, those of the step under way, and
-  // the next ones.
-  constexpr int kScaleSlots = kNormed ? 4 : kColumns;
-  __shared__ Staged<P, kColumns, kTiles> staged[P::kBuffers];
+  static_assert(kRows == kTileRows || (kColumns == 1 && kTiles == 1 && !kNormed), "half tiles are for one vector");
+  // Where each warp puts the scales of its groups, there are those of three steps: that are added up, of the step under
+  // way, and the next ones.
+  constexpr bool kByGroups = kNormed || kRows < kTileRows;
+  constexpr int kScaleSlots = kByGroups ? 4 : kColumns;
+  __shared__ S staged[P::kBuffers];
   __shared__ uint4 vector_slots[kWarps][P::kPieces];
   __shared__ float2 scale_slots[kScaleSlots][P::kStep];
   static_assert(sizeof(staged) + sizeof(vector_slots) + sizeof(scale_slots) + kFusedBytes <= kSharedBytes,
                 "a block cannot have that much shared memory");
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int group = warp * P::kAhead;  // the first of this warp's groups that are on their way
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane % kRows, side = lane / kRows;
+  int group = warp * P::kOfWarp;  // the first of this warp's groups that are on their way
   Place places[kTiles];
   RowGroup<P::kChunks> rows[P::kAhead][kTiles];
   WarpVectors<P, kGroup> vectors;
-  VectorScales<P, kBits> vector_scales;
+  VectorScales<kBits, kByGroups ? P::kOfWarp : P::kStep> vector_scales;
   NormedGroups<P, kBits, kGroup> normed_groups;
   float norm = 0.0f;
   const auto load_rows = [&] {
@@ -238,13 +249,14 @@ __device__ __forceinline__ void multiply(const uint4* __restrict__ codes, const 
     for (int a = 0; a < P::kAhead; a++)
 #pragma unroll
       for (int j = 0; j < kTiles; j++)
-        if (a < n) rows[a][j].load(places[j], a);
+        if (a * P::kSides + side < n) rows[a][j].load(places[j], a * P::kSides);
   };
 #pragma unroll
   for (int j = 0; j < kTiles; j++) {
-    const unsigned first = static_cast<unsigned>(first_tile + j) * x.groups + group;
-    places[j] = {codes + static_cast<size_t>(first) * (P::kChunks * kTileRows) + lane,
-                 scales + static_cast<size_t>(first) * kTileRows + lane};
+    const unsigned at = static_cast<unsigned>(first / P::kSides + j) * x.groups + group + side;
+    const int row_of_tile = first % P::kSides * kRows + row;
+    places[j] = {codes + static_cast<size_t>(at) * (P::kChunks * kTileRows) + row_of_tile,
+                 scales + static_cast<size_t>(at) * kTileRows + row_of_tile};
     totals[j] = 0.0f;
   }
   load_rows();
@@ -259,33 +271,40 @@ __device__ __forceinline__ void multiply(const uint4* __restrict__ codes, const 
   } else {
     vectors.load(x, 0, group);
     vectors.hand_round(vector_slots[warp]);
-    if (warp < kColumns) vector_scales.load(x, 0);
+    if (kByGroups) {
+      vector_scales.load(x, 0, group);
+      vector_scales.hand_round(&scale_slots[0][group]);
+    } else if (warp < kColumns) {
+      vector_scales.load(x, warp, 0);
+    }
   }
   __syncwarp();
 
   // n is the number of the warp's groups that exist. In whole steps it is a constant. slot is where the scales of the
   // next step's groups go.
-  const auto do_step = [&](Staged<P, kColumns, kTiles>& here, int n, [[maybe_unused]] int slot) {
+  const auto do_step = [&](S& here, int n, [[maybe_unused]] int slot) {
     if constexpr (kNormed) {
       normed_groups.load(normed, group + P::kStep);
-      multiply_groups<kBits, kGroup, P>(rows, vector_slots[warp], 0, n, here);
+      multiply_groups<kBits, kGroup, kRows, P>(rows, vector_slots[warp], 0, n, here);
       if (group + P::kStep < x.groups) normed_groups.hand_round(norm, vector_slots[warp], scale_slots[slot]);
     } else {
+      if (kByGroups) vector_scales.load(x, 0, group + P::kStep);
 #pragma unroll 1
-      for (int first = 0; first < kColumns; first += P::kAtOnce) {
-        const int c0 = min(first, kColumns - P::kAtOnce);  // the last vectors may be multiplied twice
-        const bool more = first + P::kAtOnce < kColumns;
-        vectors.load(x, more ? min(first + P::kAtOnce, kColumns - P::kAtOnce) : 0, more ? group : group + P::kStep);
-        multiply_groups<kBits, kGroup, P>(rows, vector_slots[warp], c0, n, here);
+      for (int c = 0; c < kColumns; c += P::kAtOnce) {
+        const int c0 = min(c, kColumns - P::kAtOnce);  // the last vectors may be multiplied twice
+        const bool more = c + P::kAtOnce < kColumns;
+        vectors.load(x, more ? min(c + P::kAtOnce, kColumns - P::kAtOnce) : 0, more ? group : group + P::kStep);
+        multiply_groups<kBits, kGroup, kRows, P>(rows, vector_slots[warp], c0, n, here);
         vectors.hand_round(vector_slots[warp]);
         if (more) __syncwarp();
       }
+      if (kByGroups) vector_scales.hand_round(&scale_slots[slot][warp * P::kOfWarp]);
     }
 #pragma unroll
     for (int a = 0; a < P::kAhead; a++)
 #pragma unroll
       for (int j = 0; j < kTiles; j++)
-        if (a < n) here.scales[j][warp * P::kAhead + a][lane] = rows[a][j].scale;
+        if (a * P::kSides + side < n) here.scales[j][warp * P::kAhead + a][lane] = rows[a][j].scale;
     group += P::kStep;
 #pragma unroll
     for (int j = 0; j < kTiles; j++)
@@ -293,20 +312,20 @@ __device__ __forceinline__ void multiply(const uint4* __restrict__ codes, const 
     load_rows();
     __syncthreads();
   };
-  const auto add_up = [&](const Staged<P, kColumns, kTiles>& here, int first, int n, [[maybe_unused]] int slot) {
+  const auto add_up = [&](const S& here, [[maybe_unused]] int first_group, int n, [[maybe_unused]] int slot) {
     if (warp < kColumns) {
-      if constexpr (!kNormed) {
+      if constexpr (!kByGroups) {
         vector_scales.hand_round(scale_slots[warp]);
-        vector_scales.load(x, first + P::kStep);
+        vector_scales.load(x, warp, first_group + P::kStep);
       }
-      add_groups<kBits>(here, scale_slots[kNormed ? slot : warp], n, totals);
+      add_groups<kBits, kRows>(here, scale_slots[kByGroups ? slot : warp], n, totals);
     }
     if (P::kBuffers == 1) __syncthreads();  // before the sums are written over
   };
   int step = 0;
 #pragma unroll 1
   for (; (step + 1) * P::kStep <= x.groups; step++) {
-    do_step(staged[step % P::kBuffers], P::kAhead, (step + 1) % 4);
+    do_step(staged[step % P::kBuffers], P::kOfWarp, (step + 1) % 4);
     add_up(staged[step % P::kBuffers], step * P::kStep, P::kStep, step % 4);
   }
   if (step * P::kStep < x.groups) {

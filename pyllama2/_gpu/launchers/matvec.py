@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..layout import BITS, DeviceMatrix, Kind, Vectors
+from ..layout import BITS, TILE_ROWS, DeviceMatrix, Kind, Vectors
 from ..source import compile_module
 from .arguments import NULL, expect, expect_at_least, integers
 from .vectors import THREADS, Norm, Normed, norm_arguments, vector_arguments
@@ -50,6 +50,7 @@ class Matvec:
         to: type and group size of the vectors that residual() and swiglu() make; residual() makes those of both types.
             None: those of the matrices.
         norms: product() and swiglu() take a Normed, instead of Vectors. For one column.
+        halves: residual() has a block for each half of a tile, instead of one for each tile.
 
     Raises:
         ValueError: n_columns is out of range.
@@ -57,13 +58,14 @@ class Matvec:
 
     def __init__(
         self, cupy: Any, type: str, group_size: int, n_columns: int, methods: Sequence[str] = METHODS,
-        to: Kind | None = None, *, norms: bool = False,
+        to: Kind | None = None, *, norms: bool = False, halves: bool = False,
     ) -> None:  # fmt: skip
         _check_columns(n_columns, norms)
         self.n_columns, self._to, self._input = n_columns, to or (type, group_size), Normed if norms else Vectors
         next_type, next_group_size = self._to
         own, normed = (BITS[type], group_size, n_columns), ("true",) if norms else ()
-        more = {"product": normed, "residual": (next_group_size,),
+        self._rows = TILE_ROWS // 2 if halves else TILE_ROWS  # of a block of residual()
+        more = {"product": normed, "residual": (next_group_size, *((self._rows,) if halves else ())),
                 "swiglu": (BITS[next_type], next_group_size, *normed)}  # fmt: skip
         names = {method: f"{_KERNELS[method]}<{', '.join(map(str, (*own, *more[method])))}>" for method in methods}
         module = compile_module(cupy, ["matvec"], list(names.values()))
@@ -93,7 +95,7 @@ class Matvec:
         expect_at_least("counter", counter, "uint32", 1)
         following = norm_arguments(norm, rows, self.n_columns, self._to[1])
         arguments = (*weights, *integers(rows, matrix.groups), *vectors, residual, *following, counter)
-        self._kernels["residual"]((matrix.tiles,), (THREADS,), arguments)
+        self._kernels["residual"]((-(-rows // self._rows),), (THREADS,), arguments)
 
     def swiglu(self, matrix: DeviceMatrix, x: Vectors | Normed, gated: Any, to: Vectors, counters: Any) -> None:
         """Compute silu(w1 x) * (w3 x), quantized.
