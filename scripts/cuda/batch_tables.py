@@ -45,17 +45,19 @@ def prompts(counted: dict[int, Counted]) -> str:
 
     The last columns are shares of the time of the product of wq.
     """
-    head = ["card", "products, ms", "of the peak", "chunk, ms", "of the peak", "tokens/s", "tensor cores",
-            "instructions", "shared memory"]  # fmt: skip
+    head = ["card", "before: products, ms", "of the peak", "now: products, ms", "of the peak", "chunk, ms",
+            "of the peak", "tokens/s", "tensor cores", "instructions", "shared memory"]  # fmt: skip
     rows = []
     for card in CARDS:
         chunk = batches.chunk(card, counted[card.sm])
-        products, us = chunk.products_us(card), chunk.us(card)
+        old = batches.chunk(card, counted[card.sm], before=True)
+        before, products, us = old.products_us(card), chunk.products_us(card), chunk.us(card)
         wq = chunk.products[0]
         group = wq.group_cycles(card) / wq.together(card)
         rows.append([
-            card.name, f"{products / 1000:.1f}", f"{chunk.peak(card, products):.0%}", f"{us / 1000:.1f}",
-            f"{chunk.peak(card, us):.0%}", f"{batches.CHUNK / us * 1e6:.0f}",
+            card.name, f"{before / 1000:.1f}", f"{chunk.peak(card, before):.0%}", f"{products / 1000:.1f}",
+            f"{chunk.peak(card, products):.0%}", f"{us / 1000:.1f}", f"{chunk.peak(card, us):.0%}",
+            f"{batches.CHUNK / us * 1e6:.0f}",
             *(f"{cycles / group:.0%}" for cycles in wq.units(card)),
         ])  # fmt: skip
     return table(head, rows)

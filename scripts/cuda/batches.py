@@ -97,11 +97,12 @@ class Chunk:
         return sum(2 * product.multiplications for product in self.products) / us / 1e6 / card.int8_tops
 
 
-def chunk(card: Card, counted: Counted) -> Chunk:
-    """Return the first 256 tokens of a prompt."""
+def chunk(card: Card, counted: Counted, *, before: bool = False) -> Chunk:
+    """Return the first 256 tokens of a prompt; before: with the kernels that there were before."""
 
     def product(rows: int, columns: int) -> Product:
-        return Product.counted(counted, card, rows, columns, CHUNK)
+        sizes = rows, columns, CHUNK
+        return Product.before(card, *sizes) if before else Product.counted(counted, card, *sizes)
 
     layer = (*(product(DIM, DIM) for _ in range(4)), product(2 * HIDDEN_DIM, DIM), product(DIM, HIDDEN_DIM))
     numbers, hidden = CHUNK * DIM, CHUNK * HIDDEN_DIM

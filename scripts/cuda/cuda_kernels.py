@@ -19,7 +19,7 @@ MIXED = [(4, 64), (8, 128)]  # matrices whose products are listed for every type
 HEAD_DIMS = (64, 80, 128)
 CODES = ("__half", "signed char")
 ATTENTION = ((1, 32), (1, 64), (1, 128), (2, 64), (3, 64), (4, 64), (8, 64))  # queries of a block, group size
-FIRST_MMA = 80  # matmul_mma.cu has no kernel for older GPUs
+FIRST_MMA = 75  # matmul_mma.cu has no kernel for older GPUs
 
 
 def load(path: str) -> ModuleType:

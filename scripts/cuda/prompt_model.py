@@ -37,7 +37,7 @@ class Tiling:
         warps: of a block.
         ahead: groups that are copied before they are needed.
         barriers: of a block, for a group.
-        chained: products that wait for each other, for a group.
+        chained: cycles of the products that wait for each other, for a group.
     """
 
     rows: int
@@ -45,10 +45,19 @@ class Tiling:
     warps: int
     ahead: int
     barriers: float
-    chained: int
+    chained: float
 
 
-TILINGS = {True: Tiling(64, 128, 8, 0, 2, 2), False: Tiling(64, 64, 8, 0, 2, 32)}  # uses_mma -> as the source has it
+# What the source has, before sm_80 and from there on. Without copies that run ahead, an mma is done in two steps.
+TILINGS = {75: Tiling(64, 128, 8, 0, 1, 4 * MMA_CYCLES), 80: Tiling(64, 128, 8, 2, 1, 2 * MMA_CYCLES)}
+# What it had before: products by dp4a there, no copies that run ahead here, and two barriers for a group.
+TILINGS_BEFORE = {75: Tiling(64, 64, 8, 0, 2, 32 * ALU_CYCLES), 80: Tiling(64, 128, 8, 0, 2, 2 * MMA_CYCLES)}
+# Counted in the machine code of these kernels: by architecture, the loop, and blocks of a multiprocessor.
+LOOPS_BEFORE = {
+    75: (StagingLoop(636, 135, uses_mma=False), 2), 80: (StagingLoop(318, 71, uses_mma=True), 1),
+    86: (StagingLoop(318, 71, uses_mma=True), 1), 89: (StagingLoop(318, 71, uses_mma=True), 1),
+    90: (StagingLoop(333, 71, uses_mma=True), 1), 120: (StagingLoop(262, 51, uses_mma=True), 2),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,8 +83,13 @@ class Product:
         """Return a product by the kernel that is compiled for a card."""
         loop = counted.kernels["matmul"].staging
         assert loop is not None
-        tiling = TILINGS[loop.uses_mma]
+        tiling = TILINGS[min(card.sm, 80)]
         return cls(rows, columns, n, tiling, loop, counted.residents("matmul", 32 * tiling.warps, card))
+
+    @classmethod
+    def before(cls, card: Card, rows: int, columns: int, n: int) -> Product:
+        """Return a product by the kernel that there was before."""
+        return cls(rows, columns, n, TILINGS_BEFORE[min(card.sm, 80)], *LOOPS_BEFORE[card.sm])
 
     @property
     def multiplications(self) -> float:
@@ -97,9 +111,8 @@ class Product:
 
     def group_cycles(self, card: Card) -> float:
         """Cycles from a group to the next one, of all blocks that a multiprocessor has together."""
-        tiling, loop, busy = self.tiling, self.loop, self.busy_cycles(card)
-        chained = MMA_CYCLES if loop.uses_mma else ALU_CYCLES
-        waits = tiling.barriers * BARRIER_CYCLES + SHARED_CYCLES + tiling.chained * chained + 3 * ALU_CYCLES
+        tiling, busy = self.tiling, self.busy_cycles(card)
+        waits = tiling.barriers * BARRIER_CYCLES + SHARED_CYCLES + tiling.chained + 3 * ALU_CYCLES
         arrives = card.dram_ns * card.clock_ghz  # the first block that needs a weight waits for memory, which is idle
         data = max(0.0, arrives - tiling.ahead * (busy + waits))
         return max(self.together(card) * busy, busy + waits + data)

@@ -13,7 +13,7 @@ from cuda_emulator import EmulationError, StandIn, missing_compiler
 
 pytestmark = pytest.mark.skipif(missing_compiler() is not None, reason=missing_compiler() or "")
 
-BUGS = Path(__file__).parent / "cuda_emulator" / "bugs"
+BUGS = Path(__file__).parents[1] / "cuda_emulator" / "bugs"
 SAMPLE = re.compile(r'// grid ([\d ]+), block ([\d ]+)(?:, shared (\d+))?\nextern "C" __global__ void (\w+)\(')
 ORDERS = ("forward", "backward", 7)
 
@@ -68,6 +68,7 @@ def run(sample: Sample, order: str | int) -> np.ndarray:
 
 
 def test_there_are_a_dozen_of_each_kind() -> None:
+    assert {"race_shared", "missing_syncwarp"} < {sample.file for sample in SAMPLES}
     assert [sample.name.removeprefix("bad_") for sample in BAD] == [s.name.removeprefix("good_") for s in GOOD]
     for file in {sample.file for sample in SAMPLES}:
         assert sum(sample.file == file for sample in BAD) >= 12

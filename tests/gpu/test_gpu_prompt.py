@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from cuda_emulator import EmulationError, StandIn, missing_compiler
+from helpers.gpu_backend import real_cupy
 from helpers.gpu_layout import device_vectors, random_vectors, random_weight
 
 from pyllama2._cpu.matrix import MatrixProduct
+from pyllama2._gpu import source
 from pyllama2._gpu.launchers.matmul import Matmul, part_of
 from pyllama2._gpu.launchers.upload import Uploader
 from pyllama2._gpu.launchers.vectors import VectorKernels
@@ -17,9 +21,23 @@ from pyllama2._gpu.layout import Vectors
 FORMATS = [(type, group_size) for type in ("q4", "q8") for group_size in (32, 64, 128)]
 
 
-@pytest.mark.parametrize("compute_capability", [75, 80])
+@pytest.fixture(scope="module", params=["sm_70", "sm_75", "sm_80, forward", "sm_80, in another order", "cuda"])
+def device(request: pytest.FixtureRequest) -> Iterator[tuple[Any, int]]:
+    """cupy, or a stand-in, and the compute capability that the launchers are told."""
+    if request.param == "cuda":
+        with real_cupy() as module:
+            yield module, 80
+        return
+    if reason := missing_compiler():
+        pytest.skip(reason)
+    architecture = int(request.param[3:5])
+    order = 3 if "another" in request.param else "forward"
+    yield StandIn(mode="check", order=order, arch=architecture), architecture
+
+
 @pytest.mark.parametrize(("type", "group_size"), FORMATS)
-def test_products_have_the_bits_of_the_cpu(cupy: Any, type: str, group_size: int, compute_capability: int) -> None:
+def test_products_have_the_bits_of_the_cpu(device: tuple[Any, int], type: str, group_size: int) -> None:
+    cupy, compute_capability = device
     matmul, uploader = Matmul(cupy, type, group_size, compute_capability), Uploader(cupy)
     kernels = VectorKernels(cupy, group_size, "float32")
     for shape, n in (((100, 172), 9), ((33, 576), 130), ((64, 256), 64)):
@@ -33,7 +51,7 @@ def test_products_have_the_bits_of_the_cpu(cupy: Any, type: str, group_size: int
         assert out.get().tobytes() == (expected + expected).tobytes()
 
 
-@pytest.mark.parametrize("compute_capability", [75, 80])
+@pytest.mark.parametrize("compute_capability", [70, 80])
 def test_matrices_that_lie_together(cupy: Any, compute_capability: int) -> None:
     n, columns = 12, 96
     x, uploader = random_vectors(n, columns), Uploader(cupy)
@@ -60,3 +78,34 @@ def test_room_for_the_vectors_is_checked(cupy: Any) -> None:
     vectors = Vectors.empty(cupy, "q4", 4, 128, 64)
     with pytest.raises(ValueError, match="room for 4 vectors, not for 5"):
         Matmul(cupy, "q4", 64, 80)(matrix, vectors, 5, cupy.empty((5, 32), np.float32))
+
+
+WAIT, BARRIER = "wait_for_copies<kStages - 2>();\n", "__syncthreads();  // the part is there"
+BEGIN = "if (part + kStages - 1 < n_parts) copies.begin(staged[next]"
+# Mistakes in matmul_mma.cu, and what the emulator must say of each.
+MISTAKES = {
+    "no wait": (WAIT, "\n", "uninitialised"),
+    "a wait for too little": (WAIT, WAIT.replace("2", "1"), "uninitialised"),
+    "no barrier": (BARRIER, "//", "race"),
+    "a copy over what is read": (BEGIN, BEGIN.replace("next", "here"), "race"),
+    "a copy beyond the end": (BEGIN, BEGIN.replace("<", "<="), "out of bounds"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_in_the_order_of_copies_are_found(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if reason := missing_compiler():
+        pytest.skip(reason)
+    old, new, kind = MISTAKES[mistake]
+    text = source.source("matmul_mma")
+    assert text.count(old) == 1
+    monkeypatch.setattr(source, "source", lambda *names: text.replace(old, new))
+    cupy = StandIn(mode="check")
+    matmul = Matmul(cupy, "q4", 64, 80)
+    monkeypatch.undo()
+    x = random_vectors(128, 512)
+    vectors = device_vectors(cupy, VectorKernels(cupy, 64, "float32"), x, "q4", 64)
+    matrix = Uploader(cupy).matrix(random_weight("q4", 64, (64, 512)))
+    with pytest.raises(EmulationError) as error:
+        matmul(matrix, vectors, 128, cupy.empty((128, 64), np.float32))
+    assert kind in {finding.kind for finding in error.value.findings}

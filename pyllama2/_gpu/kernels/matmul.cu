@@ -3,7 +3,7 @@
 // group are exact, and groups are added in the same order.
 //
 // A block has 64 rows (two tiles) and 64 vectors. It stages one group of them in shared memory at a time. A thread has
-// 4 rows and 4 vectors. This kernel is for GPUs before sm_80; that of later ones is in matmul_mma.cu.
+// 4 rows and 4 vectors. This kernel is for GPUs before sm_75; that of later ones is in matmul_mma.cu.
 
 namespace {
 

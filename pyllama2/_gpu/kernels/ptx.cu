@@ -40,21 +40,4 @@ __device__ __forceinline__ uint4 load_once(const uint4* p) {
 #endif
 }
 
-// c (16 rows, 8 columns) += a (16, 32) times b (32, 8), integers of 8 bits, by one warp (sm_80 and later). With g =
-// lane / 4 and t = lane % 4, the lane has: of a, rows g and g + 8 at inputs 4t .. 4t + 3, then both at inputs that are
-// 16 higher; of b, column g at inputs 4t .. 4t + 3, then 16 higher; of c, row g at columns 2t and 2t + 1, then row g +
-// 8.
-#if __CUDA_ARCH__ >= 800
-__device__ __forceinline__ void mma_signed(int (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-__device__ __forceinline__ void mma_signed_unsigned(int (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-#endif
-
 }  // namespace

@@ -13,7 +13,7 @@ from .matvec import matrix_arguments
 
 _THREADS = 256
 _BLOCK_TILES = 2
-_FIRST_MMA = 80  # the first compute capability with such tensor cores
+_FIRST_MMA = 75  # the first compute capability with such tensor cores
 
 
 def part_of(matrix: DeviceMatrix, i: int) -> DeviceMatrix:
@@ -33,7 +33,7 @@ class Matmul:
         cupy: the module, or a stand-in.
         type: of the matrices, "q4" or "q8".
         group_size: of the matrices.
-        compute_capability: of the device: 80 for 8.0. From 8.0 on, tensor cores are used.
+        compute_capability: of the device: 80 for 8.0. From 7.5 on, tensor cores are used.
     """
 
     def __init__(self, cupy: Any, type: str, group_size: int, compute_capability: int) -> None:

@@ -229,3 +229,34 @@ extern "C" __global__ void good_sum_of_warps(float* out, const float* in, int* i
   __syncthreads();
   if (threadIdx.x == 0) out[0] = sums[0] + sums[1] + sums[2];
 }
+
+// grid 1, block 96
+extern "C" __global__ void bad_async_copy_over_what_is_read(float* out, const float* in, int* ints, int n) {
+  __shared__ float4 s[96];
+  s[threadIdx.x] = reinterpret_cast<const float4*>(in)[threadIdx.x];
+  __syncthreads();
+  const float before = s[95 - threadIdx.x].x;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(&s[threadIdx.x]))),
+               "l"(in + 4 * threadIdx.x + 512));
+  asm volatile("cp.async.commit_group;");
+  __syncthreads();
+  asm volatile("cp.async.wait_group 0;");
+  __syncthreads();
+  out[threadIdx.x] = before + s[95 - threadIdx.x].x;
+}
+// grid 1, block 96
+extern "C" __global__ void good_async_copy_over_what_is_read(float* out, const float* in, int* ints, int n) {
+  __shared__ float4 s[96];
+  s[threadIdx.x] = reinterpret_cast<const float4*>(in)[threadIdx.x];
+  __syncthreads();
+  const float before = s[95 - threadIdx.x].x;
+  __syncthreads();
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(&s[threadIdx.x]))),
+               "l"(in + 4 * threadIdx.x + 512));
+  asm volatile("cp.async.commit_group;");
+  asm volatile("cp.async.wait_group 0;");
+  __syncthreads();
+  out[threadIdx.x] = before + s[95 - threadIdx.x].x;
+}

@@ -53,9 +53,10 @@ void emulator_fence() {
   if (state.modes.count) count(kFences);
 }
 
-// An asynchronous copy arrives only when it is waited for.
+// An asynchronous copy arrives only when it is waited for; but on a device it may arrive at once.
 void emulator_copy_begin(void* shared, const void* global, int bytes, int source_bytes, const void* site) {
   if (source_bytes > 0) access(global, source_bytes, Kind::kRead, source_bytes == bytes, site);
+  access(shared, bytes, Kind::kBeginsCopy, true, site);
   if (state.modes.count) count(kAsyncCopies);
   copies[state.current].push_back({shared, global, bytes, source_bytes, groups[state.current], site});
 }

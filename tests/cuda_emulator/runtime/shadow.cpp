@@ -44,7 +44,10 @@ struct Region {
 std::vector<Region> regions;  // by start
 size_t last_region;
 
-const char* verb(Kind kind) { return kind == Kind::kWrite ? "write" : kind == Kind::kAtomic ? "atomic" : "read"; }
+const char* verb(Kind kind) {
+  if (kind == Kind::kBeginsCopy) return "asynchronous copy";
+  return kind == Kind::kWrite ? "write" : kind == Kind::kAtomic ? "atomic" : "read";
+}
 
 const char* space_name(int space) { return space == kShared ? "shared" : space == kGlobal ? "global" : "constant"; }
 
@@ -128,8 +131,8 @@ void touch(Cell& cell, const Region& region, size_t offset, Kind kind, const voi
     if (region.space == kShared && earlier.block != me.block) return false;  // another block's shared memory
     return !is_ordered(earlier, kind == Kind::kReadPastL1, address);
   };
-  const bool writes = kind == Kind::kWrite;
-  const char* name = writes ? "write" : me.atomic ? "atomic" : "read";
+  const bool writes = kind == Kind::kWrite || kind == Kind::kBeginsCopy;
+  const char* name = writes ? verb(kind) : me.atomic ? "atomic" : "read";
   if (clashes(cell.write)) report_race(region, cell.write, name, "write", offset, code);
   for (const Access& earlier : {cell.first, cell.second}) {
     if ((writes || earlier.atomic != me.atomic) && clashes(earlier)) {
@@ -140,6 +143,7 @@ void touch(Cell& cell, const Region& region, size_t offset, Kind kind, const voi
     find("race", text("read-only load of memory that the launch writes: byte %zu of %s", offset, region.name), {code},
          {code_of(cell.write.site)});
   }
+  if (kind == Kind::kBeginsCopy) return;  // what is read before it arrives is still what was there
   if (writes) {
     cell = {me, {}, {}};
     return;
@@ -214,7 +218,7 @@ void check_access(uintptr_t address, int bytes, Kind kind, bool must_be_aligned,
     return;
   }
   const size_t offset = address - region->start;
-  if (state.modes.count)
+  if (state.modes.count && kind != Kind::kBeginsCopy)
     count_access(address, bytes, region->space, kind == Kind::kWrite || kind == Kind::kAtomic, code);
   if (!state.modes.check) return;
   if (region->written) check_written(*region, offset, bytes, kind, code);
