@@ -6,8 +6,9 @@
 
 There is a row for each type of keys and values, context and number of sequences. It has the tokens/s of decoding all
 sequences together, greedily and on the device, as texts are generated; the GB/s that this reads (weights once a step,
-keys and values of each sequence); and the share of the read rate. The read rate is the best of several sums over a
-large array, before and after. The first row is the speed of a prompt, with copying its logits to the host.
+keys and values of each sequence); the share of the read rate; and how much longer a step takes if the host gives it to
+the GPU only when it has the tokens of the last. The read rate is the best of several sums over a large array, before
+and after. The first row is the speed of a prompt, with copying its logits to the host.
 
 Before anything is timed, the logits of a prompt and of some steps are compared with the CPU's. Without a GPU, or if
 they differ by more than a thousandth of the largest, the exit code is 1.
@@ -86,8 +87,13 @@ def prompt_speed(backend: CudaBackend, n_tokens: int, repeat: int) -> float:
         return n_tokens / median(_seconds(lambda: backend.forward(batch, cache)) for _ in range(repeat))
 
 
-def decode_speed(backend: CudaBackend, n_rows: int, context: int, n_new: int, repeat: int) -> float:
-    """Return the median steps/s of n_rows sequences that are decoded together, from position context on."""
+def decode_speed(
+    backend: CudaBackend, n_rows: int, context: int, n_new: int, repeat: int, *, ahead: bool = True
+) -> float:
+    """Return the median steps/s of n_rows sequences that are decoded together, from position context on.
+
+    ahead: the GPU begins each step before the host has the tokens of the last, as it does while texts are generated.
+    """
     rows = np.arange(n_rows, dtype=np.int32)
     first = np.asarray(random_tokens(backend.config.vocab_size, n_rows), np.int32)
     greedy = [Draw(0.0)] * n_rows
@@ -99,7 +105,7 @@ def decode_speed(backend: CudaBackend, n_rows: int, context: int, n_new: int, re
             tokens = first
             for i in range(n_new):
                 step = Batch(tokens, rows, np.full(n_rows, context + i, np.int32), rows)
-                sampled = backend.sample(step, cache, greedy)
+                sampled = backend.sample(step, cache, greedy, greedy if ahead and i + 1 < n_new else None)
                 assert sampled is not None
                 tokens = sampled.copy()
 
@@ -131,15 +137,19 @@ def bench(model: StoredModel, args: argparse.Namespace) -> list[dict[str, Any]]:
             for context in args.contexts:
                 for n_rows in args.sequences:
                     before = read_rate(cupy)
-                    steps = decode_speed(backend, n_rows, context, args.new_tokens, args.repeat)
+                    steps, waiting = (decode_speed(backend, n_rows, context, args.new_tokens, args.repeat, ahead=ahead)
+                                      for ahead in (True, False))  # fmt: skip
+                    longer = 1 / waiting - 1 / steps
                     rate = max(before, read_rate(cupy))
                     cache = n_rows * kv_cache_bytes(model.config, context + args.new_tokens // 2, kv_dtype)
                     read = (weight_bytes_per_token(model.config, model.quantization) + cache) * steps / 1e9
                     found.append({"kv_dtype": kv_dtype, "context": context, "sequences": n_rows,
                                   "tokens_per_s": steps * n_rows, "read_gb_per_s": read, "memory_gb_per_s": rate,
-                                  "share": read / rate, "launches": backend.describe().launches})  # fmt: skip
+                                  "share": read / rate, "host_s": longer,
+                                  "launches": backend.describe().launches})  # fmt: skip
                     print(f"{kv_dtype:8} {n_rows} sequences at {context:5}: {steps * n_rows:8.1f} tokens/s, "
-                          f"{read:7.1f} GB/s, {read / rate:.0%} of {rate:.0f}")  # fmt: skip
+                          f"{read:7.1f} GB/s, {read / rate:.0%} of {rate:.0f}; "
+                          f"{longer * 1e6:+.0f} us a step if it waits for the host")  # fmt: skip
     return found
 
 

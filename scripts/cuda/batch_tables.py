@@ -22,7 +22,6 @@ def several(counted: dict[int, Counted]) -> str:
         "instructions",
         "norms",
         "boundaries",
-        "the host",
     ]
     rows = []
     for card in CARDS:
@@ -34,7 +33,6 @@ def several(counted: dict[int, Counted]) -> str:
             sum(replace(node, n_bytes=0).stream_us(card) for node in step.nodes),
             batches.norms_us(card),
             len(step.nodes) * card.node_us,
-            step.host_us,
         )
         rows.append([card.name, f"{one:.0f}", f"{us:.0f}", f"{us / one:.2f}", *(f"{part / us:.0%}" for part in parts)])
     return table(head, rows)

@@ -62,7 +62,7 @@ def step(card: Card, counted: Counted, position: int = 0, kv_bytes: int = 2) -> 
     output = replace(output, instructions=2 * output.instructions)  # q8 is counted as q4 with twice the work
     largest = Chain(l2=VOCAB_SIZE / 1024 / 8, alu=VOCAB_SIZE / 1024 * 3, shuffles=10, barriers=1, shared=1)
     sample = Node("sample", 0, TOKENS, 0, 1, head=largest, tail=store)
-    return Step((embed, *(layer * N_LAYERS), output, sample), designs.HOST_US)
+    return Step((embed, *(layer * N_LAYERS), output, sample), designs.AHEAD_US)
 
 
 def norms_us(card: Card) -> float:

@@ -26,7 +26,7 @@ def cards() -> str:
 
 def steps(counted: dict[int, Counted]) -> str:
     """Return tokens per second and shares of the bandwidth: at position 0 and far from it, for each design."""
-    shown = [(design, position) for design in (*designs.STAGES, *designs.PLANNED) for position in (0, FAR)]
+    shown = [(design, position) for design in designs.STAGES for position in (0, FAR)]
     head = ["card", *(f"{design.name}: {position}" for design, position in shown)]
     return table(head, [[card.name, *(_shown(card, counted, *each) for each in shown)] for card in CARDS])
 
@@ -37,8 +37,8 @@ def _shown(card: Card, counted: dict[int, Counted], design: designs.Design, posi
 
 
 def doubts(counted: dict[int, Counted]) -> str:
-    """Return what the last design's figures at position 0 rest on: latencies, the host, and boundaries."""
-    head = ["card", "latencies a third longer", "a third shorter", "the host", "boundaries", "and first loads"]
+    """Return what the last design's figures at position 0 rest on: latencies and boundaries."""
+    head = ["card", "latencies a third longer", "a third shorter", "boundaries", "and first loads"]
     design, rows = designs.STAGES[-1], []
     for card in CARDS:
         step = designs.ours(card, counted[card.sm], design)
@@ -49,7 +49,7 @@ def doubts(counted: dict[int, Counted]) -> str:
         boundaries = len(step.nodes) * card.node_us / us
         loads = sum(card.dram_ns / 1000 for node in step.nodes if node.n_bytes) / us
         rows.append([card.name, *(f"{change:+.1%}" for change in changes),
-                     *(f"{share:.0%}" for share in (step.host_us / us, boundaries, boundaries + loads))])  # fmt: skip
+                     *(f"{share:.0%}" for share in (boundaries, boundaries + loads))])  # fmt: skip
     return table(head, rows)
 
 

@@ -44,12 +44,14 @@ STAGES = (
     Design("before"),
     Design("norms", norms_at_head=True),
     Design("half tiles", norms_at_head=True, half_tiles=True),
+    Design("ahead", norms_at_head=True, half_tiles=True, ahead=True),
 )
-# What is not written yet.
-PLANNED = (replace(STAGES[-1], name="ahead", ahead=True),)
 
 # The host gets the token, chooses what to do, and gives the next graph: an assumption for this project's Python.
-HOST_US, AHEAD_US = 150.0, 4.0
+HOST_US = 150.0
+# What the GPU has between two graphs if the host is ahead of it: a copy of the token, which takes 2 us, as the start of
+# a graph does: assumptions. A text that is not greedy has a copy of its next random number, too.
+AHEAD_US = 2.0 + 2.0
 
 _STORE = Chain(l2=1)
 QUANTIZE_GROUP = Chain(shuffles=10, alu=25)  # maximum, division, codes, sum

@@ -35,7 +35,7 @@ from pyllama2.analysis.benchmark import fill_cache, random_tokens
 from pyllama2.backend.base import Batch
 from pyllama2.backend.kv_cache import KVCache
 from pyllama2.model_names import find_model
-from pyllama2.sampling.sampler import Draw
+from pyllama2.sampling.sampler import Draw, sampled
 from pyllama2.storage.model_file import StoredModel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +47,7 @@ _MIB = 1 << 20
 _GREEDY = Draw(0.0)
 _SANITIZER = "compute-sanitizer"
 _REPEATS = 100  # of a graph
+_STEPS_AHEAD = 20
 
 
 class SkippedError(Exception):
@@ -167,6 +168,7 @@ def _compared(model: StoredModel, kv_dtype: str, positions: Sequence[int], n_row
                 if sampled is None or not np.array_equal(sampled, expected.argmax(1)):
                     differing.append(f"{what}: the greedy tokens differ")
         differing += _kept_differences(theirs, ours, length)
+        differing += _ahead_differences(cpu, gpu, n_rows)
         launches = gpu.describe().launches
         ours.close()
         isa = cpu.describe().isa
@@ -176,6 +178,23 @@ def _compared(model: StoredModel, kv_dtype: str, positions: Sequence[int], n_row
     yield from (f"{what}: {sentence}" for sentence in differing)
     assert not differing, f"{what}: not the CPU's bits; they are those of AVX2 and AVX-512, and this CPU has {isa}"
     assert launches == GRAPHS, f"steps are launched {launches}"
+
+
+def _ahead_differences(cpu: CpuBackend, gpu: CudaBackend, n_rows: int) -> list[str]:
+    """Steps that the GPU begins before the host has the tokens of the last. Each token is drawn, and checked."""
+    rows, differing = np.arange(n_rows, dtype=np.int32), []
+    uniforms = np.random.default_rng(1).random((_STEPS_AHEAD + 1, n_rows))
+    draws = [[Draw(1.0, top_p=0.95, uniform=float(u)) for u in of_a_step] for of_a_step in uniforms]
+    with closing(cpu.new_cache(n_rows, _STEPS_AHEAD)) as theirs, closing(gpu.new_cache(n_rows, _STEPS_AHEAD)) as ours:
+        tokens = np.asarray(random_tokens(cpu.config.vocab_size, n_rows), np.int32)
+        for i in range(_STEPS_AHEAD):
+            step = Batch(tokens, rows, np.full(n_rows, i, np.int32), rows)
+            logits = cpu.forward(step, theirs)
+            tokens = np.array([sampled(row, draw) for row, draw in zip(logits, draws[i], strict=True)], np.int32)
+            if not np.array_equal(gpu.sample(step, ours, draws[i], draws[i + 1]), tokens):
+                differing.append(f"step {i} of those that are begun ahead: the tokens differ")
+        differing += _kept_differences(theirs, ours, _STEPS_AHEAD)
+    return differing
 
 
 def _differences(what: str, expected: NDArray[np.float32], found: NDArray[np.float32]) -> list[str]:
@@ -328,9 +347,12 @@ def speed(args: argparse.Namespace) -> Iterator[str]:
             with closing(CudaBackend(model, kv_dtype=kv_dtype)) as gpu:
                 for context in contexts:
                     for n_rows in (1, 2, 4, 8):
-                        steps = bench_gpu.decode_speed(gpu, n_rows, context, args.new_tokens, args.repeat)
+                        steps, waiting = (
+                            bench_gpu.decode_speed(gpu, n_rows, context, args.new_tokens, args.repeat, ahead=ahead)
+                            for ahead in (True, False)
+                        )
                         yield (f"{name}, {kv_dtype}, {n_rows} together at {context}: {steps * n_rows:.1f} tokens/s, "
-                               f"{1e3 / steps:.3f} ms a step")  # fmt: skip
+                               f"{1e3 / steps:.3f} ms a step; waiting for the host {1e3 / waiting:.3f}")  # fmt: skip
                 alone, queued = _graph_seconds(gpu)
                 yield (f"{name}, {kv_dtype}: a step of logits {alone * 1e3:.3f} ms, of {_REPEATS} in a row "
                        f"{queued * 1e3:.3f} ms; the host takes the difference")  # fmt: skip

@@ -14,6 +14,7 @@ from helpers.gpu_backend import pretended
 from helpers.tiny_llama import write_tiny
 
 from pyllama2._gpu import availability
+from pyllama2._gpu.steps_ahead import SampledStep
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +48,20 @@ def test_rows(
     model, out = write_tiny(tmp_path / "tiny.bin", weight_type="q4"), tmp_path / "figures.json"
     arguments = ["--model", str(model), "--json", str(out), "--prompt-tokens", "12", "--contexts", "0", "20",
                  "--sequences", "1", "5", "--new-tokens", "3", "--repeat", "1"]  # fmt: skip
+    found: list[list[int] | None] = []
+    places = SampledStep.places
+    monkeypatch.setattr(SampledStep, "places", lambda *steps: found.append(places(*steps)) or found[-1])
     with pretended().machine() as machine:
         assert bench_gpu.main(arguments) == 0
-    assert machine.launches.count("sample") >= 4 * 3  # the path of generated texts is timed
+    # The path of generated texts is timed: of three steps two were begun ahead, with a turn before, and the next three
+    # wait. Each turn has its tokens.
+    assert machine.launches.count("sample") == 4 * 2 * 2 * 3
+    assert len(found) == 4 * 2 * 2 and None not in found
     prompt, *steps = json.loads(out.read_text())
     assert prompt["logits_differ_by"] == 0
     assert prompt["prompt_tokens"] == 12 and prompt["tokens_per_s"] > 0
     assert [(row["context"], row["sequences"]) for row in steps] == [(0, 1), (0, 5), (20, 1), (20, 5)]
-    assert all(row["share"] == row["read_gb_per_s"] / 100 for row in steps)
+    assert all(row["share"] == row["read_gb_per_s"] / 100 and abs(row["host_s"]) < 60 for row in steps)
     assert "pretended GPU" in capsys.readouterr().out
 
 
