@@ -90,6 +90,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _batch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     _import_packages()
+    if args.ray is not None and args.cpu_affinity is not None:
+        parser.error("--cpu-affinity is for this machine, and --ray for others")
     if args.ray is None:
         if args.workers is not None:
             parser.error("--workers needs --ray")

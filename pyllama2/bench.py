@@ -12,6 +12,7 @@ if __name__ == "__main__":  # before the imports below, which take a while: Ctrl
 
     sys.exit(run_program(["bench", *sys.argv[1:]]))
 
+from ._cpu.threads import cpus_of, team_of
 from .analysis.benchmark import run_benchmark
 from .backend import asked_device, select_backend
 from .checkpoint.title import title_of
@@ -20,6 +21,7 @@ from .cli.parser import CommandParser
 from .cli.running import run_command
 from .errors import ContextLengthError
 from .loading import load_model
+from .memory import with_fitting_cache
 from .model_names import find_model
 from .progress import progress_bar
 from .shown import for_json
@@ -75,6 +77,9 @@ def _not_negative(text: str) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    cpus = cpus_of(args.cpu_affinity) if args.cpu_affinity else ()
+    n_threads = team_of(args.threads, cpus) if cpus else args.threads
+    kv_dtype = None if args.kv_dtype == "auto" else args.kv_dtype
     select_backend(args.device, n_gpu_layers=args.n_gpu_layers)  # before weights are converted, which may take long
     with naming_environment(args.model), progress_bar("convert") as progress:
         path = find_model(args.model)
@@ -87,13 +92,15 @@ def _bench(args: argparse.Namespace) -> int:
             tokenizer=args.tokenizer,
             n_ctx=args.ctx,
             kv_dtype=args.kv_dtype,
-            n_threads=args.threads,
+            n_threads=n_threads,
             progress=progress,
         )
-    make_backend, _ = select_backend(args.device, model, args.kv_dtype, args.n_gpu_layers)
+    make_backend, _ = select_backend(args.device, model, kv_dtype, args.n_gpu_layers, cpus)
     n_ctx = args.ctx or model.config.max_seq_len
     n_prompt, n_new = _lengths(args, n_ctx)
-    with closing(make_backend(model, n_threads=args.threads, kv_dtype=args.kv_dtype)) as backend:
+    with closing(
+        with_fitting_cache(lambda dtype: make_backend(model, n_threads=n_threads, kv_dtype=dtype), args.kv_dtype, n_ctx)
+    ) as backend:
         name = title_of(path)
         report = run_benchmark(name, model, backend, n_prompt, n_new, args.context, args.repeat)
     print(for_json(report.to_json()) if args.json else report)

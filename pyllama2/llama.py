@@ -66,10 +66,13 @@ class Llama(ChatEngine):
         n_gpu_layers: how many layers GPUs have, from the first on; the CPU has the rest. None: as many as fit; -1: all.
         n_ctx: longest sequence in tokens. None: what the model was made for.
         n_threads: threads of the CPU backend. None: PYLLAMA2_NUM_THREADS, OMP_NUM_THREADS, or the physical cores.
+        cpu_affinity: CPUs that these threads are bound to, one each: numbers, a string such as "0-3,8", or "cores", one
+            CPU of each physical core. It says how many threads there are if n_threads does not. None: the system, or
+            OMP_PLACES, places them.
         quant: "float32", "float16", "q8" or "q4" converts the weights in memory. "auto": one of our files is used as
             it is, any other checkpoint as what keeps its numbers and fits into memory. None: the latter as float32.
-        kv_dtype: type of keys and values: "float32", "float16" or, where the backend has it, "int8". None: the
-            backend's choice.
+        kv_dtype: type of keys and values: "float32", "float16" or, where the backend has it, "int8". "auto": int8 if a
+            sequence of n_ctx tokens fits into memory only so. None: the backend's choice.
         tokenizer: path of a tokenizer, for checkpoints without one.
         lora: LoRA adapters that are merged into the weights, each PATH or PATH:SCALE. A path is PEFT's directory or a
             GGUF file, or the name of either on the hub.
@@ -104,6 +107,7 @@ class Llama(ChatEngine):
         n_gpu_layers: int | None = None,
         n_ctx: int | None = None,
         n_threads: int | None = None,
+        cpu_affinity: str | Sequence[int] | None = None,
         quant: str | None = "auto",
         kv_dtype: str | None = None,
         tokenizer: str | os.PathLike[str] | None = None,
@@ -123,6 +127,12 @@ class Llama(ChatEngine):
                 arguments.string(name, text)
         n_ctx = None if n_ctx is None else arguments.integer("n_ctx", n_ctx)
         n_threads = None if n_threads is None else arguments.integer("n_threads", n_threads)
+        cpus: tuple[int, ...] = ()
+        if cpu_affinity is not None:
+            from ._cpu.threads import cpus_of, team_of  # it loads the backend
+
+            cpus = cpus_of(cpu_affinity)
+            n_threads = team_of(n_threads, cpus)
         n_gpu_layers = None if n_gpu_layers is None else arguments.integer("n_gpu_layers", n_gpu_layers, -1)
         for name, place in (("model", model), ("draft", draft)):
             if place is not None:
@@ -151,7 +161,7 @@ class Llama(ChatEngine):
                 keep=keep,
                 progress=progress,
             )
-        make_backend, why = select_backend(device, stored, kv_dtype, n_gpu_layers)
+        make_backend, why = select_backend(device, stored, None if kv_dtype == "auto" else kv_dtype, n_gpu_layers, cpus)
         if verbose:
             print(f"pyllama2: {one_line(why)}", file=sys.stderr)
         else:
@@ -173,6 +183,7 @@ class Llama(ChatEngine):
             "n_gpu_layers": n_gpu_layers,
             "n_ctx": n_ctx,
             "n_threads": n_threads,
+            "cpu_affinity": cpu_affinity,
             "quant": quant,
             "kv_dtype": kv_dtype,
             "tokenizer": None if tokenizer is None else os.path.abspath(tokenizer),

@@ -8,6 +8,7 @@ The code that allocates scratch memory, keys and values also counts them, so tha
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from .storage.weights import Quantization, StorageType, packed_shapes
 
 if TYPE_CHECKING:
     from .backend.base import Backend
+
+log = logging.getLogger("pyllama2")
 
 # Logits in memory at once while given tokens are scored: of so many tokens, but of at most so many bytes.
 _PIECE_TOKENS = 256
@@ -147,6 +150,26 @@ def rows_that_fit(backend: Backend, n_rows: int, n_tokens: int, other_bytes: int
         Pyllama2Error: not even one fits. The message has the numbers.
     """
     return min(_part_rows(part, n_rows, n_tokens, other_bytes) for part in backend.parts())
+
+
+def with_fitting_cache(make_backend: Callable[[str | None], Backend], kv_dtype: str | None, n_ctx: int) -> Backend:
+    """Make a backend, with kv_dtype="auto" one whose cache can hold a sequence of n_ctx tokens, if there is any.
+
+    Args:
+        make_backend: makes it from the type of its keys and values; None: its own choice.
+        kv_dtype: the type. "auto": the backend's own choice, or int8 if the sequence fits only so.
+        n_ctx: tokens.
+    """
+    backend = make_backend(None if kv_dtype == "auto" else kv_dtype)
+    if kv_dtype != "auto":
+        return backend
+    try:
+        rows_that_fit(backend, 1, n_ctx)
+    except Pyllama2Error as error:
+        backend.close()
+        log.info("keys and values are int8: %s", error)
+        return make_backend("int8")
+    return backend
 
 
 def _part_rows(backend: Backend, n_rows: int, n_tokens: int, other_bytes: int) -> int:

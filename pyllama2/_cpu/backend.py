@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from ..storage.model_file import StoredModel
 from .cache import CpuKVCache, allocated_bytes
 from .forward import STEPS, Forward
 from .matrix import end_team, team_size
-from .threads import team_of
+from .threads import shown_cpus, team_of
 from .trace import Trace
 
 log = logging.getLogger("pyllama2")
@@ -41,6 +42,7 @@ class CpuBackend(Stage):
         kv_dtype: type of the keys and values: "float32", "float16" or "int8". None: float32 for float32 models, else
             float16.
         layers: which layers the model has. None: all.
+        cpus: what cpus_of() returned: thread i runs on cpus[i] while it computes. Empty: where the system lets it run.
 
     Raises:
         ValueError: an argument is out of range.
@@ -58,8 +60,9 @@ class CpuBackend(Stage):
         n_threads: int | None = None,
         kv_dtype: str | None = None,
         layers: Layers | None = None,
+        cpus: Sequence[int] = (),
     ) -> None:
-        n_threads = team_of(n_threads)
+        n_threads = team_of(n_threads, cpus)
         self.config, self.layers = model.config, layers or Layers.all_of(model.config)
         self.kv_dtype = default_kv_dtype(model.quantization) if kv_dtype is None else kv_dtype
         check_kv_dtype(self.kv_dtype)
@@ -72,7 +75,8 @@ class CpuBackend(Stage):
         for name, weight in model.weights.items():
             self._bytes_by_kind[name.split(".")[-2]] += weight.nbytes
         self._files = model.files()
-        self._forward: Forward | None = Forward(model, n_threads, os.environ.get("PYLLAMA2_CPU_ISA", ""))
+        self._cpus = tuple(cpus[:n_threads])
+        self._forward: Forward | None = Forward(model, n_threads, os.environ.get("PYLLAMA2_CPU_ISA", ""), self._cpus)
         path = os.environ.get("PYLLAMA2_TRACE")
         self._trace = Trace(path, self._forward.workspace, list(STEPS)) if path else None
         self._lock = Lock()  # one batch at a time: scratch memory is shared
@@ -117,6 +121,7 @@ class CpuBackend(Stage):
         return BackendFacts(
             device="cpu",
             n_threads=self.n_threads,
+            cpu_affinity=shown_cpus(self._cpus) or None,
             isa=forward.isa,
             kv_dtype=self.kv_dtype,
             weight_bytes=self._weight_bytes,

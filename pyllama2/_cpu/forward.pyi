@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +13,7 @@ class Forward:
     tokens: list[int]
     passes: list[int]
     workspace: Workspace
-    def __init__(self, model: StoredModel, n_threads: int, isa: str) -> None: ...
+    def __init__(self, model: StoredModel, n_threads: int, isa: str, cpus: Sequence[int] = ()) -> None: ...
     @property
     def isa(self) -> str: ...
     @property

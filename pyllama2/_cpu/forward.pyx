@@ -16,7 +16,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport parallel
 from libc.math cimport cos, sin
 from libc.stdint cimport int32_t, int64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 import numpy as np
@@ -27,7 +27,8 @@ from .matrix cimport (
     ADD, STORE, SWIGLU, Products, Thread, activations, enter_team, lookup_row, matrix_of, prepare, run_products,
     set_product, start_columns, start_products, take_columns,
 )
-from .openmp cimport omp_get_wtime
+from .openmp cimport omp_get_thread_num, omp_get_wtime
+from .places cimport ANYWHERE, take_place
 from .team cimport Team, start_region, start_step, step_is_over, take_piece
 from .workspace cimport ChunkState, Workspace
 
@@ -80,7 +81,14 @@ cdef struct LayerWeights:
 
 
 cdef class Forward:
-    """The weights of a model, or of a part of one, as C structs, and scratch memory for one chunk: workspace."""
+    """The weights of a model, or of a part of one, as C structs, and scratch memory for one chunk: workspace.
+
+    Args:
+        model: the model, or a part of it.
+        n_threads: threads of the team.
+        isa: the instruction set. "": the best one.
+        cpus: the CPU of each thread. Empty: the system places them, or OpenMP by OMP_PLACES.
+    """
 
     cdef const Kernels *kernels
     cdef LayerWeights *layers
@@ -91,6 +99,7 @@ cdef class Forward:
     cdef ChunkState *state
     cdef Team *team
     cdef Thread *threads
+    cdef int *places             # the CPU of each thread, or ANYWHERE
     cdef int n_threads, chunk_size, has_output
     cdef int64_t n_layers, dim, vocab_size
     cdef float norm_eps
@@ -102,13 +111,18 @@ cdef class Forward:
     cdef readonly Workspace workspace
     cdef dict weights            # of the model; kept alive
 
-    def __cinit__(self, model, int n_threads, str isa):
+    def __cinit__(self, model, int n_threads, str isa, cpus=()):
         config = model.config
         cdef int64_t i
         self.workspace = Workspace(config, model.quantization, n_threads, isa)
         self.kernels, self.chunk_size = self.workspace.kernels, self.workspace.chunk_size
         self.state, self.heads = &self.workspace.state, &self.workspace.heads
         self.team, self.threads = self.workspace.team, self.workspace.threads
+        self.places = <int *> malloc(n_threads * sizeof(int))
+        if self.places is NULL:
+            raise MemoryError("no memory for the table of CPUs")
+        for i in range(n_threads):
+            self.places[i] = cpus[i] if cpus else ANYWHERE
         self.weights, self.n_threads = dict(model.weights), n_threads
         self.n_layers, self.dim = config.n_layers, config.dim
         self.vocab_size, self.norm_eps = config.vocab_size, config.norm_eps
@@ -130,6 +144,7 @@ cdef class Forward:
 
     def __dealloc__(self):
         free(self.layers)
+        free(self.places)
 
     cdef int _bind_layer(self, LayerWeights *layer, str prefix) except -1:
         layer.attention_norm = vector_of(self.weights[prefix + "attention_norm.weight"])
@@ -217,7 +232,9 @@ cdef class Forward:
             self.state.marked = omp_get_wtime()
         start_region(self.team)
         with parallel(num_threads=self.n_threads):
+            take_place(self.places[omp_get_thread_num()])
             self._run_share(cache, first, count, enter_team(self.team, self.threads))
+        take_place(ANYWHERE)  # the thread that called; OpenMP's own ones keep their places
 
     cdef void _run_share(self, const CacheArrays *cache, int64_t first, int64_t count,
                          Thread *thread) noexcept nogil:
@@ -356,11 +373,12 @@ cdef void run_layer(const Kernels *kernels, const LayerWeights *layer, int64_t i
     mark(state, thread, WQ_WK_WV)
 
     # biases -> rope -> kv append
-    units = n * heads.n_kv_heads
-    start_step(&thread.member, ROPE_KV_APPEND, units, heads.n_kv_heads, units, False)
+    # A thread begins with the heads that it begins attention with: its memory has their part of the cache.
+    units = heads.n_kv_heads * n
+    start_step(&thread.member, ROPE_KV_APPEND, units, max(units // thread.member.size, 1), units, False)
     while take_piece(&thread.member):
         for unit in range(thread.member.first, thread.member.end):
-            t, kv_head = <int> (unit // heads.n_kv_heads), unit % heads.n_kv_heads
+            kv_head, t = unit // n, <int> (unit % n)
             q, first = state.q + t * q_dim + kv_head * group_dim, kv_head * head_dim
             k, v = state.k + t * kv_dim + first, state.v + t * kv_dim + first
             if layer.wq_bias is not NULL:

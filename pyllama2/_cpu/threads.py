@@ -1,4 +1,4 @@
-"""How many threads to use if nobody says. Import it before the compiled modules.
+"""How many threads to use if nobody says, and on which CPUs. Import it before the compiled modules.
 
 With OMP_PROC_BIND or OMP_PLACES libgomp binds the thread that loads it to one CPU. The affinity from before that says
 which CPUs the process may use.
@@ -7,11 +7,16 @@ which CPUs the process may use.
 from __future__ import annotations
 
 import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
+from .. import arguments
 from ..shown import shown_value
 
 _MAX_THREADS = 1024
+_RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?", re.ASCII)  # of CPUs
 
 # Settings that make libgomp bind threads, unless they say "false".
 _BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
@@ -25,9 +30,20 @@ def _affinity() -> set[int]:
 _AFFINITY_WHEN_LOADED = _affinity()
 
 
-def team_of(n_threads: int | None) -> int:
-    """Return n_threads, or default_threads() for None. Raises ValueError unless it is between 1 and 1024."""
-    n_threads = default_threads() if n_threads is None else n_threads
+def team_of(n_threads: int | None, cpus: Sequence[int] = ()) -> int:
+    """Return how many threads to use.
+
+    Args:
+        n_threads: what was asked for. None: one for each of cpus; without them, default_threads().
+        cpus: to which the threads are to be bound.
+
+    Raises:
+        ValueError: it is not between 1 and 1024, or there are fewer cpus.
+    """
+    if n_threads is None:
+        n_threads = len(cpus) or default_threads()
+    if cpus and n_threads > len(cpus):
+        raise ValueError(f"cpu_affinity has {len(cpus)} CPUs, and n_threads is {n_threads}")
     if not 1 <= n_threads <= _MAX_THREADS:
         raise ValueError(f"n_threads must be between 1 and {_MAX_THREADS}, not {shown_value(n_threads)}")
     return n_threads
@@ -49,6 +65,47 @@ def default_threads() -> int:
         n_threads = max(1, min(_physical_cores(), _cgroup_limit()))
     limit = os.environ.get("OMP_THREAD_LIMIT", "").strip()
     return max(1, min(n_threads, int(limit))) if limit.isdecimal() else n_threads
+
+
+def cpus_of(cpu_affinity: str | Sequence[int]) -> tuple[int, ...]:
+    """Return the CPUs to which threads are to be bound, one after the other.
+
+    Args:
+        cpu_affinity: numbers of CPUs, or a string of numbers and ranges such as "0-3,8". "cores": one CPU of each
+            physical core that the process may use.
+
+    Raises:
+        TypeError: it is neither a string nor integers.
+        ValueError: it is not such a list, names a CPU twice or one that the process may not use, or the system cannot
+            bind threads.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        raise ValueError("this system cannot bind threads to CPUs: leave out cpu_affinity")
+    if cpu_affinity == "cores":
+        return tuple(sorted(min(cpus) for cpus in _cores().values()))
+    if isinstance(cpu_affinity, str):
+        cpus = _listed(cpu_affinity)
+    elif isinstance(cpu_affinity, Sequence) and not isinstance(cpu_affinity, bytes):
+        cpus = tuple(arguments.integer("cpu_affinity", cpu, 0) for cpu in cpu_affinity)
+    else:
+        arguments.refuse("cpu_affinity", "a string or integers", cpu_affinity)
+    if not cpus or len(set(cpus)) < len(cpus):
+        raise ValueError(f"cpu_affinity must name CPUs once each, or be cores, not {shown_value(cpu_affinity)}")
+    if lacking := sorted(set(cpus) - _usable()):
+        usable = shown_cpus(sorted(_usable()))
+        raise ValueError(f"cpu_affinity names CPU {lacking[0]}, and this process may use {usable}")
+    return cpus
+
+
+def shown_cpus(cpus: Sequence[int]) -> str:
+    """Return numbers of CPUs as cpus_of() takes them: "0-3,8"."""
+    ranges: list[list[int]] = []
+    for cpu in cpus:
+        if ranges and cpu == ranges[-1][1] + 1:
+            ranges[-1][1] = cpu
+        else:
+            ranges.append([cpu, cpu])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
 def n_processors() -> int:
@@ -78,14 +135,31 @@ def _cpu_count(*, logical: bool) -> int:
 
 def _physical_cores() -> int:
     """The number of cores that the process may use. Hyper-threads of one core count once."""
-    cores = set()
+    return len(_cores()) or _cpu_count(logical=False)
+
+
+def _cores() -> dict[str, list[int]]:
+    """The CPUs that the process may use, by the core that they belong to."""
+    cores: dict[str, list[int]] = defaultdict(list)
     for cpu in _usable():
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         try:
-            cores.add(siblings.read_text())
+            cores[siblings.read_text()].append(cpu)
         except OSError:
-            cores.add(str(cpu))
-    return len(cores) or _cpu_count(logical=False)
+            cores[str(cpu)].append(cpu)
+    return cores
+
+
+def _listed(text: str) -> tuple[int, ...]:
+    """The numbers of a list such as "0-3,8"; empty if it is none."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = _RANGE.fullmatch(part.strip())
+        if match is None:
+            return ()
+        first, last = int(match[1]), int(match[2] or match[1])
+        found += range(first, last + 1)
+    return tuple(found)
 
 
 def _cgroup_limit() -> int:

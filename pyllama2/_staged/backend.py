@@ -37,6 +37,7 @@ class StagedBackend(Backend):
         kv_dtype: type of all keys and values. None: float16.
         gpus: numbers of the GPUs; None among them is CUDA's current one.
         n_gpu_layers: how many layers the GPUs have. None: as many as fit. Below 0, or more than there are: all.
+        cpus: of the CPU's threads, as CpuBackend takes them.
 
     Raises:
         BackendUnavailableError: a GPU cannot run this model.
@@ -71,6 +72,7 @@ class StagedBackend(Backend):
         kv_dtype: str | None = None,
         gpus: Sequence[GpuName] = (None,),
         n_gpu_layers: int | None = None,
+        cpus: Sequence[int] = (),
     ) -> None:
         self.config, self.kv_dtype = model.config, kv_dtype or _KV_DTYPE
         for gpu in gpus:
@@ -84,7 +86,7 @@ class StagedBackend(Backend):
         with ExitStack() as made:
             stages = []
             for where in self.places:
-                stages.append(self._stage(model, where, n_threads))
+                stages.append(self._stage(model, where, n_threads, cpus))
                 made.callback(stages[-1].close)
             made.pop_all()
         self._stages: tuple[Stage, ...] = tuple(stages)
@@ -92,10 +94,10 @@ class StagedBackend(Backend):
         self.cheap_tokens = min(stage.cheap_tokens for stage in stages)
         self.survives_fork = all(stage.survives_fork for stage in stages)
 
-    def _stage(self, model: StoredModel, where: Place, n_threads: int | None) -> Stage:
+    def _stage(self, model: StoredModel, where: Place, n_threads: int | None, cpus: Sequence[int]) -> Stage:
         part = part_of(model, where.layers)
         if where.on_cpu:
-            return CpuBackend(part, n_threads=n_threads, kv_dtype=self.kv_dtype, layers=where.layers)
+            return CpuBackend(part, n_threads=n_threads, kv_dtype=self.kv_dtype, layers=where.layers, cpus=cpus)
         return CudaBackend(part, kv_dtype=self.kv_dtype, device=where.gpu, layers=where.layers)
 
     def new_cache(self, n_rows: int, max_seq_len: int) -> StagedKVCache:
@@ -177,6 +179,7 @@ class StagedBackend(Backend):
             device=",".join(fact.device for fact in facts),
             layers=", ".join(map(str, self.places)),
             n_threads=facts[-1].n_threads,
+            cpu_affinity=facts[-1].cpu_affinity,
             isa=facts[-1].isa,
             gpu=each("gpu"),
             compute_capability=each("compute_capability"),

@@ -120,6 +120,7 @@ class BackendFacts:
         device: "cpu" or "cuda"; "cuda:1" of a GPU that was asked for by number, and "cuda:0,cpu" of several devices.
         layers: which layers are on which of several devices.
         n_threads: threads of the CPU.
+        cpu_affinity: the CPUs that these threads are bound to, if they are: "0-3,8".
         isa: the CPU's instruction set that the kernels use.
         gpu: name of the GPU.
         compute_capability: of the GPU, such as "8.0".
@@ -133,6 +134,7 @@ class BackendFacts:
     device: str
     layers: str | None = None
     n_threads: int | None = None
+    cpu_affinity: str | None = None
     isa: str | None = None
     gpu: str | None = None
     compute_capability: str | None = None

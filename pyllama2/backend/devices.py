@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -59,6 +59,7 @@ def select_backend(
     model: StoredModel | None = None,
     kv_dtype: str | None = None,
     n_gpu_layers: int | None = None,
+    cpus: Sequence[int] = (),
 ) -> tuple[MakeBackend, str]:
     """Choose the backend for a device.
 
@@ -68,6 +69,7 @@ def select_backend(
         model: the model that it must be able to run. None: not checked.
         kv_dtype: type of the keys and values that it must be able to use with the model.
         n_gpu_layers: how many layers GPUs must have; the CPU has the rest. Below 0: all. None: as many as fit.
+        cpus: to which the CPU's threads are bound. Empty: to none.
 
     Returns:
         The backend's class, or what makes one, and a sentence that says why it was chosen.
@@ -79,18 +81,19 @@ def select_backend(
     device = asked_device(device)
     if device == "cpu" and n_gpu_layers:
         raise ValueError(f"n_gpu_layers={n_gpu_layers} is for a GPU, and the device is cpu")
+    cpu = partial(_class_of(_REGISTRY["cpu"]), cpus=cpus) if cpus else _class_of(_REGISTRY["cpu"])
     if device == "cpu" or n_gpu_layers == 0:
-        return _class_of(_REGISTRY["cpu"]), "using cpu" + (" (n_gpu_layers is 0)" if device != "cpu" else "")
-    reason, chosen = _on_gpus("cuda" if device == "auto" else device, model, kv_dtype, n_gpu_layers)
+        return cpu, "using cpu" + (" (n_gpu_layers is 0)" if device != "cpu" else "")
+    reason, chosen = _on_gpus("cuda" if device == "auto" else device, model, kv_dtype, n_gpu_layers, cpus)
     if chosen is not None:
         return chosen
     if device != "auto":
         raise BackendUnavailableError(reason)
-    return _class_of(_REGISTRY["cpu"]), f"using cpu ({reason})"
+    return cpu, f"using cpu ({reason})"
 
 
 def _on_gpus(
-    device: str, model: StoredModel | None, kv_dtype: str | None, n_gpu_layers: int | None
+    device: str, model: StoredModel | None, kv_dtype: str | None, n_gpu_layers: int | None, cpus: Sequence[int]
 ) -> tuple[str, tuple[MakeBackend, str] | None]:
     """What to take for one GPU or several. If there is nothing, why not."""
     cuda, gpus = _class_of(_REGISTRY["cuda"]), gpu_numbers(device)
@@ -98,7 +101,7 @@ def _on_gpus(
         return f"no {device}: {reason}", None
     staged = _class_of(_STAGED)
     whole = cuda if gpus == [None] else partial(cuda, device=gpus[0])
-    parts = partial(staged, gpus=gpus, n_gpu_layers=n_gpu_layers)
+    parts = partial(staged, gpus=gpus, n_gpu_layers=n_gpu_layers, cpus=cpus)
     is_whole = len(gpus) == 1 and n_gpu_layers is None  # if it fits
     if model is None:
         return "", (whole if is_whole else parts, f"using {device}")

@@ -129,9 +129,14 @@ def add_model_flags(
     add("--keep", action="store_true", help="keep a converted model for the next start, in ~/.cache/pyllama2")
     add("-c", "--ctx", type=positive, metavar="CTX", help=ctx_help)
     add("-t", "--threads", type=threads, help="threads (default: PYLLAMA2_NUM_THREADS, else the physical cores)")
+    add("--cpu-affinity", metavar="CPUS", help='bind threads to CPUs, such as 0-3,8, or "cores": one of each core')
     add("--device", choices=Devices(), help=DEVICE_HELP)
     add("--n-gpu-layers", type=layer_count, metavar="N", help="layers on the GPU, -1 for all (default: as many as fit)")
-    add("--kv-dtype", choices=KV_DTYPES, help="type of keys and values (default: the device's)")
+    add(
+        "--kv-dtype",
+        choices=("auto", *KV_DTYPES),
+        help="type of keys and values; auto: int8 if the context fits only so (default: the device's)",
+    )
     add("--no-prompt-lookup", action="store_true", help="do not guess tokens from what the text has said before")
     add("--draft", metavar="MODEL", help='guess tokens by a smaller model, or by "self", the model in 4 bits')
     add("-v", "--verbose", action="store_true", help="say more on stderr: device, model, GB/s, time by step")
@@ -150,6 +155,7 @@ def open_model(args: argparse.Namespace) -> Llama:
             n_gpu_layers=args.n_gpu_layers,
             n_ctx=args.ctx,
             n_threads=args.threads,
+            cpu_affinity=args.cpu_affinity,
             quant=args.quant,
             lora=args.lora,
             keep=args.keep,

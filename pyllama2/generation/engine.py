@@ -17,7 +17,7 @@ from ..backend.kv_cache import KVCache
 from ..backend.step_times import Profile, StepTime
 from ..chat_formats.base import Message
 from ..errors import ClosedError
-from ..memory import logits_bytes, piece_tokens, rows_that_fit, weight_bytes_per_token
+from ..memory import logits_bytes, piece_tokens, rows_that_fit, weight_bytes_per_token, with_fitting_cache
 from ..sampling.params import SamplingParams
 from ..storage.fingerprint import fingerprint
 from ..storage.model_file import StoredModel
@@ -45,7 +45,7 @@ class Engine:
         make_backend: the class of the backend that runs it, or what makes it.
         n_ctx: longest sequence in tokens. None: what the model was made for.
         n_threads: passed to the backend.
-        kv_dtype: passed to the backend.
+        kv_dtype: passed to the backend, but for "auto", which with_fitting_cache() explains.
         seed: seed of requests that bring none. None: from the system.
         rolls: a text that fills the context goes on.
         guesses: texts guess their next tokens (prompt_lookup.py).
@@ -75,7 +75,9 @@ class Engine:
         self._guesses = guesses
         self._tokenizer = None if model.tokenizer is None else load_tokenizer(model.tokenizer, config.vocab_size)
         self._requests = RequestMaker(self._tokenizer, model.chat_template, config.vocab_size, self.n_ctx, seed)
-        backend = make_backend(model, n_threads=n_threads, kv_dtype=kv_dtype)
+        backend = with_fitting_cache(
+            lambda dtype: make_backend(model, n_threads=n_threads, kv_dtype=dtype), kv_dtype, self.n_ctx
+        )
         self._backend: Backend | None = backend
         self._rows = PrefixCache(
             backend.new_cache, partial(rows_that_fit, backend), self.n_ctx, partial(backend.kv_cache_bytes, 1)

@@ -11,7 +11,7 @@ from typing import get_args
 import numpy as np
 
 from ..backend.fitting import USUAL_CONTEXT
-from ..backend.kv_cache import check_kv_dtype, default_kv_dtype
+from ..backend.kv_cache import KV_DTYPES, check_kv_dtype, default_kv_dtype
 from ..checkpoint import open_checkpoint
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.own_file import OwnCheckpoint
@@ -37,7 +37,7 @@ def check_types(quant: str | None, kv_dtype: str | None) -> None:
     if quant not in (None, "auto", *get_args(WeightType)):
         raise ValueError(f"quant must be auto, {', '.join(get_args(WeightType))} or None, not {shown_value(quant)}")
     if kv_dtype is not None:
-        check_kv_dtype(kv_dtype)
+        check_kv_dtype(kv_dtype, ("auto", *KV_DTYPES))
 
 
 def load_model(
@@ -65,6 +65,7 @@ def load_model(
         lora: LoRA adapters that are merged into the weights, each PATH or PATH:SCALE.
         n_ctx: context length in tokens that memory must suffice for; None: up to 2048.
         kv_dtype: type of the key/value cache, one of KV_DTYPES; None: float32 for a float32 model, else float16.
+            "auto": int8 if memory asks for it, so it must suffice for that.
         n_threads: number of threads, which the memory needed depends on.
         quantized: "auto" takes no float type.
         keep: keep the converted model for the next start.
@@ -76,6 +77,7 @@ def load_model(
         ValueError: an argument is wrong.
     """
     check_types(quant, kv_dtype)
+    kv_dtype = "int8" if kv_dtype == "auto" else kv_dtype
     with closing(open_checkpoint(path, tokenizer=tokenizer)) as checkpoint:
         config = checkpoint.config
         if n_ctx is not None and not 1 <= n_ctx <= config.max_seq_len:

@@ -76,6 +76,24 @@ class TestMemory:
             llm.generate([1] * 60, max_tokens=4)
         llm.generate([1] * 20, max_tokens=4)
 
+    def test_keys_become_int8_where_only_that_fits(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = write_tiny(tmp_path / "m.bin", max_seq_len=4096)
+        with Llama(path, kv_dtype="int8") as llm:
+            int8, text = room_for(llm, 1, 4096), llm.generate("a", max_tokens=5, seed=1).text
+        with Llama(path, kv_dtype="auto") as llm:  # there is room for anything
+            assert llm.describe()["kv_dtype"] == "float32"
+            float32 = room_for(llm, 1, 4096)
+        assert int8 < float32
+        for room, dtype in ((float32, "float32"), (float32 - 1, "int8"), (int8, "int8"), (int8 - 1, "int8")):
+            monkeypatch.setattr(memory, "available_bytes", lambda room=room: room)
+            monkeypatch.setattr("pyllama2.loading.load.check_model_fits", lambda *args: None)
+            with Llama(path, kv_dtype="auto") as llm:
+                assert llm.describe()["kv_dtype"] == dtype
+                assert dtype == "float32" or llm.generate("a", max_tokens=5, seed=1).text == text
+        monkeypatch.setattr(memory, "available_bytes", lambda: int8)
+        with Llama(path, kv_dtype="auto", n_ctx=64) as llm:  # a shorter one fits as it is
+            assert llm.describe()["kv_dtype"] == "float32"
+
     def test_logits_that_do_not_fit(self, llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(llm._backend, "pending_bytes", lambda: 0)
         room = memory._step_bytes(CONFIG) + memory.logits_bytes(CONFIG, 40)
