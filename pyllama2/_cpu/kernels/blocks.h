@@ -32,18 +32,18 @@ TARGET_INLINE void NAME(block_of)(const Matrix* w, int64_t block, const Activati
   const int64_t first = block * ROW_BLOCK, rows = w->rows - first < ROW_BLOCK ? w->rows - first : ROW_BLOCK;
   const int64_t row_bytes = w->columns * (HALF ? 2 : 4);
   const char* data = (const char*)w->data + first * row_bytes;
-  const int together = n == 1 ? 1 : 2;
+  const int together = n == 1 ? 1 : 2, width = equal_parts(n, FLOAT_COLUMNS);
   for (int64_t r = 0; r < rows; r += together, data += together * row_bytes) {
     const void* row[2] = {data, r + 1 < rows ? data + row_bytes : data};
-#define FLOAT_TILE(ROWS, COLUMNS)                                                                          \
-  NAME(tile_float)(row, w->columns, x->values + c * x->value_stride, x->value_stride, ROWS, COLUMNS, HALF, \
+#define FLOAT_TILE(ROWS, COLUMNS)                                                                                  \
+  NAME(tile_float)(row, w->columns, x->values + c * x->value_stride, x->value_stride, ROWS, COLUMNS, HALF, c == 0, \
                    out + c * ROW_BLOCK + r)
 #define TILE(COLUMNS) FLOAT_TILE(2, COLUMNS)
     if (n == 1) {
       const int c = 0;
       FLOAT_TILE(1, 1);
     } else {
-      SWEEP_COLUMNS(n, FLOAT_COLUMNS, FLOAT_COLUMNS, 0, TILE);
+      SWEEP_COLUMNS(n, width, FLOAT_COLUMNS, 0, TILE);
     }
 #undef TILE
 #undef FLOAT_TILE

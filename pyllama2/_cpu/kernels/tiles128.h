@@ -47,9 +47,10 @@ TARGET_INLINE void NAME(multiply_float)(const void* const row[2], int64_t i, con
   }
 }
 
-/* ROWS rows times COLUMNS columns. */
+/* ROWS rows times COLUMNS columns. first: the rows come from memory, which makes no difference here. */
 TARGET_INLINE void NAME(tile_float)(const void* const row[2], int64_t inputs, const float* x, int64_t x_stride,
-                                    const int ROWS, const int COLUMNS, const int HALF, float* out) {
+                                    const int ROWS, const int COLUMNS, const int HALF, int first, float* out) {
+  (void)first;
   float32x4_t sum[2][FLOAT_COLUMNS][4];
   for (int r = 0; r < ROWS; r++)
     for (int c = 0; c < COLUMNS; c++)

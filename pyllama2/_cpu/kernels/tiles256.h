@@ -35,7 +35,10 @@ TARGET_INLINE void NAME(multiply_float)(const void* const row[2], int64_t i, con
   for (int half = 0; half < 2; half++) {
     __m256 column[FLOAT_COLUMNS];
 #pragma GCC unroll 8
-    for (int c = 0; c < COLUMNS; c++) column[c] = _mm256_loadu_ps(x + c * x_stride + 8 * half);
+    for (int c = 0; c < COLUMNS; c++) {
+      column[c] = _mm256_loadu_ps(x + c * x_stride + 8 * half);
+      if (ROWS > 1) KEEP(column[c]); /* or it would be loaded for each row */
+    }
 #pragma GCC unroll 2
     for (int r = 0; r < ROWS; r++) {
       __m256 weights = NAME(load_weights)(row[r], i + 8 * half, HALF);
@@ -48,15 +51,16 @@ TARGET_INLINE void NAME(multiply_float)(const void* const row[2], int64_t i, con
   }
 }
 
-/* ROWS rows times COLUMNS columns. */
+/* ROWS rows times COLUMNS columns. first: the rows come from memory, and not from a cache. */
 TARGET_INLINE void NAME(tile_float)(const void* const row[2], int64_t inputs, const float* x, int64_t x_stride,
-                                    const int ROWS, const int COLUMNS, const int HALF, float* out) {
+                                    const int ROWS, const int COLUMNS, const int HALF, int first, float* out) {
   __m256 sum[2][FLOAT_COLUMNS][2];
   for (int r = 0; r < ROWS; r++)
     for (int c = 0; c < COLUMNS; c++) sum[r][c][0] = sum[r][c][1] = _mm256_setzero_ps();
   int64_t i = 0;
   for (; i + LANES <= inputs; i += LANES) {
-    for (int r = 0; r < ROWS; r++) ask_ahead((const char*)row[r] + i * (HALF ? 2 : 4));
+    if (first)
+      for (int r = 0; r < ROWS; r++) ask_ahead((const char*)row[r] + i * (HALF ? 2 : 4));
     NAME(multiply_float)(row, i, x + i, x_stride, ROWS, COLUMNS, HALF, sum);
   }
   if (i < inputs) {
