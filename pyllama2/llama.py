@@ -81,8 +81,9 @@ class Llama(ChatEngine):
             longer than n_ctx, the model sees the first 4 tokens and the newest n_ctx // 2, computed anew from position
             0 on, until the sequence has grown to n_ctx again. With max_tokens=None only the model ends such a text.
         prompt_lookup: check guesses that a text goes on as after the same tokens earlier. The output is unchanged.
-        draft: check guesses of a smaller model of the same vocabulary, named like model, or of "self", the model in 4
-            bits. The output is unchanged. It needs memory, too, and becomes 4 bits unless it is one of our files.
+        draft: check guesses of a smaller model of the same vocabulary, named like model; or of "self", the model in
+            fewer bits, which "q8" or "q4" names. The output is unchanged. It needs memory, too, and becomes 4 bits
+            unless it is one of our files.
         keep: keep a converted model for the next start, in ~/.cache/pyllama2 or the folder PYLLAMA2_CACHE.
         verbose: say on stderr which device was taken and why.
         progress: called as by export() while weights are converted in memory. None: on a terminal and in notebooks, a

@@ -138,7 +138,7 @@ def add_model_flags(
         help="type of keys and values; auto: int8 if the context fits only so (default: the device's)",
     )
     add("--no-prompt-lookup", action="store_true", help="do not guess tokens from what the text has said before")
-    add("--draft", metavar="MODEL", help='guess tokens by a smaller model, or by "self", the model in 4 bits')
+    add("--draft", metavar="MODEL", help='guess tokens by a smaller model, or by "self", the model in fewer bits')
     add("-v", "--verbose", action="store_true", help="say more on stderr: device, model, GB/s, time by step")
 
 

@@ -68,7 +68,7 @@ def test_lists_that_name_nothing_or_one_twice(value: list[int]) -> None:
 
 @pytest.mark.parametrize("value", [0, 1.5, None, True, [True], ["0"], [0.0], b"0", {0}])
 def test_wrong_types(value: object) -> None:
-    with pytest.raises(TypeError, match="^cpu_affinity must be "):
+    with pytest.raises(TypeError, match=r"^cpu_affinity must be "):
         cpus_of(value)  # type: ignore[arg-type]
 
 

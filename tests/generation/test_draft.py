@@ -131,6 +131,28 @@ class TestTexts:
         both_ways(path, "self", lambda llm: llm.generate(PROMPTS[0], max_tokens=40, **SAMPLED), quant=quant)
 
 
+class TestOwnBits:
+    @pytest.mark.parametrize(
+        ("quant", "draft", "kind"),
+        [("float32", "self", "q8"), ("float16", "self", "q8"), ("q8", "self", "q4"), ("float32", "q4", "q4"),
+         ("float16", "q8", "q8"), ("q8", "q4", "q4")],
+    )  # fmt: skip
+    def test_which_are_taken(self, path: Path, quant: str, draft: str, kind: str) -> None:
+        with Llama(path, quant=quant, draft=draft) as llm:
+            assert llm._draft is not None and llm._draft.quantization.type == kind
+
+    def test_a_large_model_takes_4(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pyllama2.loading.draft.weight_bytes", lambda *args: (1 << 30) + 1)
+        with Llama(path, draft="self") as llm:
+            assert llm._draft is not None and llm._draft.quantization.type == "q4"
+
+    @pytest.mark.parametrize(("quant", "draft"), [("q4", "self"), ("q4", "q4"), ("q4", "q8"), ("q8", "q8")])
+    def test_no_fewer_bits(self, path: Path, quant: str, draft: str, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level("WARNING"), Llama(path, quant=quant, draft=draft) as llm:
+            assert llm._draft is None
+        assert f"the model is {quant} already, so it cannot be its own draft" in caplog.text
+
+
 class TestFaults:
     def test_numbers_that_are_not_finite(self, path: Path, tmp_path: Path) -> None:
         weights = random_weights(CONFIG)
