@@ -208,7 +208,7 @@ class Comparison:
         from llama_cpp_engine import LlamaCppEngine
 
         self._engines[OURS] = Worker(OurEngine, self._path(row, OURS))
-        self._engines[THEIRS] = Worker(LlamaCppEngine, self._path(row, THEIRS))
+        self._engines[THEIRS] = Worker(LlamaCppEngine, self._path(row, THEIRS), not self._options.no_flash_attention)
         self._loaded = (row.shape, row.type)
 
     def _configure(self, n_ctx: int, n_sequences: int = 1, n_threads: int | None = None) -> None:
@@ -358,6 +358,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--repeat", type=int, default=5, help="turns of each engine (%(default)s)")
     parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--no-flash-attention", action="store_true", help="llama.cpp without it")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--layers", type=int, metavar="N", help="cut the models, to try something out")
     parser.add_argument("--json", metavar="PATH", help="write the figures there")

@@ -28,9 +28,15 @@ def _silence(level: int, text: bytes, data: Any) -> None:
 
 
 class LlamaCppEngine:
-    """A GGUF file, run with the functions of llama.h."""
+    """A GGUF file, run with the functions of llama.h.
 
-    def __init__(self, path: str) -> None:
+    Args:
+        path: the file.
+        flash_attention: whether llama.cpp may use it, as it does by default.
+    """
+
+    def __init__(self, path: str, flash_attention: bool = True) -> None:
+        self._flash_attention = flash_attention
         c_api.llama_log_set(_silence, None)
         c_api.llama_backend_init()
         self._model = c_api.llama_model_load_from_file(path.encode(), c_api.llama_model_default_params())
@@ -54,6 +60,8 @@ class LlamaCppEngine:
         params.n_ctx, params.n_seq_max = n_ctx * n_sequences, n_sequences
         params.n_batch = params.n_ubatch = _BATCH
         params.n_threads = params.n_threads_batch = n_threads
+        if not self._flash_attention:
+            params.flash_attn_type = c_api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = c_api.llama_init_from_model(self._model, params)
         if not self._context:
             raise RuntimeError("llama.cpp cannot make a context")
@@ -103,7 +111,8 @@ class LlamaCppEngine:
     def describe(self) -> dict[str, Any]:
         """Return facts for the report."""
         info = c_api.llama_print_system_info().decode().strip()
-        return {"llama_cpp_python": llama_cpp.__version__, "system_info": info, "flash_attention": "auto (default)"}
+        how = "auto (default)" if self._flash_attention else "off"
+        return {"llama_cpp_python": llama_cpp.__version__, "system_info": info, "flash_attention": how}
 
     def _forward(self, tokens: list[int]) -> None:
         array = (c_api.llama_token * len(tokens))(*tokens)

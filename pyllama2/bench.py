@@ -12,9 +12,8 @@ if __name__ == "__main__":  # before the imports below, which take a while: Ctrl
 
     sys.exit(run_program(["bench", *sys.argv[1:]]))
 
-from ._cpu.threads import cpus_of, team_of
 from .analysis.benchmark import run_benchmark
-from .backend import asked_device, select_backend
+from .backend import asked_device, placed_threads, select_backend
 from .checkpoint.title import title_of
 from .cli.common import add_model_flags, naming_environment, positive
 from .cli.parser import CommandParser
@@ -77,8 +76,7 @@ def _not_negative(text: str) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    cpus = cpus_of(args.cpu_affinity) if args.cpu_affinity else ()
-    n_threads = team_of(args.threads, cpus) if cpus else args.threads
+    cpus, n_threads = placed_threads(args.cpu_affinity, args.threads)
     kv_dtype = None if args.kv_dtype == "auto" else args.kv_dtype
     select_backend(args.device, n_gpu_layers=args.n_gpu_layers)  # before weights are converted, which may take long
     with naming_environment(args.model), progress_bar("convert") as progress:

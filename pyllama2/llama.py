@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import arguments
-from .backend import asked_device, select_backend
+from .backend import asked_device, placed_threads, select_backend
 from .backend.step_times import Profile
 from .config import ModelConfig
 from .convert import Progress
@@ -84,7 +84,7 @@ class Llama(ChatEngine):
         draft: check guesses of a smaller model of the same vocabulary, named like model; or of "self", the model in
             fewer bits, which "q8" or "q4" names. The output is unchanged. It needs memory, too, and becomes 4 bits
             unless it is one of our files.
-        keep: keep a converted model for the next start, in ~/.cache/pyllama2 or the folder PYLLAMA2_CACHE.
+        keep: keep a converted model, in ~/.cache/pyllama2 or the folder PYLLAMA2_CACHE.
         verbose: say on stderr which device was taken and why.
         progress: called as by export() while weights are converted in memory. None: on a terminal and in notebooks, a
             bar is shown if that takes longer than a second. False: nothing is shown, not even of a download.
@@ -123,17 +123,9 @@ class Llama(ChatEngine):
     ) -> None:
         if arguments.string("context", context) not in ("stop", "roll"):
             raise ValueError(f"context must be stop or roll, not {shown_value(context)}")
-        for name, text in (("device", device), ("quant", quant), ("kv_dtype", kv_dtype)):
-            if text is not None:
-                arguments.string(name, text)
         n_ctx = None if n_ctx is None else arguments.integer("n_ctx", n_ctx)
         n_threads = None if n_threads is None else arguments.integer("n_threads", n_threads)
-        cpus: tuple[int, ...] = ()
-        if cpu_affinity is not None:
-            from ._cpu.threads import cpus_of, team_of  # it loads the backend
-
-            cpus = cpus_of(cpu_affinity)
-            n_threads = team_of(n_threads, cpus)
+        cpus, n_threads = placed_threads(cpu_affinity, n_threads)
         n_gpu_layers = None if n_gpu_layers is None else arguments.integer("n_gpu_layers", n_gpu_layers, -1)
         for name, place in (("model", model), ("draft", draft)):
             if place is not None:
@@ -288,9 +280,9 @@ class Llama(ChatEngine):
     def astream(
         self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Unpack[Sampling]
     ) -> AsyncGenerator[Chunk, None]:
-        """Run stream() for asyncio: `async for chunk in llm.astream(...)`.
+        """Run stream() for asyncio: `async for chunk in llm.astream(...)`. Arguments and errors are those of stream().
 
-        Arguments and errors are those of stream(). Chunks are computed in a thread of the event loop's executor. The
+        Chunks are computed in a thread of the event loop's executor. The
         generation ends when its task is cancelled, or leaves the loop and calls aclose().
         """
         return pulled_in_threads(self._stream(self._requests.of_prompt(prompt, self._checked(params, sampling))))
@@ -356,16 +348,14 @@ class Llama(ChatEngine):
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write the sequences in the cache to a safetensors file.
 
-        These are what generate() and chat() read and generated last, with keys and values. The file has a temporary
-        name until it is complete. Raises CheckpointError when it cannot be written.
+        These are what generate() and chat() read and generated last. Raises CheckpointError when it cannot be written.
         """
         save_state(arguments.path("path", path), self._require_backend(), self._model, self._scheduler)
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
         """Add the sequences of a file that save_state() wrote. Prompts that begin like them compute only the rest.
 
-        Sequences are cut to n_ctx tokens. A sequence with numbers that are not finite is left out: its prompt is
-        computed anew.
+        Sequences are cut to n_ctx tokens. A sequence with numbers that are not finite is left out.
 
         Raises:
             CheckpointError: the file is bad, or of another model, quantization or kv_dtype. Nothing is added then.
@@ -377,18 +367,16 @@ class Llama(ChatEngine):
         """Return facts: where the model is from, its dimensions and quantization, and those of the backend.
 
         They are source, config, n_parameters, n_ctx, quantization, output_type, group_size, bytes_per_token,
-        kv_cache_bytes, device, kv_dtype, weight_bytes and scratch_bytes; on the CPU also n_threads and isa, on a GPU
-        gpu, compute_capability, n_multiprocessors and launches, on several devices layers.
+        kv_cache_bytes, device, kv_dtype, weight_bytes and scratch_bytes; on the CPU also n_threads, isa and, if
+        given, cpu_affinity; on a GPU gpu, compute_capability, n_multiprocessors and launches; on several GPUs layers.
 
         bytes_per_token counts the weights that are read to decode one token: all but the other rows of an embedding.
-        The process has grown by weight_bytes, scratch_bytes and kv_cache_bytes (keys and values of generate() and
-        chat()) together. Of reserved memory, only what was written to by now counts. Weights count in full, even where
-        a mapped file was not read yet.
+        The process has grown by weight_bytes, scratch_bytes and kv_cache_bytes: what was written to, and weights.
         """
         return self._facts()
 
     def profile(self) -> Profile:
-        """Return where the time went so far, by step of the forward pass. str() of it is a table."""
+        """Return where the time went so far, by step. str() of it is a table."""
         return self._profile(self._require_backend())
 
     def close(self) -> None:

@@ -8,15 +8,14 @@ fused: quantization with the norm before it; silu and its product, and residual 
 
 The layers of a prompt take long. So a region has a few of them, and signal handlers run between two regions. Inside a
 region no Python runs: a signal's handler may fork, and the child has only the thread that forked.
-
-The numbers of a token depend neither on the other tokens of a chunk nor on the number of threads, to the bit.
+Numbers depend neither on the other tokens of a chunk nor on the number of threads, to the bit.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport parallel
 from libc.math cimport cos, sin
 from libc.stdint cimport int32_t, int64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 import numpy as np
@@ -81,14 +80,7 @@ cdef struct LayerWeights:
 
 
 cdef class Forward:
-    """The weights of a model, or of a part of one, as C structs, and scratch memory for one chunk: workspace.
-
-    Args:
-        model: the model, or a part of it.
-        n_threads: threads of the team.
-        isa: the instruction set. "": the best one.
-        cpus: the CPU of each thread. Empty: the system places them, or OpenMP by OMP_PLACES.
-    """
+    """The weights of a model, or of a part of one, as C structs, and scratch memory for one chunk: workspace."""
 
     cdef const Kernels *kernels
     cdef LayerWeights *layers
@@ -99,7 +91,6 @@ cdef class Forward:
     cdef ChunkState *state
     cdef Team *team
     cdef Thread *threads
-    cdef int *places             # the CPU of each thread, or ANYWHERE
     cdef int n_threads, chunk_size, has_output
     cdef int64_t n_layers, dim, vocab_size
     cdef float norm_eps
@@ -114,15 +105,10 @@ cdef class Forward:
     def __cinit__(self, model, int n_threads, str isa, cpus=()):
         config = model.config
         cdef int64_t i
-        self.workspace = Workspace(config, model.quantization, n_threads, isa)
+        self.workspace = Workspace(config, model.quantization, n_threads, isa, cpus=cpus)
         self.kernels, self.chunk_size = self.workspace.kernels, self.workspace.chunk_size
         self.state, self.heads = &self.workspace.state, &self.workspace.heads
         self.team, self.threads = self.workspace.team, self.workspace.threads
-        self.places = <int *> malloc(n_threads * sizeof(int))
-        if self.places is NULL:
-            raise MemoryError("no memory for the table of CPUs")
-        for i in range(n_threads):
-            self.places[i] = cpus[i] if cpus else ANYWHERE
         self.weights, self.n_threads = dict(model.weights), n_threads
         self.n_layers, self.dim = config.n_layers, config.dim
         self.vocab_size, self.norm_eps = config.vocab_size, config.norm_eps
@@ -131,7 +117,7 @@ cdef class Forward:
         self.seconds, self.tokens, self.passes = np.zeros((2, N_STEPS)), [0, 0], [0, 0]
         self.layers = <LayerWeights *> calloc(self.n_layers, sizeof(LayerWeights))
         if self.layers is NULL:
-            raise MemoryError("no memory for the layers' table")
+            raise MemoryError("no memory for the layers")
         for i in range(self.n_layers):
             self._bind_layer(&self.layers[i], f"layers.{i}.")
         self.has_output = "norm.weight" in self.weights
@@ -144,7 +130,6 @@ cdef class Forward:
 
     def __dealloc__(self):
         free(self.layers)
-        free(self.places)
 
     cdef int _bind_layer(self, LayerWeights *layer, str prefix) except -1:
         layer.attention_norm = vector_of(self.weights[prefix + "attention_norm.weight"])
@@ -211,8 +196,7 @@ cdef class Forward:
             self.tokens[kind] += state.n
             self.passes[kind] += 1
             self.workspace.planner.make_plan(state.n, state.rows, state.positions)
-            state.seconds = &self.seconds[kind, 0]
-            layer = 0
+            state.seconds, layer = &self.seconds[kind, 0], 0
             while layer < self.n_layers:
                 together = min(together, self.n_layers - layer)
                 started = omp_get_wtime()
@@ -232,7 +216,7 @@ cdef class Forward:
             self.state.marked = omp_get_wtime()
         start_region(self.team)
         with parallel(num_threads=self.n_threads):
-            take_place(self.places[omp_get_thread_num()])
+            take_place(self.threads[omp_get_thread_num()].cpu)
             self._run_share(cache, first, count, enter_team(self.team, self.threads))
         take_place(ANYWHERE)  # the thread that called; OpenMP's own ones keep their places
 
@@ -293,8 +277,7 @@ cdef const float *vector_of(object weight) except NULL:
     """The numbers of a float32 vector, which must outlive the pointer."""
     if weight.type != "float32" or not weight.data.flags.c_contiguous or not weight.data.flags.aligned:
         raise ValueError(f"{weight.name} must be a contiguous float32 array")
-    cdef size_t address = weight.data.ctypes.data
-    return <const float *> address
+    return <const float *> <size_t> weight.data.ctypes.data
 
 
 cdef inline void add_bias(float *x, const float *bias, int64_t n) noexcept nogil:
@@ -373,7 +356,7 @@ cdef void run_layer(const Kernels *kernels, const LayerWeights *layer, int64_t i
     mark(state, thread, WQ_WK_WV)
 
     # biases -> rope -> kv append
-    # A thread begins with the heads that it begins attention with: its memory has their part of the cache.
+    # A thread begins with the heads of its attention: its memory has their part of the cache.
     units = heads.n_kv_heads * n
     start_step(&thread.member, ROPE_KV_APPEND, units, max(units // thread.member.size, 1), units, False)
     while take_piece(&thread.member):

@@ -26,6 +26,7 @@ cdef struct Steps:             # memory for prepared activations, see struct Act
 
 cdef struct Thread:
     Member member              # of the team, see team.h
+    int cpu                    # that it is bound to in the forward pass, or ANYWHERE
     Steps steps                # of one column that only this thread uses
     float *normed              # (dim,) of one token
     float *tiles               # results of a piece of few columns: of each block (columns, 8)

@@ -45,4 +45,4 @@ cdef class Workspace:
     cdef Planner planner
     cdef list event_arrays            # of each thread, None without a trace
     cdef float *_floats(self, int64_t n) except? NULL
-    cdef int _allocate(self, config) except -1
+    cdef int _allocate(self, config, cpus) except -1

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -8,7 +9,13 @@ from ..storage.weights import Quantization
 class Workspace:
     chunk_size: int
     def __init__(
-        self, config: ModelConfig, quantization: Quantization, n_threads: int, isa: str = "", counts_only: bool = False
+        self,
+        config: ModelConfig,
+        quantization: Quantization,
+        n_threads: int,
+        isa: str = "",
+        counts_only: bool = False,
+        cpus: Sequence[int] = (),
     ) -> None: ...
     @property
     def nbytes(self) -> int: ...

@@ -10,6 +10,7 @@ from libc.stdlib cimport calloc, free
 from .attention cimport Planner, most_part_bytes
 from .kernels cimport Matrix
 from .matrix cimport Scratch, Thread, matrix_of_shape
+from .places cimport ANYWHERE
 from .dispatch cimport find_kernels
 from .team cimport Event
 
@@ -33,9 +34,10 @@ cdef class Workspace:
         n_threads: threads of the team.
         isa: the instruction set. "": the best one.
         counts_only: allocate nothing, and only count the bytes.
+        cpus: the CPU of each thread. Empty: the system places them, or OpenMP by OMP_PLACES.
     """
 
-    def __cinit__(self, config, quantization, int n_threads, str isa="", bint counts_only=False):
+    def __cinit__(self, config, quantization, int n_threads, str isa="", bint counts_only=False, cpus=()):
         cdef Matrix matrix
         self.kernels, self.n_threads = find_kernels(isa), n_threads
         self.heads.n_kv_heads, self.heads.head_dim = config.n_kv_heads, config.head_dim
@@ -54,7 +56,7 @@ cdef class Workspace:
         self.threads = <Thread *> calloc(n_threads, sizeof(Thread))
         if self.threads is NULL:
             raise MemoryError("no memory for the threads' table")
-        self._allocate(config)
+        self._allocate(config, cpus)
 
     def __dealloc__(self):
         free(self.threads)
@@ -67,7 +69,7 @@ cdef class Workspace:
     cdef float *_floats(self, int64_t n) except? NULL:
         return <float *> self.scratch.allocate(n * sizeof(float))
 
-    cdef int _allocate(self, config) except -1:
+    cdef int _allocate(self, config, cpus) except -1:
         cdef int64_t chunk = self.chunk_size
         cdef Thread *thread
         cdef int t
@@ -85,6 +87,7 @@ cdef class Workspace:
         for t in range(self.n_threads):
             thread = &self.threads[t]
             self.scratch.allocate_thread(thread, chunk)
+            thread.cpu = cpus[t] if cpus else ANYWHERE
             thread.normed = self._floats(config.dim)
         self.planner.allocate(self.scratch, &self.heads, self.n_threads, self.chunk_size)
         state.plan = &self.planner.plan

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from ..arguments import string
 from ..errors import BackendUnavailableError, DeviceMemoryError
 from ..shown import shown_value
 from ..storage.model_file import StoredModel
@@ -30,12 +31,13 @@ def asked_device(device: str | None) -> str:
     """Return device, or what PYLLAMA2_DEVICE says, else "auto".
 
     Raises:
+        TypeError: it is not a string.
         ValueError: there is no such device.
     """
     asked_by = "device"
     if device is None:
         asked_by, device = "PYLLAMA2_DEVICE", os.environ.get("PYLLAMA2_DEVICE") or "auto"
-    gpus = device.split(",")
+    gpus = string(asked_by, device).split(",")
     if device not in ("auto", *_REGISTRY) and not (all(map(_GPU.fullmatch, gpus)) and len(set(gpus)) == len(gpus)):
         raise ValueError(
             f"{asked_by} must be auto, {' or '.join(sorted(_REGISTRY))}, or GPUs such as cuda:1 or cuda:0,cuda:1, "
@@ -52,6 +54,24 @@ def gpu_numbers(device: str) -> list[int | None]:
     if device == "cpu":
         return []
     return [int(match[1]) if (match := _GPU.fullmatch(name)) else None for name in device.split(",")]
+
+
+def placed_threads(
+    cpu_affinity: str | Sequence[int] | None, n_threads: int | None
+) -> tuple[tuple[int, ...], int | None]:
+    """Return the CPUs that the CPU's threads are to be bound to, and how many threads that makes.
+
+    Args:
+        cpu_affinity: as Llama() takes it. None: they are not bound.
+        n_threads: how many there are to be. None: one for each CPU that they are bound to.
+
+    Raises:
+        TypeError, ValueError: cpu_affinity is wrong, or has fewer CPUs than n_threads.
+    """
+    if cpu_affinity is None:
+        return (), n_threads
+    cpus = _loaded("pyllama2._cpu.threads:cpus_of")(cpu_affinity)
+    return cpus, _loaded("pyllama2._cpu.threads:team_of")(n_threads, cpus)
 
 
 def select_backend(
@@ -81,7 +101,7 @@ def select_backend(
     device = asked_device(device)
     if device == "cpu" and n_gpu_layers:
         raise ValueError(f"n_gpu_layers={n_gpu_layers} is for a GPU, and the device is cpu")
-    cpu = partial(_class_of(_REGISTRY["cpu"]), cpus=cpus) if cpus else _class_of(_REGISTRY["cpu"])
+    cpu = partial(_loaded(_REGISTRY["cpu"]), cpus=cpus) if cpus else _loaded(_REGISTRY["cpu"])
     if device == "cpu" or n_gpu_layers == 0:
         return cpu, "using cpu" + (" (n_gpu_layers is 0)" if device != "cpu" else "")
     reason, chosen = _on_gpus("cuda" if device == "auto" else device, model, kv_dtype, n_gpu_layers, cpus)
@@ -96,10 +116,10 @@ def _on_gpus(
     device: str, model: StoredModel | None, kv_dtype: str | None, n_gpu_layers: int | None, cpus: Sequence[int]
 ) -> tuple[str, tuple[MakeBackend, str] | None]:
     """What to take for one GPU or several. If there is nothing, why not."""
-    cuda, gpus = _class_of(_REGISTRY["cuda"]), gpu_numbers(device)
+    cuda, gpus = _loaded(_REGISTRY["cuda"]), gpu_numbers(device)
     if reason := next(filter(None, map(cuda.unavailable_reason, gpus)), None):
         return f"no {device}: {reason}", None
-    staged = _class_of(_STAGED)
+    staged = _loaded(_STAGED)
     whole = cuda if gpus == [None] else partial(cuda, device=gpus[0])
     parts = partial(staged, gpus=gpus, n_gpu_layers=n_gpu_layers, cpus=cpus)
     is_whole = len(gpus) == 1 and n_gpu_layers is None  # if it fits
@@ -120,6 +140,6 @@ def _on_gpus(
     return "", (parts, f"using {', '.join(map(str, places))}" + (f" ({too_large})" if too_large else ""))
 
 
-def _class_of(entry: str) -> Any:
+def _loaded(entry: str) -> Any:
     module, _, name = entry.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -46,7 +46,7 @@ FLAGS = {
     "--tensor-split": "--device cuda:0,cuda:1",
     "--gpu": "--device cuda",
     "--n-threads": "--threads",
-    "--cpu-range": "--cpu-affinity",
+    "--cpu-range": "--cpu-affinity 0-3",
     "--cpu-mask": "--cpu-affinity 0-3",
     "--numa": "--cpu-affinity cores",
     "--cache-type-k": "--kv-dtype",

@@ -10,6 +10,7 @@ from typing import get_args
 
 import numpy as np
 
+from ..arguments import string
 from ..backend.fitting import USUAL_CONTEXT
 from ..backend.kv_cache import KV_DTYPES, check_kv_dtype, default_kv_dtype
 from ..checkpoint import open_checkpoint
@@ -33,7 +34,10 @@ _AS_THEY_ARE = {"float32": ("float32", "F32"), "float16": ("float16", "F16")}
 
 
 def check_types(quant: str | None, kv_dtype: str | None) -> None:
-    """Raise ValueError unless these are such as load_model() takes."""
+    """Raise TypeError or ValueError unless these are such as load_model() takes."""
+    for name, value in (("quant", quant), ("kv_dtype", kv_dtype)):
+        if value is not None:
+            string(name, value)
     if quant not in (None, "auto", *get_args(WeightType)):
         raise ValueError(f"quant must be auto, {', '.join(get_args(WeightType))} or None, not {shown_value(quant)}")
     if kv_dtype is not None:
