@@ -133,13 +133,9 @@ class CudaBackend(Stage):
                 for file in model.files():  # they are not read any more after this
                     file.check()
                 cupy.get_default_memory_pool().free_all_blocks()  # what the weights were copied through
+                n_multiprocessors = availability.n_multiprocessors(cupy, self._device.id)
                 self._forward: Forward | None = Forward(
-                    cupy,
-                    self.config,
-                    self._model,
-                    self.kv_dtype,
-                    self._compute_capability,
-                    availability.n_multiprocessors(cupy, self._device.id),
+                    cupy, self.config, self._model, self.kv_dtype, self._compute_capability, n_multiprocessors
                 )
         self._graphs = StepGraphs(cupy, self._stream, GRAPHS)
         self._ahead = StepsAhead(self._stream)
@@ -335,17 +331,14 @@ class CudaBackend(Stage):
 
     @contextmanager
     def _turn(self, *, uses_ahead: bool = False) -> Iterator[None]:
-        """A block for one thread at a time, with the backend's device and stream. The backend must be open.
-
-        A step that was begun ahead is dropped before, unless the block uses it.
-        """
+        """A block for one thread at a time, with the backend's device and stream. The backend must be open."""
         self._model_open()
         if self._lock.held_here:
             raise ValueError(AMID_A_STEP)
         with self._lock, self._device, self._stream:
             self._model_open()
             try:
-                if not uses_ahead:
+                if not uses_ahead:  # what the block does must not come between a step and its results
                     self._ahead.drop()
                 yield
             except BaseException:
