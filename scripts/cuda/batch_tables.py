@@ -13,19 +13,12 @@ from tables import table
 
 def several(counted: dict[int, Counted]) -> str:
     """Return how long a step of eight tokens takes at position 0, and the shares of what it consists of."""
-    head = [
-        "card",
-        "1 token, us",
-        "8 tokens, us",
-        "times",
-        "streams",
-        "instructions",
-        "norms",
-        "boundaries",
-    ]
+    head = ["card", "1 token, us", "before: 8 tokens, us", "times", "now: 8 tokens, us", "times", "streams",
+            "instructions", "norms", "boundaries"]  # fmt: skip
     rows = []
     for card in CARDS:
         one = designs.ours(card, counted[card.sm], designs.STAGES[-1]).us(card)
+        before = batches.step(card, counted[card.sm], before=True).us(card)
         step = batches.step(card, counted[card.sm])
         us = step.us(card)
         parts = (
@@ -34,7 +27,8 @@ def several(counted: dict[int, Counted]) -> str:
             batches.norms_us(card),
             len(step.nodes) * card.node_us,
         )
-        rows.append([card.name, f"{one:.0f}", f"{us:.0f}", f"{us / one:.2f}", *(f"{part / us:.0%}" for part in parts)])
+        rows.append([card.name, f"{one:.0f}", f"{before:.0f}", f"{before / one:.2f}", f"{us:.0f}", f"{us / one:.2f}",
+                     *(f"{part / us:.0%}" for part in parts)])  # fmt: skip
     return table(head, rows)
 
 

@@ -32,18 +32,36 @@ _NORM_BY_EACH = (
 )  # fmt: skip
 
 
-def step(card: Card, counted: Counted, position: int = 0, kv_bytes: int = 2) -> Step:
-    """Return a step of eight tokens at the same position. Arguments are those of designs.ours()."""
+# Lane-instructions for a weight of the products that there were before, by dp4a, counted in their machine code. A warp
+# had one group on its way, and a multiprocessor one block.
+_PER_WEIGHT_BEFORE = {
+    75: {"matvec": 6.52, "matvec_residual": 6.27, "matvec_swiglu": 5.60, "matvec_qkv": 6.48},
+    80: {"matvec": 6.47, "matvec_residual": 6.22, "matvec_swiglu": 5.61, "matvec_qkv": 6.44},
+    86: {"matvec": 6.39, "matvec_residual": 6.12, "matvec_swiglu": 5.63, "matvec_qkv": 6.36},
+    89: {"matvec": 6.39, "matvec_residual": 6.12, "matvec_swiglu": 5.63, "matvec_qkv": 6.36},
+    90: {"matvec": 6.38, "matvec_residual": 8.43, "matvec_swiglu": 6.84, "matvec_qkv": 6.42},
+    120: {"matvec": 5.64, "matvec_residual": 5.66, "matvec_swiglu": 4.72, "matvec_qkv": 5.66},
+}
+
+
+def step(card: Card, counted: Counted, position: int = 0, kv_bytes: int = 2, *, before: bool = False) -> Step:
+    """Return a step of eight tokens at the same position; before: with the products that there were before.
+
+    The other arguments are those of designs.ours().
+    """
 
     def product(name: str, kernel: str, type: str, parts: tuple[int, ...], columns: int, tail: Chain,
                 tiles: int = 1) -> Node:  # fmt: skip
-        kernel += SEVERAL
-        flight = counted.kernels[kernel].ahead * tiles * GROUP // 2
-        staged = WARPS * counted.kernels[kernel].ahead
+        found = counted.kernels[kernel + SEVERAL]
+        ahead, per_weight = found.ahead or 1, found.per_weight or 0.0
+        residents = counted.residents(kernel + SEVERAL, designs.THREADS, card)
+        if before:
+            ahead, residents, per_weight = 1, 1, _PER_WEIGHT_BEFORE[card.sm][kernel]
+        flight = ahead * tiles * GROUP // 2
         return Node(
             name, matrix_bytes(type, parts, columns), sum(-(-rows // designs.TILE) for rows in parts) // tiles,
-            designs.THREADS * flight, counted.residents(kernel, designs.THREADS, card),
-            counted.per_weight(kernel) * sum(parts) * columns, tail=designs.add_up(staged) + tail,
+            designs.THREADS * flight, residents, per_weight * sum(parts) * columns,
+            tail=designs.add_up(WARPS) + tail,
         )  # fmt: skip
 
     store = Chain(l2=1)

@@ -56,10 +56,16 @@ def inner_loop(expression: str, instructions: list[Instruction], labels: dict[st
         return None
     tiles = 2 if match[1] == "matvec_swiglu" else 1
     bits, group, columns, rows = int(match[2]), int(match[3]), int(match[4]), int(match[5] or TILE_ROWS)
-    outer = [loop for loop in loops(instructions, labels) if _has(loop, "BAR") and _has(loop, "IDP")]
+    outer = [
+        loop
+        for loop in loops(instructions, labels)
+        if _has(loop, "BAR") and any(_has(loop, kind) for kind in _PRODUCTS)
+    ]
     if len(outer) != 1:
         raise ValueError(f"{expression} has {len(outer)} loops with products, not one")
     own = outer[0].own()
+    if _has(outer[0], "IMMA"):
+        return _tensor_core_loop(outer[0], instructions, labels, tiles * group, tiles, columns)
     ahead = sum(i.mnemonic == "STS.U16" for i in own) // tiles  # a scale of each group is put into shared memory
     of_columns = [loop for loop in outer[0].inner if _has(loop, "IDP")]
     dot_products = sum(i.kind == "IDP" for i in (of_columns[0].body if of_columns else own))
@@ -73,6 +79,20 @@ def inner_loop(expression: str, instructions: list[Instruction], labels: dict[st
     of_a_pass = each_warp + passes * sum(len(loop.body) for loop in of_columns) + adding_warp * columns / WARPS
     per_group *= columns * TILE_ROWS / rows
     return InnerLoop(of_a_pass / (ahead * group * tiles) + per_group / (group * tiles), ahead)
+
+
+def _tensor_core_loop(loop: Loop, instructions: list[Instruction], labels: dict[str, int], weights: int, tiles: int,
+                      columns: int) -> InnerLoop:  # fmt: skip
+    """Count a loop of product_mma.cu, in which a warp multiplies one group between two barriers; weights: of a lane."""
+    groups = sum(i.mnemonic.startswith("LDG.E.U16") for i in loop.body) // tiles  # a scale of each is loaded
+    adding = 0  # instructions that are skipped by warps which have no vector to add up
+    for i in loop.body:
+        target = labels.get(i.target or "", 0)
+        skipped = [each for each in loop.body if i.place < each.place < instructions[target].place] if target else []
+        if any(each.kind == "FMUL" for each in skipped) and not any(each.kind == "IMMA" for each in skipped):
+            adding += len(skipped)
+    of_a_pass = len(loop.body) - adding * (1 - columns / WARPS)
+    return InnerLoop(of_a_pass / (groups * weights), groups)
 
 
 def staging_loop(expression: str, instructions: list[Instruction], labels: dict[str, int]) -> StagingLoop | None:

@@ -15,16 +15,6 @@ constexpr int kMmaVectors = 128;
 constexpr int kMmaRows = 2, kMmaColumns = 4;  // a warp has so many times 16 rows and 8 columns
 constexpr int kStages = __CUDA_ARCH__ >= 800 ? 3 : 2;  // parts in shared memory
 
-// The bits of 16 times a sum of q4, + kFloatBits, are those of the float 16 times the sum, + 2^23 + 2^22.
-constexpr int kFloatBits = 0x4b400000;
-constexpr float kFloatOffset = 786432.0f;  // (2^23 + 2^22) / 16
-
-template <int kBits>
-__device__ __forceinline__ float float_of(int sum, int other) {
-  if (kBits == 4) return fmaf(__int_as_float(sum), 0.0625f, -kFloatOffset);  // exact
-  return static_cast<float>(sum * 256 + other);
-}
-
 // A part of a group: of q4 at most 64 inputs, of q8 32. Distances of vectors are such that eight of them lie in
 // different banks.
 template <int kBits, int kGroup>

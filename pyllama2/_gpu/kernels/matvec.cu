@@ -1,4 +1,4 @@
-// Needs: product.cu, norm.cu, silu.cu
+// Needs: product_mma.cu, norm.cu, silu.cu
 // Products of the feed-forward network, of wo and of the output matrix, each fused with the steps after it. There are 1
 // to 8 vectors (columns), one per token. See common.cu for matrices and vectors, product.cu for the inner loop. The matrix
 // that the result is for may be of another type: kNextBits, kNextGroup.
@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kB
                        groups};
   const NormInput normed = {unnormed, norm_weight, eps, dim};
   float total[1];
-  multiply<kBits, kGroup, kColumns, 1, kNormed>(codes, scales, x, normed, static_cast<int>(blockIdx.x), total);
+  product<kBits, kGroup, kColumns, 1, kNormed>(codes, scales, x, normed, static_cast<int>(blockIdx.x), total);
   const int column = threadIdx.x / 32, row = static_cast<int>(blockIdx.x * kTileRows + threadIdx.x % 32);
   if (column < kColumns && row < rows) out[static_cast<size_t>(column) * rows + row] = total[0];
 }
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1, kRo
   float* place = residual + static_cast<size_t>(column) * rows + row;
   const float before = mine ? *place : 0.0f;  // beside the first weights
   float total[1];
-  multiply<kBits, kGroup, kColumns, 1, false, kRows>(codes, scales, x, {}, static_cast<int>(blockIdx.x), total);
+  product<kBits, kGroup, kColumns, 1, false, kRows>(codes, scales, x, {}, static_cast<int>(blockIdx.x), total);
   if (mine) *place = before + total[0];
   if (norm_weight == nullptr || !is_last_block(counter, gridDim.x)) return;
   const Quantized next = {next_codes, next_scales, next_offsets, (rows + kNextGroup - 1) / kNextGroup};
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 2>::kB
                        groups};
   const NormInput normed = {unnormed, norm_weight, eps, dim};
   float total[2];
-  multiply<kBits, kGroup, kColumns, 2, kNormed>(codes, scales, x, normed, 2 * static_cast<int>(blockIdx.x), total);
+  product<kBits, kGroup, kColumns, 2, kNormed>(codes, scales, x, normed, 2 * static_cast<int>(blockIdx.x), total);
   const int column = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int row = static_cast<int>(blockIdx.x) * kTileRows + lane;
   float* values = gated + static_cast<size_t>(column) * rows;

@@ -1,4 +1,4 @@
-// Needs: product.cu, rope.cu, cache.cu
+// Needs: product_mma.cu, rope.cu, cache.cu
 // wq wk wv -> biases -> rope -> kv append, in one launch for 1 to 8 tokens.
 //
 // The matrix has the tiles of wq, those of wk, and those of wv; each of the three starts a new tile. float16 keys and
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kB
                        groups};
   const NormInput normed = {unnormed, norm_weight, eps, dim};
   float total[1];
-  multiply<kBits, kGroup, kColumns, 1, kNormed>(codes, scales, x, normed, static_cast<int>(blockIdx.x), total);
+  product<kBits, kGroup, kColumns, 1, kNormed>(codes, scales, x, normed, static_cast<int>(blockIdx.x), total);
 
   const int column = threadIdx.x / 32;
   const int q_tiles = (q_dim + kTileRows - 1) / kTileRows, kv_tiles = (kv_dim + kTileRows - 1) / kTileRows;

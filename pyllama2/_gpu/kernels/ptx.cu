@@ -27,7 +27,16 @@ __device__ __forceinline__ void dot_piece(const uint4& row, const uint4& first, 
   }
 }
 
-// Sixteen bytes that are read only once: they do not evict anything from the L1 cache.
+// What is read only once does not evict anything from the L1 cache.
+__device__ __forceinline__ unsigned load_once(const unsigned* p) {
+#if __CUDA_ARCH__ < 700
+  return __ldg(p);
+#else
+  unsigned v;
+  asm("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+#endif
+}
 __device__ __forceinline__ uint4 load_once(const uint4* p) {
 #if __CUDA_ARCH__ < 700
   return __ldg(p);

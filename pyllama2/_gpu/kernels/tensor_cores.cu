@@ -97,6 +97,16 @@ __device__ __forceinline__ void multiply_add(int (&d)[4], const unsigned (&a)[4]
 #endif
 }
 
+// The bits of 16 times a sum of q4, + kFloatBits, are those of the float 16 times the sum, + 2^23 + 2^22.
+constexpr int kFloatBits = 0x4b400000;
+constexpr float kFloatOffset = 786432.0f;  // (2^23 + 2^22) / 16
+
+template <int kBits>
+__device__ __forceinline__ float float_of(int sum, int other) {
+  if (kBits == 4) return fmaf(__int_as_float(sum), 0.0625f, -kFloatOffset);  // exact
+  return static_cast<float>(sum * 256 + other);
+}
+
 }  // namespace
 
 #endif
