@@ -156,7 +156,7 @@ def bench(model: StoredModel, args: argparse.Namespace) -> list[dict[str, Any]]:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="one of our files, q4 or q8 (default: a random one of --shape)")
+    parser.add_argument("--model", type=Path, help="one of our files (default: a random one of --shape)")
     parser.add_argument("--models-dir", type=Path, default=Path("models"), help="where random models are kept")
     parser.add_argument("--shape", choices=SHAPES, default="7b")
     parser.add_argument("--type", choices=("q4", "q8"), default="q4", help="of random weights")

@@ -49,7 +49,7 @@ _T = TypeVar("_T")
 
 
 class CudaBackend(Stage):
-    """A model of q4 or q8 weights, or of both, on a device of CUDA, from compute capability 6.1 on.
+    """A model on a device of CUDA, from compute capability 6.1 on.
 
     Weights are copied there.
 
@@ -83,7 +83,7 @@ class CudaBackend(Stage):
         device: int | None = None,
         layers: Layers | None = None,
     ) -> str | None:
-        """Return None, or why not: the type of the weights or of keys and values, or too little memory."""
+        """Return None, or why not: the type of keys and values, too wide heads, or too little memory."""
         reason = cls.unsupported_type(model, kv_dtype)
         if reason is not None:
             return reason
@@ -93,7 +93,7 @@ class CudaBackend(Stage):
 
     @classmethod
     def unsupported_type(cls, model: StoredModel, kv_dtype: str | None = None) -> str | None:
-        """Return None, or why not, whatever the memory: the type of the weights, or of keys and values."""
+        """Return None, or why not, whatever the memory: the type of keys and values, or too wide heads."""
         if kv_dtype not in (None, *DTYPES):
             return f"the CUDA backend has {' or '.join(DTYPES)} keys and values, not {kv_dtype}"
         return unsupported(model.config, model.quantization)

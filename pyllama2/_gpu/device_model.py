@@ -13,7 +13,7 @@ from ..backend.stages import Layers
 from ..storage.model_file import StoredModel
 from .launchers.matmul import part_of
 from .launchers.upload import Uploader
-from .layout import DeviceMatrix, copy_to
+from .layout import DeviceMatrix, copy_to, kind_of
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ class DeviceModel:
             matrices += [layer.wqkv, layer.wo, layer.w13, layer.w2]
             norms += [layer.attention_norm, layer.ffn_norm]
             norms += [bias for bias in (layer.wqkv_bias, layer.wo_bias) if bias is not None]
-        return sum(int(m.codes.nbytes + m.scales.nbytes) for m in matrices) + sum(int(norm.nbytes) for norm in norms)
+        return sum(matrix.nbytes for matrix in matrices) + sum(int(norm.nbytes) for norm in norms)
 
 
 def upload(cupy: Any, model: StoredModel, layers: Layers | None = None) -> DeviceModel:
-    """Copy the weights of a q4 or q8 model to the device, and rearrange them there, on cupy's current stream.
+    """Copy the weights of a model to the device, and rearrange them there, on cupy's current stream.
 
     layers: which layers model has; None: all.
     """
@@ -114,8 +114,9 @@ def upload(cupy: Any, model: StoredModel, layers: Layers | None = None) -> Devic
     def table(name: str, is_wanted: bool) -> DeviceMatrix:
         if is_wanted:
             return uploader.matrix(weights[f"{name}.weight"])
-        kind = model.quantization.storage_of(f"{name}.weight", model.config)
-        return DeviceMatrix(kind.type, (model.config.vocab_size,), model.config.dim, kind.group_size, None, None)
+        stored = model.quantization.storage_of(f"{name}.weight", model.config)
+        type, group_size = kind_of(stored.type, stored.group_size)
+        return DeviceMatrix(type, (model.config.vocab_size,), model.config.dim, group_size, None)
 
     embedding, tied = table("tok_embeddings", layers.embeds), model.config.tied_embeddings
     shared = tied and layers.embeds and layers.outputs

@@ -2,7 +2,8 @@
 
     decode_step    1 to 8 tokens: five kernels a layer, or six with a bias of wo, and two more. sample() is another.
                    The launches do not depend on the tokens, so that a graph of them serves all steps. One token is
-                   normed by the products that need it; several are normed by the kernels that make them.
+                   normed by the products with q4 and q8 matrices that need it; several tokens, and those for float
+                   matrices, are normed by the kernels that make them.
     prompt_chunk   more tokens: a kernel for each step.
 
 Both give the same bits.
@@ -19,7 +20,7 @@ from .device_model import DeviceModel
 from .launchers.attention import Attend, AttendPrompt
 from .launchers.cache import Append
 from .launchers.matmul import Bias, Matmul, Rope
-from .launchers.matvec import Matvec, QkvMatvec
+from .launchers.matvec import Matvec, QkvMatvec, norms_itself
 from .launchers.sample import Sample
 from .launchers.vectors import Norm, Normed, VectorKernels
 from .layout import TILE_ROWS, DeviceMatrix, Kind, Vectors
@@ -87,7 +88,7 @@ class Forward:
         vectors = self._vectors[first.wqkv.group_size]
         if model.embeds:
             vectors.embed(model.tok_embeddings, work.tokens, n, work.x, _fused(norm, n))
-        elif n > 1:
+        elif _fused(norm, n):
             vectors.rms_norm(work.x, n, norm)
         for layer, kv, following in zip(model.layers, cache.layers, self._following(work), strict=True):
             ffn_norm = self._norm(layer.ffn_norm, work.normed[layer.w13.kind])
@@ -177,7 +178,7 @@ class Forward:
         for kind in {layer.wqkv.kind for layer in self._model.layers}:
             self._qkv_matvec(kind, n)
         for pair in self._methods:
-            self._matvec_of(pair, n, norms=n == 1)
+            self._matvec_of(pair, n)
 
     def _norm(self, weight: Any, to: Vectors) -> Norm:
         return Norm(weight, self._config.norm_eps, to)
@@ -194,9 +195,11 @@ class Forward:
         matvec.product(output, x, work.logits)
 
     def _matvec(self, n: int, matrix: DeviceMatrix, to: DeviceMatrix | Vectors, method: str) -> Matvec:
-        return self._matvec_of(_pair(matrix, to, method), n, norms=n == 1)
+        return self._matvec_of(_pair(matrix, to, method), n)
 
-    def _matvec_of(self, pair: tuple[Kind, Kind], n: int, *, norms: bool) -> Matvec:
+    def _matvec_of(self, pair: tuple[Kind, Kind], n: int, *, norms: bool | None = None) -> Matvec:
+        """norms: whether product() and swiglu() norm their vector. None: as decode_step() wants it."""
+        norms = norms_itself(pair[0], n) if norms is None else norms
         if (pair, n, norms) not in self._matvecs:
             kind, to = pair
             self._matvecs[pair, n, norms] = Matvec(
@@ -207,18 +210,19 @@ class Forward:
     def _qkv_matvec(self, kind: Kind, n: int) -> QkvMatvec:
         if (kind, n) not in self._qkv_matvecs:
             head_dim = self._config.head_dim
-            self._qkv_matvecs[kind, n] = QkvMatvec(self._cupy, *kind, n, head_dim, self._kv_dtype, norms=n == 1)
+            norms = norms_itself(kind, n)
+            self._qkv_matvecs[kind, n] = QkvMatvec(self._cupy, *kind, n, head_dim, self._kv_dtype, norms=norms)
         return self._qkv_matvecs[kind, n]
 
 
 def _fused(norm: Norm, n: int) -> Norm | None:
     """The norm, for the kernel that makes the n vectors to be normed. None: the kernel that needs them does it."""
-    return norm if n > 1 else None
+    return None if norms_itself(norm.to.kind, n) else norm
 
 
 def _normed(norm: Norm, n: int, work: Workspace) -> Vectors | Normed:
     """The norm of work.x, for the kernel that needs it."""
-    return norm.to if n > 1 else Normed(work.x, norm.weight, norm.eps)
+    return Normed(work.x, norm.weight, norm.eps) if norms_itself(norm.to.kind, n) else norm.to
 
 
 def _pair(matrix: DeviceMatrix, to: DeviceMatrix | Vectors, method: str) -> tuple[Kind, Kind]:

@@ -1,4 +1,4 @@
-"""How quantized matrices and vectors lie in device memory: their arrays and shapes.
+"""How matrices, and the vectors that they are multiplied with, lie in device memory: their arrays and shapes.
 
 kernels/common.cu says what each number means.
 """
@@ -13,10 +13,23 @@ import numpy as np
 
 TILE_ROWS = 32
 PIECE = 16  # bytes that a lane loads at a time
-BITS = {"q4": 4, "q8": 8}
+BITS = {"q4": 4, "q8": 8, "float16": 16, "float32": 32}
+VECTOR_PARTS = ("codes", "scales", "offsets")
+RUNNING_SUMS = 16  # of a product of floats
+FLOAT_GROUP = 128  # numbers of a vector for a float matrix that are written together
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]  # name of an array -> dtype, shape
 Kind = tuple[str, int]  # type and group size of a matrix, and of the vectors that it is multiplied with
+
+
+def is_float(type: str) -> bool:
+    """Return whether a matrix of this type takes vectors that are not quantized."""
+    return BITS[type] >= 16
+
+
+def kind_of(type: str, group_size: int) -> Kind:
+    """Return the kind of a matrix on the device. group_size is that of the file: 0 for float types."""
+    return type, FLOAT_GROUP if is_float(type) else group_size
 
 
 def groups_of(columns: int, group_size: int) -> int:
@@ -28,13 +41,16 @@ def matrix_arrays(type: str, parts: tuple[int, ...], columns: int, group_size: i
     """Return the arrays of a matrix.
 
     Args:
-        type: "q4" or "q8".
+        type: "q4", "q8", "float16" or "float32".
         parts: rows of each part. The parts lie one after the other (wq wk wv), or their tiles alternate (w1 w3).
         columns: inputs.
-        group_size: inputs that share a scale.
+        group_size: inputs that share a scale. Float types have FLOAT_GROUP, and no scales.
     """
     tiles = sum(-(-rows // TILE_ROWS) for rows in parts)
     groups = groups_of(columns, group_size)
+    if is_float(type):
+        pieces = groups * group_size * BITS[type] // (8 * PIECE * RUNNING_SUMS)
+        return {"codes": ("uint8", (tiles, RUNNING_SUMS, pieces, TILE_ROWS, PIECE))}
     pieces = group_size * BITS[type] // (8 * PIECE)
     return {
         "codes": ("uint8", (tiles, groups, pieces, TILE_ROWS, PIECE)),
@@ -43,8 +59,13 @@ def matrix_arrays(type: str, parts: tuple[int, ...], columns: int, group_size: i
 
 
 def vector_arrays(type: str, n: int, columns: int, group_size: int) -> Shapes:
-    """Return the arrays of n vectors that are multiplied with a matrix of this type."""
+    """Return the arrays of n vectors that are multiplied with a matrix of this type.
+
+    For float types, codes are the bytes of float32 numbers.
+    """
     groups = groups_of(columns, group_size)
+    if is_float(type):
+        return {"codes": ("int8", (n, RUNNING_SUMS, groups * group_size // RUNNING_SUMS * 4))}
     return {
         "codes": ("int8", (n, BITS[type] // 4, groups * group_size)),
         "scales": ("float32", (n, groups)),
@@ -73,15 +94,15 @@ def copy_to(cupy: Any, source: Any, target: Any) -> None:
 
 @dataclass(frozen=True)
 class DeviceMatrix:
-    """A quantized matrix on the device.
+    """A matrix on the device.
 
     Attributes:
-        type: "q4" or "q8".
+        type: "q4", "q8", "float16" or "float32".
         parts: rows of the matrices that it consists of: (rows,), (q_dim, kv_dim, kv_dim) or (hidden_dim, hidden_dim).
         columns: inputs.
-        group_size: inputs that share a scale.
-        codes: as in matrix_arrays().
-        scales: as in matrix_arrays().
+        group_size: inputs that share a scale; FLOAT_GROUP for float types.
+        codes: as in matrix_arrays(); the numbers of float types.
+        scales: as in matrix_arrays(); None for float types.
     """
 
     type: str
@@ -89,7 +110,7 @@ class DeviceMatrix:
     columns: int
     group_size: int
     codes: Any
-    scales: Any
+    scales: Any = None
 
     @property
     def kind(self) -> Kind:
@@ -104,7 +125,12 @@ class DeviceMatrix:
     @property
     def tiles(self) -> int:
         """Tiles of 32 rows in all parts."""
-        return int(self.scales.shape[0])
+        return int(self.codes.shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        return sum(int(array.nbytes) for array in (self.codes, self.scales) if array is not None)
 
     @classmethod
     def empty(cls, cupy: Any, type: str, parts: tuple[int, ...], columns: int, group_size: int) -> DeviceMatrix:
@@ -115,15 +141,18 @@ class DeviceMatrix:
 
 @dataclass(frozen=True)
 class Vectors:
-    """Memory for n quantized vectors on the device: the arrays of vector_arrays()."""
+    """Memory for n vectors on the device that are to be multiplied with matrices of one kind.
+
+    codes, scales and offsets are the arrays of vector_arrays(). For float types there are codes alone.
+    """
 
     type: str
     n: int
     columns: int
     group_size: int
     codes: Any
-    scales: Any
-    offsets: Any
+    scales: Any = None
+    offsets: Any = None
 
     @property
     def kind(self) -> Kind:

@@ -26,7 +26,7 @@ from ..storage.weights import STEPS, Quantization, StorageType
 from .cache import DTYPES, cache_arrays
 from .launchers.attention import MAX_HEAD_DIM, attend_arrays
 from .launchers.sample import DRAW_WORDS
-from .layout import BITS, Shapes, groups_of, matrix_arrays, vector_arrays
+from .layout import Kind, Shapes, groups_of, kind_of, matrix_arrays, vector_arrays
 
 # The driver takes these: the context (about 260 MiB on recent cards, not part of what CUDA later says is free), and the
 # modules with their stacks. They are no arrays, so the emulator on a CPU does not show them.
@@ -141,9 +141,6 @@ class Plan:
 
 def unsupported(config: ModelConfig, quantization: Quantization) -> str | None:
     """Return None, or one sentence that says why this model cannot run on a GPU."""
-    if quantization.type not in BITS or quantization.output_type not in BITS:
-        return (f"the CUDA backend computes with q4 and q8 weights, not {quantization.type}; "
-                "quantize the model (python -m pyllama2.quantize) or use device='cpu'")  # fmt: skip
     if config.head_dim > MAX_HEAD_DIM:
         return (f"the CUDA backend computes heads of up to {MAX_HEAD_DIM} numbers, not {config.head_dim}; "
                 "use device='cpu'")  # fmt: skip
@@ -241,8 +238,7 @@ def weight_arrays(
             ("w13", (hidden_dim, hidden_dim), dim),
             ("w2", (dim,), hidden_dim),
         )):  # fmt: skip
-            kind = quantization.of_step(i, step)
-            linear |= _prefixed(f"layers.{i}.{name}", matrix_arrays(kind.type, parts, columns, kind.group_size))
+            linear |= _prefixed(f"layers.{i}.{name}", _matrix(quantization.of_step(i, step), parts, columns))
         norms |= {f"layers.{i}.{name}": ("float32", (dim,)) for name in ("attention_norm", "ffn_norm")}
         if config.qkv_bias:
             norms[f"layers.{i}.wqkv_bias"] = ("float32", (q_dim + 2 * kv_dim,))
@@ -250,8 +246,7 @@ def weight_arrays(
             norms[f"layers.{i}.wo_bias"] = ("float32", (dim,))
 
     def table(name: str) -> Shapes:
-        kind = quantization.storage_of(f"{name}.weight", config)
-        return _prefixed(name, matrix_arrays(kind.type, (config.vocab_size,), dim, kind.group_size))
+        return _prefixed(name, _matrix(quantization.storage_of(f"{name}.weight", config), (config.vocab_size,), dim))
 
     tied = config.tied_embeddings
     return {
@@ -266,7 +261,7 @@ def workspace_arrays(config: ModelConfig, quantization: Quantization, max_seq_le
     """Return the arrays of the workspace: for decoding steps and chunks of prompts, and the rope table."""
     dim, hidden_dim, q_dim, kv_dim = config.dim, config.hidden_dim, config.q_dim, config.kv_dim
     inputs = input_kinds(config, quantization)
-    most_groups = max(groups_of(hidden_dim, kind.group_size) for kind in inputs["w2_input"])
+    most_groups = max(groups_of(hidden_dim, group_size) for _, group_size in inputs["w2_input"])
     few, many = DECODE_TOKENS, max(DECODE_TOKENS, chunk)
     shapes: Shapes = {
         "rope_table": ("float32", (max_seq_len, config.head_dim // 2, 2)),
@@ -288,18 +283,34 @@ def workspace_arrays(config: ModelConfig, quantization: Quantization, max_seq_le
         ("final", few, dim),
     ):
         for kind in inputs[name]:
-            shapes |= _prefixed(f"{name}.{kind}", vector_arrays(kind.type, n, columns, kind.group_size))
+            type, group_size = kind
+            shapes |= _prefixed(vectors_name(name, kind), vector_arrays(type, n, columns, group_size))
     return shapes | _prefixed("attention", attend_arrays(config, few, max_seq_len))
 
 
-def input_kinds(config: ModelConfig, quantization: Quantization) -> dict[str, list[StorageType]]:
-    """Return what kinds of quantized vectors the workspace has, by the name of its attribute: those of the matrices."""
+def input_kinds(config: ModelConfig, quantization: Quantization) -> dict[str, list[Kind]]:
+    """Return what kinds of vectors the workspace has, by the name of its attribute: those of the matrices."""
     qkv, wo, w13, w2 = (
-        {quantization.of_step(layer, step) for layer in range(config.n_layers)} for step in range(len(STEPS))
+        {_kind(quantization.of_step(layer, step)) for layer in range(config.n_layers)} for step in range(len(STEPS))
     )
     kinds = {"normed": qkv | w13, "wo_input": wo, "w2_input": w2}
-    kinds["final"] = {StorageType(quantization.output_type, quantization.group_size)}
-    return {name: sorted(found, key=str) for name, found in kinds.items()}
+    kinds["final"] = {kind_of(quantization.output_type, quantization.group_size)}
+    return {name: sorted(found) for name, found in kinds.items()}
+
+
+def vectors_name(name: str, kind: Kind) -> str:
+    """Return the name of an attribute's vectors of this kind, such as normed.q4/64. Those of arrays begin with it."""
+    type, group_size = kind
+    return f"{name}.{type}/{group_size}"
+
+
+def _kind(stored: StorageType) -> Kind:
+    return kind_of(stored.type, stored.group_size)
+
+
+def _matrix(stored: StorageType, parts: tuple[int, ...], columns: int) -> Shapes:
+    type, group_size = _kind(stored)
+    return matrix_arrays(type, parts, columns, group_size)
 
 
 def _prefixed(name: str, shapes: Shapes) -> Shapes:

@@ -14,8 +14,8 @@ from ..config import ModelConfig
 from ..sampling.sampler import Draw
 from ..storage.weights import Quantization
 from .launchers.sample import encode
-from .layout import Kind, Vectors, allocate, copy_to
-from .planner import DECODE_TOKENS, INPUTS, input_kinds, workspace_arrays
+from .layout import VECTOR_PARTS, Kind, Vectors, allocate, copy_to
+from .planner import DECODE_TOKENS, INPUTS, input_kinds, vectors_name, workspace_arrays
 
 STEPS_AT_ONCE = 2  # steps that the device may have: it computes one, and has the inputs of the next
 
@@ -27,9 +27,9 @@ class Workspace:
 
     Attributes:
         x: (n_tokens, dim) float32, the residual stream. q, k, v, attention, gate_up and logits are float32 arrays, too.
-        normed: quantized vectors, the input of wqkv and w13. wo_input and w2_input are the input of wo and w2. There
-            are vectors of each type and group size that these matrices have in some layer, by a matrix's kind.
-        final: quantized vectors, the input of output.
+        normed: vectors, the input of wqkv and w13, quantized or sorted for them. wo_input and w2_input are the input of
+            wo and w2. There are vectors of each kind that these matrices have in some layer.
+        final: vectors, the input of output.
         rope_table: (max_seq_len, head_dim / 2, 2) float32, cosine and sine of each position and pair.
         tokens, rows, positions, outputs, tiles: int32, the inputs of the pass after put().
         draws: (8, DRAW_WORDS) uint64, after put_draws().
@@ -62,10 +62,11 @@ class Workspace:
         def vectors(name: str, columns: int) -> dict[Kind, Vectors]:
             found: dict[Kind, Vectors] = {}
             for kind in inputs[name]:
-                codes, scales, offsets = (arrays[f"{name}.{kind}.{part}"] for part in ("codes", "scales", "offsets"))
-                found[kind.type, kind.group_size] = Vectors(
-                    kind.type, codes.shape[0], columns, kind.group_size, codes, scales, offsets
-                )
+                type, group_size = kind
+                parts: dict[str, Any] = {
+                    part: arrays.get(f"{vectors_name(name, kind)}.{part}") for part in VECTOR_PARTS
+                }
+                found[kind] = Vectors(type, parts["codes"].shape[0], columns, group_size, **parts)
             return found
 
         self.normed = vectors("normed", config.dim)

@@ -71,7 +71,7 @@ def choose_quantization(
         n_ctx: tokens that there must be memory for.
         kv_dtype: type of keys and values; None: the default of each storage type.
         n_threads: threads, which the memory needed depends on.
-        quantized: take no float type, for devices that have none.
+        quantized: take no float type, for GPUs, whose memory is not counted here.
 
     Returns:
         The first that fits, else the smallest.

@@ -15,6 +15,8 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = (32, 64, 128)
 FORMATS = list(product((4, 8), GROUPS))
+FLOATS = (16, 32)  # bits of float matrices
+FLOAT_GROUP = 128  # of vectors for them
 MIXED = [(4, 64), (8, 128)]  # matrices whose products are listed for every type that the next matrix may have
 HEAD_DIMS = (64, 80, 128)
 CODES = ("__half", "signed char")
@@ -62,9 +64,17 @@ def expressions(columns: range) -> dict[str, list[str]]:
     tables = [f"embed<{bits}, {group}>" for bits, group in FORMATS]
     tables += [f"embed<{bits}, {group}, {following}>" for (bits, group), following in product(FORMATS, GROUPS)
                if group != following]  # fmt: skip
+    tables += [f"embed<{bits}, {FLOAT_GROUP}, {following}>" for bits, following in product(FLOATS, GROUPS)]
+    floats = [f"{bits}, {n}" for bits, n in product(FLOATS, columns)]
+    following_floats = [*(f"{bits}, {FLOAT_GROUP}" for bits in FLOATS), "4, 64", "8, 32"]
     return {
         "norm": [f"{name}<{group}>" for name in ("rms_norm_quantize", "quantize") for group in GROUPS],
-        "embed": tables + [f"embed_plain<{number}, {group}>" for number in ("float", "__half") for group in GROUPS],
+        "embed": tables,
+        "float_matmul": [f"float_matmul<{bits}>" for bits in FLOATS],
+        "float_matvec": [f"float_matvec<{own}>" for own in floats]
+        + [f"float_matvec_residual<{own}, {group}>" for own, group in product(floats, GROUPS)]
+        + [f"float_matvec_swiglu<{own}, {following}>" for own, following in product(floats, following_floats)],
+        "float_matvec_qkv": [f"float_matvec_qkv<{own}, {rest}>" for own, rest in product(floats, heads)],
         "matvec": [name + rest for name in ("matvec", "matvec_residual", "matvec_swiglu") for rest in products]
         + halves + normed + mixed,
         "matvec_qkv": [f"matvec_qkv<{bits}, {group}, {n}, {rest}>"
@@ -81,7 +91,7 @@ def expressions(columns: range) -> dict[str, list[str]]:
         "prompt": [f"swiglu_quantize<{group}>" for group in GROUPS],
         "rope": [],
         "sample": [],
-        "upload": [],
+        "upload": [f"arrange_numbers<{number}>" for number in ("unsigned short", "unsigned")],
     }  # fmt: skip
 
 

@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--quick", action="store_true", help="the bundled model alone, unless --model names one; no tests")
-    add("--model", type=Path, help="one of our files, q4 or q8, beside the bundled model (default: a random one)")
+    add("--model", type=Path, help="one of our files, beside the bundled model (default: a random one)")
     add("--shape", choices=("1.1b", "7b", "13b"), default="7b", help="of random weights (default: 7b)")
     add("--models-dir", type=Path, default=Path("models"), help="where random models are kept")
     add("--new-tokens", type=int, default=32, help="decoded for each figure")

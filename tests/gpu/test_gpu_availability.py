@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ class TestAuto:
 
     def test_says_why_not(self) -> None:
         for model, kv_dtype, why in (
-            (make_model(GQA, "float32", 0), None, "computes with q4 and q8 weights, not float32"),
+            (make_model(replace(GQA, head_dim=512)), None, "heads of up to 256 numbers, not 512"),
             (make_model(GQA), "float32", "float16 or int8 keys and values, not float32"),
         ):
             chosen, sentence = select_backend("auto", model, kv_dtype)
@@ -118,9 +119,10 @@ class TestAuto:
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("PYLLAMA2_DEVICE", raising=False)
-        for type, said, device in (
-            ("q4", "pyllama2: using cuda\n", "cuda"), ("float32", "pyllama2: using cpu (no cuda: the CUDA", "cpu")
+        file = write_tiny(tmp_path / "q4.bin", weight_type="q4")
+        for kv_dtype, said, device in (
+            (None, "pyllama2: using cuda\n", "cuda"), ("float32", "pyllama2: using cpu (no cuda: the CUDA", "cpu")
         ):  # fmt: skip
-            with Llama(write_tiny(tmp_path / f"{type}.bin", weight_type=type), n_threads=1, verbose=True) as llm:
+            with Llama(file, n_threads=1, verbose=True, kv_dtype=kv_dtype) as llm:
                 assert llm.describe()["device"] == device
             assert capsys.readouterr().err.startswith(said)

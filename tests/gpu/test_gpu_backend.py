@@ -54,7 +54,7 @@ LONG = ModelConfig(
 # Lengths of the pieces of five sequences: prompts together, single tokens, several tokens of one row, rows that wait.
 # Steps have 5 tokens each, since the kernels for each number of them are compiled.
 PIECES = [[12, 3, 1, 7, 9], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 2, 0, 1, 1], [0, 0, 5, 0, 0], [1, 1, 1, 1, 1]]
-FORMATS = {"float32": ("q8", 32), "q8g64": ("q8", 64), "q4g32": ("q4", 32), "q4g64": ("q4", 64)}
+FORMATS = {"float32": ("float32", 0), "q8g64": ("q8", 64), "q4g32": ("q4", 32), "q4g64": ("q4", 64)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,7 +65,7 @@ def gpu() -> Iterator[Any]:
 
 
 class TestContract(BackendContract):
-    """Instead of float32 weights it has q8, and instead of float32 keys int8."""
+    """Instead of float32 keys it has int8."""
 
     @staticmethod
     def make(config: ModelConfig, name: str, kv_dtype: str = "float32") -> Backend:

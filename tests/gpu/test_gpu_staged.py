@@ -110,6 +110,16 @@ class TestBits:
             ):
                 assert_same_logits(cpu, one, other)
 
+    @pytest.mark.parametrize("type", ["float16", "float32"])
+    def test_of_float_types(self, machine: Machine, type: str) -> None:
+        model, tokens = make_model(MHA, type, 0), random_tokens(MHA, 24)
+        cpu = CpuBackend(model, n_threads=1, kv_dtype="float16")
+        expected = logits_of(cpu, cpu.new_cache(1, 30), tokens)
+        for gpus, n in WAYS[:3]:
+            staged = StagedBackend(model, n_threads=1, gpus=gpus, n_gpu_layers=n)
+            for one, other in zip(expected, logits_of(staged, staged.new_cache(1, 30), tokens), strict=True):
+                assert_same_logits(cpu, one, other)
+
     def test_of_mixed_types_and_chunks(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
         """The layers of a part have its own types. A prompt goes through in chunks."""
         monkeypatch.setattr(staged_backend, "CHUNK", 7)

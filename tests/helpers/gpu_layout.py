@@ -16,8 +16,10 @@ SMALLEST_SCALE = np.float32(2.0**-100)  # vectors whose scales would be smaller 
 
 
 def random_weight(type: str, group_size: int, shape: tuple[int, int], seed: int = 0) -> Weight:
-    """A quantized matrix as a model file has it."""
+    """A matrix as a model file has it. group_size is that of quantized types."""
     matrix = np.random.default_rng(seed).standard_normal(shape, np.float32)
+    if type in ("float16", "float32"):
+        return Weight("w", type, shape, matrix.astype(type))  # type: ignore[arg-type]
     codes, scales = quantize_matrix(matrix, type, group_size)
     return Weight("w", type, shape, codes, scales, group_size)
 
@@ -31,6 +33,10 @@ def random_vectors(n: int, columns: int, seed: int = 1) -> Floats:
 
 def matrix_numbers(matrix: DeviceMatrix) -> Floats:
     """Every row of the tiles (tiles * 32, groups * group_size), padding included."""
+    if matrix.scales is None:
+        tiles, _, _, rows, _ = matrix.codes.shape
+        numbers = matrix.codes.get().view(matrix.type)  # (tiles, 16, pieces, 32, numbers of a piece)
+        return numbers.transpose(0, 3, 2, 4, 1).reshape(tiles * rows, -1).astype(np.float32)
     codes, scales = matrix.codes.get(), matrix.scales.get().astype(np.float32)
     tiles, groups, pieces, rows, size = codes.shape
     rowwise = codes.transpose(0, 3, 1, 2, 4).reshape(tiles, rows, groups, pieces * size)
@@ -57,6 +63,12 @@ def quantized(x: Floats, type: str, group_size: int) -> tuple[NDArray[np.int64],
     return codes.reshape(n, -1), most / limit, (-8 * codes.sum(-1)).astype(np.int32)
 
 
+def sorted_numbers(vectors: Vectors) -> Floats:
+    """The numbers (n, groups * 128) of vectors for float matrices, in the order of a vector."""
+    n, _, _ = vectors.codes.shape
+    return vectors.codes.get().view(np.float32).transpose(0, 2, 1).reshape(n, -1)
+
+
 def vector_codes(vectors: Vectors) -> NDArray[np.int64]:
     """Codes (n, stride) of vectors on the device."""
     codes = vectors.codes.get()
@@ -66,8 +78,12 @@ def vector_codes(vectors: Vectors) -> NDArray[np.int64]:
 
 
 def assert_quantized(vectors: Vectors, x: Floats) -> None:
-    """The first len(x) of vectors are x quantized, to the bit."""
+    """The first len(x) of vectors are x quantized, or sorted with zeros after the end, to the bit."""
     n = len(x)
+    if vectors.scales is None:
+        numbers = sorted_numbers(vectors)[:n]
+        assert numbers[:, : x.shape[1]].tobytes() == x.tobytes() and not numbers[:, x.shape[1] :].any()
+        return
     codes, scales, offsets = quantized(x, vectors.type, vectors.group_size)
     assert (vector_codes(vectors)[:n] == codes).all()
     assert vectors.scales.get()[:n].tobytes() == scales.tobytes()

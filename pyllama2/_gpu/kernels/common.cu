@@ -13,6 +13,13 @@
 //           offsets int32 (groups,), -8 times the sum of a group's codes
 //   q8      codes (2, stride) bytes: the high bytes of int16 numbers, signed, then the low bytes, unsigned; scales
 //
+// A float16 or float32 matrix lies in tiles of 32 rows, too. Each product is 16 running sums, of every 16th input (see
+// float_product.cu). The inputs of a running sum lie together, and rows are padded to a multiple of 128 inputs:
+//
+//   numbers (tiles, 16, groups of 128 * bits / 16, 32, 16 bytes): place l has inputs l, l + 16, l + 32, ...
+//
+// A vector for it has float32 numbers (16, groups * 8) in the same order, with zeros after its end.
+//
 // The sum of a group's products of codes is an exact integer. Groups are added in order: total = fmaf(sum, weight scale
 // * vector scale, total), as on the CPU. So a product has the CPU's bits, for any number of columns and in every
 // kernel.
@@ -23,6 +30,8 @@ namespace {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kTileRows = 32;
+constexpr int kRunningSums = 16;  // of a product of floats
+constexpr int kFloatGroup = 128;  // numbers of a vector for a float matrix that are written together
 // A vector whose scale would be smaller is quantized to zeros with the scale 0, as on the CPU. CuPy compiles with
 // -ftz=true: denormal numbers are zeros. With larger scales they have the code 0 anyway.
 constexpr float kSmallestScale = 0x1p-100f;
@@ -50,7 +59,7 @@ __device__ __forceinline__ unsigned warp_max(unsigned v) {
 #endif
 }
 
-// One quantized vector, or n of them, one after the other.
+// One quantized vector, or n of them, one after the other. For a float matrix, codes are its float32 numbers.
 struct Quantized {
   signed char* codes;
   float* scales;

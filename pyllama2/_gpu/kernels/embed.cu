@@ -3,7 +3,20 @@
 
 namespace {
 
-// out (columns,) = a row of a matrix in tiles (common.cu), by a whole block.
+// out (columns,) = a row of a float matrix in tiles (common.cu), by a whole block.
+template <class Number>
+__device__ void widen_float_row(const Number* __restrict__ numbers, int columns, int row, float* out) {
+  constexpr int kOfPiece = 16 / static_cast<int>(sizeof(Number));
+  const size_t tile = row / kTileRows;
+  const int pieces = (columns + kFloatGroup - 1) / kFloatGroup * (kFloatGroup / kRunningSums / kOfPiece);
+  for (int i = threadIdx.x; i < columns; i += kThreads) {
+    const int step = i / kRunningSums;
+    const size_t piece = (tile * kRunningSums + i % kRunningSums) * pieces + step / kOfPiece;
+    out[i] = static_cast<float>(numbers[(piece * kTileRows + row % kTileRows) * kOfPiece + step % kOfPiece]);
+  }
+}
+
+// The same for a quantized matrix.
 template <int kBits, int kGroup>
 __device__ void widen_row(const signed char* __restrict__ codes, const __half* __restrict__ scales, int columns,
                           int row, float* out) {
@@ -38,20 +51,12 @@ __global__ void __launch_bounds__(kThreads)
           const int* __restrict__ tokens, int dim, float* x, const float* __restrict__ norm_weight, float eps,
           int next_bits, signed char* codes, float* scales, int* offsets) {
   float* row = x + static_cast<size_t>(blockIdx.x) * dim;
-  widen_row<kBits, kGroup>(table, table_scales, dim, tokens[blockIdx.x], row);
-  const Quantized to = {codes, scales, offsets, (dim + kNextGroup - 1) / kNextGroup};
-  first_norm<kNextGroup>(row, norm_weight, eps, dim, next_bits, to);
-}
-
-// The same for a table (vocab_size, dim) of float or __half.
-template <class Number, int kNextGroup>
-__global__ void __launch_bounds__(kThreads)
-    embed_plain(const Number* __restrict__ table, const int* __restrict__ tokens, int dim, float* x,
-                const float* __restrict__ norm_weight, float eps, int next_bits, signed char* codes, float* scales,
-                int* offsets) {
-  float* row = x + static_cast<size_t>(blockIdx.x) * dim;
-  const Number* from = table + static_cast<size_t>(tokens[blockIdx.x]) * dim;
-  for (int i = threadIdx.x; i < dim; i += kThreads) row[i] = static_cast<float>(from[i]);
+  if constexpr (kBits == 16)
+    widen_float_row(reinterpret_cast<const __half*>(table), dim, tokens[blockIdx.x], row);
+  else if constexpr (kBits == 32)
+    widen_float_row(reinterpret_cast<const float*>(table), dim, tokens[blockIdx.x], row);
+  else
+    widen_row<kBits, kGroup>(table, table_scales, dim, tokens[blockIdx.x], row);
   const Quantized to = {codes, scales, offsets, (dim + kNextGroup - 1) / kNextGroup};
   first_norm<kNextGroup>(row, norm_weight, eps, dim, next_bits, to);
 }

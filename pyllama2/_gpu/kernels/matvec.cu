@@ -63,16 +63,6 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 2>::kB
   const int row = static_cast<int>(blockIdx.x) * kTileRows + lane;
   float* values = gated + static_cast<size_t>(column) * rows;
   if (column < kColumns && row < rows) values[row] = silu_product(total[0], total[1]);
-
-  constexpr int kTilesOfGroup = kNextGroup / kTileRows;
-  const int group = static_cast<int>(blockIdx.x) / kTilesOfGroup;
-  const int tiles = min(kTilesOfGroup, static_cast<int>(gridDim.x) - group * kTilesOfGroup);
-  if (!is_last_block(counters + group, static_cast<unsigned>(tiles)) || column >= kColumns) return;
-  float y[kNextGroup / 32];
-  for (int k = 0; k < kNextGroup / 32; k++) {
-    const int i = group * kNextGroup + k * 32 + lane;
-    y[k] = i < rows ? __ldcg(values + i) : 0.0f;
-  }
   const Quantized next = {next_codes, next_scales, next_offsets, (rows + kNextGroup - 1) / kNextGroup};
-  quantize_group<kNextBits, kNextGroup>(y, next, column, group);
+  quantize_finished_group<kColumns, kNextBits, kNextGroup>(values, rows, next, counters);
 }

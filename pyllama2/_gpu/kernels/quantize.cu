@@ -55,9 +55,25 @@ __device__ __forceinline__ ScaleAndOffset quantize_numbers(const float (&x)[kGro
   return {finite ? divided_by_limit<kLimit>(most) : __uint_as_float(0x7fffffffu), -8 * sum};
 }
 
-// Quantizes group g of vector number c.
+// Writes group g of vector number c for a float matrix: the numbers as they are, in the order of its running sums.
+template <int kGroup>
+__device__ __forceinline__ void sort_group(const float (&x)[kGroup / 32], const Quantized& to, int c, int g) {
+  static_assert(kGroup == kFloatGroup, "vectors for float matrices have groups of one size");
+  const int steps = to.groups * (kGroup / kRunningSums);  // numbers of each running sum
+  float* numbers = reinterpret_cast<float*>(to.codes) + static_cast<size_t>(c) * kRunningSums * steps;
+  for (int k = 0; k < kGroup / 32; k++) {
+    const int i = g * kGroup + k * 32 + static_cast<int>(threadIdx.x % 32);
+    numbers[i % kRunningSums * steps + i / kRunningSums] = x[k];
+  }
+}
+
+// Quantizes group g of vector number c, or sorts it for a float matrix.
 template <int kBits, int kGroup>
 __device__ __forceinline__ void quantize_group(const float (&x)[kGroup / 32], const Quantized& to, int c, int g) {
+  if constexpr (kBits >= 16) {
+    sort_group<kGroup>(x, to, c, g);
+    return;
+  }
   const size_t stride = static_cast<size_t>(to.groups) * kGroup;
   signed char* codes = to.codes + static_cast<size_t>(c) * stride * (kBits / 4) + static_cast<size_t>(g) * kGroup;
   const ScaleAndOffset made = quantize_numbers<kBits, kGroup>(x, codes, codes + stride);
@@ -68,14 +84,34 @@ __device__ __forceinline__ void quantize_group(const float (&x)[kGroup / 32], co
   }
 }
 
-// The same for a matrix of either kind.
+// The same for a matrix of any kind. Float matrices have groups of kFloatGroup.
 template <int kGroup>
 __device__ __forceinline__ void quantize_group_for(int bits, const float (&x)[kGroup / 32], const Quantized& to, int c,
                                                    int g) {
   if (bits == 4)
     quantize_group<4, kGroup>(x, to, c, g);
-  else
+  else if (kGroup != kFloatGroup || bits == 8)
     quantize_group<8, kGroup>(x, to, c, g);
+  else if constexpr (kGroup == kFloatGroup)
+    sort_group<kGroup>(x, to, c, g);
+}
+
+// Quantizes the group of a vector `warp`, values (count,), that has this block's tile, if this is the last of its blocks
+// to finish. counters (groups of to,) are zeros before and after.
+template <int kColumns, int kBits, int kGroup>
+__device__ __forceinline__ void quantize_finished_group(const float* values, int count, const Quantized& to,
+                                                        unsigned* counters) {
+  constexpr int kTilesOfGroup = kGroup / kTileRows;
+  const int column = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int group = static_cast<int>(blockIdx.x) / kTilesOfGroup;
+  const int tiles = min(kTilesOfGroup, static_cast<int>(gridDim.x) - group * kTilesOfGroup);
+  if (!is_last_block(counters + group, static_cast<unsigned>(tiles)) || column >= kColumns) return;
+  float y[kGroup / 32];
+  for (int k = 0; k < kGroup / 32; k++) {
+    const int i = group * kGroup + k * 32 + lane;
+    y[k] = i < count ? __ldcg(values + i) : 0.0f;
+  }
+  quantize_group<kBits, kGroup>(y, to, column, group);
 }
 
 }  // namespace

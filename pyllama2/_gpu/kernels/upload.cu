@@ -23,3 +23,30 @@ extern "C" __global__ void arrange_scales(const unsigned short* __restrict__ fro
   const unsigned short value = block < row_blocks ? from[(block * groups + group) * 8 + row % 8] : 0;
   to[(tile * groups + group) * kTileRows + row] = value;
 }
+
+// from (rows, columns), numbers of 2 or 4 bytes, to the tiles of a float matrix (common.cu) from first_tile on, every
+// tile_step-th. Grid (groups of 128 inputs, tiles), a thread for each row and running sum.
+template <class Number>
+__global__ void __launch_bounds__(kTileRows* kRunningSums)
+    arrange_numbers(const Number* __restrict__ from, uint4* __restrict__ to, int rows, int columns, int first_tile,
+                    int tile_step) {
+  constexpr int kSteps = kFloatGroup / kRunningSums, kOfPiece = 16 / static_cast<int>(sizeof(Number));
+  constexpr int kPieces = kSteps / kOfPiece;
+  const int row = static_cast<int>(threadIdx.x) % kTileRows, running = static_cast<int>(threadIdx.x) / kTileRows;
+  const int group = static_cast<int>(blockIdx.x), groups = static_cast<int>(gridDim.x);
+  const int from_row = static_cast<int>(blockIdx.y) * kTileRows + row;
+  const size_t tile = first_tile + static_cast<size_t>(blockIdx.y) * tile_step;
+  for (int p = 0; p < kPieces; p++) {
+    union {
+      Number numbers[kOfPiece];
+      uint4 piece;
+    };
+    for (int i = 0; i < kOfPiece; i++) {
+      const int column = group * kFloatGroup + (p * kOfPiece + i) * kRunningSums + running;
+      const bool there = from_row < rows && column < columns;
+      numbers[i] = there ? from[static_cast<size_t>(from_row) * columns + column] : Number{0};
+    }
+    const size_t place = (tile * kRunningSums + running) * groups + group;
+    to[(place * kPieces + p) * kTileRows + row] = piece;
+  }
+}

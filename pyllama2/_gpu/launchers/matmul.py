@@ -1,4 +1,4 @@
-"""Products of quantized matrices with many vectors, biases, and rotation, for prompts."""
+"""Products of matrices with many vectors, biases, and rotation, for prompts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..layout import BITS, TILE_ROWS, DeviceMatrix, Vectors
+from ..layout import BITS, TILE_ROWS, DeviceMatrix, Vectors, is_float
 from ..source import compile_module
 from .arguments import expect_at_least, integers
 from .matvec import matrix_arguments
@@ -22,24 +22,28 @@ def part_of(matrix: DeviceMatrix, i: int) -> DeviceMatrix:
     tiles = slice(first, first + -(-matrix.parts[i] // TILE_ROWS))
     return DeviceMatrix(
         matrix.type, matrix.parts[i : i + 1], matrix.columns, matrix.group_size, matrix.codes[tiles],
-        matrix.scales[tiles],
+        None if matrix.scales is None else matrix.scales[tiles],
     )  # fmt: skip
 
 
 class Matmul:
-    """Products of q4 or q8 matrices with any number of vectors. They have the bits of Matvec's.
+    """Products of matrices of one kind with any number of vectors. They have the bits of Matvec's.
 
     Args:
         cupy: the module, or a stand-in.
-        type: of the matrices, "q4" or "q8".
+        type: of the matrices: "q4", "q8", "float16" or "float32".
         group_size: of the matrices.
-        compute_capability: of the device: 80 for 8.0. From 7.5 on, tensor cores are used.
+        compute_capability: of the device: 80 for 8.0. From 7.5 on, tensor cores are used for q4 and q8.
     """
 
     def __init__(self, cupy: Any, type: str, group_size: int, compute_capability: int) -> None:
-        kernel = "matmul_mma" if compute_capability >= _FIRST_MMA else "matmul"
-        self._block_vectors = 128 if kernel == "matmul_mma" else 64
-        name = f"{kernel}<{BITS[type]}, {group_size}>"
+        self._is_float = is_float(type)
+        has_mma = compute_capability >= _FIRST_MMA
+        kernel = "float_matmul" if self._is_float else "matmul_mma" if has_mma else "matmul"
+        self._block_vectors, self._threads = {"float_matmul": (24, 512), "matmul_mma": (128, 256), "matmul": (64, 256)}[
+            kernel
+        ]
+        name = f"{kernel}<{BITS[type]}>" if self._is_float else f"{kernel}<{BITS[type]}, {group_size}>"
         self._kernel = compile_module(cupy, [kernel], [name]).get_function(name)
 
     def __call__(self, matrix: DeviceMatrix, x: Vectors, n: int, out: Any, *, accumulate: bool = False) -> None:
@@ -61,8 +65,10 @@ class Matmul:
             raise ValueError("a product takes one matrix, or several of the same size that lie in turns")
         expect_at_least("out", out, "float32", n * sum(matrix.parts))
         grid = (-(-matrix.tiles // _BLOCK_TILES), -(-n // self._block_vectors))
+        if self._is_float:
+            grid = grid[::-1]
         sizes = integers(matrix.tiles, matrix.parts[0], parts, matrix.groups)
-        self._kernel(grid, (_THREADS,), (*weights, *sizes, *vectors, np.int32(n), out, np.int32(accumulate)))
+        self._kernel(grid, (self._threads,), (*weights, *sizes, *vectors, np.int32(n), out, np.int32(accumulate)))
 
 
 class Rope:

@@ -1,4 +1,4 @@
-"""Products of quantized matrices with 1 to 8 vectors, each fused with the steps after it, for decoding."""
+"""Products of matrices with 1 to 8 vectors, each fused with the steps after it, for decoding."""
 
 from __future__ import annotations
 
@@ -7,49 +7,55 @@ from typing import Any
 
 import numpy as np
 
-from ..layout import BITS, TILE_ROWS, DeviceMatrix, Kind, Vectors
+from ..layout import BITS, TILE_ROWS, DeviceMatrix, Kind, Vectors, is_float
 from ..source import compile_module
 from .arguments import NULL, expect, expect_at_least, integers
 from .vectors import THREADS, Norm, Normed, norm_arguments, vector_arguments
 
 MAX_COLUMNS = 8
-_KERNELS = {"product": "matvec", "residual": "matvec_residual", "swiglu": "matvec_swiglu"}
+_KERNELS = {"product": "matvec", "residual": "matvec_residual", "swiglu": "matvec_swiglu"}  # float_: of float types
 METHODS = tuple(_KERNELS)  # of Matvec
 
 
+def norms_itself(kind: Kind, n: int) -> bool:
+    """Whether products of such a matrix with n vectors take a Normed. Others take Vectors."""
+    return n == 1 and not is_float(kind[0])
+
+
 def matrix_arguments(matrix: DeviceMatrix, x: Vectors, n: int) -> tuple[Any, ...]:
-    """Return codes and scales of matrix, and the arrays of n vectors x, as kernels take them.
+    """Return the arrays of matrix, and those of n vectors x, as kernels take them: of float types codes alone.
 
     Raises ValueError if they do not go together.
     """
     if (matrix.kind, matrix.columns) != (x.kind, x.columns):
         raise ValueError(f"a {matrix.type} matrix of {matrix.columns} columns in groups of {matrix.group_size} cannot "
                          f"take {x.type} vectors of {x.columns} in groups of {x.group_size}")  # fmt: skip
-    return (matrix.codes, matrix.scales), vector_arguments(x, n)
+    vectors = vector_arguments(x, n)
+    return ((matrix.codes,), vectors[:1]) if is_float(matrix.type) else ((matrix.codes, matrix.scales), vectors)
 
 
 def input_arguments(matrix: DeviceMatrix, x: Vectors | Normed, n: int) -> tuple[Any, ...]:
-    """Return codes and scales of matrix, and the arrays of x, as the kernels take them that can norm a vector."""
+    """Return the arrays of matrix, and those of x, as the kernels take them that can norm a quantized vector."""
     if isinstance(x, Vectors):
         weights, vectors = matrix_arguments(matrix, x, n)
-        return weights, (*vectors, NULL, NULL, np.float32(0), np.int32(0))
+        return weights, vectors if is_float(matrix.type) else (*vectors, NULL, NULL, np.float32(0), np.int32(0))
     dim = matrix.columns
     normed = (expect_at_least("x", x.x, "float32", dim), expect("the norm's weight", x.weight, "float32", (dim,)))
     return (matrix.codes, matrix.scales), (NULL, NULL, NULL, *normed, np.float32(x.eps), np.int32(dim))
 
 
 class Matvec:
-    """Products of q4 or q8 matrices with a fixed number of vectors.
+    """Products of matrices of one kind with a fixed number of vectors.
 
     Args:
         cupy: the module, or a stand-in.
-        type: of the matrices, "q4" or "q8".
+        type: of the matrices: "q4", "q8", "float16" or "float32".
         group_size: of the matrices.
         n_columns: number of vectors, 1 to 8.
         methods: those that will be called. Their kernels are compiled now.
         to: type and group size of the vectors that residual() and swiglu() make; residual() makes those of both types.
             None: those of the matrices.
-        norms: product() and swiglu() take a Normed, instead of Vectors. For one column.
+        norms: product() and swiglu() take a Normed, instead of Vectors: see norms_itself().
         halves: residual() has a block for each half of a tile, instead of one for each tile.
 
     Raises:
@@ -60,15 +66,17 @@ class Matvec:
         self, cupy: Any, type: str, group_size: int, n_columns: int, methods: Sequence[str] = METHODS,
         to: Kind | None = None, *, norms: bool = False, halves: bool = False,
     ) -> None:  # fmt: skip
-        _check_columns(n_columns, norms)
+        _check_columns(type, n_columns, norms)
         self.n_columns, self._to, self._input = n_columns, to or (type, group_size), Normed if norms else Vectors
         next_type, next_group_size = self._to
-        own, normed = (BITS[type], group_size, n_columns), ("true",) if norms else ()
+        prefix, own = _own(type, group_size, n_columns)
+        normed = ("true",) if norms else ()
         self._rows = TILE_ROWS // 2 if halves else TILE_ROWS  # of a block of residual()
         more = {"product": normed, "residual": (next_group_size, *((self._rows,) if halves else ())),
                 "swiglu": (BITS[next_type], next_group_size, *normed)}  # fmt: skip
-        names = {method: f"{_KERNELS[method]}<{', '.join(map(str, (*own, *more[method])))}>" for method in methods}
-        module = compile_module(cupy, ["matvec"], list(names.values()))
+        names = {method: f"{prefix}{_KERNELS[method]}<{', '.join(map(str, (*own, *more[method])))}>"
+                 for method in methods}  # fmt: skip
+        module = compile_module(cupy, [f"{prefix}matvec"], list(names.values()))
         self._kernels = {method: module.get_function(name) for method, name in names.items()}
 
     def product(self, matrix: DeviceMatrix, x: Vectors | Normed, out: Any) -> None:
@@ -124,12 +132,12 @@ class QkvMatvec:
 
     Args:
         cupy: the module, or a stand-in.
-        type: of the matrices, "q4" or "q8".
+        type: of the matrices: "q4", "q8", "float16" or "float32".
         group_size: of the matrices.
         n_columns: number of tokens, 1 to 8.
         head_dim: of queries, keys and values.
         kv_dtype: of the cache, "float16" or "int8".
-        norms: it takes a Normed, instead of Vectors. For one column.
+        norms: it takes a Normed, instead of Vectors: see norms_itself().
 
     Raises:
         ValueError: n_columns is out of range.
@@ -139,12 +147,14 @@ class QkvMatvec:
         self, cupy: Any, type: str, group_size: int, n_columns: int, head_dim: int, kv_dtype: str, *,
         norms: bool = False,
     ) -> None:  # fmt: skip
-        _check_columns(n_columns, norms)
+        _check_columns(type, n_columns, norms)
         self.n_columns, self._head_dim, self._kv_dtype = n_columns, head_dim, kv_dtype
         self._input = Normed if norms else Vectors
         code = {"float16": "__half", "int8": "signed char"}[kv_dtype]
-        name = f"matvec_qkv<{BITS[type]}, {group_size}, {n_columns}, {head_dim}, {code}{', true' if norms else ''}>"
-        self._kernel = compile_module(cupy, ["matvec_qkv"], [name]).get_function(name)
+        prefix, own = _own(type, group_size, n_columns)
+        arguments = ", ".join(map(str, (*own, head_dim, code, *(("true",) if norms else ()))))
+        name = f"{prefix}matvec_qkv<{arguments}>"
+        self._kernel = compile_module(cupy, [f"{prefix}matvec_qkv"], [name]).get_function(name)
 
     def __call__(
         self,
@@ -200,11 +210,18 @@ class QkvMatvec:
         self._kernel((matrix.tiles,), (THREADS,), arguments)
 
 
-def _check_columns(n_columns: int, norms: bool) -> None:
+def _own(type: str, group_size: int, n_columns: int) -> tuple[str, tuple[int, ...]]:
+    """How the names of kernels for a kind of matrix begin, and their first template arguments."""
+    return ("float_", (BITS[type], n_columns)) if is_float(type) else ("", (BITS[type], group_size, n_columns))
+
+
+def _check_columns(type: str, n_columns: int, norms: bool) -> None:
     if not 1 <= n_columns <= MAX_COLUMNS:
         raise ValueError(f"a product for decoding takes 1 to {MAX_COLUMNS} vectors, not {n_columns}")
     if norms and n_columns != 1:
         raise ValueError(f"a product norms one vector, not {n_columns}")
+    if norms and is_float(type):
+        raise ValueError(f"a product with a {type} matrix norms no vector")
 
 
 def _check_input(x: Vectors | Normed, wanted: type[Vectors | Normed]) -> None:

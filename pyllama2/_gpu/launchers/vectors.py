@@ -1,4 +1,7 @@
-"""Embedding, RMSNorm and quantization of vectors. There is one block of threads for each token."""
+"""Embedding, RMSNorm, and vectors for matrices of any kind. There is one block of threads for each token.
+
+For float matrices, vectors are sorted where they would be quantized for others.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..layout import BITS, DeviceMatrix, Vectors
+from ..layout import BITS, DeviceMatrix, Vectors, kind_of
 from ..source import compile_module
 from .arguments import NULL, expect, expect_at_least, integers
 
@@ -48,7 +51,7 @@ def vector_arguments(x: Vectors, n: int) -> tuple[Any, Any, Any]:
     """Return the arrays of x as kernels take them. Raises ValueError if x has fewer than n vectors."""
     if x.n < n:
         raise ValueError(f"there is room for {x.n} vectors, not for {n}")
-    return x.codes, x.scales, x.offsets
+    return x.codes, NULL if x.scales is None else x.scales, NULL if x.offsets is None else x.offsets
 
 
 def norm_arguments(norm: Norm | None, dim: int, n: int, group_size: int) -> tuple[Any, ...]:
@@ -67,36 +70,32 @@ class VectorKernels:
 
     Args:
         cupy: the module, or a stand-in.
-        group_size: of the quantized vectors.
+        group_size: of the vectors.
         table_type: of tok_embeddings: "q4", "q8", "float16" or "float32".
-        table_group_size: of a quantized table. None: that of the vectors.
+        table_group_size: of the table. None: that of the vectors.
     """
 
     def __init__(self, cupy: Any, group_size: int, table_type: str, table_group_size: int | None = None) -> None:
-        self._group_size, self._table = group_size, (table_type, table_group_size or group_size)
+        self._group_size, self._table = group_size, kind_of(table_type, table_group_size or group_size)
         names = [f"rms_norm_quantize<{group_size}>", f"quantize<{group_size}>", f"swiglu_quantize<{group_size}>"]
-        if table_type in BITS:
-            names.append(f"embed<{BITS[table_type]}, {self._table[1]}, {group_size}>")
-        else:
-            names.append(f"embed_plain<{'float' if table_type == 'float32' else '__half'}, {group_size}>")
+        names.append(f"embed<{BITS[table_type]}, {self._table[1]}, {group_size}>")
         module = compile_module(cupy, ["embed", "prompt"], names)
         self._norm, self._quantize, self._swiglu, self._embed = (module.get_function(name) for name in names)
 
-    def embed(self, table: Any, tokens: Any, n: int, x: Any, norm: Norm | None = None) -> None:
+    def embed(self, table: DeviceMatrix, tokens: Any, n: int, x: Any, norm: Norm | None = None) -> None:
         """Look up embeddings.
 
         Args:
-            table: a DeviceMatrix, or an array (vocab_size, dim).
+            table: (vocab_size, dim).
             tokens: (n,) int32.
             n: number of tokens.
             x: (n, dim) float32 for the embeddings.
             norm: of x. None: no norm.
         """
-        quantized = isinstance(table, DeviceMatrix)
-        dim = table.columns if quantized else table.shape[1]
-        if (table.kind if quantized else (str(table.dtype), self._table[1])) != self._table:
+        dim = table.columns
+        if table.kind != self._table:
             raise ValueError(f"the table of embeddings must be {self._table[0]} in groups of {self._table[1]}")
-        first = (table.codes.view(np.int8), table.scales) if quantized else (table,)
+        first = table.codes.view(np.int8), NULL if table.scales is None else table.scales
         expect_at_least("tokens", tokens, "int32", n)
         expect_at_least("x", x, "float32", n * dim)
         arguments = (*first, tokens, np.int32(dim), x, *norm_arguments(norm, dim, n, self._group_size))

@@ -22,6 +22,27 @@ EMULATED float __frcp_rn(float v) { return 1.0f / v; }
 EMULATED float __fsqrt_rn(float v) { return sqrtf(v); }
 EMULATED float __frsqrt_rn(float v) { return static_cast<float>(1.0 / sqrt(static_cast<double>(v))); }
 EMULATED float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+namespace emulator {
+// Zero, or denormal, whether or not the thread flushes those.
+EMULATED bool is_tiny(float v) { return (reinterpret<unsigned>(v) & 0x7f800000u) == 0; }
+}  // namespace emulator
+
+// It keeps denormal numbers, whatever -ftz says.
+EMULATED float __fmaf_ieee_rn(float a, float b, float c) {
+  float result = fmaf(a, b, c);
+#ifdef __SSE__
+  using emulator::is_tiny;
+  if (is_tiny(a) || is_tiny(b) || is_tiny(c) || is_tiny(result)) {
+    const unsigned state = __builtin_ia32_stmxcsr();
+    __builtin_ia32_ldmxcsr(state & ~0x8040u);
+    asm volatile("" : "+x"(a), "+x"(b), "+x"(c));  // not before the state is changed
+    result = fmaf(a, b, c);
+    asm volatile("" : "+x"(result));
+    __builtin_ia32_ldmxcsr(state);
+  }
+#endif
+  return result;
+}
 EMULATED float __saturatef(float v) { return v > 0.0f ? (v < 1.0f ? v : 1.0f) : 0.0f; }
 EMULATED float __int_as_float(int v) { return emulator::reinterpret<float>(v); }
 EMULATED int __float_as_int(float v) { return emulator::reinterpret<int>(v); }
