@@ -1,4 +1,4 @@
-"""Counts the instructions of one decode step and of a prompt of 16 tokens. Other programs do not disturb a count.
+"""Counts the instructions of steps of 1, 4 and 8 tokens, and of a prompt of 16. Other programs do not disturb a count.
 
     python benchmarks/count_instructions.py            count, and show the change to instruction_counts.json
     python benchmarks/count_instructions.py --check    count, and exit with 1 if a count grew by more than 5%
@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "scripts" / "random_models")]
 
 TABLE = HERE / "instruction_counts.json"
-TYPES = ("q4", "q8", "float32")
+TYPES = ("q4", "q8", "float16", "float32")
 MODEL = {
     "dim": 512,
     "hidden_dim": 1408,
@@ -36,30 +36,31 @@ MODEL = {
     "max_seq_len": 64,
 }
 PROMPT = 16
+STEPS = {"decode": 1, "4 tokens": 4, "8 tokens": 8}  # after it
 MOST_GROWTH = 0.05
 # The Python method of forward.pyx in the compiled module, with all that it calls.
 _COUNTED = "__pyx_pw_8pyllama2_4_cpu_7forward_7Forward_*run"
 _ENVIRONMENT = {"PYLLAMA2_CPU_ISA": "avx2", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 
-def run_model(path: str, steps: int) -> None:
-    """Run what is counted: a prompt, and steps tokens after it."""
+def run_model(path: str, n: int) -> None:
+    """Run what is counted: a prompt, and a step of n tokens after it; 0: none."""
     from pyllama2._cpu import CpuBackend
     from pyllama2.backend.base import Batch
     from pyllama2.storage.model_file import StoredModel
 
     backend = CpuBackend(StoredModel.open(path), n_threads=1)
-    cache = backend.new_cache(1, PROMPT + steps)
+    cache = backend.new_cache(1, PROMPT + n)
     backend.forward(Batch.of_sequence(list(range(PROMPT))), cache)
-    for i in range(steps):
-        backend.forward(Batch.of_sequence([i], start=PROMPT + i), cache)
+    if n:
+        backend.forward(Batch.of_sequence(list(range(n)), start=PROMPT, outputs="all"), cache)
 
 
-def count(path: str, steps: int, folder: str) -> int:
+def count(path: str, n: int, folder: str) -> int:
     """Return the number of instructions of run_model()."""
     out = os.path.join(folder, "callgrind.out")
     command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", f"--toggle-collect={_COUNTED}"]
-    command += [sys.executable, os.path.abspath(__file__), "--run", path, str(steps)]
+    command += [sys.executable, os.path.abspath(__file__), "--run", path, str(n)]
     result = subprocess.run(command, env=os.environ | _ENVIRONMENT, capture_output=True, text=True)
     if result.returncode != 0:
         raise SystemExit(f"valgrind failed:\n{result.stderr}")
@@ -71,7 +72,7 @@ def count(path: str, steps: int, folder: str) -> int:
 
 
 def count_all() -> dict[str, dict[str, int]]:
-    """Count the instructions of a prompt and of a decode step, for each type of weights."""
+    """Count the instructions of a prompt and of each of STEPS, for each type of weights."""
     from make_random_model import RandomWeights, write_native
 
     from pyllama2.config import ModelConfig
@@ -84,7 +85,8 @@ def count_all() -> dict[str, dict[str, int]]:
             path = os.path.join(folder, f"{type}.bin")
             write_native(path, config, weights, type)
             prompt = count(path, 0, folder)
-            counts[type] = {"prompt": prompt, "decode": count(path, 1, folder) - prompt}
+            counts[type] = {"prompt": prompt}
+            counts[type] |= {name: count(path, n, folder) - prompt for name, n in STEPS.items()}
     return counts
 
 
@@ -100,7 +102,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help=f"exit with 1 when a count grew by {MOST_GROWTH:.0%}")
     parser.add_argument("--write", action="store_true", help="replace the table")
-    parser.add_argument("--run", nargs=2, metavar=("MODEL", "STEPS"), help=argparse.SUPPRESS)
+    parser.add_argument("--run", nargs=2, metavar=("MODEL", "TOKENS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
         run_model(options.run[0], int(options.run[1]))
