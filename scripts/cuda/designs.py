@@ -15,7 +15,8 @@ from step_model import Chain, Node, Step
 
 THREADS, SPAN_THREADS = 512, 256  # of products, and of attention
 FLIGHT = 64  # bytes of weights that a lane has in flight, as Plan of product.cu makes it for one column
-ATTEND_FLIGHT = 128 + 64  # keys that a thread loads before it needs the first, and its share of a chunk of values
+ATTEND_FLIGHT = 256 + 64  # keys that a thread loads before it needs the first, and its share of a chunk of values
+LATE_FLIGHT = 128 + 64  # where the queries come first
 SPAN, CHUNK = 256, 64  # positions, as in attention.cu
 TILE = 32
 STAGED = 32  # groups that a warp adds up after the last barrier
@@ -30,12 +31,15 @@ class Design:
         norms_at_head: the block that needs a normed vector norms it, with 512 sums. Else the last block of the kernel
             before does it, with 8 sums.
         half_tiles: wo and w2 have a block for each half of a tile, if there are fewer tiles than multiprocessors.
+        early_keys: attention loads keys and values before it needs the queries, has a thread for each weight, and loads
+            values while others are added up. Factors of all merges are found at once.
         ahead: the next step is given to the GPU before the host has the token.
     """
 
     name: str
     norms_at_head: bool = False
     half_tiles: bool = False
+    early_keys: bool = False
     ahead: bool = False
 
 
@@ -45,6 +49,7 @@ STAGES = (
     Design("norms", norms_at_head=True),
     Design("half tiles", norms_at_head=True, half_tiles=True),
     Design("ahead", norms_at_head=True, half_tiles=True, ahead=True),
+    Design("attention", norms_at_head=True, half_tiles=True, early_keys=True, ahead=True),
 )
 
 # The host gets the token, chooses what to do, and gives the next graph: an assumption for this project's Python.
@@ -104,7 +109,7 @@ def ours(card: Card, counted: Counted, design: Design, position: int = 0, kv_byt
     norm = _STORE if design.norms_at_head else Chain(l2=1) + _STORE + _NORM_BY_LAST  # and what was there before
     layer = (
         product("qkv", "matvec_qkv", "q4", (DIM,) * 3, DIM, Chain(l2=2, alu=4) + _STORE, normed=True),
-        attention(card, counted, position, kv_bytes),
+        attention(card, counted, position, kv_bytes, early=design.early_keys),
         product("wo", "matvec_residual", "q4", (DIM,), DIM, norm, may_halve=True),
         product("w1 w3", "matvec_swiglu", "q4", (HIDDEN_DIM,) * 2, DIM, SWIGLU + _STORE, tiles=2, normed=True),
         product("w2", "matvec_residual", "q4", (DIM,), HIDDEN_DIM, norm, may_halve=True),
@@ -117,22 +122,42 @@ def ours(card: Card, counted: Counted, design: Design, position: int = 0, kv_byt
     return Step((embed, *(layer * N_LAYERS), output, sample), AHEAD_US if design.ahead else HOST_US)
 
 
-def attention(card: Card, counted: Counted, position: int, kv_bytes: int) -> Node:
-    """Return attention of one token."""
+def attention(card: Card, counted: Counted, position: int, kv_bytes: int, *, early: bool = True) -> Node:
+    """Return attention of one token. early: see Design.early_keys."""
     n_spans, last = position // SPAN + 1, min(position + 1, SPAN)
     chunks = -(-last // CHUNK)
+    span, merge = _early_chains(n_spans, last, chunks) if early else _late_chains(n_spans, last, chunks)
+    n_bytes = 2 * (position + 1) * DIM * kv_bytes
+    return Node(
+        "attention", n_bytes, n_spans * N_HEADS, SPAN_THREADS * (ATTEND_FLIGHT if early else LATE_FLIGHT),
+        counted.residents("attend", SPAN_THREADS, card), 5 * n_bytes / kv_bytes,
+        head=Chain(l2=1) if early else Chain(l2=2, barriers=1), beside=Chain(l2=1, barriers=1) if early else Chain(),
+        tail=span + (merge if n_spans > 1 else Chain()) + Chain(alu=12, barriers=1) + QUANTIZE_GROUP + _STORE,
+    )  # fmt: skip
+
+
+def _early_chains(n_spans: int, last: int, chunks: int) -> tuple[Chain, Chain]:
+    span = (
+        Chain(alu=HEAD_DIM)  # a score
+        + Chain(shuffles=5, barriers=1, shared=2, alu=8 + 14)  # the maximum, and a weight; the sum is beside the values
+        + Chain(barriers=2 * chunks, alu=last, shared=chunks)  # values
+    )
+    eights = -(-(n_spans - 1) // 8)  # of spans, whose vectors are loaded together
+    merge = (
+        Chain(barriers=2, atomics=1, l2=1)
+        + Chain(shuffles=7, alu=5 + 15, barriers=1)  # largest maxima so far, and factors
+        + Chain(l2=eights, shared=eights, alu=2 * n_spans)
+    )
+    return span, merge
+
+
+def _late_chains(n_spans: int, last: int, chunks: int) -> tuple[Chain, Chain]:
     span = (
         Chain(alu=HEAD_DIM, barriers=1)  # a score
         + Chain(shared=2 * -(-last // 64), alu=2 * last / 16 + 14, shuffles=8, barriers=1)  # softmax, by half a warp
         + Chain(barriers=2 * chunks, alu=last, shared=last / 8)  # values
     )
-    merge = Chain(barriers=2, atomics=1, l2=n_spans / 4, alu=16 * n_spans) if n_spans > 1 else Chain()
-    n_bytes = 2 * (position + 1) * DIM * kv_bytes
-    return Node(
-        "attention", n_bytes, n_spans * N_HEADS, SPAN_THREADS * ATTEND_FLIGHT,
-        counted.residents("attend", SPAN_THREADS, card), 5 * n_bytes / kv_bytes,
-        head=Chain(l2=2, barriers=1), tail=span + merge + Chain(alu=12, barriers=1) + QUANTIZE_GROUP + _STORE,
-    )  # fmt: skip
+    return span, Chain(barriers=2, atomics=1, l2=n_spans / 4, alu=16 * n_spans)
 
 
 # calm (github.com/zeux/calm) as published: one cooperative kernel for all layers, a block of 1024 threads for each

@@ -85,6 +85,16 @@ def test_single_tokens_have_the_bits_of_the_cpu(
     assert_quantized(single.to, expected.reshape(5, -1))
 
 
+@pytest.mark.parametrize("heads", [(1, 1, 8), (4, 2, 6)], ids=str)
+def test_many_spans_are_merged_as_on_the_cpu(cupy: Any, heads: tuple[int, int, int], attention_of: Any) -> None:
+    """Some, and more than have their factors at once: 36 and 11."""
+    config = config_of(heads)
+    cpu, gpu = filled_caches(cupy, config, [9000, 2600], "float16")
+    q = queries(config, 2)
+    expected = expected_attention(attention_of, cpu, q, [0, 1], [8999, 2599])
+    assert np.array_equal(Single(cupy, gpu, config, 2)(q, [0, 1], [8999, 2599]), expected)
+
+
 @pytest.mark.parametrize("dtype", KV_DTYPES)
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 def test_prompts_have_the_bits_of_the_cpu(

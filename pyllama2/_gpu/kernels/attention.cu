@@ -12,14 +12,27 @@
 namespace {
 
 constexpr int kChunk = 64;  // positions whose values are in shared memory at a time
+constexpr int kSpanWarps = kSpan / 32;
 
 template <int kHeadDim, int kQueries, class Code>
 struct AttendScratch {
   alignas(16) Code values[kChunk * kHeadDim];
   alignas(16) float queries[kQueries][kHeadDim];
-  alignas(16) float weights[kQueries][kSpanStride];
+  alignas(16) float weights[kQueries][kSpanStride];  // of int8 values times their scales
+  alignas(16) float plain[sizeof(Code) == 1 ? kQueries : 1][sizeof(Code) == 1 ? kSpanStride : 1];
+  float of_warps[kQueries][kSpanWarps];
   float maxima[kQueries];
   float sums[kQueries];
+
+  // Weights without scales.
+  __device__ __forceinline__ float* plain_weights(int query) {
+    if constexpr (sizeof(Code) == 1)
+      return plain[query];
+    else
+      return weights[query];
+  }
+  // Up to 32 merges of spans, where the weights have been.
+  __device__ __forceinline__ SpanMerge* merges(int query) { return reinterpret_cast<SpanMerge*>(weights[query]); }
 };
 
 // How threads share the outputs: each of kGroups * kHeadDim threads has one place in head_dim of kMine queries.
@@ -60,15 +73,37 @@ struct HeldChunk {
   }
 };
 
-// Scores of one position.
+// The key of a thread's position, of which the first pieces are loaded before the queries are there.
 template <int kHeadDim, int kQueries, class Code>
-__device__ __forceinline__ void score_position(const Code* __restrict__ key, const float (&queries)[kQueries][kHeadDim],
-                                               float (&scores)[kQueries]) {
-  constexpr int kPiece = kKeyPiece<kHeadDim, Code>;
+struct HeldKey {
+  static constexpr int kPiece = kKeyPiece<kHeadDim, Code>, kPieces = kHeadDim / kPiece;
+  static constexpr int kMost = kQueries > 4 ? 4 : kQueries > 2 ? 8 : 16;  // or registers would be spilled
+  static constexpr int kHeld = kPieces < kMost ? kPieces : kMost;
   using Piece = Raw<kPiece* static_cast<int>(sizeof(Code))>;
+  const Code* key;
+  Piece held[kHeld];
+
+  __device__ __forceinline__ void load(const Code* __restrict__ from) {
+    key = from;
+#pragma unroll
+    for (int i = 0; i < kHeld; i++) held[i] = piece(i);
+  }
+
+  // Adds the products with the queries to scores.
+  __device__ __forceinline__ void score(const float (&queries)[kQueries][kHeadDim], float (&scores)[kQueries]) const {
+#pragma unroll
+    for (int i = 0; i < kHeld; i++) add(held[i], i * kPiece, queries, scores);
 #pragma unroll(kQueries > 4 ? 4 : 8)
-  for (int d = 0; d < kHeadDim; d += kPiece) {
-    const Piece raw = __ldg(reinterpret_cast<const Piece*>(key + d * kKeyBlock));
+    for (int i = kHeld; i < kPieces; i++) add(piece(i), i * kPiece, queries, scores);
+  }
+
+ private:
+  __device__ __forceinline__ Piece piece(int i) const {
+    return __ldg(reinterpret_cast<const Piece*>(key + i * kPiece * kKeyBlock));
+  }
+
+  __device__ __forceinline__ static void add(const Piece& raw, int d, const float (&queries)[kQueries][kHeadDim],
+                                             float (&scores)[kQueries]) {
 #pragma unroll
     for (int i = 0; i < kPiece; i++) {
       const float number = widened<Code>(raw, i);
@@ -76,6 +111,26 @@ __device__ __forceinline__ void score_position(const Code* __restrict__ key, con
       for (int j = 0; j < kQueries; j++) scores[j] = fmaf(number, queries[j][d + i], scores[j]);
     }
   }
+};
+
+// Maxima of each query's scores, of which a thread has one; those of threads without a position are the lowest number.
+// All threads of a block must call it.
+template <int kQueries>
+__device__ __forceinline__ void maxima_of_block(const float (&scores)[kQueries], float (&of_warps)[kQueries][kSpanWarps],
+                                                float (&maxima)[kQueries]) {
+#pragma unroll
+  for (int j = 0; j < kQueries; j++) maxima[j] = fmaxf(lowest(), scores[j]);  // not NaN
+  for (int offset = 16; offset > 0; offset /= 2)
+#pragma unroll
+    for (int j = 0; j < kQueries; j++) maxima[j] = fmaxf(maxima[j], __shfl_xor_sync(kAllLanes, maxima[j], offset));
+  if (threadIdx.x % 32 == 0)
+#pragma unroll
+    for (int j = 0; j < kQueries; j++) of_warps[j][threadIdx.x / 32] = maxima[j];
+  __syncthreads();
+#pragma unroll
+  for (int j = 0; j < kQueries; j++)
+#pragma unroll
+    for (int w = 0; w < kSpanWarps; w++) maxima[j] = fmaxf(maxima[j], of_warps[j][w]);
 }
 
 // out += weights * values, for the thread's place d and its queries group, group + kGroups, ...; n positions from first
@@ -84,21 +139,43 @@ template <int kHeadDim, int kQueries, class Code>
 __device__ __forceinline__ void add_values(const AttendScratch<kHeadDim, kQueries, Code>& scratch, int first, int n,
                                            int group, int d, Outputs<kHeadDim, kQueries>& out) {
   using Shares = OutputShares<kHeadDim, kQueries>;
-  int s = 0;
-#pragma unroll 2
-  for (; s + 4 <= n; s += 4) {
-    float number[4];
+  constexpr int kAtOnce = Shares::kMine == 1 ? 8 : 4;  // the next ones are loaded while these are added
+  const auto add = [&](const float(&number)[kAtOnce], const float4(&weight)[Shares::kMine][kAtOnce / 4]) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) number[i] = widened(scratch.values[(s + i) * kHeadDim + d]);
+    for (int k = 0; k < Shares::kMine; k++)
+#pragma unroll
+      for (int i = 0; i < kAtOnce; i += 4) {
+        out[k] = fmaf(number[i], weight[k][i / 4].x, out[k]);
+        out[k] = fmaf(number[i + 1], weight[k][i / 4].y, out[k]);
+        out[k] = fmaf(number[i + 2], weight[k][i / 4].z, out[k]);
+        out[k] = fmaf(number[i + 3], weight[k][i / 4].w, out[k]);
+      }
+  };
+  const auto load = [&](int s, float(&number)[kAtOnce], float4(&weight)[Shares::kMine][kAtOnce / 4]) {
+#pragma unroll
+    for (int i = 0; i < kAtOnce; i++) number[i] = widened(scratch.values[(s + i) * kHeadDim + d]);
 #pragma unroll
     for (int k = 0; k < Shares::kMine; k++) {
       const int j = min(group + k * Shares::kGroups, kQueries - 1);
-      const float4 weight = *reinterpret_cast<const float4*>(&scratch.weights[j][first + s]);
-      out[k] = fmaf(number[0], weight.x, out[k]);
-      out[k] = fmaf(number[1], weight.y, out[k]);
-      out[k] = fmaf(number[2], weight.z, out[k]);
-      out[k] = fmaf(number[3], weight.w, out[k]);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; i += 4)
+        weight[k][i / 4] = *reinterpret_cast<const float4*>(&scratch.weights[j][first + s + i]);
     }
+  };
+  float number[2][kAtOnce];
+  float4 weight[2][Shares::kMine][kAtOnce / 4];
+  int s = 0;
+  if (kAtOnce <= n) load(0, number[0], weight[0]);
+#pragma unroll 1
+  for (; s + 2 * kAtOnce <= n; s += 2 * kAtOnce) {
+    load(s + kAtOnce, number[1], weight[1]);
+    add(number[0], weight[0]);
+    if (s + 3 * kAtOnce <= n) load(s + 2 * kAtOnce, number[0], weight[0]);
+    add(number[1], weight[1]);
+  }
+  if (s + kAtOnce <= n) {
+    add(number[0], weight[0]);
+    s += kAtOnce;
   }
   for (; s < n; s++) {
     const float number = widened(scratch.values[s * kHeadDim + d]);
@@ -110,59 +187,99 @@ __device__ __forceinline__ void add_values(const AttendScratch<kHeadDim, kQuerie
   }
 }
 
+// What a thread has of a span before the queries are there: all that can be loaded without them.
+template <int kHeadDim, int kQueries, class Code>
+struct HeldSpan {
+  HeldKey<kHeadDim, kQueries, Code> key;
+  HeldChunk<kHeadDim, Code> chunk;
+  float key_scale, value_scale;
+
+  __device__ __forceinline__ void load(const Code* __restrict__ keys, const Code* __restrict__ values,
+                                       const float* __restrict__ key_scales, const float* __restrict__ value_scales,
+                                       int n) {
+    if (static_cast<int>(threadIdx.x) < n) {
+      key.load(keys);
+      if (sizeof(Code) == 1) key_scale = __ldg(key_scales), value_scale = __ldg(value_scales);
+    }
+    chunk.load(values, n);
+  }
+};
+
 // The block's attention to n positions of one span. Each thread's sums are in out.
 template <int kHeadDim, int kQueries, class Code>
-__device__ __forceinline__ void attend_span(const Code* __restrict__ key, const Code* __restrict__ values,
-                                            const float* __restrict__ key_scales,
-                                            const float* __restrict__ value_scales, int n,
+__device__ __forceinline__ void attend_span(HeldSpan<kHeadDim, kQueries, Code>& held, const Code* __restrict__ values, int n,
                                             AttendScratch<kHeadDim, kQueries, Code>& scratch,
                                             Outputs<kHeadDim, kQueries>& out) {
-  const int thread = threadIdx.x, group = thread / kHeadDim, query = thread / kHalfWarp;
-  HeldChunk<kHeadDim, Code> chunk;
-  chunk.load(values, n);
-  if (thread < n) {
-    float scores[kQueries] = {};
-    score_position<kHeadDim, kQueries, Code>(key, scratch.queries, scores);
-    const float scale = sizeof(Code) == 1 ? __ldg(key_scales + thread) : 1.0f;
+  const int thread = threadIdx.x, group = thread / kHeadDim;
+  float scores[kQueries] = {}, maxima[kQueries];
+  if (thread < n) held.key.score(scratch.queries, scores);
 #pragma unroll
-    for (int j = 0; j < kQueries; j++) scratch.weights[j][thread] = scores[j] * scale;
-  }
-  __syncthreads();
-  if (query < kQueries) {
-    float maximum, sum;
-    softmax_of_span(scratch.weights[query], n, sizeof(Code) == 1 ? value_scales : nullptr,
-                    thread % 32 < kHalfWarp ? 0xffffu : 0xffff0000u, maximum, sum);
-    if (thread % kHalfWarp == 0) scratch.maxima[query] = maximum, scratch.sums[query] = sum;
-  }
+  for (int j = 0; j < kQueries; j++)
+    scores[j] = thread >= n ? lowest() : sizeof(Code) == 1 ? scores[j] * held.key_scale : scores[j];
+  maxima_of_block(scores, scratch.of_warps, maxima);
+  if (thread < n)
+#pragma unroll
+    for (int j = 0; j < kQueries; j++) {
+      const float weight = exp2_polynomial(scores[j] - maxima[j]);
+      scratch.plain_weights(j)[thread] = weight;
+      if (sizeof(Code) == 1) scratch.weights[j][thread] = weight * held.value_scale;
+    }
+  if (thread == 0)
+#pragma unroll
+    for (int j = 0; j < kQueries; j++) scratch.maxima[j] = maxima[j];
   for (int first = 0; first < n; first += kChunk) {
-    chunk.store(scratch.values, n - first);
+    held.chunk.store(scratch.values, n - first);
     __syncthreads();
-    if (first + kChunk < n) chunk.load(values + (first + kChunk) * kHeadDim, n - first - kChunk);
-    if (group < OutputShares<kHeadDim, kQueries>::kGroups)
+    if (first + kChunk < n) held.chunk.load(values + (first + kChunk) * kHeadDim, n - first - kChunk);
+    // The last warps have the fewest outputs.
+    if (const int query = (kSpan - 1 - thread) / kHalfWarp; first == 0 && query < kQueries) {
+      const float sum = sum_of_span(scratch.plain_weights(query), n, thread % 32 < kHalfWarp ? 0xffffu : 0xffff0000u);
+      if (thread % kHalfWarp == 0) scratch.sums[query] = sum;
+    }
+    if (group < OutputShares<kHeadDim, kQueries>::kGroups && group < kQueries)
       add_values<kHeadDim, kQueries, Code>(scratch, first, min(kChunk, n - first), group, thread % kHeadDim, out);
     __syncthreads();
   }
 }
 
-// Merges the spans of a token and a unit. A span's part has kQueries vectors, their maxima, and their sums.
-template <int kHeadDim, int kQueries>
+// Merges the spans of a token and a unit, by a whole block. A span's part has kQueries vectors, their maxima, and their
+// sums. Warp j finds the factors of query j, 32 spans at a time. Then only a product and a sum wait for the span before.
+template <int kHeadDim, int kQueries, class Code>
 __device__ __forceinline__ void merge_spans(const float* parts, int n_spans, int group, int d,
+                                            AttendScratch<kHeadDim, kQueries, Code>& scratch,
                                             Outputs<kHeadDim, kQueries>& out, float* sums) {
   using Shares = OutputShares<kHeadDim, kQueries>;
   constexpr int kPart = kQueries * (kHeadDim + 2);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const float* maxima = parts + kQueries * kHeadDim;
+  float maximum = warp < kQueries ? __ldcg(maxima + warp) : 0.0f;
 #pragma unroll
   for (int k = 0; k < Shares::kMine; k++) {
     const int j = min(group + k * Shares::kGroups, kQueries - 1);
-    const float *maxima = parts + kQueries * kHeadDim + j, *vector = parts + j * kHeadDim + d;
-    float maximum = __ldcg(maxima), sum = __ldcg(maxima + kQueries), total = __ldcg(vector);
-#pragma unroll 4
-    for (int s = 1; s < n_spans; s++) {
-      const size_t at = static_cast<size_t>(s) * kPart;
-      const Merge merge = merge_softmax(maximum, sum, __ldcg(maxima + at), __ldcg(maxima + kQueries + at));
-      total = merge(total, __ldcg(vector + at));
+    out[k] = group < Shares::kGroups ? __ldcg(parts + j * kHeadDim + d) : 0.0f;
+    sums[k] = __ldcg(maxima + kQueries + j);
+  }
+  for (int first = 1; first < n_spans; first += 32) {
+    const int n = min(32, n_spans - first);
+    const float* part = parts + static_cast<size_t>(first) * kPart;
+    if (warp < kQueries) {
+      const float* of_span = part + lane * kPart + kQueries * kHeadDim + warp;
+      const float own = lane < n ? __ldcg(of_span) : lowest(), sum = lane < n ? __ldcg(of_span + kQueries) : 0.0f;
+      scratch.merges(warp)[lane] = merges_of_warp(maximum, own, sum);
     }
-    out[k] = total;
-    sums[k] = sum;
+    __syncthreads();
+    if (group < Shares::kGroups && group < kQueries) {
+#pragma unroll(8 / Shares::kMine)
+      for (int s = 0; s < n; s++)
+#pragma unroll
+        for (int k = 0; k < Shares::kMine; k++) {
+          const int j = min(group + k * Shares::kGroups, kQueries - 1);
+          const SpanMerge merge = scratch.merges(j)[s];
+          out[k] = merge.outputs(out[k], __ldcg(part + s * kPart + j * kHeadDim + d));
+          sums[k] = merge.of_sums(sums[k]);
+        }
+    }
+    __syncthreads();
   }
 }
 
@@ -209,14 +326,17 @@ __global__ void __launch_bounds__(kSpan, 2)
   const size_t head = static_cast<size_t>(rows[token]) * n_kv_heads + unit / (n_units / n_kv_heads);
   const int first = span * kSpan;
 
+  const int n = min(kSpan, position + 1 - first);
+  values += value_index<kHeadDim>(head, n_positions, first);
+  const size_t at = head * n_positions + first;
+  HeldSpan<kHeadDim, kQueries, Code> held;
+  held.load(keys + key_index<kHeadDim, Code>(head, n_positions, first + threadIdx.x, 0), values,
+            key_scales + at + threadIdx.x, value_scales + at + threadIdx.x, n);
   float* flat = &scratch.queries[0][0];
   for (int i = threadIdx.x; i < kShare; i += kSpan) flat[i] = q[place * kShare + i] * scale;
   __syncthreads();
   Outputs<kHeadDim, kQueries> gathered = {};
-  attend_span<kHeadDim, kQueries, Code>(
-      keys + key_index<kHeadDim, Code>(head, n_positions, first + threadIdx.x, 0),
-      values + value_index<kHeadDim>(head, n_positions, first), key_scales + head * n_positions + first,
-      value_scales + head * n_positions + first, min(kSpan, position + 1 - first), scratch, gathered);
+  attend_span<kHeadDim, kQueries, Code>(held, values, n, scratch, gathered);
   float sums[Shares::kMine];
 #pragma unroll
   for (int k = 0; k < Shares::kMine; k++) sums[k] = scratch.sums[min(group + k * Shares::kGroups, kQueries - 1)];
@@ -234,7 +354,7 @@ __global__ void __launch_bounds__(kSpan, 2)
     }
     if (!is_last_block(counters + place, n_spans)) return;
     part = parts + place * gridDim.x * (kShare + 2 * kQueries);
-    if (group < Shares::kGroups) merge_spans<kHeadDim, kQueries>(part, n_spans, group, d, gathered, sums);
+    merge_spans<kHeadDim, kQueries, Code>(part, n_spans, group, d, scratch, gathered, sums);
   }
 
 #pragma unroll

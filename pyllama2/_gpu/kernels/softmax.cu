@@ -49,6 +49,15 @@ __device__ __forceinline__ void softmax_of_span(float* scores, int n, const floa
   for (int offset = 8; offset > 0; offset /= 2) sum += __shfl_xor_sync(mask, sum, offset);
 }
 
+// The sum of n weights of one query, by half a warp whose lanes are in mask: as softmax_of_span has it.
+__device__ __forceinline__ float sum_of_span(const float* weights, int n, unsigned mask) {
+  float sum = 0.0f;
+#pragma unroll 8
+  for (int s = threadIdx.x % kHalfWarp; s < n; s += kHalfWarp) sum += weights[s];
+  for (int offset = 8; offset > 0; offset /= 2) sum += __shfl_xor_sync(mask, sum, offset);
+  return sum;
+}
+
 // The factors of the sums so far, and of those of a later span, in their common sums.
 struct Merge {
   float keep, add;
@@ -62,6 +71,30 @@ __device__ __forceinline__ Merge merge_softmax(float& maximum, float& sum, float
   sum = sum * merge.keep + later_sum * merge.add;
   maximum = most;
   return merge;
+}
+
+// What merges one span with those before it: factors of outputs, and what is added to the sum.
+struct alignas(16) SpanMerge {
+  Merge outputs;
+  float sum;
+  __device__ __forceinline__ float of_sums(float before) const { return before * outputs.keep + sum; }
+};
+
+// The merges of 32 spans, one for each lane of a warp, after spans with a maximum. own and sum are those of the lane's
+// span: the lowest number and 0 if there is none. maximum becomes that of all. No maximum is NaN.
+__device__ __forceinline__ SpanMerge merges_of_warp(float& maximum, float own, float sum) {
+  const int lane = threadIdx.x % 32;
+  float most = own;
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const float other = __shfl_up_sync(0xffffffffu, most, offset);
+    if (lane >= offset) most = fmaxf(most, other);
+  }
+  most = fmaxf(maximum, most);
+  float before = __shfl_up_sync(0xffffffffu, most, 1);
+  if (lane == 0) before = maximum;
+  maximum = __shfl_sync(0xffffffffu, most, 31);
+  const Merge outputs = {exp2_polynomial(before - most), exp2_polynomial(own - most)};
+  return {outputs, sum * outputs.add};
 }
 
 }  // namespace
