@@ -377,7 +377,7 @@ def test_counted_sectors_are_used(type: str, group_size: int, n: int) -> None:
     )
     Matvec(cupy, type, group_size, n, ["product"]).product(matrix, vectors, cupy.empty((n, rows), np.float32))
     counts = cupy.device.counts[-1]
-    # Tensor cores take 16 bytes of each vector at a time: the other half of a sector is in the L1 cache for the next load.
+    # Tensor cores take 16 bytes of each vector at a time. The next load finds the rest of the sector in the L1 cache.
     assert counts.sector_use >= (0.75 if n >= 4 else 0.95) and counts.memory_use >= 0.95
     weights = rows * columns * (int(type[1]) / 8 + 2 / group_size)
     of_vectors = n * (columns * int(type[1]) // 4 + 8 * columns // group_size)

@@ -2,6 +2,7 @@
 
     python tests/stress/stress_generation.py                     2,000 requests from 8 threads on a tiny random model
     python tests/stress/stress_generation.py --requests 200 --threads 4 --seed 3
+    python tests/stress/stress_generation.py --draft self        with a draft, of which no text may notice anything
 
 Requests are strings, lists, token ids and streams, with seeds, stop strings and lengths at random; some are cancelled,
 some dropped, some fail in their own logits processor, some are refused. Prints counts and the growth of resident
@@ -185,6 +186,7 @@ def work(llm: Llama, requests: list[Request], pending: queue.SimpleQueue[int], o
             outcome.counts["texts"] += len(found)
             outcome.counts["tokens"] += sum(completion.usage.completion_tokens for completion in found)
             outcome.counts["prompt tokens"] += sum(completion.usage.prompt_tokens for completion in found)
+            outcome.counts["guesses"] += sum(completion.timings.guesses for completion in found)
             outcome.counts["cached tokens"] += sum(completion.usage.cached_tokens for completion in found)
             outcome.completions[i] = found
 
@@ -195,13 +197,13 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def run(path: Path, n_requests: int, n_threads: int, seed: int) -> tuple[Outcome, int]:
-    """Serve all requests and check each; what was found, and by how many bytes resident memory grew."""
+def run(path: Path, n_requests: int, n_threads: int, seed: int, draft: str | None = None) -> tuple[Outcome, int]:
+    """Serve all requests, with a draft, and check each without; what was found, and the growth of resident memory."""
     requests = make_requests(n_requests, random.Random(seed))
     outcome = Outcome()
     grown = 0
     first = max(1, n_requests // 10)
-    with Llama(path, n_ctx=300) as llm:
+    with Llama(path, n_ctx=300, draft=draft) as llm:
         for part in (range(first), range(first, n_requests)):
             before = resident_bytes()
             pending: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -240,11 +242,12 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--draft", help="as Llama() takes it")
     args = parser.parse_args()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         path = write_tiny(Path(folder) / "tiny.bin", max_seq_len=300)
-        outcome, grown = run(path, args.requests, args.threads, args.seed)
+        outcome, grown = run(path, args.requests, args.threads, args.seed, args.draft)
     print(f"{time.perf_counter() - started:.1f} s, resident memory grew by {grown / (1 << 20):.1f} MiB")
     for name, count in sorted(outcome.counts.items()):
         print(f"{name:15} {count}")
