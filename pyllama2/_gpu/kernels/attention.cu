@@ -116,8 +116,8 @@ struct HeldKey {
 // Maxima of each query's scores, of which a thread has one; those of threads without a position are the lowest number.
 // All threads of a block must call it.
 template <int kQueries>
-__device__ __forceinline__ void maxima_of_block(const float (&scores)[kQueries], float (&of_warps)[kQueries][kSpanWarps],
-                                                float (&maxima)[kQueries]) {
+__device__ __forceinline__ void maxima_of_block(const float (&scores)[kQueries],
+                                                float (&of_warps)[kQueries][kSpanWarps], float (&maxima)[kQueries]) {
 #pragma unroll
   for (int j = 0; j < kQueries; j++) maxima[j] = fmaxf(lowest(), scores[j]);  // not NaN
   for (int offset = 16; offset > 0; offset /= 2)
@@ -140,7 +140,7 @@ __device__ __forceinline__ void add_values(const AttendScratch<kHeadDim, kQuerie
                                            int group, int d, Outputs<kHeadDim, kQueries>& out) {
   using Shares = OutputShares<kHeadDim, kQueries>;
   constexpr int kAtOnce = Shares::kMine == 1 ? 8 : 4;  // the next ones are loaded while these are added
-  const auto add = [&](const float(&number)[kAtOnce], const float4(&weight)[Shares::kMine][kAtOnce / 4]) {
+  const auto add = [&](const float (&number)[kAtOnce], const float4(&weight)[Shares::kMine][kAtOnce / 4]) {
 #pragma unroll
     for (int k = 0; k < Shares::kMine; k++)
 #pragma unroll
@@ -151,7 +151,7 @@ __device__ __forceinline__ void add_values(const AttendScratch<kHeadDim, kQuerie
         out[k] = fmaf(number[i + 3], weight[k][i / 4].w, out[k]);
       }
   };
-  const auto load = [&](int s, float(&number)[kAtOnce], float4(&weight)[Shares::kMine][kAtOnce / 4]) {
+  const auto load = [&](int s, float (&number)[kAtOnce], float4(&weight)[Shares::kMine][kAtOnce / 4]) {
 #pragma unroll
     for (int i = 0; i < kAtOnce; i++) number[i] = widened(scratch.values[(s + i) * kHeadDim + d]);
 #pragma unroll
@@ -207,8 +207,8 @@ struct HeldSpan {
 
 // The block's attention to n positions of one span. Each thread's sums are in out.
 template <int kHeadDim, int kQueries, class Code>
-__device__ __forceinline__ void attend_span(HeldSpan<kHeadDim, kQueries, Code>& held, const Code* __restrict__ values, int n,
-                                            AttendScratch<kHeadDim, kQueries, Code>& scratch,
+__device__ __forceinline__ void attend_span(HeldSpan<kHeadDim, kQueries, Code>& held, const Code* __restrict__ values,
+                                            int n, AttendScratch<kHeadDim, kQueries, Code>& scratch,
                                             Outputs<kHeadDim, kQueries>& out) {
   const int thread = threadIdx.x, group = thread / kHeadDim;
   float scores[kQueries] = {}, maxima[kQueries];
