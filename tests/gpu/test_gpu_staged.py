@@ -287,11 +287,14 @@ class TestPlacement:
             StagedBackend(make_model(SMALL), gpus=(5,), n_gpu_layers=1)
 
     def test_types_that_a_gpu_does_not_have(self, machine: Machine) -> None:
+        model = make_model(SMALL)
+        assert "using cpu (no cuda: the CUDA backend has" in select_backend("auto", model, "float32", 1)[1]
+        with pytest.raises(BackendUnavailableError, match="the CUDA backend has"):
+            StagedBackend(model, kv_dtype="float32", n_gpu_layers=1)
+
+    def test_floats_are_types_that_it_has(self, machine: Machine) -> None:
         model = make_model(SMALL, "float32", 0)
-        for arguments in ((model, None, 1), (make_model(SMALL), "float32", 1)):
-            assert "using cpu (no cuda: the CUDA backend" in select_backend("auto", *arguments)[1]
-            with pytest.raises(BackendUnavailableError, match="the CUDA backend"):
-                StagedBackend(arguments[0], kv_dtype=arguments[1], n_gpu_layers=1)
+        assert select_backend("auto", model, None, 1)[1].startswith("using layer 0 on cuda, layers 1 to")
 
     def test_parts_have_all_weights_once(self) -> None:
         """But a table that both ends need."""
