@@ -10,8 +10,10 @@ Both take turns, prompt by prompt, with the same number of threads. Figures are 
 from __future__ import annotations
 
 import argparse
+import sys
 
 from pyllama2 import Completion, Llama
+from pyllama2.cli.running import run_guarded
 
 PROMPTS = (
     "The old house at the end of the street", "In the beginning of the nineteenth century,", "Water boils when",
@@ -21,7 +23,7 @@ PROMPTS = (
 )  # fmt: skip
 
 
-def main() -> None:
+def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model", default="smollm2")
@@ -49,6 +51,7 @@ def main() -> None:
                 f"{rates[1] / rates[0]:.2f} times; {true} of {guesses} guesses came true; "
                 f"tokens are {'the same' if same else 'NOT THE SAME'}"
             )
+    return 0
 
 
 def _rate(completions: list[Completion]) -> float:
@@ -58,4 +61,4 @@ def _rate(completions: list[Completion]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_guarded("bench_draft.py", main))

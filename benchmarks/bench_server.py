@@ -34,6 +34,7 @@ from benchmarking import Worker, machine, say, table
 
 from pyllama2 import Llama
 from pyllama2.analysis.benchmark import Spread
+from pyllama2.cli.running import run_guarded
 
 _STREAMS, _TOKENS = 32, 64
 _CLIENTS, _CLIENT_TOKENS = (1, 8, 32), 32
@@ -272,4 +273,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_guarded("bench_server.py", main))

@@ -83,6 +83,8 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     yield ""
     yield f"Llamas, with a context of {CONTEXT:,} tokens:"
     yield from _table(found.prospects)
+    if any(one.device == "cuda" and one.fits is False for one in found.prospects):
+        yield "What does not fit on a GPU has as many layers there as fit, and the others on the CPU (--n-gpu-layers)."
     if found.missing:
         yield ""
         yield "not installed:"

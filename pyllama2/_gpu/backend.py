@@ -96,7 +96,7 @@ class CudaBackend(Stage):
         """Return None, or why not, whatever the memory: the type of keys and values, or too wide heads."""
         if kv_dtype not in (None, *DTYPES):
             return f"the CUDA backend has {' or '.join(DTYPES)} keys and values, not {kv_dtype}"
-        return unsupported(model.config, model.quantization)
+        return unsupported(model.config)
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class CudaBackend(Stage):
     ) -> None:
         if kv_dtype is not None:
             check_kv_dtype(kv_dtype, DTYPES)
-        reason = unsupported(model.config, model.quantization)
+        reason = unsupported(model.config)
         if reason is not None:
             raise BackendUnavailableError(reason)
         self._cupy = cupy = availability.import_cupy()

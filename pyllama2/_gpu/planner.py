@@ -139,7 +139,7 @@ class Plan:
         return "\n".join(f"{name:30}{size / (1 << 30):7.3f} GiB" for name, size in rows.items())
 
 
-def unsupported(config: ModelConfig, quantization: Quantization) -> str | None:
+def unsupported(config: ModelConfig) -> str | None:
     """Return None, or one sentence that says why this model cannot run on a GPU."""
     if config.head_dim > MAX_HEAD_DIM:
         return (f"the CUDA backend computes heads of up to {MAX_HEAD_DIM} numbers, not {config.head_dim}; "
@@ -176,7 +176,7 @@ def plan(
         raise ValueError("n_rows, max_seq_len and chunk must be at least 1")
     if kv_dtype is not None:
         check_kv_dtype(kv_dtype, DTYPES)
-    reason = unsupported(config, quantization)
+    reason = unsupported(config)
     if reason is not None:
         return Plan((), kv_dtype or DTYPES[0], n_rows, max_seq_len, chunk, 0, free_bytes, reason)
     plans = [_arranged(config, quantization, n_rows, max_seq_len, dtype, chunk, free_bytes, layers)

@@ -57,6 +57,7 @@ def test_the_gpu_that_is_asked_for(capsys: pytest.CaptureFixture[str], monkeypat
     asked = ((), ("--device", "cuda:0"), ("--device", "cuda:1"), ("--device", "cuda:1,cuda:0"))
     fits = [rows(doctor(capsys, "--threads", "1", *flags)[1], "cuda")["7B", "q4"][2] for flags in asked]
     assert fits == ["no", "no", "yes", "yes"]
+    assert "What does not fit on a GPU has as many layers there as fit" in doctor(capsys, "--threads", "1")[1]
 
 
 def test_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers.gpu_backend import (
-    assert_same_logits,
+    assert_cpus_logits,
     make_model,
-    pair,
     pool_bytes,
-    pretended,
-    random_tokens,
-    real_cupy,
-    run_ragged,
 )
 from helpers.tiny import BIASES, CONFIGS, GQA, MHA, TIED, quantized_model, random_weights
 from pretended_driver import Machine
@@ -26,7 +20,6 @@ from pyllama2.backend.base import Batch
 from pyllama2.config import ModelConfig
 from pyllama2.sampling.params import SamplingParams
 from pyllama2.sampling.sampler import Sampler
-from pyllama2.storage.model_file import StoredModel
 from pyllama2.storage.weights import Quantization
 
 TYPES = ("float16", "float32")
@@ -36,31 +29,6 @@ HEADS_128 = ModelConfig(dim=256, hidden_dim=172, n_layers=1, n_heads=4, n_kv_hea
                         max_seq_len=64, tied_embeddings=True)  # fmt: skip
 # Prompts together, single tokens that are launched, recorded and launched as a graph, several tokens of one row.
 PIECES = [[12, 9], [1, 1], [1, 1], [1, 1], [0, 2], [1, 0], [8, 0]]
-
-
-@pytest.fixture
-def gpu() -> Iterator[Any]:
-    """cupy, on a GPU or on a pretended driver."""
-    with real_cupy() as cupy:
-        yield cupy
-
-
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    """The pretended driver of one test, whose counts begin at 0."""
-    with pretended().machine() as machine:
-        yield machine
-
-
-def assert_cpus_logits(model: StoredModel, kv_dtype: str, pieces: list[list[int]], length: int = 40) -> None:
-    """Rows are taken in pieces, as run_ragged() says: their logits are the CPU's."""
-    cpu, gpu = pair(model, kv_dtype)
-    lengths = [sum(column) for column in zip(*pieces, strict=True)]
-    sequences = [random_tokens(model.config, n, row) for row, n in enumerate(lengths)]
-    found = run_ragged(gpu, gpu.new_cache(len(lengths), length), sequences, pieces)
-    expected = run_ragged(cpu, cpu.new_cache(len(lengths), length), sequences, pieces)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert_same_logits(cpu, theirs, ours)
 
 
 @pytest.mark.slow

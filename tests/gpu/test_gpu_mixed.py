@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers.gpu_backend import (
-    assert_same_logits,
+    assert_cpus_logits,
     checking_cupy,
     pair,
     pool_bytes,
-    pretended,
-    random_tokens,
-    real_cupy,
-    run_ragged,
 )
 from helpers.tiny import GQA, MHA, TIED, quantized_model, random_weights
 from pretended_driver import Machine
@@ -69,31 +64,6 @@ MIXES = {
 }  # fmt: skip
 OTHERS = MIXES["every step another"]
 ALIKE = Mix(TIED, ("q4/64 q8/64 q4/32 q4/128",) * 2)  # with the fewest kernels
-
-
-@pytest.fixture
-def gpu() -> Iterator[Any]:
-    """cupy, on a GPU or on a pretended driver."""
-    with real_cupy() as cupy:
-        yield cupy
-
-
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    """The pretended driver of one test, whose counts begin at 0."""
-    with pretended().machine() as machine:
-        yield machine
-
-
-def assert_cpus_logits(model: StoredModel, kv_dtype: str, pieces: list[list[int]]) -> None:
-    """Rows are taken in pieces, as run_ragged() says: their logits are the CPU's."""
-    cpu, gpu = pair(model, kv_dtype)
-    lengths = [sum(column) for column in zip(*pieces, strict=True)]
-    sequences = [random_tokens(model.config, length, row) for row, length in enumerate(lengths)]
-    found = run_ragged(gpu, gpu.new_cache(len(lengths), 40), sequences, pieces)
-    expected = run_ragged(cpu, cpu.new_cache(len(lengths), 40), sequences, pieces)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert_same_logits(cpu, theirs, ours)
 
 
 @pytest.mark.slow

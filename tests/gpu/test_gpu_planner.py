@@ -26,7 +26,7 @@ from pyllama2._gpu.planner import (
 )
 from pyllama2.config import ModelConfig
 from pyllama2.errors import Pyllama2Error
-from pyllama2.storage.weights import Quantization, StorageType
+from pyllama2.storage.weights import Quantization
 
 GIB = 1 << 30
 LLAMA2_7B = ModelConfig(
@@ -128,13 +128,8 @@ def test_the_sentence_names_numbers_and_what_would_fit() -> None:
 
 
 def test_what_the_gpu_cannot_run() -> None:
-    assert unsupported(GQA, Q4) is None
-    mixed = replace(Q4, layers=((StorageType("q8", 64), *(StorageType("q4", 32),) * 3),) * GQA.n_layers)
-    assert unsupported(GQA, mixed) is None
-    for type in ("float32", "float16"):
-        assert unsupported(GQA, Quantization.of(type)) is None
-    wide = replace(TIED, head_dim=512)
-    assert "up to 256" in str(unsupported(wide, Q4))
+    assert unsupported(GQA) is None
+    assert "up to 256" in str(unsupported(replace(TIED, head_dim=512)))
 
 
 def test_arguments_are_checked() -> None:

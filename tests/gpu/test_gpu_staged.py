@@ -34,6 +34,7 @@ from pyllama2.config import ModelConfig
 from pyllama2.errors import BackendUnavailableError, ClosedError, DeviceMemoryError
 from pyllama2.memory import rows_that_fit
 from pyllama2.sampling.sampler import Draw
+from pyllama2.storage.model_file import StoredModel
 from pyllama2.storage.weights import Quantization, StorageType
 
 pytestmark = pytest.mark.subprocess
@@ -112,21 +113,17 @@ class TestBits:
 
     @pytest.mark.parametrize("type", ["float16", "float32"])
     def test_of_float_types(self, machine: Machine, type: str) -> None:
-        model, tokens = make_model(MHA, type, 0), random_tokens(MHA, 24)
-        cpu = CpuBackend(model, n_threads=1, kv_dtype="float16")
-        expected = logits_of(cpu, cpu.new_cache(1, 30), tokens)
-        for gpus, n in WAYS[:3]:
-            staged = StagedBackend(model, n_threads=1, gpus=gpus, n_gpu_layers=n)
-            for one, other in zip(expected, logits_of(staged, staged.new_cache(1, 30), tokens), strict=True):
-                assert_same_logits(cpu, one, other)
+        self.assert_cpus_logits(make_model(MHA, type, 0))
 
     def test_of_mixed_types_and_chunks(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
         """The layers of a part have its own types. A prompt goes through in chunks."""
         monkeypatch.setattr(staged_backend, "CHUNK", 7)
         q4, q8 = StorageType("q4", 64), StorageType("q8", 64)
         layers = ((q4, q8, q8, q4), (q8, q4, q4, q8), (q4, q4, q8, q8))
-        model = quantized_model(MHA, random_weights(MHA), "q4", 64, layers=layers)
-        tokens = random_tokens(MHA, 24)
+        self.assert_cpus_logits(quantized_model(MHA, random_weights(MHA), "q4", 64, layers=layers))
+
+    def assert_cpus_logits(self, model: StoredModel) -> None:
+        tokens = random_tokens(model.config, 24)
         cpu = CpuBackend(model, n_threads=1, kv_dtype="float16")
         expected = logits_of(cpu, cpu.new_cache(1, 30), tokens)
         for gpus, n in WAYS[:3]:

@@ -115,3 +115,14 @@ def run_ragged(backend: Backend, cache: KVCache, sequences: list[list[int]], pie
             found[row].append(logits[batch.rows == row])
             done[row] += len(step[row])
     return [np.concatenate(parts) for parts in found]
+
+
+def assert_cpus_logits(model: StoredModel, kv_dtype: str, pieces: list[list[int]], length: int = 40) -> None:
+    """Rows are taken in pieces, as run_ragged() says: their logits are the CPU's."""
+    cpu, gpu = pair(model, kv_dtype)
+    lengths = [sum(column) for column in zip(*pieces, strict=True)]
+    sequences = [random_tokens(model.config, n, row) for row, n in enumerate(lengths)]
+    found = run_ragged(gpu, gpu.new_cache(len(lengths), length), sequences, pieces)
+    expected = run_ragged(cpu, cpu.new_cache(len(lengths), length), sequences, pieces)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_same_logits(cpu, theirs, ours)
