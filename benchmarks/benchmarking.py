@@ -25,6 +25,7 @@ from make_random_model import main as make_random_model
 
 from pyllama2.analysis.bandwidth import ReadBandwidth
 from pyllama2.analysis.benchmark import Spread
+from pyllama2.errors import Pyllama2Error
 
 DISTURBED = 0.1  # processors that other programs may use
 RETRIES = 6  # most repetitions for one row of a table
@@ -77,7 +78,7 @@ class Worker:
         self._receive()
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method and return its result. Raises RuntimeError with the error of the other process."""
+        """Call a method and return its result. Raises Pyllama2Error with the error of the other process."""
         self._connection.send((method, arguments))
         return self._receive()
 
@@ -95,9 +96,9 @@ class Worker:
         try:
             error, result = self._connection.recv()
         except EOFError:
-            raise RuntimeError("the engine's process ended; was there enough memory?") from None
+            raise Pyllama2Error("the engine's process ended; was there enough memory?") from None
         if error is not None:
-            raise RuntimeError(error)
+            raise Pyllama2Error(error)
         return result
 
 
