@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from helpers.gpu_layout import (
     Floats,
+    assert_goes_to,
     assert_quantized,
     device_vectors,
     matrix_numbers,
     random_vectors,
     random_weight,
-    rms_norm,
-    silu_product,
 )
 
 from pyllama2._cpu.matrix import MatrixProduct
@@ -22,7 +21,7 @@ from pyllama2._gpu.launchers import upload
 from pyllama2._gpu.launchers.matmul import Matmul, part_of
 from pyllama2._gpu.launchers.matvec import Matvec
 from pyllama2._gpu.launchers.upload import Uploader
-from pyllama2._gpu.launchers.vectors import Norm, VectorKernels
+from pyllama2._gpu.launchers.vectors import VectorKernels
 from pyllama2._gpu.layout import FLOAT_GROUP, Vectors
 
 TYPES = ("float16", "float32")
@@ -112,20 +111,7 @@ FLOAT_TO = [("float16", FLOAT_GROUP), ("q4", 64), ("q8", 128)]
 def test_what_follows_a_product_goes_to_a_matrix_of_any_kind(
     cupy: Any, uploader: Uploader, n: int, own: tuple[str, int], to: tuple[str, int]
 ) -> None:
-    rows, columns = 172, 100
-    weight, up = (random_weight(*own, (rows, columns), seed) for seed in (1, 2))
-    x, residual, norm_weight = random_vectors(n, columns), random_vectors(n, rows, 7), random_vectors(1, rows, 8)[0]
-    vectors = device_vectors(cupy, VectorKernels(cupy, own[1], "float32"), x, *own)
-    matvec, target = Matvec(cupy, *own, n, ["residual", "swiglu"], to), Vectors.empty(cupy, to[0], n, rows, to[1])
-    counter, product = cupy.zeros(target.groups, np.uint32), MatrixProduct(weight, n)(x)
-    for _ in range(2):  # the counters are ready for the next launch
-        fused, gated = cupy.asarray(residual), cupy.empty((n, rows), np.float32)
-        matvec.residual(uploader.matrix(weight), vectors, fused, counter, Norm(cupy.asarray(norm_weight), EPS, target))
-        assert fused.get().tobytes() == (residual + product).tobytes()
-        assert_quantized(target, rms_norm(residual + product, norm_weight, EPS))
-        matvec.swiglu(uploader.matrix(weight, up, in_turns=True), vectors, gated, target, counter)
-        assert_quantized(target, silu_product(product, MatrixProduct(up, n)(x)))
-        assert not counter.get().any()
+    assert_goes_to(cupy, uploader, n, own, to)
 
 
 def test_float_matrices_take_no_vector_that_must_be_normed(cupy: Any) -> None:

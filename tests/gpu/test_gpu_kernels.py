@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cuda_emulator import LaunchCounts, StandIn, missing_compiler
 from helpers.gpu_layout import (
+    assert_goes_to,
     assert_quantized,
     device_vectors,
     matrix_numbers,
@@ -253,24 +254,11 @@ def test_swiglu_is_quantized_by_the_last_block_of_a_group(
 def test_products_go_to_matrices_of_other_types(
     cupy: Any, uploader: Uploader, own: tuple[str, int], to: tuple[str, int]
 ) -> None:
-    n, rows, columns = 2, 172, 100  # the last group is padded whatever its size
-    weight, up = (random_weight(*own, (rows, columns), seed) for seed in (1, 2))
-    x, residual, norm_weight = random_vectors(n, columns), random_vectors(n, rows, 7), random_vectors(1, rows, 8)[0]
-    vectors = device_vectors(cupy, VectorKernels(cupy, own[1], "float32"), x, *own)
-    matvec, target = Matvec(cupy, *own, n, ["residual", "swiglu"], to), Vectors.empty(cupy, to[0], n, rows, to[1])
-    counter = counters(cupy, target.groups)
-    product = MatrixProduct(weight, n)(x)
-    for _ in range(2):  # the counters are ready for the next launch
-        fused, gated = cupy.asarray(residual), cupy.empty((n, rows), np.float32)
-        matvec.residual(uploader.matrix(weight), vectors, fused, counter, Norm(cupy.asarray(norm_weight), EPS, target))
-        assert fused.get().tobytes() == (residual + product).tobytes()
-        assert_quantized(target, rms_norm(residual + product, norm_weight, EPS))
-        matvec.swiglu(uploader.matrix(weight, up, in_turns=True), vectors, gated, target, counter)
-        assert_quantized(target, silu_product(product, MatrixProduct(up, n)(x)))
-        assert not counter.get().any()
-    other = Vectors.empty(cupy, own[0], n, rows, own[1])
+    matvec, vectors = assert_goes_to(cupy, uploader, 2, own, to)
+    both = uploader.matrix(*(random_weight(*own, (172, 100), seed) for seed in (1, 2)), in_turns=True)
+    other, gated = Vectors.empty(cupy, own[0], 2, 172, own[1]), cupy.empty((2, 172), np.float32)
     with pytest.raises(ValueError, match="w1 and w3 does not go with"):
-        matvec.swiglu(uploader.matrix(weight, up, in_turns=True), vectors, gated, other, counter)
+        matvec.swiglu(both, vectors, gated, other, counters(cupy, other.groups))
 
 
 @pytest.mark.parametrize(("table_group_size", "group_size"), [(64, 32), (32, 128)])

@@ -8,10 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllama2._cpu import quantize_matrix
+from pyllama2._cpu.matrix import MatrixProduct
+from pyllama2._gpu.launchers.matvec import Matvec
+from pyllama2._gpu.launchers.upload import Uploader
+from pyllama2._gpu.launchers.vectors import Norm, VectorKernels
 from pyllama2._gpu.layout import DeviceMatrix, Vectors
 from pyllama2.storage.weights import Weight
 
 Floats = NDArray[np.float32]
+EPS = 1e-5
 SMALLEST_SCALE = np.float32(2.0**-100)  # vectors whose scales would be smaller are quantized to zeros
 
 
@@ -129,3 +134,24 @@ def device_vectors(cupy: Any, kernels: Any, x: Floats, type: str, group_size: in
     vectors = Vectors.empty(cupy, type, len(x), x.shape[1], group_size)
     kernels.quantize(cupy.asarray(x), len(x), vectors)
     return vectors
+
+
+def assert_goes_to(
+    cupy: Any, uploader: Uploader, n: int, own: tuple[str, int], to: tuple[str, int]
+) -> tuple[Matvec, Vectors]:
+    """What follows products with a matrix of one kind is made for a matrix of another. Returns what was launched."""
+    rows, columns = 172, 100  # the last group is padded whatever its size
+    weight, up = (random_weight(*own, (rows, columns), seed) for seed in (1, 2))
+    x, residual, norm_weight = random_vectors(n, columns), random_vectors(n, rows, 7), random_vectors(1, rows, 8)[0]
+    vectors = device_vectors(cupy, VectorKernels(cupy, own[1], "float32"), x, *own)
+    matvec, target = Matvec(cupy, *own, n, ["residual", "swiglu"], to), Vectors.empty(cupy, to[0], n, rows, to[1])
+    counter, product = cupy.zeros(target.groups, np.uint32), MatrixProduct(weight, n)(x)
+    for _ in range(2):  # the counters are ready for the next launch
+        fused, gated = cupy.asarray(residual), cupy.empty((n, rows), np.float32)
+        matvec.residual(uploader.matrix(weight), vectors, fused, counter, Norm(cupy.asarray(norm_weight), EPS, target))
+        assert fused.get().tobytes() == (residual + product).tobytes()
+        assert_quantized(target, rms_norm(residual + product, norm_weight, EPS))
+        matvec.swiglu(uploader.matrix(weight, up, in_turns=True), vectors, gated, target, counter)
+        assert_quantized(target, silu_product(product, MatrixProduct(up, n)(x)))
+        assert not counter.get().any()
+    return matvec, vectors

@@ -1,4 +1,4 @@
-// Needs: float_product.cu, norm.cu, silu.cu
+// Needs: float_product.cu, norm.cu, swiglu_steps.cu
 // Products of a float16 or float32 matrix with 1 to 8 vectors (columns), one per token, each fused with the steps after
 // it, as in matvec.cu. Vectors come from the kernel before: (columns, 16, stretches * 8), as common.cu says. The matrix
 // that the result is for may be of another type: kNextBits, kNextGroup.
@@ -45,10 +45,5 @@ __global__ void __launch_bounds__(kFloatThreads, FloatPlan<kBits, kColumns, 2>::
   float total[2];
   multiply_floats<kBits, kColumns>(codes, reinterpret_cast<const float*>(x), stretches,
                                    2 * static_cast<int>(blockIdx.x), total);
-  const int column = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int row = static_cast<int>(blockIdx.x) * kTileRows + lane;
-  float* values = gated + static_cast<size_t>(column) * rows;
-  if (column < kColumns && row < rows) values[row] = silu_product(total[0], total[1]);
-  const Quantized next = {next_codes, next_scales, next_offsets, (rows + kNextGroup - 1) / kNextGroup};
-  quantize_finished_group<kColumns, kNextBits, kNextGroup>(values, rows, next, counters);
+  finish_swiglu<kColumns, kNextBits, kNextGroup>(total, rows, gated, next_codes, next_scales, next_offsets, counters);
 }

@@ -1,4 +1,4 @@
-// Needs: product_mma.cu, norm.cu, silu.cu
+// Needs: product_mma.cu, norm.cu, swiglu_steps.cu
 // Products of the feed-forward network, of wo and of the output matrix, each fused with the steps after it. There are 1
 // to 8 vectors (columns), one per token. See common.cu for matrices and vectors, product.cu for the inner loop. The matrix
 // that the result is for may be of another type: kNextBits, kNextGroup.
@@ -59,10 +59,5 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 2>::kB
   const NormInput normed = {unnormed, norm_weight, eps, dim};
   float total[2];
   product<kBits, kGroup, kColumns, 2, kNormed>(codes, scales, x, normed, 2 * static_cast<int>(blockIdx.x), total);
-  const int column = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int row = static_cast<int>(blockIdx.x) * kTileRows + lane;
-  float* values = gated + static_cast<size_t>(column) * rows;
-  if (column < kColumns && row < rows) values[row] = silu_product(total[0], total[1]);
-  const Quantized next = {next_codes, next_scales, next_offsets, (rows + kNextGroup - 1) / kNextGroup};
-  quantize_finished_group<kColumns, kNextBits, kNextGroup>(values, rows, next, counters);
+  finish_swiglu<kColumns, kNextBits, kNextGroup>(total, rows, gated, next_codes, next_scales, next_offsets, counters);
 }
