@@ -16,6 +16,7 @@ import pytest
 from helpers.tiny_llama import write_tiny
 
 from pyllama2.analysis.benchmark import Spread
+from pyllama2.errors import Pyllama2Error
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_a_worker_is_another_process(scripts: dict[str, ModuleType]) -> None:
     assert total == 5
     assert process != os.getpid()
     assert worker.cpu_s() > 0
-    with pytest.raises(RuntimeError, match="ValueError: as it should"):
+    with pytest.raises(Pyllama2Error, match="ValueError: as it should"):
         worker.call("fail")
     worker.close()
 
