@@ -144,6 +144,11 @@ def n_multiprocessors(cupy: Any, device: int) -> int:
     return int(cupy.cuda.runtime.getDeviceProperties(device)["multiProcessorCount"])
 
 
+def l2_bytes(cupy: Any, device: int) -> int:
+    """Return the bytes of the L2 cache of a device."""
+    return int(cupy.cuda.runtime.getDeviceProperties(device)["l2CacheSize"])
+
+
 def _too_old(cupy: Any) -> str | None:
     version = tuple(int(number) for number in re.findall(r"\d+", cupy.__version__)[:2])
     if version < LEAST_CUPY:

@@ -134,8 +134,15 @@ class CudaBackend(Stage):
                     file.check()
                 cupy.get_default_memory_pool().free_all_blocks()  # what the weights were copied through
                 n_multiprocessors = availability.n_multiprocessors(cupy, self._device.id)
+                l2_bytes = availability.l2_bytes(cupy, self._device.id)
                 self._forward: Forward | None = Forward(
-                    cupy, self.config, self._model, self.kv_dtype, self._compute_capability, n_multiprocessors
+                    cupy,
+                    self.config,
+                    self._model,
+                    self.kv_dtype,
+                    self._compute_capability,
+                    n_multiprocessors,
+                    l2_bytes,
                 )
         self._graphs = StepGraphs(cupy, self._stream, GRAPHS)
         self._ahead = StepsAhead(self._stream)

@@ -19,6 +19,7 @@ from .cache import CudaKVCache
 from .device_model import DeviceModel
 from .launchers.attention import Attend, AttendPrompt
 from .launchers.cache import Append
+from .launchers.following import Following, keys_ahead
 from .launchers.matmul import Bias, Matmul, Rope
 from .launchers.matvec import Matvec, QkvMatvec, norms_itself
 from .launchers.sample import Sample
@@ -39,11 +40,12 @@ class Forward:
         kv_dtype: of every cache, "float16" or "int8".
         compute_capability: of the device: 80 for 8.0.
         n_multiprocessors: of the device.
+        l2_bytes: of its L2 cache.
     """
 
     def __init__(
         self, cupy: Any, config: ModelConfig, model: DeviceModel, kv_dtype: str, compute_capability: int,
-        n_multiprocessors: int,
+        n_multiprocessors: int, l2_bytes: int,
     ) -> None:  # fmt: skip
         self._cupy, self._config, self._kv_dtype = cupy, config, kv_dtype
         self._model = model
@@ -62,6 +64,7 @@ class Forward:
         self.attend_prompt = AttendPrompt(cupy, config, kv_dtype)
         # With fewer tiles of dim rows than multiprocessors, halves of tiles are given to all of them.
         self._halves = -(-config.dim // TILE_ROWS) < n_multiprocessors
+        self._l2_bytes = l2_bytes
         self._matvecs: dict[tuple[tuple[Kind, Kind], int, bool], Matvec] = {}
         self._qkv_matvecs: dict[tuple[Kind, int], QkvMatvec] = {}
         # What products of few tokens there are: kinds of the matrix and of the next one -> methods of Matvec.
@@ -90,31 +93,36 @@ class Forward:
             vectors.embed(model.tok_embeddings, work.tokens, n, work.x, _fused(norm, n))
         elif _fused(norm, n):
             vectors.rms_norm(work.x, n, norm)
-        for layer, kv, following in zip(model.layers, cache.layers, self._following(work), strict=True):
+        after = (*(layer.wqkv for layer in model.layers[1:]), model.output if wants_logits else None)
+        for layer, kv, following, next_matrix in zip(
+            model.layers, cache.layers, self._following(work), after, strict=True
+        ):  # fmt: skip
             ffn_norm = self._norm(layer.ffn_norm, work.normed[layer.w13.kind])
             wo_input, w2_input = work.wo_input[layer.wo.kind], work.w2_input[layer.w2.kind]
             # wq wk wv -> biases -> rope -> kv append
             qkv = self._qkv_matvec(layer.wqkv.kind, n)
             qkv(layer.wqkv, _normed(norm, n, work), work.rope_table, work.rows, work.positions, work.q, work.kv,
                 work.head_counters, kv.n_positions, kv.keys, kv.values, kv.key_scales, kv.value_scales,
-                layer.wqkv_bias)  # fmt: skip
+                layer.wqkv_bias, keys_ahead(self._l2_bytes, n, self._config.n_kv_heads))  # fmt: skip
             # attention
             self._attend[layer.wo.group_size](
                 work.q, kv, work.rows, work.positions, n, n_positions, work.attention_parts, work.attention_counters,
-                work.attention, wo_input,
+                work.attention, wo_input, self._asked(layer.wo),
             )  # fmt: skip
             # wo + residual -> ffn_norm
             if layer.wo_bias is not None:
                 self._bias(work.x, n, layer.wo_bias)
             few = self._matvec(n, layer.wo, ffn_norm.to, "residual")
-            few.residual(layer.wo, wo_input, work.x, work.counter, _fused(ffn_norm, n))
+            few.residual(layer.wo, wo_input, work.x, work.counter, _fused(ffn_norm, n), self._asked(layer.w13))
             # w1 w3 -> silu *
             few = self._matvec(n, layer.w13, w2_input, "swiglu")
-            few.swiglu(layer.w13, _normed(ffn_norm, n, work), work.gate_up, w2_input, work.group_counters)
+            few.swiglu(layer.w13, _normed(ffn_norm, n, work), work.gate_up, w2_input, work.group_counters,
+                       self._asked(layer.w2))  # fmt: skip
             # w2 + residual -> the next layer's attention_norm, or norm
             few = self._matvec(n, layer.w2, following.to, "residual")
             is_wanted = wants_logits or following.to is not work.final
-            few.residual(layer.w2, w2_input, work.x, work.counter, _fused(following, n) if is_wanted else None)
+            few.residual(layer.w2, w2_input, work.x, work.counter, _fused(following, n) if is_wanted else None,
+                         self._asked(next_matrix))  # fmt: skip
             norm = following
         if wants_logits:
             # output
@@ -179,6 +187,10 @@ class Forward:
             self._qkv_matvec(kind, n)
         for pair in self._methods:
             self._matvec_of(pair, n)
+
+    def _asked(self, matrix: DeviceMatrix | None) -> Following | None:
+        """What a kernel asks for, if the next one reads this matrix."""
+        return None if matrix is None else Following.of(matrix, self._l2_bytes)
 
     def _norm(self, weight: Any, to: Vectors) -> Norm:
         return Norm(weight, self._config.norm_eps, to)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import batch_tables
 import designs
@@ -16,11 +17,11 @@ FAR = 4000  # a position far from the beginning
 def cards() -> str:
     """Return what is assumed of each card."""
     head = ["card", "sm", "SMs", "GHz", "GB/s on paper", "attainable", "memory, ns", "L2, ns", "L2, GB/s",
-            "graph node, us", "int8 TOPS"]  # fmt: skip
+            "L2, MB", "graph node, us", "int8 TOPS"]  # fmt: skip
     return table(head, [
         [card.name, str(card.sm), str(card.n_sms), f"{card.clock_ghz:g}", f"{card.peak_gbs:g}",
-         f"{card.attainable_gbs:g}", f"{card.dram_ns:g}", f"{card.l2_ns:g}", f"{card.l2_gbs:g}", f"{card.node_us:g}",
-         f"{card.int8_tops:g}"] for card in CARDS
+         f"{card.attainable_gbs:g}", f"{card.dram_ns:g}", f"{card.l2_ns:g}", f"{card.l2_gbs:g}", f"{card.l2_mb:g}",
+         f"{card.node_us:g}", f"{card.int8_tops:g}"] for card in CARDS
     ])  # fmt: skip
 
 
@@ -55,16 +56,17 @@ def doubts(counted: dict[int, Counted]) -> str:
 
 def nodes(counted: dict[int, Counted], card: Card) -> str:
     """Return the nodes of a layer of the first and of the last design, on one card."""
-    head = ["node", "blocks", "on an SM", "MB", "KB in flight", "chain, us", "stream, us", "all, us"]
+    head = ["node", "blocks", "on an SM", "MB", "MB before", "KB in flight", "chain, us", "stream, us", "all, us"]
     rows = []
     for design in dict.fromkeys((designs.STAGES[0], designs.STAGES[-1])):
         step = designs.ours(card, counted[card.sm], design)
-        for node in step.nodes[1:6]:
-            chain = node.us(card) - node.stream_us(card) - card.node_us
+        for before, node in pairwise(step.nodes[5:11]):  # of the second layer
+            cached, us = node.cached(card, before), node.us(card, before)
+            stream = node.stream_us(card, cached)
             rows.append([
                 f"{design.name}: {node.name}", str(node.blocks), str(node.resident), f"{node.n_bytes / 1e6:.1f}",
-                f"{node.flight(card) / 1024:.0f}", f"{chain:.2f}", f"{node.stream_us(card):.2f}",
-                f"{node.us(card):.2f}",
+                f"{cached / 1e6:.1f}", f"{node.flight(card) / 1024:.0f}", f"{us - stream - card.node_us:.2f}",
+                f"{stream:.2f}", f"{us:.2f}",
             ])  # fmt: skip
     return table(head, rows)
 

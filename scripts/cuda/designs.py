@@ -19,6 +19,7 @@ ATTEND_FLIGHT = 256 + 64  # keys that a thread loads before it needs the first, 
 LATE_FLIGHT = 128 + 64  # where the queries come first
 SPAN, CHUNK = 256, 64  # positions, as in attention.cu
 TILE = 32
+TILE_AHEAD, SHARE = 64 << 10, 4  # bytes of a tile, and part of the L2 cache, that are asked for: following.py
 STAGED = 32  # groups that a warp adds up after the last barrier
 
 
@@ -34,6 +35,7 @@ class Design:
         early_keys: attention loads keys and values before it needs the queries, has a thread for each weight, and loads
             values while others are added up. Factors of all merges are found at once.
         ahead: the next step is given to the GPU before the host has the token.
+        asks: a kernel asks for the first bytes of the matrix that the next one reads.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Design:
     half_tiles: bool = False
     early_keys: bool = False
     ahead: bool = False
+    asks: bool = False
 
 
 # Each adds something to the one before it. The last one is what the source has.
@@ -50,6 +53,7 @@ STAGES = (
     Design("half tiles", norms_at_head=True, half_tiles=True),
     Design("ahead", norms_at_head=True, half_tiles=True, ahead=True),
     Design("attention", norms_at_head=True, half_tiles=True, early_keys=True, ahead=True),
+    Design("prefetch", norms_at_head=True, half_tiles=True, early_keys=True, ahead=True, asks=True),
 )
 
 # The host gets the token, chooses what to do, and gives the next graph: an assumption for this project's Python.
@@ -81,6 +85,17 @@ def add_up(staged: int) -> Chain:
     return Chain(barriers=1, shared=1 + staged / 8, alu=staged + 4)
 
 
+def of_cache(card: Card) -> float:
+    """Return the bytes of the L2 cache that what is asked for may have."""
+    return card.l2_mb * 2**20 / SHARE
+
+
+def asked(card: Card, type: str, parts: tuple[int, ...], columns: int) -> float:
+    """Return the bytes that are asked for of a matrix: every other kilobyte of the first codes of its tiles."""
+    tiles = min(sum(-(-rows // TILE) for rows in parts), int(of_cache(card) / TILE_AHEAD))
+    return tiles * min(TILE_AHEAD, TILE * columns * int(type[1]) / 8 / 2)
+
+
 def ours(card: Card, counted: Counted, design: Design, position: int = 0, kv_bytes: int = 2) -> Step:
     """Return a step of one token.
 
@@ -104,12 +119,14 @@ def ours(card: Card, counted: Counted, design: Design, position: int = 0, kv_byt
             counted.residents(kernel, THREADS, card),
             counted.per_weight(kernel) * sum(parts) * columns,
             beside=_NORM_AT_HEAD if norm else Chain(), tail=add_up(halves * STAGED) + tail,
+            until_asking=Chain(barriers=1, l2=1 if name == "qkv" else 0),  # 15 of 16 warps do not add up
+            asked=asked(card, type, parts, columns) if design.asks else 0,
         )  # fmt: skip
 
     norm = _STORE if design.norms_at_head else Chain(l2=1) + _STORE + _NORM_BY_LAST  # and what was there before
     layer = (
         product("qkv", "matvec_qkv", "q4", (DIM,) * 3, DIM, Chain(l2=2, alu=4) + _STORE, normed=True),
-        attention(card, counted, position, kv_bytes, early=design.early_keys),
+        attention(card, counted, position, kv_bytes, early=design.early_keys, asks=design.asks),
         product("wo", "matvec_residual", "q4", (DIM,), DIM, norm, may_halve=True),
         product("w1 w3", "matvec_swiglu", "q4", (HIDDEN_DIM,) * 2, DIM, SWIGLU + _STORE, tiles=2, normed=True),
         product("w2", "matvec_residual", "q4", (DIM,), HIDDEN_DIM, norm, may_halve=True),
@@ -119,11 +136,14 @@ def ours(card: Card, counted: Counted, design: Design, position: int = 0, kv_byt
     output = replace(output, instructions=2 * output.instructions)  # q8 is counted as q4 with twice the work
     largest = Chain(l2=VOCAB_SIZE / 1024 / 8, alu=VOCAB_SIZE / 1024 * 3, shuffles=10, barriers=1, shared=1)
     sample = Node("sample", 0, 1, 0, 1, head=largest, tail=_STORE)
-    return Step((embed, *(layer * N_LAYERS), output, sample), AHEAD_US if design.ahead else HOST_US)
+    first = (replace(layer[0], asked=0), *layer[1:])  # the embedding asks for nothing
+    nodes = (embed, *first, *(layer * (N_LAYERS - 1)), output, sample)
+    return Step(nodes, AHEAD_US if design.ahead else HOST_US)
 
 
-def attention(card: Card, counted: Counted, position: int, kv_bytes: int, *, early: bool = True) -> Node:
-    """Return attention of one token. early: see Design.early_keys."""
+def attention(card: Card, counted: Counted, position: int, kv_bytes: int, *, early: bool = True,
+              asks: bool = True) -> Node:  # fmt: skip
+    """Return attention of one token. early, asks: see Design.early_keys, and Design.asks for its keys."""
     n_spans, last = position // SPAN + 1, min(position + 1, SPAN)
     chunks = -(-last // CHUNK)
     span, merge = _early_chains(n_spans, last, chunks) if early else _late_chains(n_spans, last, chunks)
@@ -133,6 +153,7 @@ def attention(card: Card, counted: Counted, position: int, kv_bytes: int, *, ear
         counted.residents("attend", SPAN_THREADS, card), 5 * n_bytes / kv_bytes,
         head=Chain(l2=1) if early else Chain(l2=2, barriers=1), beside=Chain(l2=1, barriers=1) if early else Chain(),
         tail=span + (merge if n_spans > 1 else Chain()) + Chain(alu=12, barriers=1) + QUANTIZE_GROUP + _STORE,
+        until_asking=span, asked=min(n_bytes / 4, of_cache(card)) if asks else 0,
     )  # fmt: skip
 
 

@@ -5,7 +5,9 @@
 
 A node is a kernel, or what lies between two barriers of a cooperative kernel. Its stream is what memory delivers: at
 the attainable bandwidth, or at what the loads that are in flight allow, if that is less. Head and tail are chains of
-operations of which each waits for the one before. A head beside the first load costs only what it is longer.
+operations of which each waits for the one before. A head beside the first load costs only what it is longer. A node may
+ask for bytes of the next one: they come from memory while it ends and while the next one begins, and lie in the L2
+cache then.
 """
 
 from __future__ import annotations
@@ -78,6 +80,8 @@ class Node:
         beside: beside its first load.
         tail: after the last data have come.
         in_kernel: it begins after a barrier of all blocks, not as a kernel of its own.
+        until_asking: of the tail, what comes before the node asks for bytes of the next one.
+        asked: bytes that the node before asks for at most. As many that it does not ask for lie between them.
     """
 
     name: str
@@ -90,28 +94,42 @@ class Node:
     beside: Chain = field(default_factory=Chain)
     tail: Chain = field(default_factory=Chain)
     in_kernel: bool = False
+    until_asking: Chain = field(default_factory=Chain)
+    asked: float = 0
 
     def flight(self, card: Card) -> float:
         """Bytes that are in flight for a multiprocessor at most, on average over all of them."""
         return min(self.blocks, card.n_sms * self.resident) * self.block_flight / card.n_sms
 
-    def stream_us(self, card: Card) -> float:
-        """Microseconds of the stream."""
+    def stream_us(self, card: Card, cached: float = 0) -> float:
+        """Microseconds of the stream, with so many bytes in the L2 cache."""
         latency = BUSY * card.dram_ns / 1000
         in_flight = DUTY * self.flight(card) * card.n_sms / latency / 1000  # GB/s
-        reading = self.n_bytes / min(card.attainable_gbs, in_flight) / 1000 if self.n_bytes else 0.0
+        rate, half_rate = min(card.attainable_gbs, in_flight), min(card.attainable_gbs, in_flight / 2)
+        mixed = max(cached / half_rate, 2 * cached / card.l2_gbs) if cached else 0.0
+        reading = (mixed + (self.n_bytes - 2 * cached) / rate) / 1000 if self.n_bytes else 0.0
         rounds = -(-self.blocks // (card.n_sms * self.resident))
         slowest = rounds * latency * self.n_bytes / self.blocks / self.block_flight if self.n_bytes else 0.0
         issuing = self.instructions / (card.n_sms * LANES * card.clock_ghz * 1000)
         limits = sorted((max(reading, slowest), issuing))
         return limits[1] + OVERLAP * limits[0]
 
-    def us(self, card: Card) -> float:
-        """Microseconds from the end of the node before to the end of this one."""
+    def begin_us(self, card: Card) -> float:
+        """Microseconds from the end of the node before to the first data."""
         boundary = card.barrier_us if self.in_kernel else card.node_us
         first = card.dram_ns / 1000 if self.n_bytes else 0.0
-        first = max(first, self.beside.us(card))
-        return boundary + self.head.us(card) + first + self.stream_us(card) + self.tail.us(card)
+        return boundary + self.head.us(card) + max(first, self.beside.us(card))
+
+    def cached(self, card: Card, before: Node | None) -> float:
+        """Bytes that the node before has asked for and that have come when the first data are there."""
+        if before is None or not self.asked:
+            return 0.0
+        asking = before.tail.us(card) - before.until_asking.us(card) + self.begin_us(card) - card.dram_ns / 1000
+        return min(self.asked, 1000 * card.attainable_gbs * max(0.0, asking))
+
+    def us(self, card: Card, before: Node | None = None) -> float:
+        """Microseconds from the end of the node before to the end of this one."""
+        return self.begin_us(card) + self.stream_us(card, self.cached(card, before)) + self.tail.us(card)
 
 
 @dataclass(frozen=True)
@@ -128,7 +146,8 @@ class Step:
 
     def us(self, card: Card) -> float:
         """Microseconds of the step."""
-        return sum(node.us(card) for node in self.nodes) + self.host_us
+        before = (None, *self.nodes[:-1])
+        return sum(node.us(card, last) for node, last in zip(self.nodes, before, strict=True)) + self.host_us
 
     def per_second(self, card: Card) -> float:
         """Steps a second."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 COUNTERS = (
     "shuffles", "warp_barriers", "barriers", "fences", "atomics", "dot_products", "tensor_products", "async_copies",
-    "conversions",
+    "conversions", "prefetches",
 )  # fmt: skip
 
 

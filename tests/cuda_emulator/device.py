@@ -41,7 +41,7 @@ class Settings:
         order: in which threads and blocks run between barriers: "forward", "backward", or a seed.
         arch: the compute capability as a number, 61 or 80; kernels see __CUDA_ARCH__ of ten times that.
         total_bytes: of device memory.
-        n_multiprocessors: what the device says about itself.
+        n_multiprocessors, l2_bytes: what the device says about itself.
         name: the same.
     """
 
@@ -50,6 +50,7 @@ class Settings:
     arch: int = 80
     total_bytes: int = 8 << 30
     n_multiprocessors: int = 16
+    l2_bytes: int = 1 << 20
     name: str = "emulated GPU"
 
     def __post_init__(self) -> None:

@@ -132,8 +132,6 @@ def _instruction(text: str, operands: list[str]) -> str:
         return f"__syncwarp({values[0]});"
     if name in ("bar.sync", "barrier.sync") and arguments == ["0"]:
         return "__syncthreads();"
-    if name.startswith("prefetch"):
-        return ""
     if name.startswith(("ld.global", "ld.relaxed", "ld.acquire", "ld.volatile", "st.global")):
         is_load, width = name.startswith("ld"), re.search(r"\.(v[24])", name)
         strength = "_strong" if is_load and _STRONG.search(name) else "_constant" if ".nc" in name else ""

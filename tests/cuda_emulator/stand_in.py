@@ -219,6 +219,7 @@ class _Runtime(types.ModuleType):
         return {
             "name": settings.name.encode(),
             "multiProcessorCount": settings.n_multiprocessors,
+            "l2CacheSize": settings.l2_bytes,
             "major": settings.arch // 10,
             "minor": settings.arch % 10,
             "totalGlobalMem": settings.total_bytes,

@@ -54,6 +54,7 @@ class Settings:
     total_bytes: int = 8 << 30
     capability: tuple[int, int] = (8, 0)
     n_multiprocessors: int = 16
+    l2_bytes: int = 1 << 20
     name: str = "pretended GPU"
     late_host_reads: bool = False
     refuses_captures: bool = False

@@ -23,7 +23,7 @@ P, Z, N, U, L = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_uint, c
 TO_DEVICE, FROM_DEVICE, WITHIN_DEVICE, DEFAULT = 1, 2, 3, 4  # kinds of cudaMemcpy
 NOT_REGISTERED, PINNED, ON_DEVICE = 0, 1, 2  # types of memory
 # Offsets in cudaDeviceProp of CUDA 12.
-_NAME, _TOTAL, _WARP, _THREADS, _MAJOR, _MINOR, _MULTIPROCESSORS = 0, 288, 308, 320, 360, 364, 388
+_NAME, _TOTAL, _WARP, _THREADS, _MAJOR, _MINOR, _MULTIPROCESSORS, _L2_CACHE = 0, 288, 308, 320, 360, 364, 388, 616
 _PROPERTIES_BYTES = 1032
 _ATTRIBUTE_MULTIPROCESSORS, _ATTRIBUTE_MAJOR, _ATTRIBUTE_MINOR = 16, 75, 76
 
@@ -131,6 +131,7 @@ def _devices(runtime: Runtime) -> None:
         ctypes.memmove(properties + _NAME, name, len(name))
         put(properties + _TOTAL, Z, settings.total_bytes)
         for at, value in ((_WARP, 32), (_THREADS, 1024), (_MULTIPROCESSORS, settings.n_multiprocessors),
+                          (_L2_CACHE, settings.l2_bytes),
                           (_MAJOR, settings.capability[0]), (_MINOR, settings.capability[1])):  # fmt: skip
             put(properties + at, N, value)
 

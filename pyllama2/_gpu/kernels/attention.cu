@@ -1,4 +1,4 @@
-// Needs: common.cu, cache.cu, softmax.cu, quantize.cu
+// Needs: common.cu, cache.cu, softmax.cu, quantize.cu, prefetch.cu
 // Attention of a few tokens, of any rows at any positions, to the cache, split over its length. For decoding.
 //
 //   out_h = sum over s <= position of softmax_s(q_h . k_s / sqrt(head_dim)) v_s
@@ -309,12 +309,14 @@ __device__ void quantize_outputs(const float* x, int count, int bits, const Quan
 //   scale     log2(e) / sqrt(head_dim)
 //   parts     (n, n_units, gridDim.x, kQueries, head_dim + 2) float32 scratch; not used if there is one span
 //   counters  n * n_units + n zeros, which are zeros again at the end
+//   ahead     of the matrix that the next kernel reads; see prefetch.cu
 template <int kHeadDim, int kQueries, int kGroup, class Code>
 __global__ void __launch_bounds__(kSpan, 2)
     attend(const float* __restrict__ q, const Code* __restrict__ keys, const Code* __restrict__ values,
            const float* __restrict__ key_scales, const float* __restrict__ value_scales, const int* __restrict__ rows,
            const int* __restrict__ positions, int n_kv_heads, int n_positions, float scale, float* parts,
-           unsigned* counters, float* out, int bits, signed char* codes, float* scales, int* offsets) {
+           unsigned* counters, float* out, int bits, signed char* codes, float* scales, int* offsets, const void* ahead,
+           unsigned ahead_tile_bytes, int ahead_tiles) {
   using Shares = OutputShares<kHeadDim, kQueries>;
   constexpr int kShare = kQueries * kHeadDim;  // numbers of a block's output
   __shared__ AttendScratch<kHeadDim, kQueries, Code> scratch;
@@ -337,6 +339,7 @@ __global__ void __launch_bounds__(kSpan, 2)
   __syncthreads();
   Outputs<kHeadDim, kQueries> gathered = {};
   attend_span<kHeadDim, kQueries, Code>(held, values, n, scratch, gathered);
+  if (token == 0) ask_for(next_tiles(ahead, ahead_tile_bytes, ahead_tiles), unit * n_spans + span, n_units * n_spans);
   float sums[Shares::kMine];
 #pragma unroll
   for (int k = 0; k < Shares::kMine; k++) sums[k] = scratch.sums[min(group + k * Shares::kGroups, kQueries - 1)];

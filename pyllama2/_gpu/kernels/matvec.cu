@@ -1,10 +1,10 @@
-// Needs: product_mma.cu, norm.cu, swiglu_steps.cu
+// Needs: product_mma.cu, norm.cu, swiglu_steps.cu, prefetch.cu
 // Products of the feed-forward network, of wo and of the output matrix, each fused with the steps after it. There are 1
 // to 8 vectors (columns), one per token. See common.cu for matrices and vectors, product.cu for the inner loop. The matrix
 // that the result is for may be of another type: kNextBits, kNextGroup.
 //
 // kNormed: there is one vector, the norm of unnormed (dim,) with norm_weight, and x_codes, x_scales and x_offsets are not
-// used.
+// used. ahead, ahead_tile_bytes, ahead_tiles: of the matrix that the next kernel reads; see prefetch.cu.
 
 // out (columns, rows) = the product.
 template <int kBits, int kGroup, int kColumns, bool kNormed = false>
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1, kRo
                     const signed char* __restrict__ x_codes, const float* __restrict__ x_scales,
                     const int* __restrict__ x_offsets, float* residual, const float* __restrict__ norm_weight,
                     float eps, int next_bits, signed char* next_codes, float* next_scales, int* next_offsets,
-                    unsigned* counter) {
+                    unsigned* counter, const void* ahead, unsigned ahead_tile_bytes, int ahead_tiles) {
   const Quantized x = {const_cast<signed char*>(x_codes), const_cast<float*>(x_scales), const_cast<int*>(x_offsets),
                        groups};
   const int column = threadIdx.x / 32, row = static_cast<int>(blockIdx.x * kRows + threadIdx.x % kRows);
@@ -39,6 +39,7 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1, kRo
   const float before = mine ? *place : 0.0f;  // beside the first weights
   float total[1];
   product<kBits, kGroup, kColumns, 1, false, kRows>(codes, scales, x, {}, static_cast<int>(blockIdx.x), total);
+  ask_for(next_tiles(ahead, ahead_tile_bytes, ahead_tiles), blockIdx.x, gridDim.x);
   if (mine) *place = before + total[0];
   if (norm_weight == nullptr || !is_last_block(counter, gridDim.x)) return;
   const Quantized next = {next_codes, next_scales, next_offsets, (rows + kNextGroup - 1) / kNextGroup};
@@ -53,11 +54,13 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 2>::kB
                   const signed char* __restrict__ x_codes, const float* __restrict__ x_scales,
                   const int* __restrict__ x_offsets, const float* __restrict__ unnormed,
                   const float* __restrict__ norm_weight, float eps, int dim, float* gated, signed char* next_codes,
-                  float* next_scales, int* next_offsets, unsigned* counters) {
+                  float* next_scales, int* next_offsets, unsigned* counters, const void* ahead,
+                  unsigned ahead_tile_bytes, int ahead_tiles) {
   const Quantized x = {const_cast<signed char*>(x_codes), const_cast<float*>(x_scales), const_cast<int*>(x_offsets),
                        groups};
   const NormInput normed = {unnormed, norm_weight, eps, dim};
   float total[2];
   product<kBits, kGroup, kColumns, 2, kNormed>(codes, scales, x, normed, 2 * static_cast<int>(blockIdx.x), total);
+  ask_for(next_tiles(ahead, ahead_tile_bytes, ahead_tiles), blockIdx.x, gridDim.x);
   finish_swiglu<kColumns, kNextBits, kNextGroup>(total, rows, gated, next_codes, next_scales, next_offsets, counters);
 }

@@ -17,6 +17,7 @@ from ..layout import BITS, Shapes, Vectors
 from ..source import compile_module
 from .arguments import NULL, expect_at_least, integers
 from .cache import CODES
+from .following import Following, following_arguments
 from .vectors import vector_arguments
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Attend(_Attention):
 
     def __call__(
         self, q: Any, cache: LayerCache, rows: Any, positions: Any, n: int, n_positions: int, parts: Any, counters: Any,
-        out: Any, to: Vectors,
+        out: Any, to: Vectors, following: Following | None = None,
     ) -> None:  # fmt: skip
         """Launch the kernel.
 
@@ -108,6 +109,7 @@ class Attend(_Attention):
             parts, counters: the arrays of attend_arrays().
             out: (n, n_heads * head_dim) float32 for the result.
             to: vectors for the result, quantized.
+            following: what the next kernel reads. None: nothing is asked for.
         """
         spans = spans_of(n_positions)
         if to.columns != self._config.q_dim or to.group_size != self._group_size:
@@ -120,7 +122,8 @@ class Attend(_Attention):
             expect_at_least("parts", parts, "float32", n * self._config.n_heads * spans * (self._config.head_dim + 2))
         sizes = integers(self._config.n_kv_heads, cache.n_positions)
         arguments = (*inputs, *sizes, self._scale, parts, counters, out, np.int32(BITS[to.type]))
-        self._kernel((spans, self._units, n), (SPAN,), (*arguments, *vector_arguments(to, n)))
+        arguments += (*vector_arguments(to, n), *following_arguments(following))
+        self._kernel((spans, self._units, n), (SPAN,), arguments)
 
 
 class AttendPrompt(_Attention):

@@ -10,6 +10,7 @@ import numpy as np
 from ..layout import BITS, TILE_ROWS, DeviceMatrix, Kind, Vectors, is_float
 from ..source import compile_module
 from .arguments import NULL, expect, expect_at_least, integers
+from .following import Following, following_arguments
 from .vectors import THREADS, Norm, Normed, norm_arguments, vector_arguments
 
 MAX_COLUMNS = 8
@@ -68,6 +69,7 @@ class Matvec:
     ) -> None:  # fmt: skip
         _check_columns(type, n_columns, norms)
         self.n_columns, self._to, self._input = n_columns, to or (type, group_size), Normed if norms else Vectors
+        self._asks = not is_float(type)  # for tiles of the next matrix
         next_type, next_group_size = self._to
         prefix, own = _own(type, group_size, n_columns)
         normed = ("true",) if norms else ()
@@ -87,7 +89,10 @@ class Matvec:
         expect_at_least("out", out, "float32", self.n_columns * rows)
         self._kernels["product"]((matrix.tiles,), (THREADS,), (*weights, *integers(rows, matrix.groups), *vectors, out))
 
-    def residual(self, matrix: DeviceMatrix, x: Vectors, residual: Any, counter: Any, norm: Norm | None = None) -> None:
+    def residual(
+        self, matrix: DeviceMatrix, x: Vectors, residual: Any, counter: Any, norm: Norm | None = None,
+        following: Following | None = None,
+    ) -> None:  # fmt: skip
         """Add the products to residual, then norm it.
 
         Args:
@@ -96,16 +101,21 @@ class Matvec:
             residual: (n_columns, rows) float32.
             counter: (1,) uint32, zero before and after.
             norm: of residual. None: no norm.
+            following: what the next kernel reads, to be asked for. Kernels of float matrices ask for nothing.
         """
         weights, vectors = matrix_arguments(matrix, x, self.n_columns)
         (rows,) = matrix.parts
         expect_at_least("residual", residual, "float32", self.n_columns * rows)
         expect_at_least("counter", counter, "uint32", 1)
-        following = norm_arguments(norm, rows, self.n_columns, self._to[1])
-        arguments = (*weights, *integers(rows, matrix.groups), *vectors, residual, *following, counter)
+        normed = norm_arguments(norm, rows, self.n_columns, self._to[1])
+        arguments = (*weights, *integers(rows, matrix.groups), *vectors, residual, *normed, counter)
+        arguments += following_arguments(following) if self._asks else ()
         self._kernels["residual"]((-(-rows // self._rows),), (THREADS,), arguments)
 
-    def swiglu(self, matrix: DeviceMatrix, x: Vectors | Normed, gated: Any, to: Vectors, counters: Any) -> None:
+    def swiglu(
+        self, matrix: DeviceMatrix, x: Vectors | Normed, gated: Any, to: Vectors, counters: Any,
+        following: Following | None = None,
+    ) -> None:  # fmt: skip
         """Compute silu(w1 x) * (w3 x), quantized.
 
         Args:
@@ -114,6 +124,7 @@ class Matvec:
             gated: (n_columns, hidden_dim) float32 scratch.
             to: vectors for the result.
             counters: (groups of to,) uint32, zeros before and after.
+            following: as for residual().
         """
         _check_input(x, self._input)
         weights, vectors = input_arguments(matrix, x, self.n_columns)
@@ -124,6 +135,7 @@ class Matvec:
         expect_at_least("counters", counters, "uint32", to.groups)
         target = vector_arguments(to, self.n_columns)
         arguments = (*weights, *integers(rows, matrix.groups), *vectors, gated, *target, counters)
+        arguments += following_arguments(following) if self._asks else ()
         self._kernels["swiglu"]((matrix.tiles // 2,), (THREADS,), arguments)
 
 
@@ -172,6 +184,7 @@ class QkvMatvec:
         key_scales: Any = None,
         value_scales: Any = None,
         bias: Any = None,
+        keys_ahead: int = 0,
     ) -> None:
         """Launch the kernel.
 
@@ -187,6 +200,7 @@ class QkvMatvec:
             keys, values: of one layer, as in kernels/cache.cu.
             key_scales, value_scales: for int8, else None.
             bias: (q_dim + 2 kv_dim,) float32 of wq, wk and wv; None in models without.
+            keys_ahead: bytes of each head's earlier keys to ask for. Kernels of float matrices ask for nothing.
         """
         _check_input(x, self._input)
         weights, vectors = input_arguments(matrix, x, self.n_columns)
@@ -207,6 +221,7 @@ class QkvMatvec:
             expect_at_least("bias", bias, "float32", q_dim + 2 * kv_dim)
         sizes = integers(q_dim, kv_dim, matrix.groups)
         arguments = (*weights, *sizes, *vectors, rope_table, rows, positions, q, *extra, NULL if bias is None else bias)
+        arguments += () if is_float(matrix.type) else (np.uint32(keys_ahead),)
         self._kernel((matrix.tiles,), (THREADS,), arguments)
 
 

@@ -149,6 +149,15 @@ extern "C" __global__ void good_bytes(float* out, const float* in, int* ints, in
 }
 
 // grid 1, block 32
+extern "C" __global__ void bad_prefetch(float* out, const float* in, int* ints, int n) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(in + n * (threadIdx.x + 1) / 32));
+}
+// grid 1, block 32
+extern "C" __global__ void good_prefetch(float* out, const float* in, int* ints, int n) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(in + n * threadIdx.x / 32));
+}
+
+// grid 1, block 32
 extern "C" __global__ void bad_local_array(float* out, const float* in, int* ints, int n) {
   float values[4] = {1.0f, 2.0f, 3.0f, 4.0f};
   for (int i = 0; i < 4; i++) values[i + ints[0]] += in[threadIdx.x];

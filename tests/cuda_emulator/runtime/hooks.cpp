@@ -41,6 +41,10 @@ void emulator_read_past_l1(const void* address, int bytes, const void* site) {
 void emulator_read_constant(const void* address, int bytes, const void* site) {
   access(address, bytes, Kind::kReadConstant, true, site);
 }
+void emulator_prefetch(const void* address, const void* site) {
+  access(address, 1, Kind::kPrefetch, true, site);
+  if (state.modes.count) count(kPrefetches);
+}
 void emulator_write(void* address, int bytes, const void* site) { access(address, bytes, Kind::kWrite, true, site); }
 void emulator_atomic(void* address, int bytes, const void* site) {
   access(address, bytes, Kind::kAtomic, true, site);

@@ -46,6 +46,7 @@ size_t last_region;
 
 const char* verb(Kind kind) {
   if (kind == Kind::kBeginsCopy) return "asynchronous copy";
+  if (kind == Kind::kPrefetch) return "prefetch";
   return kind == Kind::kWrite ? "write" : kind == Kind::kAtomic ? "atomic" : "read";
 }
 
@@ -211,7 +212,7 @@ void check_access(uintptr_t address, int bytes, Kind kind, bool must_be_aligned,
   }
   Region* region = region_at(address);
   if (!region || address + bytes > region->start + region->bytes) return out_of_bounds(address, bytes, kind, code);
-  if (region->space == kOwn) return;
+  if (region->space == kOwn || kind == Kind::kPrefetch) return;
   if (region->space == kConstant) {
     if (kind == Kind::kWrite || kind == Kind::kAtomic)
       find("out of bounds", text("%s of constant memory", verb(kind)), {code});

@@ -9,8 +9,8 @@ namespace emulator {
 
 enum Space : int { kGlobal, kShared, kConstant, kOwn };  // kOwn: of the compiler, not of the program
 
-// kBeginsCopy: an asynchronous copy to here may be made from now on.
-enum class Kind : int { kRead, kWrite, kAtomic, kReadPastL1, kReadConstant, kBeginsCopy };
+// kBeginsCopy: an asynchronous copy to here may be made from now on. kPrefetch: a byte that only has to be there.
+enum class Kind : int { kRead, kWrite, kAtomic, kReadPastL1, kReadConstant, kBeginsCopy, kPrefetch };
 
 void clear_memory();
 void add_memory(uintptr_t start, size_t bytes, int space, const char* name, uint8_t* written);

@@ -38,6 +38,7 @@ enum Counter : int {
   kTensorProducts,
   kAsyncCopies,
   kConversions,
+  kPrefetches,
   kCounters,
 };
 
@@ -93,6 +94,7 @@ EMULATOR_EXPORT void emulator_launch_bounds(int max_threads, int min_blocks = 0,
 EMULATOR_EXPORT void emulator_read(const void* address, int bytes, const void* site);
 EMULATOR_EXPORT void emulator_read_constant(const void* address, int bytes, const void* site);
 EMULATOR_EXPORT void emulator_read_past_l1(const void* address, int bytes, const void* site);
+EMULATOR_EXPORT void emulator_prefetch(const void* address, const void* site);
 EMULATOR_EXPORT void emulator_write(void* address, int bytes, const void* site);
 EMULATOR_EXPORT void emulator_atomic(void* address, int bytes, const void* site);
 EMULATOR_EXPORT void emulator_copy_begin(void* shared, const void* global, int bytes, int source_bytes,
