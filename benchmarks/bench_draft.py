@@ -1,8 +1,9 @@
 """Compares decoding with a draft and without, on twelve prompts, greedy and sampled. The tokens must be the same.
 
-    python benchmarks/bench_draft.py                       # SmolLM2 in float32, by its own 4 bits
-    python benchmarks/bench_draft.py --quant q8
+    python benchmarks/bench_draft.py                       # SmolLM2 in float32, by its own 8 bits
+    python benchmarks/bench_draft.py --quant q8            # by its own 4 bits
     python benchmarks/bench_draft.py -m MODEL --draft SMALLER
+    python benchmarks/bench_draft.py --llama-cpp FOLDER    # and llama.cpp's, by its programs in that folder
 
 Both take turns, prompt by prompt, with the same number of threads. Figures are tokens/s of all prompts together.
 """
@@ -11,6 +12,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+
+import llama_cpp_drafts
 
 from pyllama2 import Completion, Llama
 from pyllama2.cli.running import run_guarded
@@ -30,6 +34,9 @@ def main() -> int:
     parser.add_argument("--quant", default="float32", help="type of the model's weights (default: float32)")
     parser.add_argument("--draft", default="self", help='a smaller model, or "self" (default)')
     parser.add_argument("-n", "--max-tokens", type=int, default=128, help="tokens of each text (default: 128)")
+    parser.add_argument(
+        "--llama-cpp", type=Path, metavar="FOLDER", help="compare with llama.cpp: float32 by its Q8_0, greedy"
+    )
     args = parser.parse_args()
     with (
         Llama(args.model, quant=args.quant, prompt_lookup=False) as plain,
@@ -51,6 +58,13 @@ def main() -> int:
                 f"{rates[1] / rates[0]:.2f} times; {true} of {guesses} guesses came true; "
                 f"tokens are {'the same' if same else 'NOT THE SAME'}"
             )
+        n_threads = plain.describe().n_threads
+    if args.llama_cpp:
+        theirs = llama_cpp_drafts.run(args.llama_cpp, args.model, PROMPTS, args.max_tokens, n_threads)
+        print(
+            f"llama.cpp, float32 by Q8_0, greedy: {theirs.plain:.1f} tokens/s, with a draft {theirs.drafted:.1f}: "
+            f"{theirs.drafted / theirs.plain:.2f} times; {theirs.guesses_true} of {theirs.guesses} guesses came true"
+        )
     return 0
 
 

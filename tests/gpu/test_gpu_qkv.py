@@ -51,15 +51,21 @@ def int8_codes(x: Floats) -> tuple[NDArray[np.int8], Floats]:
 HEADS = [(6, 3, 8), (4, 4, 16), (2, 1, 64), (4, 2, 80), (2, 2, 128)]
 
 
-@pytest.mark.parametrize(("n", "norms"), [(1, False), (1, True), (4, False), (8, False)])
+# type, group_size, n, norms; vectors for float matrices come from the kernel before
+CASES = [
+    (type, group_size, n, norms)
+    for type, group_size in (("q4", 64), ("q8", 32), ("float16", 128), ("float32", 128))
+    for n, norms in ((1, False), (1, True), (4, False), (8, False))
+    if not (norms and is_float(type))
+]
+
+
 @pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
 @pytest.mark.parametrize("heads", HEADS, ids=str)
-@pytest.mark.parametrize(("type", "group_size"), [("q4", 64), ("q8", 32), ("float16", 128), ("float32", 128)])
+@pytest.mark.parametrize(("type", "group_size", "n", "norms"), CASES)
 def test_queries_and_cache(
     cupy: Any, type: str, group_size: int, heads: tuple[int, int, int], kv_dtype: str, n: int, norms: bool
 ) -> None:
-    if norms and is_float(type):
-        pytest.skip("vectors for float matrices come from the kernel before")
     n_heads, n_kv_heads, head_dim = heads
     dim, q_dim, kv_dim = 172, n_heads * head_dim, n_kv_heads * head_dim
     weights = [random_weight(type, group_size, (rows, dim), i) for i, rows in enumerate((q_dim, kv_dim, kv_dim))]
