@@ -76,6 +76,8 @@ cdef extern from "kernels/types.h" nogil:
     ctypedef struct Kernels:
         const char *name
         Product *products
+        void (*pairs[4])(const Matrix *w, int64_t block, const Activations *x, int n, float *out) noexcept nogil
+        int pair_columns[4]
         int tile_columns
         int panel_rows
         int panel_columns

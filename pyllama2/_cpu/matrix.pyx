@@ -128,7 +128,7 @@ cdef void start_products(const Kernels *kernels, Products *products, const Activ
         unit_bytes = block_bytes(w) if w.group_size else ROW_BLOCK * w.columns * (2 if w.kind == FLOAT16 else 4)
         most = min(<int64_t> PIECE_BLOCKS, thread.tile_floats // (together * products.unit_floats))
         most = max(<int64_t> 1, min(most, PIECE_BYTES // (together * unit_bytes)))
-        grain = min(most, max(<int64_t> 1, GRAIN_BYTES // (together * unit_bytes)))
+        grain = min(most, max(<int64_t> (2 if by_pairs(kernels, w, n) else 1), GRAIN_BYTES // (together * unit_bytes)))
     products.second = most * products.unit_floats
     start_step(&thread.member, kind, products.starts[products.count], grain, most, True)
 
@@ -173,9 +173,20 @@ cdef inline void multiply(const Kernels *kernels, const Products *products, int 
     if products.x.panels:
         multiply_panels(kernels, w, products.x, products.n, first, end, results, thread)
     else:
-        for unit in range(first, end):
+        unit = first
+        if by_pairs(kernels, w, products.n):
+            while unit + 1 < end:
+                kernels.pairs[<int> w.kind](w, unit, products.x, products.n, results)
+                unit, results = unit + 2, results + 2 * products.unit_floats
+        while unit < end:
             kernels.products[<int> w.kind].block(w, unit, products.x, products.n, results)
-            results += products.unit_floats
+            unit, results = unit + 1, results + products.unit_floats
+
+
+cdef inline bint by_pairs(const Kernels *kernels, const Matrix *w, int n) noexcept nogil:
+    """Whether blocks are multiplied two at a time."""
+    cdef int least = kernels.pair_columns[<int> w.kind]
+    return least > 0 and n >= least
 
 
 cdef inline void write(const Products *products, int i, int64_t first, int64_t end,

@@ -133,15 +133,29 @@ static void check_panels(const Kernels* table, const Matrix* w, const float* val
   leave_columns(p);
 }
 
+/* Two blocks at once give what each of them gives, y (blocks, n, 8). whole: n rounded up as for x. */
+static void check_pairs(const Kernels* table, const Matrix* w, const Activations* x, int n, int whole, const float* y) {
+  const int64_t blocks = (w->rows + ROW_BLOCK - 1) / ROW_BLOCK;
+  Room out = room_for((size_t)(2 * whole * ROW_BLOCK) * 4);
+  for (int64_t block = 0; table->pairs[w->kind] && block + 1 < blocks; block++) {
+    table->pairs[w->kind](w, block, x, n, out.p);
+    for (int k = 0; k < 2; k++)
+      expect_floats("pair of blocks", (float*)out.p + k * whole * ROW_BLOCK, y + (block + k) * n * ROW_BLOCK,
+                    n * ROW_BLOCK);
+  }
+  leave(out);
+}
+
 /* y (blocks, n, 8) = the products of all blocks with n columns. */
 static void multiply_blocks(const Kernels* table, const Matrix* w, const float* values, int n, float* y) {
   const int width = tile_width(table, w, n), whole = (n + width - 1) / width * width;
   Prepared p = prepare_columns(table, w, values, n, width);
   Room out = room_for((size_t)(whole * ROW_BLOCK) * 4);
-  for (int64_t block = 0; block < (w->rows + ROW_BLOCK - 1) / ROW_BLOCK; block++, y += n * ROW_BLOCK) {
+  for (int64_t block = 0; block < (w->rows + ROW_BLOCK - 1) / ROW_BLOCK; block++) {
     table->products[w->kind].block(w, block, &p.x, n, out.p);
-    memcpy(y, out.p, (size_t)(n * ROW_BLOCK) * 4);
+    memcpy(y + block * n * ROW_BLOCK, out.p, (size_t)(n * ROW_BLOCK) * 4);
   }
+  check_pairs(table, w, &p.x, n, whole, y);
   leave(out);
   leave_columns(p);
 }

@@ -1,5 +1,5 @@
 /* The table for x86-64 with AVX-512 (F, BW, VL, DQ) and its VNNI. Panels are computed in 512-bit vectors, blocks of 8
- * rows in 256-bit vectors, for which there are twice as many registers. Included after avx2.h, whose functions it takes
+ * rows in 256-bit vectors, and two blocks together in 512-bit vectors. Included after avx2.h, whose functions it takes
  * where memory is the limit. */
 #ifndef PYLLAMA2_AVX512_H
 #define PYLLAMA2_AVX512_H
@@ -19,6 +19,13 @@
 #define DOT_S16_AT(acc, a, p) __asm__("vpdpwssd %2%{1to8%}, %1, %0" : "+v"(acc) : "v"(a), "m"(*(const int32_t*)(p)))
 #define KEEP(x) __asm__("" : "+v"(x))
 #include "tiles256.h"
+
+#undef DOT_U8_AT
+#undef DOT_S16_AT
+#define DOT_U8_AT(acc, u, p) __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(u), "m"(*(const int32_t*)(p)))
+#define DOT_S16_AT(acc, a, p) __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(a), "m"(*(const int32_t*)(p)))
+#include "tiles512.h"
+#define PAIRS .pairs = {[Q8] = blocks_q8_avx512, [Q4] = blocks_q4_avx512}, .pair_columns = {[Q8] = 5, [Q4] = 4}
 
 #define WIDE_INT __m512i
 #define WIDE __m512
@@ -53,9 +60,10 @@
 #include "attention.h"
 #include "quantize.h"
 
-static const Kernels kernels_avx512 = {.name = "avx512", PRODUCTS(16), AVX2_STEPS, WIDE_STEPS(avx512)};
-/* For CPUs that compute a vector of 512 bits in two halves, so that panels gain little. */
-static const Kernels kernels_avx512_halves = {.name = "avx512", PRODUCTS(64), AVX2_STEPS, WIDE_STEPS(avx512)};
+static const Kernels kernels_avx512 = {
+    .name = "avx512", WIDE_PRODUCTS(24, 32, 64, wide_block_f32, wide_block_f16), PAIRS, AVX2_STEPS, WIDE_STEPS(avx512)};
+/* For CPUs that compute a vector of 512 bits in two halves, so that panels gain little, and pairs of blocks nothing. */
+static const Kernels kernels_avx512_halves = {.name = "avx512", PRODUCTS(12, 64, 64), AVX2_STEPS, WIDE_STEPS(avx512)};
 
 static inline int cpu_has_avx512(void) {
   return cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

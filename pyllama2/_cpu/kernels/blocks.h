@@ -87,4 +87,3 @@ BLOCK(q4)
 #undef TILE_q4
 #undef TILE_q8
 #undef BLOCK_OF_GROUP
-#undef SWEEP_COLUMNS

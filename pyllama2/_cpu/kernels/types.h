@@ -109,6 +109,9 @@ typedef struct {
 typedef struct {
   const char* name;
   Product products[KINDS];
+  /* The same as two calls of a product's block(), for block and block + 1. Results lie one after the other. */
+  void (*pairs[KINDS])(const Matrix* w, int64_t block, const Activations* x, int n, float* out);
+  int pair_columns[KINDS]; /* faster for at least so many columns; 0: never */
   int tile_columns; /* largest tile_width() of quantized kinds */
   int panel_rows, panel_columns; /* 0 where there are no panels */
 

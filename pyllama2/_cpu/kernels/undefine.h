@@ -1,6 +1,7 @@
 /* Forgets all that a table defines for the files it includes. */
 #include "undefine_isa.h"
 #undef KEEP
+#undef SWEEP_COLUMNS
 #undef MIN8
 #undef MAX8
 #undef TILE_COLUMNS
