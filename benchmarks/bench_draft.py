@@ -58,7 +58,7 @@ def main() -> int:
                 f"{rates[1] / rates[0]:.2f} times; {true} of {guesses} guesses came true; "
                 f"tokens are {'the same' if same else 'NOT THE SAME'}"
             )
-        n_threads = plain.describe().n_threads
+        n_threads = plain.describe()["n_threads"]
     if args.llama_cpp:
         theirs = llama_cpp_drafts.run(args.llama_cpp, args.model, PROMPTS, args.max_tokens, n_threads)
         print(

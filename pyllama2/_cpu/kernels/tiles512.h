@@ -5,6 +5,23 @@
  *   DOT_U8_AT, DOT_S16_AT   with 512-bit vectors, and what is at p repeated 16 times
  */
 
+/* Where a stream of weights asks ahead. It is one of several side by side, of so many bytes each. The next ones come
+ * after the last of them: so the others are jumped over, once more from `turn` on. */
+typedef struct {
+  int64_t before, after, turn;
+} NAME(Ahead);
+
+TARGET_INLINE NAME(Ahead) NAME(ahead_of)(int64_t distance, int64_t bytes, int streams) {
+  const int64_t passed = distance / bytes, others = (streams - 1) * bytes;
+  return (NAME(Ahead)){distance + passed * others, distance + (passed + 1) * others, (passed + 1) * bytes - distance};
+}
+
+/* As ask_ahead() for one of such streams, `at` bytes after its beginning. */
+TARGET_INLINE void NAME(ask_beside)(const char* p, int64_t at, NAME(Ahead) l2, NAME(Ahead) l1) {
+  __builtin_prefetch(p + (at < l2.turn ? l2.before : l2.after), 0, 2);
+  __builtin_prefetch(p + (at < l1.turn ? l1.before : l1.after), 0, 3);
+}
+
 enum { WIDE_FLOAT_ROWS = 4, WIDE_FLOAT_COLUMNS = 4 };
 
 TARGET_INLINE __m512 NAME(load_16)(const void* row, int64_t i, const int HALF) {
@@ -32,13 +49,17 @@ TARGET_INLINE void NAME(multiply_16)(const void* const row[WIDE_FLOAT_ROWS], int
 
 TARGET_INLINE void NAME(some_rows)(const void* const row[WIDE_FLOAT_ROWS], int64_t inputs, const float* x,
                                    int64_t x_stride, const int COLUMNS, const int HALF, int first, float* out) {
+  const int64_t bytes = inputs * (HALF ? 2 : 4);
+  const NAME(Ahead) l2 = NAME(ahead_of)(PREFETCH_L2, bytes, WIDE_FLOAT_ROWS),
+                    l1 = NAME(ahead_of)(PREFETCH_L1, bytes, WIDE_FLOAT_ROWS);
   __m512 sum[WIDE_FLOAT_ROWS][WIDE_FLOAT_COLUMNS];
   for (int r = 0; r < WIDE_FLOAT_ROWS; r++)
     for (int c = 0; c < COLUMNS; c++) sum[r][c] = _mm512_setzero_ps();
   int64_t i = 0;
   for (; i + LANES <= inputs; i += LANES) {
-    if (first && (!HALF || i % (2 * LANES) == 0))
-      for (int r = 0; r < WIDE_FLOAT_ROWS; r++) ask_ahead((const char*)row[r] + i * (HALF ? 2 : 4));
+    const int64_t at = i * (HALF ? 2 : 4);
+    if (first && at % 64 == 0)
+      for (int r = 0; r < WIDE_FLOAT_ROWS; r++) NAME(ask_beside)((const char*)row[r] + at, at, l2, l1);
     NAME(multiply_16)(row, i, x + i, x_stride, COLUMNS, HALF, sum);
   }
   if (i < inputs) {
@@ -116,14 +137,6 @@ typedef struct {
   int64_t code_bytes, n_scales; /* of a block */
 } NAME(Pair);
 
-/* As ask_ahead() for both blocks, with so many bytes of codes left in each. After them come those of the next two. */
-TARGET_INLINE void NAME(ask_for_both)(NAME(Pair) w, int64_t left) {
-  const char* l2 = w.codes + PREFETCH_L2 + (left > PREFETCH_L2 ? 0 : w.code_bytes);
-  const char* l1 = w.codes + PREFETCH_L1 + (left > PREFETCH_L1 ? 0 : w.code_bytes);
-  __builtin_prefetch(l2, 0, 2), __builtin_prefetch(l2 + w.code_bytes, 0, 2);
-  __builtin_prefetch(l1, 0, 3), __builtin_prefetch(l1 + w.code_bytes, 0, 3);
-}
-
 TARGET_INLINE void NAME(pair_q8)(NAME(Pair) w, const Activations* x, int c0, int64_t second, const int GROUP,
                                  const int COLUMNS, float* out) {
   enum { ZERO = -128 };
@@ -134,13 +147,18 @@ TARGET_INLINE void NAME(pair_q8)(NAME(Pair) w, const Activations* x, int c0, int
   const float* x_scales = x->scales + c0 * x->n_groups;
   __m512 total[TILE_COLUMNS];
   for (int c = 0; c < COLUMNS; c++) total[c] = _mm512_setzero_ps();
-  int64_t left = w.code_bytes;
-  for (int64_t g = 0; g < x->n_groups; g++, w.scales += ROW_BLOCK, x_scales += COLUMNS, left -= GROUP * ROW_BLOCK) {
+  const NAME(Ahead) l2 = NAME(ahead_of)(PREFETCH_L2, w.code_bytes, 2),
+                    l1 = NAME(ahead_of)(PREFETCH_L1, w.code_bytes, 2);
+  int64_t at = 0;
+  for (int64_t g = 0; g < x->n_groups; g++, w.scales += ROW_BLOCK, x_scales += COLUMNS, at += GROUP * ROW_BLOCK) {
     __m512i sums[TILE_COLUMNS], more[TILE_COLUMNS];
     for (int c = 0; c < COLUMNS; c++) sums[c] = more[c] = _mm512_setzero_si512();
 #pragma GCC unroll 8
     for (int j = 0; j < GROUP / QUAD; j++, w.codes += 32, steps += 2 * COLUMNS) {
-      if (j % 2 == 0) NAME(ask_for_both)(w, left);
+      if (c0 == 0 && j % 2 == 0) {
+        NAME(ask_beside)(w.codes, at, l2, l1);
+        NAME(ask_beside)(w.codes + w.code_bytes, at, l2, l1);
+      }
       __m512i bytes = NAME(of_both)(w.codes, w.codes + w.code_bytes);
       __m512i inputs0 = _mm512_srai_epi16(_mm512_shuffle_epi8(bytes, input0), 8);
       __m512i inputs2 = _mm512_srai_epi16(_mm512_shuffle_epi8(bytes, input2), 8);
@@ -167,14 +185,19 @@ TARGET_INLINE void NAME(pair_q4)(NAME(Pair) w, const Activations* x, int c0, int
   const int32_t* offsets = x->offsets + c0 * x->n_groups;
   __m512 total[TILE_COLUMNS];
   for (int c = 0; c < COLUMNS; c++) total[c] = _mm512_setzero_ps();
-  int64_t left = w.code_bytes;
+  const NAME(Ahead) l2 = NAME(ahead_of)(PREFETCH_L2, w.code_bytes, 2),
+                    l1 = NAME(ahead_of)(PREFETCH_L1, w.code_bytes, 2);
+  int64_t at = 0;
   for (int64_t g = 0; g < x->n_groups;
-       g++, w.scales += ROW_BLOCK, x_scales += COLUMNS, offsets += COLUMNS, left -= GROUP * ROW_BLOCK / 2) {
+       g++, w.scales += ROW_BLOCK, x_scales += COLUMNS, offsets += COLUMNS, at += GROUP * ROW_BLOCK / 2) {
     __m512i low[TILE_COLUMNS], high[TILE_COLUMNS];
     for (int c = 0; c < COLUMNS; c++) low[c] = _mm512_set1_epi32(offsets[c]), high[c] = _mm512_setzero_si512();
 #pragma GCC unroll 16
     for (int j = 0; j < REGISTERS; j++, w.codes += 32, steps += COLUMNS) {
-      if (j % 2 == 0) NAME(ask_for_both)(w, left);
+      if (c0 == 0 && j % 2 == 0) {
+        NAME(ask_beside)(w.codes, at, l2, l1);
+        NAME(ask_beside)(w.codes + w.code_bytes, at, l2, l1);
+      }
       __m512i bytes = NAME(of_both)(w.codes, w.codes + w.code_bytes);
       __m512i lows = _mm512_and_si512(bytes, nibble), highs = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), nibble);
 #pragma GCC unroll 8
