@@ -76,8 +76,6 @@ cdef extern from "kernels/types.h" nogil:
     ctypedef struct Kernels:
         const char *name
         Product *products
-        void (*pairs[4])(const Matrix *w, int64_t block, const Activations *x, int n, float *out) noexcept nogil
-        int pair_columns[4]
         int tile_columns
         int panel_rows
         int panel_columns
@@ -93,6 +91,9 @@ cdef extern from "kernels/types.h" nogil:
         void (*quantize_columns_q4)(const float *x, const float *importance, int group_size, uint8_t *codes,
                                     float *scales) noexcept nogil
 
+    bint takes_pairs(const Kernels *kernels, const Matrix *w, int n) noexcept nogil
+    void multiply_blocks(const Kernels *kernels, const Matrix *w, int64_t first, int64_t end, const Activations *x,
+                         int n, int64_t floats, float *out) noexcept nogil
     int64_t block_bytes(const Matrix *w) noexcept nogil
     int64_t groups_of(const Matrix *w) noexcept nogil
     int tile_width(const Kernels *kernels, const Matrix *w, int n) noexcept nogil

@@ -15,7 +15,7 @@ import numpy as np
 
 from .kernels cimport (
     FLOAT16, FLOAT32, Q4, Q8, QUAD, ROW_BLOCK, Activations, Kernels, Matrix, Product, block_bytes, groups_of,
-    half_to_float, panel_bytes, steps_of, tile_width,
+    half_to_float, multiply_blocks, panel_bytes, steps_of, takes_pairs, tile_width,
 )
 from .openmp cimport end_idle_team, team_of
 from .dispatch cimport find_kernels
@@ -112,7 +112,7 @@ cdef void start_products(const Kernels *kernels, Products *products, const Activ
     cdef const Matrix *w = products.w[0]
     cdef int i
     cdef int64_t columns = (n + x.interleave - 1) // x.interleave * x.interleave, grain, most, together
-    cdef int64_t unit_bytes, unit_products
+    cdef int64_t unit_bytes, unit_products, least
     products.x, products.n = x, n
     products.height = kernels.panel_rows if x.panels else ROW_BLOCK
     products.starts[0] = 0
@@ -128,7 +128,8 @@ cdef void start_products(const Kernels *kernels, Products *products, const Activ
         unit_bytes = block_bytes(w) if w.group_size else ROW_BLOCK * w.columns * (2 if w.kind == FLOAT16 else 4)
         most = min(<int64_t> PIECE_BLOCKS, thread.tile_floats // (together * products.unit_floats))
         most = max(<int64_t> 1, min(most, PIECE_BYTES // (together * unit_bytes)))
-        grain = min(most, max(<int64_t> (2 if by_pairs(kernels, w, n) else 1), GRAIN_BYTES // (together * unit_bytes)))
+        least = 2 if takes_pairs(kernels, w, n) else 1
+        grain = min(most, max(least, GRAIN_BYTES // (together * unit_bytes)))
     products.second = most * products.unit_floats
     start_step(&thread.member, kind, products.starts[products.count], grain, most, True)
 
@@ -169,24 +170,10 @@ cdef inline void multiply(const Kernels *kernels, const Products *products, int 
                           float *results, Thread *thread) noexcept nogil:
     """Compute some units of matrix i."""
     cdef const Matrix *w = products.w[i]
-    cdef int64_t unit
     if products.x.panels:
         multiply_panels(kernels, w, products.x, products.n, first, end, results, thread)
     else:
-        unit = first
-        if by_pairs(kernels, w, products.n):
-            while unit + 1 < end:
-                kernels.pairs[<int> w.kind](w, unit, products.x, products.n, results)
-                unit, results = unit + 2, results + 2 * products.unit_floats
-        while unit < end:
-            kernels.products[<int> w.kind].block(w, unit, products.x, products.n, results)
-            unit, results = unit + 1, results + products.unit_floats
-
-
-cdef inline bint by_pairs(const Kernels *kernels, const Matrix *w, int n) noexcept nogil:
-    """Whether blocks are multiplied two at a time."""
-    cdef int least = kernels.pair_columns[<int> w.kind]
-    return least > 0 and n >= least
+        multiply_blocks(kernels, w, first, end, products.x, products.n, products.unit_floats, results)
 
 
 cdef inline void write(const Products *products, int i, int64_t first, int64_t end,

@@ -139,14 +139,26 @@ def compute_capability(cupy: Any, device: int | None = None) -> int:
     return int(properties["major"]) * 10 + int(properties["minor"])
 
 
-def n_multiprocessors(cupy: Any, device: int) -> int:
-    """Return the number of multiprocessors of a device."""
-    return int(cupy.cuda.runtime.getDeviceProperties(device)["multiProcessorCount"])
+@dataclass(frozen=True)
+class Processor:
+    """What kernels are chosen by.
 
+    Attributes:
+        compute_capability: 80 for 8.0.
+        n_multiprocessors: of the device.
+        l2_bytes: of its L2 cache.
+    """
 
-def l2_bytes(cupy: Any, device: int) -> int:
-    """Return the bytes of the L2 cache of a device."""
-    return int(cupy.cuda.runtime.getDeviceProperties(device)["l2CacheSize"])
+    compute_capability: int
+    n_multiprocessors: int
+    l2_bytes: int
+
+    @classmethod
+    def of(cls, cupy: Any, device: int) -> Processor:
+        """Return that of a device."""
+        properties = cupy.cuda.runtime.getDeviceProperties(device)
+        return cls(compute_capability(cupy, device), int(properties["multiProcessorCount"]),
+                   int(properties["l2CacheSize"]))  # fmt: skip
 
 
 def _too_old(cupy: Any) -> str | None:

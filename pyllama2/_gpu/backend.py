@@ -125,7 +125,7 @@ class CudaBackend(Stage):
         self._work: Workspace | None = None  # as long as the longest cache so far
         with self._device:
             self._stream = cupy.cuda.Stream(non_blocking=True)  # the default one cannot be captured
-            self._compute_capability = availability.compute_capability(cupy)
+            self._processor = availability.Processor.of(cupy, self._device.id)
             with self._stream:
                 self._model: DeviceModel | None = _allocated(lambda: upload(cupy, model, layers))
                 if self._model is None:
@@ -133,17 +133,8 @@ class CudaBackend(Stage):
                 for file in model.files():  # they are not read any more after this
                     file.check()
                 cupy.get_default_memory_pool().free_all_blocks()  # what the weights were copied through
-                n_multiprocessors = availability.n_multiprocessors(cupy, self._device.id)
-                l2_bytes = availability.l2_bytes(cupy, self._device.id)
-                self._forward: Forward | None = Forward(
-                    cupy,
-                    self.config,
-                    self._model,
-                    self.kv_dtype,
-                    self._compute_capability,
-                    n_multiprocessors,
-                    l2_bytes,
-                )
+                arguments = self.config, self._model, self.kv_dtype, self._processor
+                self._forward: Forward | None = Forward(cupy, *arguments)
         self._graphs = StepGraphs(cupy, self._stream, GRAPHS)
         self._ahead = StepsAhead(self._stream)
 
@@ -303,8 +294,8 @@ class CudaBackend(Stage):
         return BackendFacts(
             device=self._name,
             gpu=properties["name"].decode(errors="replace"),
-            compute_capability=f"{self._compute_capability // 10}.{self._compute_capability % 10}",
-            n_multiprocessors=availability.n_multiprocessors(self._cupy, self._device.id),
+            compute_capability="{}.{}".format(*divmod(self._processor.compute_capability, 10)),
+            n_multiprocessors=self._processor.n_multiprocessors,
             kv_dtype=self.kv_dtype,
             weight_bytes=weight_bytes,
             scratch_bytes=self._work.nbytes if self._work else 0,

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..config import ModelConfig
+from .availability import Processor
 from .cache import CudaKVCache
 from .device_model import DeviceModel
 from .launchers.attention import Attend, AttendPrompt
@@ -38,15 +39,10 @@ class Forward:
         config: of the model.
         model: the weights.
         kv_dtype: of every cache, "float16" or "int8".
-        compute_capability: of the device: 80 for 8.0.
-        n_multiprocessors: of the device.
-        l2_bytes: of its L2 cache.
+        processor: of the device.
     """
 
-    def __init__(
-        self, cupy: Any, config: ModelConfig, model: DeviceModel, kv_dtype: str, compute_capability: int,
-        n_multiprocessors: int, l2_bytes: int,
-    ) -> None:  # fmt: skip
+    def __init__(self, cupy: Any, config: ModelConfig, model: DeviceModel, kv_dtype: str, processor: Processor) -> None:
         self._cupy, self._config, self._kv_dtype = cupy, config, kv_dtype
         self._model = model
         layers, table = model.layers, model.tok_embeddings
@@ -57,14 +53,14 @@ class Forward:
         # By group size of the result; products by type and group size of the matrix.
         self._vectors = {size: VectorKernels(cupy, size, *table.kind) for size in sizes}
         self._attend = {size: Attend(cupy, config, kv_dtype, size) for size in attention_sizes}
-        self._matmul = {kind: Matmul(cupy, *kind, compute_capability) for kind in kinds}
+        self._matmul = {kind: Matmul(cupy, *kind, processor.compute_capability) for kind in kinds}
         self._rope, self._append = Rope(cupy), Append(cupy, config.head_dim, kv_dtype)
         self._bias = Bias(cupy)
         self._sample_kernel = Sample(cupy)
         self.attend_prompt = AttendPrompt(cupy, config, kv_dtype)
         # With fewer tiles of dim rows than multiprocessors, halves of tiles are given to all of them.
-        self._halves = -(-config.dim // TILE_ROWS) < n_multiprocessors
-        self._l2_bytes = l2_bytes
+        self._halves = -(-config.dim // TILE_ROWS) < processor.n_multiprocessors
+        self._l2_bytes = processor.l2_bytes
         self._matvecs: dict[tuple[tuple[Kind, Kind], int, bool], Matvec] = {}
         self._qkv_matvecs: dict[tuple[Kind, int], QkvMatvec] = {}
         # What products of few tokens there are: kinds of the matrix and of the next one -> methods of Matvec.

@@ -147,7 +147,7 @@ static void check_pairs(const Kernels* table, const Matrix* w, const Activations
 }
 
 /* y (blocks, n, 8) = the products of all blocks with n columns. */
-static void multiply_blocks(const Kernels* table, const Matrix* w, const float* values, int n, float* y) {
+static void products_of_blocks(const Kernels* table, const Matrix* w, const float* values, int n, float* y) {
   const int width = tile_width(table, w, n), whole = (n + width - 1) / width * width;
   Prepared p = prepare_columns(table, w, values, n, width);
   Room out = room_for((size_t)(whole * ROW_BLOCK) * 4);
@@ -175,9 +175,9 @@ static void check_blocks(const Kernels* table, const Matrix* w, const float* val
     add_floats_to_digest(p.scales.p, n * p.x.n_groups);
     leave_columns(p);
     leave_columns(q);
-    multiply_blocks(scalar, w, values, n, expected.p);
+    products_of_blocks(scalar, w, values, n, expected.p);
   }
-  multiply_blocks(table, w, values, n, y);
+  products_of_blocks(table, w, values, n, y);
   for (int64_t block = 0; block < blocks; block++) {
     const int64_t rows = w->rows - block * ROW_BLOCK < ROW_BLOCK ? w->rows - block * ROW_BLOCK : ROW_BLOCK;
     float* of_block = (float*)expected.p + block * n * ROW_BLOCK;
@@ -192,7 +192,7 @@ static void check_blocks(const Kernels* table, const Matrix* w, const float* val
     }
   }
   for (int m = 1; m < n; m++) {
-    multiply_blocks(table, w, values, m, expected.p);
+    products_of_blocks(table, w, values, m, expected.p);
     for (int64_t block = 0; block < blocks; block++)
       for (int c = 0; c < m; c++) {
         const int64_t rows = w->rows - block * ROW_BLOCK < ROW_BLOCK ? w->rows - block * ROW_BLOCK : ROW_BLOCK;

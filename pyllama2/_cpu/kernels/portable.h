@@ -58,16 +58,21 @@ TARGET INLINE void NAME(exp8)(const v8f* in, v8f* out) {
   *out = SELECT8(x == x, p, x);
 }
 
+TARGET INLINE void NAME(silu_product_8)(float* gate, const float* x) {
+  v8f z = LOAD8(gate), e = -z;
+  NAME(exp8)(&e, &e);
+  STORE8(gate, z / (V8F(1.0f) + e) * LOAD8(x));
+}
+
 TARGET static void NAME(silu_product)(float* gate, const float* x, int64_t n) {
-  for (int64_t i = 0; i < n; i += 8) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) NAME(silu_product_8)(gate + i, x + i);
+  if (i < n) {
     float g[8] = {0}, u[8] = {0};
-    int64_t m = n - i < 8 ? n - i : 8;
-    memcpy(g, gate + i, (size_t)m * 4);
-    memcpy(u, x + i, (size_t)m * 4);
-    v8f z = LOAD8(g), e = -z;
-    NAME(exp8)(&e, &e);
-    STORE8(g, z / (V8F(1.0f) + e) * LOAD8(u));
-    memcpy(gate + i, g, (size_t)m * 4);
+    memcpy(g, gate + i, (size_t)(n - i) * 4);
+    memcpy(u, x + i, (size_t)(n - i) * 4);
+    NAME(silu_product_8)(g, u);
+    memcpy(gate + i, g, (size_t)(n - i) * 4);
   }
 }
 

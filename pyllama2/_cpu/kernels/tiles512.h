@@ -48,7 +48,7 @@ TARGET_INLINE void NAME(multiply_16)(const void* const row[WIDE_FLOAT_ROWS], int
 }
 
 TARGET_INLINE void NAME(some_rows)(const void* const row[WIDE_FLOAT_ROWS], int64_t inputs, const float* x,
-                                   int64_t x_stride, const int COLUMNS, const int HALF, int first, float* out) {
+                                   int64_t x_stride, const int COLUMNS, const int HALF, const int FIRST, float* out) {
   const int64_t bytes = inputs * (HALF ? 2 : 4);
   const NAME(Ahead) l2 = NAME(ahead_of)(PREFETCH_L2, bytes, WIDE_FLOAT_ROWS),
                     l1 = NAME(ahead_of)(PREFETCH_L1, bytes, WIDE_FLOAT_ROWS);
@@ -58,7 +58,7 @@ TARGET_INLINE void NAME(some_rows)(const void* const row[WIDE_FLOAT_ROWS], int64
   int64_t i = 0;
   for (; i + LANES <= inputs; i += LANES) {
     const int64_t at = i * (HALF ? 2 : 4);
-    if (first && at % 64 == 0)
+    if (FIRST && at % 64 == 0)
       for (int r = 0; r < WIDE_FLOAT_ROWS; r++) NAME(ask_beside)((const char*)row[r] + at, at, l2, l1);
     NAME(multiply_16)(row, i, x + i, x_stride, COLUMNS, HALF, sum);
   }
@@ -90,11 +90,19 @@ TARGET_INLINE void NAME(wide_block_of)(const Matrix* w, int64_t block, const Act
   for (int64_t r = 0; r < rows; r += WIDE_FLOAT_ROWS) {
     const void* row[WIDE_FLOAT_ROWS];
     for (int64_t k = 0; k < WIDE_FLOAT_ROWS; k++) row[k] = data + (r + k < rows ? r + k : r) * row_bytes;
-#define TILE(COLUMNS)                                                                                       \
-  NAME(some_rows)(row, w->columns, x->values + c * x->value_stride, x->value_stride, COLUMNS, HALF, c == 0, \
+#define FLOAT_TILE(COLUMNS, FIRST)                                                                         \
+  NAME(some_rows)(row, w->columns, x->values + c * x->value_stride, x->value_stride, COLUMNS, HALF, FIRST, \
                   out + c * ROW_BLOCK + r)
+#define TILE(COLUMNS)         \
+  {                           \
+    if (c == 0)               \
+      FLOAT_TILE(COLUMNS, 1); \
+    else                      \
+      FLOAT_TILE(COLUMNS, 0); \
+  }
     SWEEP_COLUMNS(n, width, WIDE_FLOAT_COLUMNS, 0, TILE);
 #undef TILE
+#undef FLOAT_TILE
   }
 }
 

@@ -165,6 +165,20 @@ INLINE int tile_width(const Kernels* kernels, const Matrix* w, int n) {
   return w->group_size ? equal_parts(n, kernels->tile_columns) : 1;
 }
 
+/* Whether blocks of w are multiplied two at a time, with n columns. */
+INLINE int takes_pairs(const Kernels* kernels, const Matrix* w, int n) {
+  const int least = kernels->pair_columns[w->kind];
+  return least > 0 && n >= least;
+}
+
+/* Blocks first .. end of w with n columns. The results of a block are so many floats after those of the one before. */
+INLINE void multiply_blocks(const Kernels* kernels, const Matrix* w, int64_t first, int64_t end, const Activations* x,
+                            int n, int64_t floats, float* out) {
+  if (takes_pairs(kernels, w, n))
+    for (; first + 1 < end; first += 2, out += 2 * floats) kernels->pairs[w->kind](w, first, x, n, out);
+  for (; first < end; first++, out += floats) kernels->products[w->kind].block(w, first, x, n, out);
+}
+
 /* The minimum of 16 scores and the 16 numbers from place KEY_BLOCK - n on keeps the first n scores, and makes the
  * others minus infinity. */
 #define FOUR(x) (x), (x), (x), (x)
