@@ -16,10 +16,14 @@ TARGET_INLINE NAME(Ahead) NAME(ahead_of)(int64_t distance, int64_t bytes, int st
   return (NAME(Ahead)){distance + passed * others, distance + (passed + 1) * others, (passed + 1) * bytes - distance};
 }
 
-/* As ask_ahead() for one of such streams, `at` bytes after its beginning. */
-TARGET_INLINE void NAME(ask_beside)(const char* p, int64_t at, NAME(Ahead) l2, NAME(Ahead) l1) {
-  __builtin_prefetch(p + (at < l2.turn ? l2.before : l2.after), 0, 2);
-  __builtin_prefetch(p + (at < l1.turn ? l1.before : l1.after), 0, 3);
+/* How far to ask, `at` bytes after the beginning. */
+TARGET_INLINE int64_t NAME(distance)(NAME(Ahead) ahead, int64_t at) {
+  return at < ahead.turn ? ahead.before : ahead.after;
+}
+
+TARGET_INLINE void NAME(ask_beside)(const char* p, int64_t l2, int64_t l1) {
+  __builtin_prefetch(p + l2, 0, 2);
+  __builtin_prefetch(p + l1, 0, 3);
 }
 
 enum { WIDE_FLOAT_ROWS = 4, WIDE_FLOAT_COLUMNS = 4 };
@@ -59,7 +63,8 @@ TARGET_INLINE void NAME(some_rows)(const void* const row[WIDE_FLOAT_ROWS], int64
   for (; i + LANES <= inputs; i += LANES) {
     const int64_t at = i * (HALF ? 2 : 4);
     if (FIRST && at % 64 == 0)
-      for (int r = 0; r < WIDE_FLOAT_ROWS; r++) NAME(ask_beside)((const char*)row[r] + at, at, l2, l1);
+      for (int r = 0; r < WIDE_FLOAT_ROWS; r++)
+        NAME(ask_beside)((const char*)row[r] + at, NAME(distance)(l2, at), NAME(distance)(l1, at));
     NAME(multiply_16)(row, i, x + i, x_stride, COLUMNS, HALF, sum);
   }
   if (i < inputs) {
@@ -130,11 +135,11 @@ TARGET_INLINE void NAME(add_groups)(__m512* total, const __m512i* sums, const ui
   }
 }
 
-/* second: how many numbers of out lie between the two blocks. */
-TARGET_INLINE void NAME(store_both)(const __m512* total, int c0, int64_t second, const int COLUMNS, float* out) {
+/* apart: how many numbers of out lie between the two blocks. */
+TARGET_INLINE void NAME(store_both)(const __m512* total, int c0, int64_t apart, const int COLUMNS, float* out) {
   for (int c = 0; c < COLUMNS; c++) {
     _mm256_storeu_ps(out + (c0 + c) * ROW_BLOCK, _mm512_castps512_ps256(total[c]));
-    _mm256_storeu_ps(out + second + (c0 + c) * ROW_BLOCK, _mm512_extractf32x8_ps(total[c], 1));
+    _mm256_storeu_ps(out + apart + (c0 + c) * ROW_BLOCK, _mm512_extractf32x8_ps(total[c], 1));
   }
 }
 
@@ -145,7 +150,7 @@ typedef struct {
   int64_t code_bytes, n_scales; /* of a block */
 } NAME(Pair);
 
-TARGET_INLINE void NAME(pair_q8)(NAME(Pair) w, const Activations* x, int c0, int64_t second, const int GROUP,
+TARGET_INLINE void NAME(pair_q8)(NAME(Pair) w, const Activations* x, int c0, int64_t apart, const int GROUP,
                                  const int COLUMNS, float* out) {
   enum { ZERO = -128 };
   const __m512i input0 = _mm512_broadcast_i32x4(
@@ -157,17 +162,21 @@ TARGET_INLINE void NAME(pair_q8)(NAME(Pair) w, const Activations* x, int c0, int
   for (int c = 0; c < COLUMNS; c++) total[c] = _mm512_setzero_ps();
   const NAME(Ahead) l2 = NAME(ahead_of)(PREFETCH_L2, w.code_bytes, 2),
                     l1 = NAME(ahead_of)(PREFETCH_L1, w.code_bytes, 2);
+  const char *first = w.codes, *second = w.codes + w.code_bytes;
+  const uint16_t *first_scales = w.scales, *second_scales = w.scales + w.n_scales;
   int64_t at = 0;
-  for (int64_t g = 0; g < x->n_groups; g++, w.scales += ROW_BLOCK, x_scales += COLUMNS, at += GROUP * ROW_BLOCK) {
+  for (int64_t g = 0; g < x->n_groups;
+       g++, first_scales += ROW_BLOCK, second_scales += ROW_BLOCK, x_scales += COLUMNS, at += GROUP * ROW_BLOCK) {
+    const int64_t to_l2 = NAME(distance)(l2, at), to_l1 = NAME(distance)(l1, at);
     __m512i sums[TILE_COLUMNS], more[TILE_COLUMNS];
     for (int c = 0; c < COLUMNS; c++) sums[c] = more[c] = _mm512_setzero_si512();
 #pragma GCC unroll 8
-    for (int j = 0; j < GROUP / QUAD; j++, w.codes += 32, steps += 2 * COLUMNS) {
-      if (c0 == 0 && j % 2 == 0) {
-        NAME(ask_beside)(w.codes, at, l2, l1);
-        NAME(ask_beside)(w.codes + w.code_bytes, at, l2, l1);
+    for (int j = 0; j < GROUP / QUAD; j++, first += 32, second += 32, steps += 2 * COLUMNS) {
+      if (j % 2 == 0) {
+        NAME(ask_beside)(first, to_l2, to_l1);
+        NAME(ask_beside)(second, to_l2, to_l1);
       }
-      __m512i bytes = NAME(of_both)(w.codes, w.codes + w.code_bytes);
+      __m512i bytes = NAME(of_both)(first, second);
       __m512i inputs0 = _mm512_srai_epi16(_mm512_shuffle_epi8(bytes, input0), 8);
       __m512i inputs2 = _mm512_srai_epi16(_mm512_shuffle_epi8(bytes, input2), 8);
 #pragma GCC unroll 8
@@ -179,12 +188,12 @@ TARGET_INLINE void NAME(pair_q8)(NAME(Pair) w, const Activations* x, int c0, int
       }
     }
     for (int c = 0; c < COLUMNS; c++) sums[c] = _mm512_add_epi32(sums[c], more[c]);
-    NAME(add_groups)(total, sums, w.scales, w.scales + w.n_scales, x_scales, COLUMNS);
+    NAME(add_groups)(total, sums, first_scales, second_scales, x_scales, COLUMNS);
   }
-  NAME(store_both)(total, c0, second, COLUMNS, out);
+  NAME(store_both)(total, c0, apart, COLUMNS, out);
 }
 
-TARGET_INLINE void NAME(pair_q4)(NAME(Pair) w, const Activations* x, int c0, int64_t second, const int GROUP,
+TARGET_INLINE void NAME(pair_q4)(NAME(Pair) w, const Activations* x, int c0, int64_t apart, const int GROUP,
                                  const int COLUMNS, float* out) {
   const __m512i nibble = _mm512_set1_epi8(15);
   const int REGISTERS = GROUP / 8;
@@ -195,18 +204,21 @@ TARGET_INLINE void NAME(pair_q4)(NAME(Pair) w, const Activations* x, int c0, int
   for (int c = 0; c < COLUMNS; c++) total[c] = _mm512_setzero_ps();
   const NAME(Ahead) l2 = NAME(ahead_of)(PREFETCH_L2, w.code_bytes, 2),
                     l1 = NAME(ahead_of)(PREFETCH_L1, w.code_bytes, 2);
+  const char *first = w.codes, *second = w.codes + w.code_bytes;
+  const uint16_t *first_scales = w.scales, *second_scales = w.scales + w.n_scales;
   int64_t at = 0;
-  for (int64_t g = 0; g < x->n_groups;
-       g++, w.scales += ROW_BLOCK, x_scales += COLUMNS, offsets += COLUMNS, at += GROUP * ROW_BLOCK / 2) {
+  for (int64_t g = 0; g < x->n_groups; g++, first_scales += ROW_BLOCK, second_scales += ROW_BLOCK, x_scales += COLUMNS,
+               offsets += COLUMNS, at += GROUP * ROW_BLOCK / 2) {
+    const int64_t to_l2 = NAME(distance)(l2, at), to_l1 = NAME(distance)(l1, at);
     __m512i low[TILE_COLUMNS], high[TILE_COLUMNS];
     for (int c = 0; c < COLUMNS; c++) low[c] = _mm512_set1_epi32(offsets[c]), high[c] = _mm512_setzero_si512();
 #pragma GCC unroll 16
-    for (int j = 0; j < REGISTERS; j++, w.codes += 32, steps += COLUMNS) {
-      if (c0 == 0 && j % 2 == 0) {
-        NAME(ask_beside)(w.codes, at, l2, l1);
-        NAME(ask_beside)(w.codes + w.code_bytes, at, l2, l1);
+    for (int j = 0; j < REGISTERS; j++, first += 32, second += 32, steps += COLUMNS) {
+      if (j % 2 == 0) {
+        NAME(ask_beside)(first, to_l2, to_l1);
+        NAME(ask_beside)(second, to_l2, to_l1);
       }
-      __m512i bytes = NAME(of_both)(w.codes, w.codes + w.code_bytes);
+      __m512i bytes = NAME(of_both)(first, second);
       __m512i lows = _mm512_and_si512(bytes, nibble), highs = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), nibble);
 #pragma GCC unroll 8
       for (int c = 0; c < COLUMNS; c++) {
@@ -218,30 +230,30 @@ TARGET_INLINE void NAME(pair_q4)(NAME(Pair) w, const Activations* x, int c0, int
     }
     steps += REGISTERS * COLUMNS; /* those of the high nibbles */
     for (int c = 0; c < COLUMNS; c++) low[c] = _mm512_add_epi32(low[c], high[c]);
-    NAME(add_groups)(total, low, w.scales, w.scales + w.n_scales, x_scales, COLUMNS);
+    NAME(add_groups)(total, low, first_scales, second_scales, x_scales, COLUMNS);
   }
-  NAME(store_both)(total, c0, second, COLUMNS, out);
+  NAME(store_both)(total, c0, apart, COLUMNS, out);
 }
 
-#define PAIR_OF_GROUP(KIND, GROUP_SIZE)                                                                          \
-  TARGET static void NAME(pair_##KIND##_##GROUP_SIZE)(NAME(Pair) w, const Activations* x, int n, int64_t second, \
-                                                      float* out) {                                              \
-    enum { GROUP = GROUP_SIZE };                                                                                 \
-    SWEEP_COLUMNS(n, x->interleave, TILE_COLUMNS, 1, TILE_##KIND);                                               \
+#define PAIR_OF_GROUP(KIND, GROUP_SIZE)                                                                         \
+  TARGET static void NAME(pair_##KIND##_##GROUP_SIZE)(NAME(Pair) w, const Activations* x, int n, int64_t apart, \
+                                                      float* out) {                                             \
+    enum { GROUP = GROUP_SIZE };                                                                                \
+    SWEEP_COLUMNS(n, x->interleave, TILE_COLUMNS, 1, TILE_##KIND);                                              \
   }
-#define TILE_q8(COLUMNS) NAME(pair_q8)(w, x, c, second, GROUP, COLUMNS, out)
-#define TILE_q4(COLUMNS) NAME(pair_q4)(w, x, c, second, GROUP, COLUMNS, out)
+#define TILE_q8(COLUMNS) NAME(pair_q8)(w, x, c, apart, GROUP, COLUMNS, out)
+#define TILE_q4(COLUMNS) NAME(pair_q4)(w, x, c, apart, GROUP, COLUMNS, out)
 #define PAIR(KIND)                                                                                                  \
   PAIR_OF_GROUP(KIND, 32)                                                                                           \
   PAIR_OF_GROUP(KIND, 64)                                                                                           \
   PAIR_OF_GROUP(KIND, 128)                                                                                          \
   TARGET static void NAME(blocks_##KIND)(const Matrix* w, int64_t block, const Activations* x, int n, float* out) { \
     const int64_t bytes = block_bytes(w), scales = x->n_groups * ROW_BLOCK;                                         \
-    const int64_t second = (n + x->interleave - 1) / x->interleave * x->interleave * ROW_BLOCK;                     \
+    const int64_t apart = (n + x->interleave - 1) / x->interleave * x->interleave * ROW_BLOCK;                      \
     NAME(Pair) pair = {(const char*)w->data + block * bytes, w->scales + block * scales, bytes, scales};            \
-    if (w->group_size == 32) NAME(pair_##KIND##_32)(pair, x, n, second, out);                                       \
-    if (w->group_size == 64) NAME(pair_##KIND##_64)(pair, x, n, second, out);                                       \
-    if (w->group_size == 128) NAME(pair_##KIND##_128)(pair, x, n, second, out);                                     \
+    if (w->group_size == 32) NAME(pair_##KIND##_32)(pair, x, n, apart, out);                                        \
+    if (w->group_size == 64) NAME(pair_##KIND##_64)(pair, x, n, apart, out);                                        \
+    if (w->group_size == 128) NAME(pair_##KIND##_128)(pair, x, n, apart, out);                                      \
   }
 PAIR(q8)
 PAIR(q4)
