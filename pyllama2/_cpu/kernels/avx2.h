@@ -92,7 +92,7 @@ TARGET static void narrow_f16_avx2(const float* x, uint16_t* y, int64_t n) {
 #define WIDE_STEPS(isa) \
   .attend = attend_##isa, .merge_spans = merge_spans_##isa, .quantize_columns_q4 = quantize_columns_q4_##isa
 
-static const Kernels kernels_avx2 = {.name = "avx2", PRODUCTS(12, 12, 12), AVX2_STEPS, WIDE_STEPS(avx2)};
+static const Kernels kernels_avx2 = {.name = "avx2", PRODUCTS(24, 24, 24), AVX2_STEPS, WIDE_STEPS(avx2)};
 
 /* Some versions of GCC and Clang do not know the name f16c, so the CPU is asked. */
 static inline int cpu_has_avx2(void) {
@@ -116,7 +116,7 @@ static inline int cpu_has_avx2(void) {
 
 #include "panels.h"
 
-static const Kernels kernels_avx_vnni = {.name = "avx_vnni", PRODUCTS(12, 12, 12), AVX2_STEPS, WIDE_STEPS(avx2)};
+static const Kernels kernels_avx_vnni = {.name = "avx_vnni", PRODUCTS(24, 24, 24), AVX2_STEPS, WIDE_STEPS(avx2)};
 
 static inline int cpu_has_avx_vnni(void) {
   unsigned a, b, c, d;

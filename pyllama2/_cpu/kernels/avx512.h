@@ -63,7 +63,7 @@
 static const Kernels kernels_avx512 = {
     .name = "avx512", WIDE_PRODUCTS(24, 32, 64, wide_block_f32, wide_block_f16), PAIRS, AVX2_STEPS, WIDE_STEPS(avx512)};
 /* For CPUs that compute a vector of 512 bits in two halves, so that panels gain little, and pairs of blocks nothing. */
-static const Kernels kernels_avx512_halves = {.name = "avx512", PRODUCTS(12, 64, 64), AVX2_STEPS, WIDE_STEPS(avx512)};
+static const Kernels kernels_avx512_halves = {.name = "avx512", PRODUCTS(24, 64, 64), AVX2_STEPS, WIDE_STEPS(avx512)};
 
 static inline int cpu_has_avx512(void) {
   return cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
