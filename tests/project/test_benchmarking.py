@@ -23,7 +23,10 @@ from pyllama2.errors import Pyllama2Error
 def scripts() -> Iterator[dict[str, ModuleType]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-        yield {name: importlib.import_module(name) for name in ("benchmarking", "bench_vs_llama_cpp", "engines")}
+        yield {
+            name: importlib.import_module(name)
+            for name in ("benchmarking", "bench_vs_llama_cpp", "engines", "llama_cpp_drafts")
+        }
 
 
 class Memory:
@@ -167,3 +170,41 @@ def test_wrong_arguments_end_in_a_sentence(arguments: list[str], code: int, mess
     assert found.returncode == code
     assert found.stderr.rstrip().endswith(message)
     assert "Traceback" not in found.stderr
+
+
+BENCH = "#!/bin/sh\necho '[{\"avg_ts\": 20.0}]'\n"
+SPECULATIVE = """#!/bin/sh
+echo "0.14.839 I decoded   52 tokens in    2.000 seconds, speed:   26.0 t/s" >&2
+echo "n_drafted = 40" >&2
+echo "n_accept  = 30" >&2
+"""
+
+
+def make_programs(folder: Path, speculative: str) -> None:
+    for name, text in (("llama-bench", BENCH), ("llama-speculative-simple", speculative)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+
+
+@pytest.mark.subprocess
+def test_the_reports_of_llama_cpp_are_read(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    make_programs(tmp_path, SPECULATIVE)
+    found = scripts["llama_cpp_drafts"].run(tmp_path, str(write_tiny(tmp_path / "m.bin")), ["a", "b"], 5, 1)
+    assert (found.plain, found.drafted, found.guesses, found.guesses_true) == (20.0, 26.0, 80, 60)
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize(
+    ("speculative", "message"),
+    [("#!/bin/sh\necho no model >&2\nexit 3\n", "ended with 3: no model"), ("#!/bin/sh\n", "report has nothing like")],
+    ids=["fails", "other words"],
+)
+def test_a_program_of_llama_cpp_that_fails(
+    scripts: dict[str, ModuleType], tmp_path: Path, speculative: str, message: str
+) -> None:
+    make_programs(tmp_path, speculative)
+    model = str(write_tiny(tmp_path / "m.bin"))
+    with pytest.raises(Pyllama2Error, match=message):
+        scripts["llama_cpp_drafts"].run(tmp_path, model, ["a"], 5, 1)
+    with pytest.raises(Pyllama2Error, match=r"cannot run .*llama-bench"):
+        scripts["llama_cpp_drafts"].run(tmp_path / "none", model, ["a"], 5, 1)

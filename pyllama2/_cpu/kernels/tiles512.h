@@ -5,8 +5,9 @@
  *   DOT_U8_AT, DOT_S16_AT   with 512-bit vectors, and what is at p repeated 16 times
  */
 
-/* Where a stream of weights asks ahead. It is one of several side by side, of so many bytes each. The next ones come
- * after the last of them: so the others are jumped over, once more from `turn` on. */
+/* How far ahead to prefetch one of several streams that are read side by side, such as the rows of a block. Each has so
+ * many bytes, and they lie one after the other. What is read after a stream's end lies beyond the other streams, so the
+ * distance is longer from the byte `turn` on. */
 typedef struct {
   int64_t before, after, turn;
 } NAME(Ahead);
@@ -16,7 +17,7 @@ TARGET_INLINE NAME(Ahead) NAME(ahead_of)(int64_t distance, int64_t bytes, int st
   return (NAME(Ahead)){distance + passed * others, distance + (passed + 1) * others, (passed + 1) * bytes - distance};
 }
 
-/* How far to ask, `at` bytes after the beginning. */
+/* The distance at a byte of the stream. */
 TARGET_INLINE int64_t NAME(distance)(NAME(Ahead) ahead, int64_t at) {
   return at < ahead.turn ? ahead.before : ahead.after;
 }
@@ -143,11 +144,11 @@ TARGET_INLINE void NAME(store_both)(const __m512* total, int c0, int64_t apart, 
   }
 }
 
-/* Where two blocks lie, from the first one's beginnings on. */
+/* Two blocks, one after the other. */
 typedef struct {
   const char* codes;
   const uint16_t* scales;
-  int64_t code_bytes, n_scales; /* of a block */
+  int64_t code_bytes, n_scales; /* of one block */
 } NAME(Pair);
 
 TARGET_INLINE void NAME(pair_q8)(NAME(Pair) w, const Activations* x, int c0, int64_t apart, const int GROUP,

@@ -171,7 +171,8 @@ INLINE int takes_pairs(const Kernels* kernels, const Matrix* w, int n) {
   return least > 0 && n >= least;
 }
 
-/* Blocks first .. end of w with n columns. The results of a block are so many floats after those of the one before. */
+/* Multiply blocks first .. end of w with n columns. Each block's results lie so many floats after those of the block
+ * before. */
 INLINE void multiply_blocks(const Kernels* kernels, const Matrix* w, int64_t first, int64_t end, const Activations* x,
                             int n, int64_t floats, float* out) {
   if (takes_pairs(kernels, w, n))
