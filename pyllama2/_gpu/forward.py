@@ -20,9 +20,9 @@ from .cache import CudaKVCache
 from .device_model import DeviceModel
 from .launchers.attention import Attend, AttendPrompt
 from .launchers.cache import Append
-from .launchers.following import Following, keys_ahead
 from .launchers.matmul import Bias, Matmul, Rope
 from .launchers.matvec import Matvec, QkvMatvec, norms_itself
+from .launchers.prefetch import Prefetch, keys_ahead
 from .launchers.sample import Sample
 from .launchers.vectors import Norm, Normed, VectorKernels
 from .layout import TILE_ROWS, DeviceMatrix, Kind, Vectors
@@ -103,22 +103,22 @@ class Forward:
             # attention
             self._attend[layer.wo.group_size](
                 work.q, kv, work.rows, work.positions, n, n_positions, work.attention_parts, work.attention_counters,
-                work.attention, wo_input, self._asked(layer.wo),
+                work.attention, wo_input, self._prefetch(layer.wo),
             )  # fmt: skip
             # wo + residual -> ffn_norm
             if layer.wo_bias is not None:
                 self._bias(work.x, n, layer.wo_bias)
             few = self._matvec(n, layer.wo, ffn_norm.to, "residual")
-            few.residual(layer.wo, wo_input, work.x, work.counter, _fused(ffn_norm, n), self._asked(layer.w13))
+            few.residual(layer.wo, wo_input, work.x, work.counter, _fused(ffn_norm, n), self._prefetch(layer.w13))
             # w1 w3 -> silu *
             few = self._matvec(n, layer.w13, w2_input, "swiglu")
             few.swiglu(layer.w13, _normed(ffn_norm, n, work), work.gate_up, w2_input, work.group_counters,
-                       self._asked(layer.w2))  # fmt: skip
+                       self._prefetch(layer.w2))  # fmt: skip
             # w2 + residual -> the next layer's attention_norm, or norm
             few = self._matvec(n, layer.w2, following.to, "residual")
             is_wanted = wants_logits or following.to is not work.final
             few.residual(layer.w2, w2_input, work.x, work.counter, _fused(following, n) if is_wanted else None,
-                         self._asked(next_matrix))  # fmt: skip
+                         self._prefetch(next_matrix))  # fmt: skip
             norm = following
         if wants_logits:
             # output
@@ -184,9 +184,9 @@ class Forward:
         for pair in self._methods:
             self._matvec_of(pair, n)
 
-    def _asked(self, matrix: DeviceMatrix | None) -> Following | None:
-        """What a kernel asks for, if the next one reads this matrix."""
-        return None if matrix is None else Following.of(matrix, self._l2_bytes)
+    def _prefetch(self, matrix: DeviceMatrix | None) -> Prefetch | None:
+        """What a kernel prefetches, if the next one reads this matrix."""
+        return None if matrix is None else Prefetch.of(matrix, self._l2_bytes)
 
     def _norm(self, weight: Any, to: Vectors) -> Norm:
         return Norm(weight, self._config.norm_eps, to)

@@ -61,15 +61,15 @@ def step(card: Card, counted: Counted, position: int = 0, kv_bytes: int = 2, *, 
         return Node(
             name, matrix_bytes(type, parts, columns), sum(-(-rows // designs.TILE) for rows in parts) // tiles,
             designs.THREADS * flight, residents, per_weight * sum(parts) * columns,
-            tail=designs.add_up(WARPS) + tail, until_asking=designs.add_up(WARPS),
-            asked=0 if before else designs.asked(card, type, parts, columns),
+            tail=designs.add_up(WARPS) + tail, until_prefetch=designs.add_up(WARPS),
+            prefetched=0 if before else designs.prefetched_bytes(card, type, parts, columns),
         )  # fmt: skip
 
     store = Chain(l2=1)
-    attention = designs.attention(card, counted, position, kv_bytes, asks=not before)
+    attention = designs.attention(card, counted, position, kv_bytes, prefetches=not before)
     attention = replace(attention, n_bytes=TOKENS * attention.n_bytes, blocks=TOKENS * attention.blocks,
                         instructions=TOKENS * attention.instructions,
-                        asked=min(TOKENS * attention.asked, designs.of_cache(card)))  # fmt: skip
+                        prefetched=min(TOKENS * attention.prefetched, designs.of_cache(card)))  # fmt: skip
     layer = (
         product("qkv", "matvec_qkv", "q4", (DIM,) * 3, DIM, Chain(l2=3, alu=4)),
         attention,
@@ -82,7 +82,7 @@ def step(card: Card, counted: Counted, position: int = 0, kv_bytes: int = 2, *, 
     output = replace(output, instructions=2 * output.instructions)  # q8 is counted as q4 with twice the work
     largest = Chain(l2=VOCAB_SIZE / 1024 / 8, alu=VOCAB_SIZE / 1024 * 3, shuffles=10, barriers=1, shared=1)
     sample = Node("sample", 0, TOKENS, 0, 1, head=largest, tail=store)
-    first = (replace(layer[0], asked=0), *layer[1:])  # the embedding asks for nothing
+    first = (replace(layer[0], prefetched=0), *layer[1:])  # the embedding prefetches nothing
     return Step((embed, *first, *(layer * (N_LAYERS - 1)), output, sample), designs.AHEAD_US)
 
 

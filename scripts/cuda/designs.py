@@ -19,7 +19,7 @@ ATTEND_FLIGHT = 256 + 64  # keys that a thread loads before it needs the first, 
 LATE_FLIGHT = 128 + 64  # where the queries come first
 SPAN, CHUNK = 256, 64  # positions, as in attention.cu
 TILE = 32
-TILE_AHEAD, SHARE = 64 << 10, 4  # bytes of a tile, and part of the L2 cache, that are asked for: following.py
+TILE_AHEAD, SHARE = 64 << 10, 4  # bytes of a tile, and part of the L2 cache, that are prefetched: prefetch.py
 STAGED = 32  # groups that a warp adds up after the last barrier
 
 
@@ -35,7 +35,7 @@ class Design:
         early_keys: attention loads keys and values before it needs the queries, has a thread for each weight, and loads
             values while others are added up. Factors of all merges are found at once.
         ahead: the next step is given to the GPU before the host has the token.
-        asks: a kernel asks for the first bytes of the matrix that the next one reads.
+        prefetches: a kernel prefetches the first bytes of the matrix that the next one reads.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Design:
     half_tiles: bool = False
     early_keys: bool = False
     ahead: bool = False
-    asks: bool = False
+    prefetches: bool = False
 
 
 # Each adds something to the one before it. The last one is what the source has.
@@ -53,7 +53,7 @@ STAGES = (
     Design("half tiles", norms_at_head=True, half_tiles=True),
     Design("ahead", norms_at_head=True, half_tiles=True, ahead=True),
     Design("attention", norms_at_head=True, half_tiles=True, early_keys=True, ahead=True),
-    Design("prefetch", norms_at_head=True, half_tiles=True, early_keys=True, ahead=True, asks=True),
+    Design("prefetch", norms_at_head=True, half_tiles=True, early_keys=True, ahead=True, prefetches=True),
 )
 
 # The host gets the token, chooses what to do, and gives the next graph: an assumption for this project's Python.
@@ -86,12 +86,12 @@ def add_up(staged: int) -> Chain:
 
 
 def of_cache(card: Card) -> float:
-    """Return the bytes of the L2 cache that what is asked for may have."""
+    """Return the bytes of the L2 cache that what is prefetched may have."""
     return card.l2_mb * 2**20 / SHARE
 
 
-def asked(card: Card, type: str, parts: tuple[int, ...], columns: int) -> float:
-    """Return the bytes that are asked for of a matrix: every other kilobyte of the first codes of its tiles."""
+def prefetched_bytes(card: Card, type: str, parts: tuple[int, ...], columns: int) -> float:
+    """Return the bytes that are prefetched of a matrix: every other kilobyte of the first codes of its tiles."""
     tiles = min(sum(-(-rows // TILE) for rows in parts), int(of_cache(card) / TILE_AHEAD))
     return tiles * min(TILE_AHEAD, TILE * columns * int(type[1]) / 8 / 2)
 
@@ -119,14 +119,14 @@ def ours(card: Card, counted: Counted, design: Design, position: int = 0, kv_byt
             counted.residents(kernel, THREADS, card),
             counted.per_weight(kernel) * sum(parts) * columns,
             beside=_NORM_AT_HEAD if norm else Chain(), tail=add_up(halves * STAGED) + tail,
-            until_asking=Chain(barriers=1, l2=1 if name == "qkv" else 0),  # 15 of 16 warps do not add up
-            asked=asked(card, type, parts, columns) if design.asks else 0,
+            until_prefetch=Chain(barriers=1, l2=1 if name == "qkv" else 0),  # 15 of 16 warps do not add up
+            prefetched=prefetched_bytes(card, type, parts, columns) if design.prefetches else 0,
         )  # fmt: skip
 
     norm = _STORE if design.norms_at_head else Chain(l2=1) + _STORE + _NORM_BY_LAST  # and what was there before
     layer = (
         product("qkv", "matvec_qkv", "q4", (DIM,) * 3, DIM, Chain(l2=2, alu=4) + _STORE, normed=True),
-        attention(card, counted, position, kv_bytes, early=design.early_keys, asks=design.asks),
+        attention(card, counted, position, kv_bytes, early=design.early_keys, prefetches=design.prefetches),
         product("wo", "matvec_residual", "q4", (DIM,), DIM, norm, may_halve=True),
         product("w1 w3", "matvec_swiglu", "q4", (HIDDEN_DIM,) * 2, DIM, SWIGLU + _STORE, tiles=2, normed=True),
         product("w2", "matvec_residual", "q4", (DIM,), HIDDEN_DIM, norm, may_halve=True),
@@ -136,14 +136,14 @@ def ours(card: Card, counted: Counted, design: Design, position: int = 0, kv_byt
     output = replace(output, instructions=2 * output.instructions)  # q8 is counted as q4 with twice the work
     largest = Chain(l2=VOCAB_SIZE / 1024 / 8, alu=VOCAB_SIZE / 1024 * 3, shuffles=10, barriers=1, shared=1)
     sample = Node("sample", 0, 1, 0, 1, head=largest, tail=_STORE)
-    first = (replace(layer[0], asked=0), *layer[1:])  # the embedding asks for nothing
+    first = (replace(layer[0], prefetched=0), *layer[1:])  # the embedding prefetches nothing
     nodes = (embed, *first, *(layer * (N_LAYERS - 1)), output, sample)
     return Step(nodes, AHEAD_US if design.ahead else HOST_US)
 
 
 def attention(card: Card, counted: Counted, position: int, kv_bytes: int, *, early: bool = True,
-              asks: bool = True) -> Node:  # fmt: skip
-    """Return attention of one token. early, asks: see Design.early_keys, and Design.asks for its keys."""
+              prefetches: bool = True) -> Node:  # fmt: skip
+    """Return attention of one token. early, prefetches: see Design.early_keys, and Design.prefetches for its keys."""
     n_spans, last = position // SPAN + 1, min(position + 1, SPAN)
     chunks = -(-last // CHUNK)
     span, merge = _early_chains(n_spans, last, chunks) if early else _late_chains(n_spans, last, chunks)
@@ -153,7 +153,7 @@ def attention(card: Card, counted: Counted, position: int, kv_bytes: int, *, ear
         counted.residents("attend", SPAN_THREADS, card), 5 * n_bytes / kv_bytes,
         head=Chain(l2=1) if early else Chain(l2=2, barriers=1), beside=Chain(l2=1, barriers=1) if early else Chain(),
         tail=span + (merge if n_spans > 1 else Chain()) + Chain(alu=12, barriers=1) + QUANTIZE_GROUP + _STORE,
-        until_asking=span, asked=min(n_bytes / 4, of_cache(card)) if asks else 0,
+        until_prefetch=span, prefetched=min(n_bytes / 4, of_cache(card)) if prefetches else 0,
     )  # fmt: skip
 
 

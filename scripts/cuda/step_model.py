@@ -6,7 +6,7 @@
 A node is a kernel, or what lies between two barriers of a cooperative kernel. Its stream is what memory delivers: at
 the attainable bandwidth, or at what the loads that are in flight allow, if that is less. Head and tail are chains of
 operations of which each waits for the one before. A head beside the first load costs only what it is longer. A node may
-ask for bytes of the next one: they come from memory while it ends and while the next one begins, and lie in the L2
+prefetch bytes of the next one: they come from memory while it ends and while the next one begins, and lie in the L2
 cache then.
 """
 
@@ -80,8 +80,8 @@ class Node:
         beside: beside its first load.
         tail: after the last data have come.
         in_kernel: it begins after a barrier of all blocks, not as a kernel of its own.
-        until_asking: of the tail, what comes before the node asks for bytes of the next one.
-        asked: bytes that the node before asks for at most. As many that it does not ask for lie between them.
+        until_prefetch: of the tail, what comes before the node prefetches bytes of the next one.
+        prefetched: bytes that the node before prefetches at most. As many that it does not prefetch lie between them.
     """
 
     name: str
@@ -94,8 +94,8 @@ class Node:
     beside: Chain = field(default_factory=Chain)
     tail: Chain = field(default_factory=Chain)
     in_kernel: bool = False
-    until_asking: Chain = field(default_factory=Chain)
-    asked: float = 0
+    until_prefetch: Chain = field(default_factory=Chain)
+    prefetched: float = 0
 
     def flight(self, card: Card) -> float:
         """Bytes that are in flight for a multiprocessor at most, on average over all of them."""
@@ -121,11 +121,11 @@ class Node:
         return boundary + self.head.us(card) + max(first, self.beside.us(card))
 
     def cached(self, card: Card, before: Node | None) -> float:
-        """Bytes that the node before has asked for and that have come when the first data are there."""
-        if before is None or not self.asked:
+        """Bytes that the node before has prefetched and that have come when the first data are there."""
+        if before is None or not self.prefetched:
             return 0.0
-        asking = before.tail.us(card) - before.until_asking.us(card) + self.begin_us(card) - card.dram_ns / 1000
-        return min(self.asked, 1000 * card.attainable_gbs * max(0.0, asking))
+        asking = before.tail.us(card) - before.until_prefetch.us(card) + self.begin_us(card) - card.dram_ns / 1000
+        return min(self.prefetched, 1000 * card.attainable_gbs * max(0.0, asking))
 
     def us(self, card: Card, before: Node | None = None) -> float:
         """Microseconds from the end of the node before to the end of this one."""

@@ -1,4 +1,4 @@
-"""What kernels ask for ahead: bytes of what the next kernel of a step reads, and no other ones."""
+"""What kernels prefetch: bytes of what the next kernel of a step reads, and no other ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from helpers.gpu_layout import random_weight
 
 from pyllama2._cpu import CpuBackend
 from pyllama2._gpu import CudaBackend
-from pyllama2._gpu.launchers.following import RUN, TILE_AHEAD, Following, following_arguments, keys_ahead
+from pyllama2._gpu.launchers.prefetch import RUN, TILE_AHEAD, Prefetch, keys_ahead, prefetch_arguments
 from pyllama2._gpu.launchers.upload import Uploader
 from pyllama2.config import ModelConfig
 
@@ -25,7 +25,7 @@ L2_BYTES = 1 << 20
 
 
 def sectors(n_bytes: int, most: int) -> int:
-    """Sectors that are asked for of so many bytes: every other kilobyte, up to the most bytes."""
+    """Sectors that are prefetched of so many bytes: every other kilobyte, up to the most bytes."""
     places = [at // RUN * 2 * RUN + at % RUN for at in range(0, most, SECTOR)]
     return sum(place < n_bytes for place in places)
 
@@ -51,7 +51,7 @@ def steps(n: int, type: str, kv_dtype: str, mode: str) -> tuple[StandIn, list[La
 @pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
 @pytest.mark.parametrize("type", ["q4", "q8"])
 @pytest.mark.parametrize("n", [1, 3, 8])
-def test_a_kernel_asks_for_what_the_next_one_reads(n: int, type: str, kv_dtype: str) -> None:
+def test_a_kernel_prefetches_what_the_next_one_reads(n: int, type: str, kv_dtype: str) -> None:
     _, counts, gpu = steps(n, type, kv_dtype, "count")
     kernels = [count for count in counts if re.match(r"matvec|attend", count.kernel)]
     assert len(kernels) == 2 * 5 + 1
@@ -63,7 +63,7 @@ def test_a_kernel_asks_for_what_the_next_one_reads(n: int, type: str, kv_dtype: 
             key_bytes = 32 * config.head_dim * np.dtype(kv_dtype).itemsize
             wanted = n * config.n_kv_heads * sectors(key_bytes, keys_ahead(L2_BYTES, n, config.n_kv_heads))
         else:
-            following = Following.of(matrix, L2_BYTES)
+            following = Prefetch.of(matrix, L2_BYTES)
             assert following is not None
             wanted = following.tiles * sectors(matrix.codes.nbytes // matrix.tiles, TILE_AHEAD)
         assert kernel.instructions["prefetches"] == wanted > 0, kernel.kernel
@@ -71,7 +71,7 @@ def test_a_kernel_asks_for_what_the_next_one_reads(n: int, type: str, kv_dtype: 
 
 
 @pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
-def test_nothing_else_is_asked_for(kv_dtype: str) -> None:
+def test_nothing_else_is_prefetched(kv_dtype: str) -> None:
     """The emulator finds a prefetch beyond the end of an array."""
     cupy, *_ = steps(2, "q4", kv_dtype, "check")
     assert cupy.device.settings.checks
@@ -81,21 +81,21 @@ def test_a_small_cache_gets_a_part() -> None:
     if reason := missing_compiler():
         pytest.skip(reason)
     matrix = Uploader(StandIn()).matrix(random_weight("q4", 64, (32 * 20, 64)))
-    assert Following.of(matrix, 0) is None and Following.of(matrix, 4 * TILE_AHEAD - 1) is None
+    assert Prefetch.of(matrix, 0) is None and Prefetch.of(matrix, 4 * TILE_AHEAD - 1) is None
     for l2_bytes, tiles in ((4 * TILE_AHEAD, 1), (40 * TILE_AHEAD, 10), (400 * TILE_AHEAD, 20)):
-        following = Following.of(matrix, l2_bytes)
+        following = Prefetch.of(matrix, l2_bytes)
         assert following is not None and following.tiles == tiles
-        codes, tile_bytes, n = following_arguments(following)
+        codes, tile_bytes, n = prefetch_arguments(following)
         assert codes is matrix.codes and (tile_bytes, n) == (32 * 64 // 2, tiles)
     assert keys_ahead(4 << 20, 1, 8) == 128 << 10 and keys_ahead(4 << 20, 8, 8) == 16 << 10
     assert keys_ahead(100, 1, 8) == 0
 
 
-def test_float_matrices_are_not_asked_for() -> None:
+def test_float_matrices_are_not_prefetched() -> None:
     if reason := missing_compiler():
         pytest.skip(reason)
     matrix: Any = Uploader(StandIn()).matrix(random_weight("float16", 0, (64, 64)))
-    assert Following.of(matrix, 1 << 30) is None
+    assert Prefetch.of(matrix, 1 << 30) is None
 
 
 def test_the_kernels_have_these_numbers() -> None:

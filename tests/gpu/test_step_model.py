@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pyllama2._gpu.launchers import following
+from pyllama2._gpu.launchers import prefetch
 from pyllama2._gpu.launchers.attention import SPAN
 from pyllama2._gpu.launchers.vectors import THREADS
 
@@ -76,14 +76,14 @@ def test_a_head_beside_the_first_load_costs_what_it_is_longer() -> None:
     assert before.us(card) == pytest.approx(node.us(card) + 0.1)
 
 
-def test_what_is_asked_for_comes_between_two_streams() -> None:
+def test_what_is_prefetched_comes_between_two_streams() -> None:
     card = replace(of_4090(), n_sms=100, attainable_gbs=1000, l2_gbs=4000, dram_ns=500, l2_ns=100, node_us=1.0)
-    before = step_model.Node("x", 0, 1, 0, 1, tail=step_model.Chain(l2=20), until_asking=step_model.Chain(l2=5))
-    node = step_model.Node("y", 50e6, 1000, 64 << 10, 2, asked=10e6)
-    assert node.cached(card, None) == replace(node, asked=0).cached(card, before) == 0
-    # It asks 0.5 us after the last data, for 1.5 us; then there is a boundary, and the wait for the first data.
+    before = step_model.Node("x", 0, 1, 0, 1, tail=step_model.Chain(l2=20), until_prefetch=step_model.Chain(l2=5))
+    node = step_model.Node("y", 50e6, 1000, 64 << 10, 2, prefetched=10e6)
+    assert node.cached(card, None) == replace(node, prefetched=0).cached(card, before) == 0
+    # It begins 0.5 us after the last data, for 1.5 us; then there is a boundary, and the wait for the first data.
     assert node.cached(card, before) == pytest.approx(1000e3 * (1.5 + 1.0))
-    assert replace(node, asked=2e6).cached(card, before) == 2e6
+    assert replace(node, prefetched=2e6).cached(card, before) == 2e6
     assert node.us(card) - node.us(card, before) == pytest.approx(2.5)  # memory is never idle
     slow_cache = replace(card, l2_gbs=1500)  # both halves of twice 2.5 MB go through it
     assert node.us(slow_cache) - node.us(slow_cache, before) == pytest.approx(5.0 - 5e6 / 1500e3)
@@ -91,13 +91,13 @@ def test_what_is_asked_for_comes_between_two_streams() -> None:
     assert step.us(card) == pytest.approx(before.us(card) + node.us(card, before) + 3.0)
 
 
-def test_a_design_asks_for_all_but_the_first_matrix() -> None:
+def test_a_design_prefetches_all_but_the_first_matrix() -> None:
     attention, prefetch = (next(d for d in designs.STAGES if d.name == name) for name in ("attention", "prefetch"))
-    assert not any(node.asked for node in designs.ours(of_4090(), COUNTED, attention).nodes)
+    assert not any(node.prefetched for node in designs.ours(of_4090(), COUNTED, attention).nodes)
     for step in (designs.ours(of_4090(), COUNTED, prefetch, 4000), batches.step(of_4090(), COUNTED, 4000)):
-        assert {node.name for node in step.nodes if not node.asked} == {"embed", "qkv", "sample"}
-        assert [node.asked > 0 for node in step.nodes if node.name == "qkv"] == [False] + 31 * [True]
-        assert all(2 * node.asked <= node.n_bytes for node in step.nodes)
+        assert {node.name for node in step.nodes if not node.prefetched} == {"embed", "qkv", "sample"}
+        assert [node.prefetched > 0 for node in step.nodes if node.name == "qkv"] == [False] + 31 * [True]
+        assert all(2 * node.prefetched <= node.n_bytes for node in step.nodes)
 
 
 def test_blocks_on_a_multiprocessor() -> None:
@@ -129,7 +129,7 @@ def test_half_tiles_are_twice_the_blocks_where_multiprocessors_had_none() -> Non
 
 def test_designs_have_the_numbers_of_the_source() -> None:
     assert designs.THREADS == THREADS and designs.SPAN == SPAN
-    assert designs.TILE_AHEAD == following.TILE_AHEAD and designs.SHARE == following.SHARE
+    assert designs.TILE_AHEAD == prefetch.TILE_AHEAD and designs.SHARE == prefetch.SHARE
     kernels = {name: (ROOT / "pyllama2/_gpu/kernels" / f"{name}.cu").read_text() for name in ("attention", "common")}
     assert f"kChunk = {designs.CHUNK};" in kernels["attention"]
     assert f"kTileRows = {designs.TILE};" in kernels["common"]

@@ -339,7 +339,8 @@ __global__ void __launch_bounds__(kSpan, 2)
   __syncthreads();
   Outputs<kHeadDim, kQueries> gathered = {};
   attend_span<kHeadDim, kQueries, Code>(held, values, n, scratch, gathered);
-  if (token == 0) ask_for(next_tiles(ahead, ahead_tile_bytes, ahead_tiles), unit * n_spans + span, n_units * n_spans);
+  if (token == 0)
+    prefetch_share(next_tiles(ahead, ahead_tile_bytes, ahead_tiles), unit * n_spans + span, n_units * n_spans);
   float sums[Shares::kMine];
 #pragma unroll
   for (int k = 0; k < Shares::kMine; k++) sums[k] = scratch.sums[min(group + k * Shares::kGroups, kQueries - 1)];

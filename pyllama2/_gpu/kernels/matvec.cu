@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1, kRo
   const float before = mine ? *place : 0.0f;  // beside the first weights
   float total[1];
   product<kBits, kGroup, kColumns, 1, false, kRows>(codes, scales, x, {}, static_cast<int>(blockIdx.x), total);
-  ask_for(next_tiles(ahead, ahead_tile_bytes, ahead_tiles), blockIdx.x, gridDim.x);
+  prefetch_share(next_tiles(ahead, ahead_tile_bytes, ahead_tiles), blockIdx.x, gridDim.x);
   if (mine) *place = before + total[0];
   if (norm_weight == nullptr || !is_last_block(counter, gridDim.x)) return;
   const Quantized next = {next_codes, next_scales, next_offsets, (rows + kNextGroup - 1) / kNextGroup};
@@ -61,6 +61,6 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 2>::kB
   const NormInput normed = {unnormed, norm_weight, eps, dim};
   float total[2];
   product<kBits, kGroup, kColumns, 2, kNormed>(codes, scales, x, normed, 2 * static_cast<int>(blockIdx.x), total);
-  ask_for(next_tiles(ahead, ahead_tile_bytes, ahead_tiles), blockIdx.x, gridDim.x);
+  prefetch_share(next_tiles(ahead, ahead_tile_bytes, ahead_tiles), blockIdx.x, gridDim.x);
   finish_swiglu<kColumns, kNextBits, kNextGroup>(total, rows, gated, next_codes, next_scales, next_offsets, counters);
 }

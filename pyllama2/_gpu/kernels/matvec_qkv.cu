@@ -7,10 +7,10 @@
 
 namespace {
 
-// Asks for the block's share of the keys before each token, of most bytes for a head.
+// Prefetches the block's share of the keys before each token, of most bytes for a head.
 template <int kColumns, int kHeadDim, class Code>
-__device__ __forceinline__ void ask_for_keys(const Code* keys, int kv_dim, int n_positions, const int* rows,
-                                             const int* positions, unsigned most) {
+__device__ __forceinline__ void prefetch_keys(const Code* keys, int kv_dim, int n_positions, const int* rows,
+                                              const int* positions, unsigned most) {
   constexpr unsigned kKey = sizeof(Code) * kHeadDim;
   const int n_kv_heads = kv_dim / kHeadDim;
 #pragma unroll 1
@@ -18,8 +18,8 @@ __device__ __forceinline__ void ask_for_keys(const Code* keys, int kv_dim, int n
     const size_t head = static_cast<size_t>(rows[c]) * n_kv_heads;
     const unsigned blocks = (positions[c] + kKeyBlock - 1) / kKeyBlock;
     const char* first = reinterpret_cast<const char*>(keys + key_index<kHeadDim, Code>(head, n_positions, 0, 0));
-    ask_for({first, static_cast<size_t>(n_positions) * kKey, blocks * kKeyBlock * kKey, n_kv_heads, most}, blockIdx.x,
-            gridDim.x);
+    prefetch_share({first, static_cast<size_t>(n_positions) * kKey, blocks * kKeyBlock * kKey, n_kv_heads, most},
+                   blockIdx.x, gridDim.x);
   }
 }
 
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads, Plan<kBits, kGroup, kColumns, 1>::kB
   float total[1];
   product<kBits, kGroup, kColumns, 1, kNormed>(codes, scales, x, normed, static_cast<int>(blockIdx.x), total);
 
-  if (keys_ahead > 0) ask_for_keys<kColumns, kHeadDim>(keys, kv_dim, n_positions, rows, positions, keys_ahead);
+  if (keys_ahead > 0) prefetch_keys<kColumns, kHeadDim>(keys, kv_dim, n_positions, rows, positions, keys_ahead);
   const LayerCache<Code> cache = {keys, values, key_scales, value_scales, kv_dim / kHeadDim, n_positions};
   const QkvOutput<Code> to = {rope_table, rows, positions, q, kv, counters, cache, bias};
   finish_qkv_tile<kHeadDim, kColumns>(total[0], q_dim, kv_dim, to);

@@ -17,7 +17,7 @@ from ..layout import BITS, Shapes, Vectors
 from ..source import compile_module
 from .arguments import NULL, expect_at_least, integers
 from .cache import CODES
-from .following import Following, following_arguments
+from .prefetch import Prefetch, prefetch_arguments
 from .vectors import vector_arguments
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Attend(_Attention):
 
     def __call__(
         self, q: Any, cache: LayerCache, rows: Any, positions: Any, n: int, n_positions: int, parts: Any, counters: Any,
-        out: Any, to: Vectors, following: Following | None = None,
+        out: Any, to: Vectors, prefetch: Prefetch | None = None,
     ) -> None:  # fmt: skip
         """Launch the kernel.
 
@@ -109,7 +109,7 @@ class Attend(_Attention):
             parts, counters: the arrays of attend_arrays().
             out: (n, n_heads * head_dim) float32 for the result.
             to: vectors for the result, quantized.
-            following: what the next kernel reads. None: nothing is asked for.
+            prefetch: what the next kernel reads. None: nothing is prefetched.
         """
         spans = spans_of(n_positions)
         if to.columns != self._config.q_dim or to.group_size != self._group_size:
@@ -122,7 +122,7 @@ class Attend(_Attention):
             expect_at_least("parts", parts, "float32", n * self._config.n_heads * spans * (self._config.head_dim + 2))
         sizes = integers(self._config.n_kv_heads, cache.n_positions)
         arguments = (*inputs, *sizes, self._scale, parts, counters, out, np.int32(BITS[to.type]))
-        arguments += (*vector_arguments(to, n), *following_arguments(following))
+        arguments += (*vector_arguments(to, n), *prefetch_arguments(prefetch))
         self._kernel((spans, self._units, n), (SPAN,), arguments)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..layout import BITS, TILE_ROWS, DeviceMatrix, Kind, Vectors, is_float
 from ..source import compile_module
 from .arguments import NULL, expect, expect_at_least, integers
-from .following import Following, following_arguments
+from .prefetch import Prefetch, prefetch_arguments
 from .vectors import THREADS, Norm, Normed, norm_arguments, vector_arguments
 
 MAX_COLUMNS = 8
@@ -69,7 +69,7 @@ class Matvec:
     ) -> None:  # fmt: skip
         _check_columns(type, n_columns, norms)
         self.n_columns, self._to, self._input = n_columns, to or (type, group_size), Normed if norms else Vectors
-        self._asks = not is_float(type)  # for tiles of the next matrix
+        self._prefetches = not is_float(type)  # for tiles of the next matrix
         next_type, next_group_size = self._to
         prefix, own = _own(type, group_size, n_columns)
         normed = ("true",) if norms else ()
@@ -91,7 +91,7 @@ class Matvec:
 
     def residual(
         self, matrix: DeviceMatrix, x: Vectors, residual: Any, counter: Any, norm: Norm | None = None,
-        following: Following | None = None,
+        prefetch: Prefetch | None = None,
     ) -> None:  # fmt: skip
         """Add the products to residual, then norm it.
 
@@ -101,7 +101,7 @@ class Matvec:
             residual: (n_columns, rows) float32.
             counter: (1,) uint32, zero before and after.
             norm: of residual. None: no norm.
-            following: what the next kernel reads, to be asked for. Kernels of float matrices ask for nothing.
+            prefetch: what the next kernel reads, to be prefetched. Kernels of float matrices prefetch nothing.
         """
         weights, vectors = matrix_arguments(matrix, x, self.n_columns)
         (rows,) = matrix.parts
@@ -109,12 +109,12 @@ class Matvec:
         expect_at_least("counter", counter, "uint32", 1)
         normed = norm_arguments(norm, rows, self.n_columns, self._to[1])
         arguments = (*weights, *integers(rows, matrix.groups), *vectors, residual, *normed, counter)
-        arguments += following_arguments(following) if self._asks else ()
+        arguments += prefetch_arguments(prefetch) if self._prefetches else ()
         self._kernels["residual"]((-(-rows // self._rows),), (THREADS,), arguments)
 
     def swiglu(
         self, matrix: DeviceMatrix, x: Vectors | Normed, gated: Any, to: Vectors, counters: Any,
-        following: Following | None = None,
+        prefetch: Prefetch | None = None,
     ) -> None:  # fmt: skip
         """Compute silu(w1 x) * (w3 x), quantized.
 
@@ -124,7 +124,7 @@ class Matvec:
             gated: (n_columns, hidden_dim) float32 scratch.
             to: vectors for the result.
             counters: (groups of to,) uint32, zeros before and after.
-            following: as for residual().
+            prefetch: as for residual().
         """
         _check_input(x, self._input)
         weights, vectors = input_arguments(matrix, x, self.n_columns)
@@ -135,7 +135,7 @@ class Matvec:
         expect_at_least("counters", counters, "uint32", to.groups)
         target = vector_arguments(to, self.n_columns)
         arguments = (*weights, *integers(rows, matrix.groups), *vectors, gated, *target, counters)
-        arguments += following_arguments(following) if self._asks else ()
+        arguments += prefetch_arguments(prefetch) if self._prefetches else ()
         self._kernels["swiglu"]((matrix.tiles // 2,), (THREADS,), arguments)
 
 
@@ -200,7 +200,7 @@ class QkvMatvec:
             keys, values: of one layer, as in kernels/cache.cu.
             key_scales, value_scales: for int8, else None.
             bias: (q_dim + 2 kv_dim,) float32 of wq, wk and wv; None in models without.
-            keys_ahead: bytes of each head's earlier keys to ask for. Kernels of float matrices ask for nothing.
+            keys_ahead: bytes of each head's earlier keys to prefetch. Kernels of float matrices prefetch nothing.
         """
         _check_input(x, self._input)
         weights, vectors = input_arguments(matrix, x, self.n_columns)
