@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 from helpers.tiny_llama import write_tiny
 
 from pyllama2.analysis.benchmark import Spread
+from pyllama2.config import ModelConfig
 from pyllama2.errors import Pyllama2Error
 
 
@@ -25,7 +27,7 @@ def scripts() -> Iterator[dict[str, ModuleType]]:
         patch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
         yield {
             name: importlib.import_module(name)
-            for name in ("benchmarking", "bench_vs_llama_cpp", "engines", "llama_cpp_drafts")
+            for name in ("benchmarking", "bench_attention", "bench_vs_llama_cpp", "engines", "llama_cpp_drafts")
         }
 
 
@@ -153,11 +155,32 @@ def test_the_benchmark_of_servers_asks_for_a_model_that_is_there(
     assert json.loads(figures.read_text())["2 pyllama2"]["requests_per_s"]["median"] > 0
 
 
+def test_bench_attention_prints_a_line_for_each_type_of_keys(
+    scripts: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = scripts["bench_attention"]
+    monkeypatch.setattr(script.Arithmetic, "LOOPS", 1000)
+    arguments = ["--shapes", "tiny", "--tokens", "48", "--repeat", "1", "--models-dir", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["bench_attention.py", *arguments])
+    assert script.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = [re.match(r"tiny: heads of 16, (\w+): \d+ GFLOP/s of [1-9]\d*, \d+%", line) for line in lines]
+    assert [match and match[1] for match in found] == ["float16", "int8"]
+
+
+def test_operations_of_attention_are_those_of_the_positions_that_are_seen(scripts: dict[str, ModuleType]) -> None:
+    """A token at position p has products with p + 1 keys and as many values, and each product is 2 operations."""
+    config = ModelConfig(64, 192, 3, 4, 2, 16, 512, 256)
+    by_token = sum(3 * 4 * (position + 1) * 16 * 2 * 2 for position in range(48))
+    assert scripts["bench_attention"].operations_of(config, 48) == by_token
+
+
 @pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["bench_neighbour.py", "missing.bin"], 1, "bench_neighbour.py: there is no file or directory missing.bin"),
+        (["bench_attention.py", "--tokens", "0"], 2, "argument --tokens: '0' is not a positive integer"),
         (["bench_start.py", "-m", "missing.bin"], 1, "bench_start.py: missing.bin: No such file or directory"),
         (["draft_costs.py", "missing.bin", "b.bin"], 1, "draft_costs.py: there is no file or directory missing.bin"),
         (["many_cores.py", "missing.bin"], 1, "many_cores.py: there is no file or directory missing.bin"),

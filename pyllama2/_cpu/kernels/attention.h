@@ -240,16 +240,18 @@ TARGET_INLINE void NAME(softmax)(float* scores, int n, const float* scales, floa
   for (int v = 0; v < NAME(vectors); v++) most[v] = wide_set(-INFINITY), total[v] = wide_zero_float();
   for (int s = 0; s < n; s += KEY_BLOCK)
     for (int v = 0; v < NAME(vectors); v++) most[v] = wide_max(most[v], wide_load(scores + s + v * WIDE_ROWS));
-  *maximum = NAME(largest)(most);
+  const float largest = NAME(largest)(most);
+  const WIDE shift = wide_set(largest);
 #pragma GCC unroll 2
   for (int s = 0; s < n; s += KEY_BLOCK)
     for (int v = 0; v < NAME(vectors); v++) {
       float* score = scores + s + v * WIDE_ROWS;
-      WIDE weight = NAME(exp2)(wide_sub(wide_load(score), wide_set(*maximum)));
+      WIDE weight = NAME(exp2)(wide_sub(wide_load(score), shift));
       total[v] = wide_add(total[v], weight);
       if (scales) weight = wide_mul(weight, wide_load(scales + s + v * WIDE_ROWS));
       wide_store(score, weight);
     }
+  *maximum = largest;
   *sum = NAME(total)(total);
 }
 
@@ -278,9 +280,18 @@ TARGET static void NAME(value_block)(const CacheSpan* span, const AttentionTile*
 #undef CALL
 }
 
-TARGET static const void* NAME(widen_cached)(const CacheSpan* span, const void* p, int64_t n, float* wide) {
-#define CALL(KIND) \
-  for (int64_t i = 0; i < n; i += WIDE_ROWS) wide_store(wide + i, NAME(load_cached)(p, i, KIND))
+/* n cached numbers as float32. What is read afterwards lies ahead bytes further. */
+TARGET_INLINE void NAME(widen_kind)(const char* p, int64_t ahead, int64_t n, const int KIND, float* wide) {
+  const int SIZE = NAME(item_size)(KIND);
+  for (int64_t i = 0; i < n; i += WIDE_ROWS) {
+    if (i * SIZE % 64 == 0) __builtin_prefetch(p + i * SIZE + ahead);
+    wide_store(wide + i, NAME(load_cached)(p, i, KIND));
+  }
+}
+
+TARGET static const void* NAME(widen_cached)(const CacheSpan* span, const void* p, int64_t ahead, int64_t n,
+                                             float* wide) {
+#define CALL(KIND) NAME(widen_kind)(p, ahead, n, KIND, wide)
   FOR_KIND(span->kind, CALL);
 #undef CALL
   return wide;
@@ -297,7 +308,7 @@ TARGET static void NAME(attend)(const CacheSpan* span, const AttentionTile* tile
     int n = last - first < BLOCK ? last - first : BLOCK;
     int64_t ahead = first + n < last ? BLOCK * key_bytes : values - keys;
     int64_t numbers = (n + KEY_BLOCK - 1) / KEY_BLOCK * KEY_BLOCK * span->head_dim;
-    const void* source = widen ? NAME(widen_cached)(span, keys, numbers, tile->wide) : keys;
+    const void* source = widen ? NAME(widen_cached)(span, keys, ahead, numbers, tile->wide) : keys;
     NAME(score_block)(span, tile, first, source, widen ? 0 : ahead, kind);
   }
   for (int c = 0; c < tile->n; c++)
@@ -306,7 +317,7 @@ TARGET static void NAME(attend)(const CacheSpan* span, const AttentionTile* tile
   for (int first = 0; first < last; first += BLOCK, values += BLOCK * value_bytes) {
     int n = last - first < BLOCK ? last - first : BLOCK;
     int64_t ahead = first + n < last ? BLOCK * value_bytes : keys - values;
-    const void* source = widen ? NAME(widen_cached)(span, values, n * span->value_dim, tile->wide) : values;
+    const void* source = widen ? NAME(widen_cached)(span, values, ahead, n * span->value_dim, tile->wide) : values;
     NAME(value_block)(span, tile, first, source, widen ? 0 : ahead, kind);
   }
 }
