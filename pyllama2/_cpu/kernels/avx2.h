@@ -92,7 +92,7 @@ TARGET static void narrow_f16_avx2(const float* x, uint16_t* y, int64_t n) {
 #define WIDE_STEPS(isa) \
   .attend = attend_##isa, .merge_spans = merge_spans_##isa, .quantize_columns_q4 = quantize_columns_q4_##isa
 
-static const Kernels kernels_avx2 = {.name = "avx2", PRODUCTS(24, 24, 24), AVX2_STEPS, WIDE_STEPS(avx2)};
+static const Kernels kernels_avx2 = {.name = "avx2", PRODUCTS(32, 24, 32), AVX2_STEPS, WIDE_STEPS(avx2)};
 
 /* Some versions of GCC and Clang do not know the name f16c, so the CPU is asked. */
 static inline int cpu_has_avx2(void) {
