@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from importlib.resources import files
 from pathlib import Path
 
 from ..errors import CheckpointError
@@ -11,7 +10,7 @@ from ..errors import CheckpointError
 
 def demo_path() -> str:
     """The path of the bundled model."""
-    return str(files("pyllama2.data") / "stories.bin")
+    return str(Path(__file__).parents[1] / "data" / "stories.bin")
 
 
 def smollm2_path() -> str:
