@@ -148,15 +148,17 @@ class Forward:
             wo_input, w2_input = work.wo_input[layer.wo.kind], work.w2_input[layer.w2.kind]
             # attention_norm -> wq wk wv -> biases
             vectors[attention_input.group_size].rms_norm(work.x, n, self._norm(layer.attention_norm, attention_input))
-            outputs = (work.q, work.k, work.v)
-            for matrix, bias, out in zip(layer.wq_wk_wv, layer.wq_wk_wv_bias, outputs, strict=True):
-                self._matmul[matrix.kind](matrix, attention_input, n, out)
-                if bias is not None:
-                    self._bias(out, n, bias)
+            self._matmul[layer.wqkv.kind].qkv(layer.wqkv, attention_input, n, work.q, work.kv)
+            k, v = work.kv.reshape(-1)[: 2 * n * config.kv_dim].reshape(2, n, config.kv_dim)
+            if layer.wqkv_bias is not None:
+                q_dim, kv_dim = config.q_dim, config.kv_dim
+                self._bias(work.q, n, layer.wqkv_bias[:q_dim])
+                self._bias(k, n, layer.wqkv_bias[q_dim : q_dim + kv_dim])
+                self._bias(v, n, layer.wqkv_bias[q_dim + kv_dim :])
             # rope -> kv append
             self._rope(work.q, n, config.q_dim, config.head_dim, work.rope_table, work.positions)
-            self._rope(work.k, n, config.kv_dim, config.head_dim, work.rope_table, work.positions)
-            self._append(work.k, work.v, work.rows, work.positions, n, kv)
+            self._rope(k, n, config.kv_dim, config.head_dim, work.rope_table, work.positions)
+            self._append(k, v, work.rows, work.positions, n, kv)
             # attention
             self.attend_prompt(work.q, kv, work.rows, work.positions, n, work.tiles, n_tiles, work.attention)
             # wo + residual

@@ -26,7 +26,7 @@ class Workspace:
     With hands_over, put_hidden() and fetch_hidden() can be used.
 
     Attributes:
-        x: (n_tokens, dim) float32, the residual stream. q, k, v, attention, gate_up and logits are float32 arrays, too.
+        x: (n_tokens, dim) float32, the residual stream. q, kv, attention, gate_up and logits are float32 arrays, too.
         normed: vectors, the input of wqkv and w13, quantized or sorted for them. wo_input and w2_input are the input of
             wo and w2. There are vectors of each kind that these matrices have in some layer.
         final: vectors, the input of output.
@@ -47,7 +47,6 @@ class Workspace:
         self.max_seq_len, self.n_tokens = max_seq_len, max(n_tokens, DECODE_TOKENS)
         self.nbytes = sum(int(array.nbytes) for array in arrays.values())
         self.x, self.q, self.kv, self.attention = (arrays[name] for name in ("x", "q", "kv", "attention"))
-        self.k, self.v = self.kv[0], self.kv[1]
         self.gate_up, self.logits, self.rope_table = (arrays[name] for name in ("gate_up", "logits", "rope_table"))
         copy_to(cupy, rope_table(config, max_seq_len), self.rope_table)
         self.attention_parts, self.attention_counters = arrays["attention.parts"], arrays["attention.counters"]

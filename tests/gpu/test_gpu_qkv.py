@@ -11,7 +11,7 @@ from helpers.gpu_layout import Floats, device_vectors, random_vectors, random_we
 from numpy.typing import NDArray
 
 from pyllama2._cpu.matrix import MatrixProduct
-from pyllama2._gpu.launchers.matmul import Matmul, Rope, part_of
+from pyllama2._gpu.launchers.matmul import Matmul, Rope
 from pyllama2._gpu.launchers.matvec import QkvMatvec
 from pyllama2._gpu.launchers.upload import Uploader
 from pyllama2._gpu.launchers.vectors import Normed, VectorKernels
@@ -113,7 +113,7 @@ def test_queries_and_cache(
         assert not stored[i].transpose(0, 2, 1, 3)[~written].any()
 
     # The kernels of prompts give the same queries.
-    apart = cupy.empty((n, q_dim), np.float32)
-    Matmul(cupy, type, group_size, 80)(part_of(matrix, 0), vectors, n, apart)
+    apart, kv = cupy.empty((n, q_dim), np.float32), cupy.empty((2, n, kv_dim), np.float32)
+    Matmul(cupy, type, group_size, 80).qkv(matrix, vectors, n, apart, kv)
     Rope(cupy)(apart, n, q_dim, head_dim, device_turns, device_positions)
     assert apart.get().tobytes() == expected_q.tobytes()

@@ -6,24 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from ..layout import BITS, TILE_ROWS, DeviceMatrix, Vectors, is_float
+from ..layout import BITS, DeviceMatrix, Vectors, is_float
 from ..source import compile_module
-from .arguments import expect_at_least, integers
+from .arguments import NULL, expect_at_least, integers
 from .matvec import matrix_arguments
 
 _THREADS = 256
 _BLOCK_TILES = 2
 _FIRST_MMA = 75  # the first compute capability with such tensor cores
-
-
-def part_of(matrix: DeviceMatrix, i: int) -> DeviceMatrix:
-    """Return part i of a matrix whose parts lie one after the other, as wq, wk and wv do. It is not a copy."""
-    first = sum(-(-rows // TILE_ROWS) for rows in matrix.parts[:i])
-    tiles = slice(first, first + -(-matrix.parts[i] // TILE_ROWS))
-    return DeviceMatrix(
-        matrix.type, matrix.parts[i : i + 1], matrix.columns, matrix.group_size, matrix.codes[tiles],
-        None if matrix.scales is None else matrix.scales[tiles],
-    )  # fmt: skip
 
 
 class Matmul:
@@ -59,16 +49,41 @@ class Matmul:
         Raises:
             ValueError: matrix, x and out do not go together.
         """
-        weights, vectors = matrix_arguments(matrix, x, n)
-        parts = len(matrix.parts)
         if len(set(matrix.parts)) != 1:
             raise ValueError("a product takes one matrix, or several of the same size that lie in turns")
         expect_at_least("out", out, "float32", n * sum(matrix.parts))
+        self._launch(matrix, len(matrix.parts), x, n, out, accumulate, NULL, 0)
+
+    def qkv(self, matrix: DeviceMatrix, x: Vectors, n: int, q: Any, kv: Any) -> None:
+        """Launch the kernel for wq, wk and wv.
+
+        Args:
+            matrix: the three, one after the other.
+            x: the vectors.
+            n: number of vectors.
+            q: (n, q_dim) float32 for the products of wq.
+            kv: (2, n, kv_dim) float32 for those of wk and wv.
+
+        Raises:
+            ValueError: matrix, x, q and kv do not go together.
+        """
+        if len(matrix.parts) != 3 or matrix.parts[1] != matrix.parts[2]:
+            raise ValueError("the matrix must be wq, wk and wv")
+        expect_at_least("q", q, "float32", n * matrix.parts[0])
+        expect_at_least("kv", kv, "float32", 2 * n * matrix.parts[1])
+        self._launch(matrix, 1, x, n, q, False, kv, matrix.parts[1])
+
+    def _launch(
+        self, matrix: DeviceMatrix, parts: int, x: Vectors, n: int, out: Any, accumulate: bool, kv: Any, kv_rows: int
+    ) -> None:
+        """Launch the kernel; parts: how many matrices go to out."""
+        weights, vectors = matrix_arguments(matrix, x, n)
         grid = (-(-matrix.tiles // _BLOCK_TILES), -(-n // self._block_vectors))
         if self._is_float:
             grid = grid[::-1]
         sizes = integers(matrix.tiles, matrix.parts[0], parts, matrix.groups)
-        self._kernel(grid, (self._threads,), (*weights, *sizes, *vectors, np.int32(n), out, np.int32(accumulate)))
+        target = np.int32(n), out, np.int32(accumulate), kv, np.int32(kv_rows)
+        self._kernel(grid, (self._threads,), (*weights, *sizes, *vectors, *target))
 
 
 class Rope:
