@@ -1,4 +1,4 @@
-"""Products of matrices with many vectors, biases, and rotation, for prompts."""
+"""Products of matrices with many vectors, for prompts, and biases."""
 
 from __future__ import annotations
 
@@ -84,29 +84,6 @@ class Matmul:
         sizes = integers(matrix.tiles, matrix.parts[0], parts, matrix.groups)
         target = np.int32(n), out, np.int32(accumulate), kv, np.int32(kv_rows)
         self._kernel(grid, (self._threads,), (*weights, *sizes, *vectors, *target))
-
-
-class Rope:
-    """Rotation of queries and keys."""
-
-    def __init__(self, cupy: Any) -> None:
-        self._kernel = compile_module(cupy, ["rope"], []).get_function("rope")
-
-    def __call__(self, x: Any, n: int, width: int, head_dim: int, rope_table: Any, positions: Any) -> None:
-        """Rotate x in place.
-
-        Args:
-            x: (n, width) float32.
-            n: number of tokens.
-            width: n_heads * head_dim, or n_kv_heads * head_dim.
-            head_dim: of the heads.
-            rope_table: (max_seq_len, head_dim / 2, 2) float32.
-            positions: (n,) int32 of the tokens.
-        """
-        expect_at_least("x", x, "float32", n * width)
-        expect_at_least("positions", positions, "int32", n)
-        blocks = max(1, min(64, width // 512))
-        self._kernel((n, blocks), (_THREADS,), (x, rope_table, positions, *integers(width, head_dim)))
 
 
 class Bias:
