@@ -271,10 +271,8 @@ def workspace_arrays(config: ModelConfig, quantization: Quantization, max_seq_le
         "rope_table": ("float32", (max_seq_len, config.head_dim // 2, 2)),
         "inputs": ("int32", (INPUTS, many)),
         "x": ("float32", (many, dim)),
-        "q": ("float32", (many, q_dim)),
-        "kv": ("float32", (2, many, kv_dim)),
-        "attention": ("float32", (many, q_dim)),
-        "gate_up": ("float32", (many, 2, hidden_dim)),
+        # Queries, keys, values and attention; then, when these are not needed any more, gate and up.
+        "scratch": ("float32", (many * max(2 * q_dim + 2 * kv_dim, 2 * hidden_dim),)),
         "logits": ("float32", (few, config.vocab_size)),
         "draws": ("uint64", (few, DRAW_WORDS)),
         "sampled": ("int32", (few,)),
