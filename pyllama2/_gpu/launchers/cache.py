@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ...config import ModelConfig
 from ..source import compile_module
 from .arguments import NULL, expect_at_least, integers
-
-if TYPE_CHECKING:
-    from ..cache import LayerCache
 
 CODES = {"float16": "__half", "int8": "signed char"}
 _THREADS, _FINISH_THREADS = 128, 256
@@ -32,7 +29,7 @@ class FinishQkv:
         self._kernel = compile_module(cupy, ["qkv_prompt"], [name]).get_function(name)
 
     def __call__(
-        self, q: Any, kv: Any, n: int, bias: Any, rope_table: Any, rows: Any, positions: Any, cache: LayerCache
+        self, q: Any, kv: Any, n: int, bias: Any, rope_table: Any, rows: Any, positions: Any, cache: Any
     ) -> None:
         """Launch the kernel.
 
@@ -43,7 +40,7 @@ class FinishQkv:
             bias: (q_dim + 2 kv_dim,) float32 of wq, wk and wv; None in models without.
             rope_table: (max_seq_len, head_dim / 2, 2) float32, cosine and sine of each position and pair.
             rows, positions: (n,) int32 of the tokens.
-            cache: of one layer, for the keys and values.
+            cache: the LayerCache for the keys and values.
         """
         config = self._config
         expect_at_least("q", q, "float32", n * config.q_dim)
