@@ -42,7 +42,6 @@ from .step_graphs import StepGraphs
 from .steps_ahead import SampledStep, StepsAhead
 from .workspace import Workspace
 
-CHUNK = 256  # tokens of a prompt that are computed together
 _NO_TILES = np.empty((0, 2), np.int32)
 _MOST_LEFT_OVER = 6  # arrays of a cache and a workspace that are large, and need not fill the last GRANULE
 _T = TypeVar("_T")
@@ -143,33 +142,34 @@ class CudaBackend(Stage):
         with self._turn():
             planned = self.plan(n_rows, max_seq_len)
             planned.check()
-            if self._has_workspace(max_seq_len):
+            if self._has_workspace(max_seq_len, planned.chunk):
                 arguments = self._cupy, self.config, n_rows, max_seq_len, self.kv_dtype, self._turn
                 cache = _allocated(lambda: CudaKVCache(*arguments))
                 if cache is not None:
                     return cache
             raise planned.refused(_free_bytes(self._cupy))
 
-    def _has_workspace(self, max_seq_len: int) -> bool:
-        """Provide a workspace for sequences of so many tokens. False if CUDA refuses; the old one is still there then.
+    def _has_workspace(self, max_seq_len: int, chunk: int) -> bool:
+        """Provide a workspace for sequences of so many tokens, and for at most so many tokens of a prompt.
 
-        The old one is freed first. Its pieces are given back, or CuPy would cut arrays from them, and could not give
-        back the rest.
+        False if CUDA refuses; the old one is still there then. It is freed first. Its pieces are given back, or CuPy
+        would cut arrays from them, and could not give back the rest.
         """
-        now = 0 if self._work is None else self._work.max_seq_len
-        if now >= max_seq_len:
+        old = (0, chunk) if self._work is None else (self._work.max_seq_len, self._work.n_tokens)
+        wanted = max(max_seq_len, old[0]), chunk
+        if old[0] == wanted[0] and old[1] <= chunk:
             return True
         self._graphs.clear()
         self._work = None
-        for length in (max_seq_len, now):
+        for sizes in (wanted, old):
             self._cupy.get_default_memory_pool().free_all_blocks()
-            if length:
-                arguments = self._cupy, self.config, self.quantization, length, CHUNK
+            if sizes[0]:
+                arguments = self._cupy, self.config, self.quantization, *sizes
                 hands_over = len(self.layers) < self.layers.n
                 self._work = _allocated(partial(Workspace, *arguments, hands_over=hands_over))
             if self._work is not None:
-                break
-        return self._work is not None and self._work.max_seq_len >= max_seq_len
+                return sizes == wanted
+        return False
 
     def kv_cache_bytes(self, n_rows: int, max_seq_len: int) -> int:
         """Return the bytes of the device that new_cache() would take."""
@@ -181,13 +181,15 @@ class CudaBackend(Stage):
         with self._device:
             free = _free_bytes(self._cupy)
         free += taken_bytes(bytes_of({"": shape}) for shapes in self._resident() for shape in shapes.values())
-        return plan(self.config, self.quantization, n_rows, max_seq_len, self.kv_dtype, CHUNK, free, self.layers)
+        arguments = self.config, self.quantization, n_rows, max_seq_len, self.kv_dtype
+        return plan(*arguments, free_bytes=free, layers=self.layers)
 
     def _resident(self) -> list[Shapes]:
         """The arrays that are on the device without caches."""
         shapes = list(weight_arrays(self.config, self.quantization, self.layers).values())
         if self._work is not None:
-            shapes.append(workspace_arrays(self.config, self.quantization, self._work.max_seq_len, CHUNK))
+            sizes = self._work.max_seq_len, self._work.n_tokens
+            shapes.append(workspace_arrays(self.config, self.quantization, *sizes))
         return shapes
 
     def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
@@ -202,7 +204,7 @@ class CudaBackend(Stage):
         logits = np.empty((len(batch.outputs), self.config.vocab_size), np.float32)
         after = np.empty((0 if self.layers.outputs else n, self.config.dim), np.float32)
         with self._turn():
-            for chunk, wanted, part in batch.chunks(CHUNK):
+            for chunk, wanted, part in batch.chunks(self._workspace().n_tokens):
                 if hidden is not None:
                     self._workspace().put_hidden(hidden[chunk])
                 compute = self._few if len(part.tokens) <= DECODE_TOKENS else self._many
@@ -367,7 +369,7 @@ class CudaBackend(Stage):
 def _usual_plan(model: StoredModel, kv_dtype: str | None, free_bytes: int, layers: Layers | None) -> Plan:
     """Plan the model with one sequence of the usual length."""
     context = min(model.config.max_seq_len, USUAL_CONTEXT)
-    return plan(model.config, model.quantization, 1, context, kv_dtype, CHUNK, free_bytes, layers)
+    return plan(model.config, model.quantization, 1, context, kv_dtype, free_bytes=free_bytes, layers=layers)
 
 
 def _device(cupy: Any, device: int | None) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ from numpy.typing import NDArray
 
 from ..backend.stages import Layers
 from ..storage.model_file import StoredModel
-from .launchers.matmul import part_of
 from .launchers.upload import Uploader
 from .layout import DeviceMatrix, copy_to, kind_of
 
@@ -31,20 +29,6 @@ class DeviceLayer:
     w2: DeviceMatrix
     wqkv_bias: Any = None
     wo_bias: Any = None
-
-    @cached_property
-    def wq_wk_wv(self) -> tuple[DeviceMatrix, ...]:
-        """The parts of wqkv. They are not copies."""
-        return tuple(part_of(self.wqkv, i) for i in range(3))
-
-    @cached_property
-    def wq_wk_wv_bias(self) -> tuple[Any, ...]:
-        """The parts of wqkv_bias. They are not copies. None for each in models without."""
-        if self.wqkv_bias is None:
-            return None, None, None
-        q_dim, kv_dim, _ = self.wqkv.parts
-        bias = self.wqkv_bias
-        return bias[:q_dim], bias[q_dim : q_dim + kv_dim], bias[q_dim + kv_dim :]
 
 
 @dataclass(frozen=True)

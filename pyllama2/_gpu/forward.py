@@ -4,7 +4,7 @@
                    The launches do not depend on the tokens, so that a graph of them serves all steps. One token is
                    normed by the products with q4 and q8 matrices that need it; several tokens, and those for float
                    matrices, are normed by the kernels that make them.
-    prompt_chunk   more tokens: a kernel for each step.
+    prompt_chunk   more tokens: ten kernels a layer, or eleven with a bias of wo.
 
 Both give the same bits.
 """
@@ -19,8 +19,8 @@ from .availability import Processor
 from .cache import CudaKVCache
 from .device_model import DeviceModel
 from .launchers.attention import Attend, AttendPrompt
-from .launchers.cache import Append
-from .launchers.matmul import Bias, Matmul, Rope
+from .launchers.cache import FinishQkv
+from .launchers.matmul import Bias, Matmul
 from .launchers.matvec import Matvec, QkvMatvec, norms_itself
 from .launchers.prefetch import Prefetch, keys_ahead
 from .launchers.sample import Sample
@@ -54,7 +54,7 @@ class Forward:
         self._vectors = {size: VectorKernels(cupy, size, *table.kind) for size in sizes}
         self._attend = {size: Attend(cupy, config, kv_dtype, size) for size in attention_sizes}
         self._matmul = {kind: Matmul(cupy, *kind, processor.compute_capability) for kind in kinds}
-        self._rope, self._append = Rope(cupy), Append(cupy, config.head_dim, kv_dtype)
+        self._finish_qkv = FinishQkv(cupy, config, kv_dtype)
         self._bias = Bias(cupy)
         self._sample_kernel = Sample(cupy)
         self.attend_prompt = AttendPrompt(cupy, config, kv_dtype)
@@ -139,24 +139,18 @@ class Forward:
             n_tiles: number of tiles in work.
             work: scratch memory, in which Workspace.put() has put the inputs.
         """
-        config, model, vectors = self._config, self._model, self._vectors
+        model, vectors = self._model, self._vectors
         # embed
         if model.embeds:
             vectors[model.output.group_size].embed(model.tok_embeddings, work.tokens, n, work.x)
         for layer, kv in zip(model.layers, cache.layers, strict=True):
             attention_input, ffn_input = work.normed[layer.wqkv.kind], work.normed[layer.w13.kind]
             wo_input, w2_input = work.wo_input[layer.wo.kind], work.w2_input[layer.w2.kind]
-            # attention_norm -> wq wk wv -> biases
+            # attention_norm -> wq wk wv
             vectors[attention_input.group_size].rms_norm(work.x, n, self._norm(layer.attention_norm, attention_input))
-            outputs = (work.q, work.k, work.v)
-            for matrix, bias, out in zip(layer.wq_wk_wv, layer.wq_wk_wv_bias, outputs, strict=True):
-                self._matmul[matrix.kind](matrix, attention_input, n, out)
-                if bias is not None:
-                    self._bias(out, n, bias)
-            # rope -> kv append
-            self._rope(work.q, n, config.q_dim, config.head_dim, work.rope_table, work.positions)
-            self._rope(work.k, n, config.kv_dim, config.head_dim, work.rope_table, work.positions)
-            self._append(work.k, work.v, work.rows, work.positions, n, kv)
+            self._matmul[layer.wqkv.kind].qkv(layer.wqkv, attention_input, n, work.q, work.kv)
+            # biases -> rope -> kv append
+            self._finish_qkv(work.q, work.kv, n, layer.wqkv_bias, work.rope_table, work.rows, work.positions, kv)
             # attention
             self.attend_prompt(work.q, kv, work.rows, work.positions, n, work.tiles, n_tiles, work.attention)
             # wo + residual

@@ -41,6 +41,7 @@ _SMALL = 1 << 20
 _ALIGNMENT = 512
 
 DECODE_TOKENS = 8  # most tokens of one step of decoding
+CHUNKS = (512, 256)  # tokens of a prompt that are computed together: the first that fits
 INPUTS = 6  # numbers of each token: its id, row and position, an output, two of a tile
 _CONTEXT_STEP = 32
 
@@ -76,7 +77,8 @@ class Plan:
     Attributes:
         arrays: all arrays.
         kv_dtype: of the cache: what was asked for, or the choice of plan().
-        n_rows, max_seq_len, chunk: as in plan().
+        n_rows, max_seq_len: as in plan().
+        chunk: tokens of a prompt that are computed together: what was asked for, or the choice of plan().
         driver_bytes: what CUDA takes besides its context.
         free_bytes: free bytes of the device when CUDA has its context. None: not known.
         problem: None when all fits, else one sentence with the numbers and what would fit.
@@ -153,7 +155,7 @@ def plan(
     n_rows: int,
     max_seq_len: int,
     kv_dtype: str | None = None,
-    chunk: int = 256,
+    chunk: int | None = None,
     free_bytes: int | None = None,
     layers: Layers | None = None,
 ) -> Plan:
@@ -165,23 +167,25 @@ def plan(
         n_rows: sequences of the cache.
         max_seq_len: longest sequence in tokens.
         kv_dtype: "float16" or "int8". None: float16, or int8 if only that fits.
-        chunk: tokens of a prompt that are computed together.
+        chunk: tokens of a prompt that are computed together. None: the first of CHUNKS that fits. A smaller chunk is
+            taken before int8 is.
         free_bytes: free bytes of the device when CUDA has its context. None: do not check whether it fits.
         layers: which layers a part has. None: it is the whole model.
 
     Raises:
         ValueError: kv_dtype is another, or a number is below 1.
     """
-    if n_rows < 1 or max_seq_len < 1 or chunk < 1:
+    if n_rows < 1 or max_seq_len < 1 or (chunk is not None and chunk < 1):
         raise ValueError("n_rows, max_seq_len and chunk must be at least 1")
     if kv_dtype is not None:
         check_kv_dtype(kv_dtype, DTYPES)
+    dtypes, chunks = DTYPES if kv_dtype is None else (kv_dtype,), CHUNKS if chunk is None else (chunk,)
     reason = unsupported(config)
     if reason is not None:
-        return Plan((), kv_dtype or DTYPES[0], n_rows, max_seq_len, chunk, 0, free_bytes, reason)
-    plans = [_arranged(config, quantization, n_rows, max_seq_len, dtype, chunk, free_bytes, layers)
-             for dtype in (DTYPES if kv_dtype is None else (kv_dtype,))]  # fmt: skip
-    return next((found for found in plans if found.problem is None), plans[0])
+        return Plan((), dtypes[0], n_rows, max_seq_len, chunks[0], 0, free_bytes, reason)
+    plans = {(dtype, n): _arranged(config, quantization, n_rows, max_seq_len, dtype, n, free_bytes, layers)
+             for dtype in dtypes for n in chunks}  # fmt: skip
+    return next((found for found in plans.values() if found.problem is None), plans[dtypes[0], chunks[-1]])
 
 
 def _arranged(
@@ -267,10 +271,8 @@ def workspace_arrays(config: ModelConfig, quantization: Quantization, max_seq_le
         "rope_table": ("float32", (max_seq_len, config.head_dim // 2, 2)),
         "inputs": ("int32", (INPUTS, many)),
         "x": ("float32", (many, dim)),
-        "q": ("float32", (many, q_dim)),
-        "kv": ("float32", (2, many, kv_dim)),
-        "attention": ("float32", (many, q_dim)),
-        "gate_up": ("float32", (many, 2, hidden_dim)),
+        # Queries, keys, values and attention; then, when these are not needed any more, gate and up.
+        "scratch": ("float32", (many * max(2 * q_dim + 2 * kv_dim, 2 * hidden_dim),)),
         "logits": ("float32", (few, config.vocab_size)),
         "draws": ("uint64", (few, DRAW_WORDS)),
         "sampled": ("int32", (few,)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,9 @@ class Workspace:
     With hands_over, put_hidden() and fetch_hidden() can be used.
 
     Attributes:
-        x: (n_tokens, dim) float32, the residual stream. q, k, v, attention, gate_up and logits are float32 arrays, too.
+        x: (n_tokens, dim) float32, the residual stream. logits are float32, too.
+        q, attention, kv, gate_up: float32, room for n_tokens. gate_up lies where the others do: they are not needed any
+            more when it is.
         normed: vectors, the input of wqkv and w13, quantized or sorted for them. wo_input and w2_input are the input of
             wo and w2. There are vectors of each kind that these matrices have in some layer.
         final: vectors, the input of output.
@@ -46,9 +49,10 @@ class Workspace:
         arrays = allocate(cupy, shapes)
         self.max_seq_len, self.n_tokens = max_seq_len, max(n_tokens, DECODE_TOKENS)
         self.nbytes = sum(int(array.nbytes) for array in arrays.values())
-        self.x, self.q, self.kv, self.attention = (arrays[name] for name in ("x", "q", "kv", "attention"))
-        self.k, self.v = self.kv[0], self.kv[1]
-        self.gate_up, self.logits, self.rope_table = (arrays[name] for name in ("gate_up", "logits", "rope_table"))
+        self.x, self.logits, self.rope_table = (arrays[name] for name in ("x", "logits", "rope_table"))
+        ends = self.n_tokens * np.cumsum([0, config.q_dim, config.q_dim, 2 * config.kv_dim])
+        self.q, self.attention, self.kv = (arrays["scratch"][first:end] for first, end in pairwise(ends.tolist()))
+        self.gate_up = arrays["scratch"]
         copy_to(cupy, rope_table(config, max_seq_len), self.rope_table)
         self.attention_parts, self.attention_counters = arrays["attention.parts"], arrays["attention.counters"]
         counters = arrays["counters"]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .._cpu import CpuBackend
 from .._gpu import CudaBackend
+from .._gpu.planner import CHUNKS
 from ..backend.base import AMID_A_STEP, Backend, BackendFacts, Batch
 from ..backend.kv_cache import KVCache
 from ..backend.stages import Stage, part_of
@@ -22,7 +23,7 @@ from ..storage.model_file import StoredModel
 from .cache import StagedKVCache
 from .placement import GpuName, Place, place
 
-CHUNK = 256  # tokens of a prompt that go through all devices together
+CHUNK = CHUNKS[0]  # tokens of a prompt that go through all devices together
 _KV_DTYPE = "float16"
 
 

@@ -22,7 +22,6 @@ from .bandwidth import ReadBandwidth, step_seconds
 
 CONTEXT = 4096  # tokens, that memory is planned for
 _KV_DTYPE = "float16"
-_GPU_CHUNK = 256  # tokens of a prompt that the CUDA backend takes at a time
 _MODELS = {
     "1.1B": ModelConfig(2048, 5632, 22, 32, 4, 64, vocab_size=32000, max_seq_len=CONTEXT),
     "7B": ModelConfig(4096, 11008, 32, 32, 32, 128, vocab_size=32000, max_seq_len=CONTEXT),
@@ -159,7 +158,7 @@ def _on_a_gpu(gpu: Gpu) -> Iterator[Prospect]:
     for name, config in _MODELS.items():
         for quant in ("q4", "q8"):
             way = Quantization.of(quant)
-            planned = plan(config, way, 1, CONTEXT, _KV_DTYPE, _GPU_CHUNK, gpu.free_bytes)
+            planned = plan(config, way, 1, CONTEXT, _KV_DTYPE, free_bytes=gpu.free_bytes)
             peak = gpu.peak_gb_per_s
             speed = None if peak is None else peak * 1e9 / _read_bytes(config, way)
             yield Prospect(name, quant, "cuda", planned.total, planned.problem is None, speed)

@@ -35,21 +35,21 @@ def several(counted: dict[int, Counted]) -> str:
 def prompts(counted: dict[int, Counted]) -> str:
     """Return how long a chunk of a prompt takes, which share of the int8 peak that is, and what the products wait for.
 
-    The last columns are shares of the time of the product of wq.
+    The last columns are shares of the time of the product of wq, wk and wv.
     """
     head = ["card", "before: products, ms", "of the peak", "now: products, ms", "of the peak", "chunk, ms",
             "of the peak", "tokens/s", "tensor cores", "instructions", "shared memory"]  # fmt: skip
     rows = []
     for card in CARDS:
-        chunk = batches.chunk(card, counted[card.sm])
-        old = batches.chunk(card, counted[card.sm], before=True)
-        before, products, us = old.products_us(card), chunk.products_us(card), chunk.us(card)
-        wq = chunk.products[0]
-        group = wq.group_cycles(card) / wq.together(card)
+        chunk, old = batches.chunk(card, counted[card.sm]), batches.products_before(card)
+        before, us = batches.products_us(old, card), chunk.us(card)
+        now = batches.products_us(chunk.products, card)
+        wqkv = chunk.products[0]
+        group = wqkv.group_cycles(card, wqkv.together(card)) / wqkv.together(card)
         rows.append([
-            card.name, f"{before / 1000:.1f}", f"{chunk.peak(card, before):.0%}", f"{products / 1000:.1f}",
-            f"{chunk.peak(card, products):.0%}", f"{us / 1000:.1f}", f"{chunk.peak(card, us):.0%}",
-            f"{batches.CHUNK / us * 1e6:.0f}",
-            *(f"{cycles / group:.0%}" for cycles in wq.units(card)),
+            card.name, f"{before / 1000:.1f}", f"{batches.peak(old, card, before):.0%}", f"{now / 1000:.1f}",
+            f"{batches.peak(chunk.products, card, now):.0%}", f"{us / 1000:.1f}",
+            f"{batches.peak(chunk.products, card, us):.0%}", f"{batches.CHUNK / us * 1e6:.0f}",
+            *(f"{cycles / group:.0%}" for cycles in wqkv.units(card)),
         ])  # fmt: skip
     return table(head, rows)

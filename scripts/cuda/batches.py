@@ -15,7 +15,8 @@ from llama_7b import DIM, GROUP, HEAD_DIM, HIDDEN_DIM, N_HEADS, N_LAYERS, VOCAB_
 from prompt_model import Product
 from step_model import LANES, Chain, Node, Step
 
-TOKENS, CHUNK = 8, 256  # of a step, and of a chunk of a prompt
+TOKENS, CHUNK = 8, 512  # of a step, and of a chunk of a prompt
+CHUNK_BEFORE = 256  # what it was before; wq, wk and wv were a product each
 WARPS = designs.THREADS // 32
 LAUNCH_US = 8.0  # for the host to give a kernel to the GPU, if it is not in a graph: an assumption
 _ATTENTION_LANES = 2.0  # lane-instructions for a product of a query's and a key's, or a weight's and a value's, number
@@ -105,32 +106,37 @@ class Chunk:
     others_us: float
     launches: int
 
-    def products_us(self, card: Card) -> float:
-        """Microseconds of the products."""
-        return sum(product.us(card) for product in self.products)
-
     def us(self, card: Card) -> float:
         """Microseconds of the chunk: what the GPU takes, or the host for giving it the kernels."""
-        return max(self.products_us(card) + self.others_us, self.launches * LAUNCH_US)
-
-    def peak(self, card: Card, us: float) -> float:
-        """Return the share of the int8 peak of the data sheet that the products are, if they take so long."""
-        return sum(2 * product.multiplications for product in self.products) / us / 1e6 / card.int8_tops
+        return max(products_us(self.products, card) + self.others_us, self.launches * LAUNCH_US)
 
 
-def chunk(card: Card, counted: Counted, *, before: bool = False) -> Chunk:
-    """Return the first 256 tokens of a prompt; before: with the kernels that there were before."""
+def products_us(products: tuple[Product, ...], card: Card) -> float:
+    """Return the microseconds of some products."""
+    return sum(product.us(card) for product in products)
 
-    def product(rows: int, columns: int) -> Product:
-        sizes = rows, columns, CHUNK
-        return Product.before(card, *sizes) if before else Product.counted(counted, card, *sizes)
 
-    layer = (*(product(DIM, DIM) for _ in range(4)), product(2 * HIDDEN_DIM, DIM), product(DIM, HIDDEN_DIM))
+def peak(products: tuple[Product, ...], card: Card, us: float) -> float:
+    """Return the share of the int8 peak of the data sheet that some products are, if they take so long."""
+    return sum(2 * product.multiplications for product in products) / us / 1e6 / card.int8_tops
+
+
+def products_before(card: Card) -> tuple[Product, ...]:
+    """Return the products of as many tokens as a chunk has now, by the kernels and chunks that there were before."""
+    sizes = (*((DIM, DIM) for _ in range(4)), (2 * HIDDEN_DIM, DIM), (DIM, HIDDEN_DIM))
+    layer = tuple(Product.before(card, rows, columns, CHUNK_BEFORE) for rows, columns in sizes)
+    return layer * N_LAYERS * (CHUNK // CHUNK_BEFORE)
+
+
+def chunk(card: Card, counted: Counted) -> Chunk:
+    """Return the first chunk of a prompt."""
+    sizes = (3 * DIM, DIM), (DIM, DIM), (2 * HIDDEN_DIM, DIM), (DIM, HIDDEN_DIM)
+    layer = tuple(Product.counted(counted, card, rows, columns, CHUNK) for rows, columns in sizes)
     numbers, hidden = CHUNK * DIM, CHUNK * HIDDEN_DIM
-    # Two norms, rotation of q and k, appended k and v, attention, its quantization, silu: bytes read and written.
-    n_bytes = (2 * 5 + 2 * 8 + 2 * 6 + 8 + 5) * numbers + 9 * hidden
+    # Two norms, q rotated, k and v put into the cache, attention, its quantization, silu: bytes read and written.
+    n_bytes = (2 * 5 + 8 + 2 * 6 + 8 + 5) * numbers + 9 * hidden
     scores = N_HEADS * CHUNK * (CHUNK + 1) / 2
     attention = 2 * scores * HEAD_DIM * _ATTENTION_LANES / (card.n_sms * LANES * card.clock_ghz * 1000)
     others = n_bytes / card.attainable_gbs / 1000 + attention
-    kernels = len(layer) + 9
+    kernels = len(layer) + 6
     return Chunk(layer * N_LAYERS, N_LAYERS * (others + kernels * card.node_us), N_LAYERS * kernels + 1)

@@ -84,11 +84,11 @@ def expressions(columns: range) -> dict[str, list[str]]:
                       for head_dim, (queries, group), code in product(HEAD_DIMS, ATTENTION, CODES)],
         "attention_prompt": [f"attend_prompt<{head_dim}, {queries}, {code}>"
                              for head_dim, queries, code in product(HEAD_DIMS, (1, 3, 8), CODES)],
-        "cache": [f"append<{rest}>" for rest in heads],
         "cache_rows": [f"copy_prefix<{rest}>" for rest in heads],
         "matmul": [f"matmul<{bits}, {group}>" for bits, group in FORMATS],
         "matmul_mma": [f"matmul_mma<{bits}, {group}>" for bits, group in FORMATS],
         "prompt": [f"swiglu_quantize<{group}>" for group in GROUPS],
+        "qkv_prompt": [f"finish_qkv<{rest}>" for rest in heads],
         "rope": [],
         "sample": [],
         "upload": [f"arrange_numbers<{number}>" for number in ("unsigned short", "unsigned")],

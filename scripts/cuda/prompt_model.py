@@ -8,8 +8,11 @@ multiplies it, and adds the result to its totals.
     group     busy, + what the block waits: for the data, at barriers, for operations that need each other
     groups    of all blocks of a multiprocessor together: at least busy for each of them
 
-If copies run ahead by some groups, the block waits for data only as long as these groups do not take. A whole product
-is its rounds of blocks; it takes at least as long as its bytes from memory and from the L2 cache.
+If copies run ahead by some groups, the block waits for data only as long as these groups do not take.
+
+A multiprocessor gets new blocks as others end, and at most ceil(blocks / multiprocessors) of them. It has as many at a
+time as fit on it, and in the end those that are left over. These are fewer, so they take less time. A whole product
+takes at least as long as its bytes from memory and from the L2 cache.
 """
 
 from __future__ import annotations
@@ -109,18 +112,18 @@ class Product:
         issued = tiling.warps * loop.instructions * 32 / LANES
         return products / a_clock, issued, tiling.warps * loop.shared_cycles
 
-    def group_cycles(self, card: Card) -> float:
-        """Cycles from a group to the next one, of all blocks that a multiprocessor has together."""
+    def group_cycles(self, card: Card, together: int) -> float:
+        """Cycles from a group to the next one, of so many blocks that a multiprocessor has at a time."""
         tiling, busy = self.tiling, self.busy_cycles(card)
         waits = tiling.barriers * BARRIER_CYCLES + SHARED_CYCLES + tiling.chained + 3 * ALU_CYCLES
         arrives = card.dram_ns * card.clock_ghz  # the first block that needs a weight waits for memory, which is idle
         data = max(0.0, arrives - tiling.ahead * (busy + waits))
-        return max(self.together(card) * busy, busy + waits + data)
+        return max(together * busy, busy + waits + data)
 
     def us(self, card: Card) -> float:
         """Microseconds of the product."""
         groups = self.columns / GROUP
-        computing = self._rounds(card) * groups * self.group_cycles(card) / card.clock_ghz / 1000
+        computing = groups * self.rounds_cycles(card) / card.clock_ghz / 1000
         weights = self.rows * self.columns * (0.5 + 2 / GROUP)
         inputs, outputs = self.n * self.columns * (1 + 8 / GROUP), 4 * self.rows * self.n
         memory = (weights + inputs + outputs) / card.attainable_gbs / 1000
@@ -128,12 +131,19 @@ class Product:
         limits = sorted((computing, memory, staged / card.l2_gbs / 1000))
         return limits[2] + OVERLAP * limits[1] + card.node_us
 
-    def _blocks(self) -> int:
-        return math.ceil(self.rows / self.tiling.rows) * math.ceil(self.n / self.tiling.vectors)
-
     def together(self, card: Card) -> int:
-        """Blocks that a multiprocessor has at a time."""
-        return min(self.resident, math.ceil(self._blocks() / card.n_sms))
+        """Blocks that a multiprocessor has at a time, as long as there are enough."""
+        return min(self.resident, self._blocks_of_one(card))
 
-    def _rounds(self, card: Card) -> int:
-        return math.ceil(self._blocks() / card.n_sms / self.together(card))
+    def rounds_cycles(self, card: Card) -> float:
+        """Cycles of one group in each round of the multiprocessor that has most blocks, summed up.
+
+        Rounds are full, except for the last one, which has what is left over.
+        """
+        together = self.together(card)
+        full, left = divmod(self._blocks_of_one(card), together)
+        return full * self.group_cycles(card, together) + (self.group_cycles(card, left) if left else 0.0)
+
+    def _blocks_of_one(self, card: Card) -> int:
+        blocks = math.ceil(self.rows / self.tiling.rows) * math.ceil(self.n / self.tiling.vectors)
+        return math.ceil(blocks / card.n_sms)

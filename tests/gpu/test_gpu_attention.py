@@ -11,9 +11,9 @@ from helpers.gpu_attention import Floats, config_of, cpu_kernels, expected_atten
 from helpers.gpu_layout import SMALLEST_SCALE, assert_quantized
 
 from pyllama2._cpu.cache import CpuKVCache
-from pyllama2._gpu.cache import CudaKVCache
+from pyllama2._gpu.cache import CudaKVCache, LayerCache
 from pyllama2._gpu.launchers.attention import Attend, AttendPrompt, attend_arrays, queries_of
-from pyllama2._gpu.launchers.cache import Append
+from pyllama2._gpu.launchers.cache import FinishQkv
 from pyllama2._gpu.layout import Vectors, allocate
 from pyllama2.config import ModelConfig
 from pyllama2.errors import ClosedError
@@ -243,6 +243,16 @@ def test_queries_of_a_block_divide_those_of_a_key_head() -> None:
         assert queries_of(config_of(heads)) == expected
 
 
+def append(
+    cupy: Any, config: ModelConfig, dtype: str, k: Floats, v: Floats, rows: Any, positions: Any, cache: LayerCache
+) -> None:
+    """Append keys and values (n, n_kv_heads, head_dim), without biases, by angles of 0."""
+    q, kv = cupy.zeros(len(k) * config.q_dim, np.float32), cupy.asarray(np.stack([k, v]))
+    turns = np.zeros((40, config.head_dim // 2, 2), np.float32)
+    turns[..., 0] = 1
+    FinishQkv(cupy, config, dtype)(q, kv, len(k), None, cupy.asarray(turns), rows, positions, cache)
+
+
 @pytest.mark.parametrize("dtype", KV_DTYPES)
 @pytest.mark.parametrize("head_dim", [6, 8, 48, 64, 80, 128])
 def test_appended_numbers_are_those_of_the_cpu(cupy: Any, head_dim: int, dtype: str) -> None:
@@ -256,7 +266,7 @@ def test_appended_numbers_are_those_of_the_cpu(cupy: Any, head_dim: int, dtype: 
     k[6], k[7] = k[6] * 1e-37, k[7] * 1e-35
     v[5] *= 1e4
     rows, positions = (cupy.asarray(np.asarray(a, np.int32)) for a in ([1] * 34, range(34)))
-    Append(cupy, head_dim, dtype)(cupy.asarray(k), cupy.asarray(v), rows, positions, 34, cache.layers[0])
+    append(cupy, config, dtype, k, v, rows, positions, cache.layers[0])
     saved = cache.save_row(1, 34)
     for name, numbers in (("keys", k), ("values", v)):
         numbers = numbers.transpose(1, 0, 2)
@@ -280,7 +290,7 @@ def test_a_vector_with_nan_stays_visible(cupy: Any) -> None:
         x = np.ones((1, 1, 64), np.float32)
         x[0, 0, 40] = bad
         zero = cupy.asarray(np.zeros(1, np.int32))
-        Append(cupy, 64, "int8")(cupy.asarray(x), cupy.asarray(x), zero, zero, 1, cache.layers[0])
+        append(cupy, config, "int8", x, x, zero, zero, cache.layers[0])
         assert np.isnan(Single(cupy, cache, config, 1)(queries(config, 1), [0], [0])).all()
 
 

@@ -26,8 +26,7 @@ from helpers.tiny import CONFIGS, GQA, MHA, quantized_model, random_weights
 from helpers.tiny_llama import PROMPTS, write_tiny
 
 from pyllama2 import Llama
-from pyllama2._gpu import CudaBackend
-from pyllama2._gpu.backend import CHUNK
+from pyllama2._gpu import CudaBackend, planner
 from pyllama2.backend.base import Backend, Batch
 from pyllama2.config import ModelConfig
 from pyllama2.errors import ClosedError, NumericalError
@@ -107,8 +106,9 @@ def test_the_result_of_a_token_depends_on_its_sequence_alone(kv_dtype: str) -> N
 
 
 @pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
-def test_chunks_of_a_long_prompt_and_steps_behind_it(kv_dtype: str) -> None:
+def test_chunks_of_a_long_prompt_and_steps_behind_it(kv_dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts beyond a chunk, and steps whose grids have 1, 2 and 3 spans of 256 positions."""
+    monkeypatch.setattr(planner, "CHUNKS", (256,))
     cpu, gpu = pair(make_model(LONG), kv_dtype)
     tokens = random_tokens(LONG, 600)
     outputs = np.array([0, 255, 256, 540, 541, 99, 541], np.int32)
@@ -116,18 +116,19 @@ def test_chunks_of_a_long_prompt_and_steps_behind_it(kv_dtype: str) -> None:
         ours, theirs = gpu.new_cache(2, 700), cpu.new_cache(2, 700)
         prompt = Batch(*(np.asarray(a, np.int32) for a in (tokens[:length], [1] * length, range(length))),
                        outputs[outputs < length])  # fmt: skip
-        assert length > CHUNK or len(prompt.outputs) == 2
+        assert length > 256 or len(prompt.outputs) == 2
         assert_same_logits(cpu, cpu.forward(prompt, theirs), gpu.forward(prompt, ours))
         for at in range(length, length + 4):
             step = Batch.of_sequence(tokens[at : at + 1], 1, at)
             assert_same_logits(cpu, cpu.forward(step, theirs), gpu.forward(step, ours))
 
 
-def test_chunks_end_in_a_few_tokens() -> None:
+def test_chunks_end_in_a_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last chunk of a prompt is a step of decoding when it is that short."""
+    monkeypatch.setattr(planner, "CHUNKS", (20,))
     cpu, gpu = pair(make_model(LONG), "float16")
-    batch = Batch.of_sequence(random_tokens(LONG, CHUNK + 3), outputs="last")
-    assert_same_logits(cpu, cpu.forward(batch, cpu.new_cache(1, 300)), gpu.forward(batch, gpu.new_cache(1, 300)))
+    batch = Batch.of_sequence(random_tokens(LONG, 43), outputs="last")
+    assert_same_logits(cpu, cpu.forward(batch, cpu.new_cache(1, 50)), gpu.forward(batch, gpu.new_cache(1, 50)))
 
 
 @pytest.mark.parametrize("kv_dtype", ["float16", "int8"])

@@ -14,7 +14,7 @@ from helpers.gpu_backend import (
 from helpers.tiny import BIASES, CONFIGS, GQA, MHA, TIED, quantized_model, random_weights
 from pretended_driver import Machine
 
-from pyllama2._gpu import CudaBackend
+from pyllama2._gpu import CudaBackend, planner
 from pyllama2._gpu.planner import plan
 from pyllama2.backend.base import Batch
 from pyllama2.config import ModelConfig
@@ -54,7 +54,8 @@ def test_steps_of_1_to_8_tokens(n: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("gpu")
-def test_a_prompt_of_more_than_a_chunk() -> None:
+def test_a_prompt_of_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "CHUNKS", (256,))
     assert_cpus_logits(make_model(HEADS_64, "float16", 0), "float16", [[300], [1], [20]], 330)
 
 

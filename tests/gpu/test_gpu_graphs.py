@@ -14,7 +14,7 @@ from pretended_driver import Machine
 
 from pyllama2._gpu import CudaBackend
 from pyllama2._gpu.launchers.attention import Attend
-from pyllama2._gpu.planner import CONTEXT_BYTES, GRAPHS
+from pyllama2._gpu.planner import CHUNKS, CONTEXT_BYTES, GRAPHS, plan
 from pyllama2.backend.base import Batch
 from pyllama2.config import ModelConfig
 from pyllama2.errors import BackendUnavailableError, Pyllama2Error
@@ -224,7 +224,8 @@ def test_int8_is_taken_where_only_that_fits() -> None:
     model, driver = make_model(replace(DEEP, n_layers=16)), pretended()
     with driver.machine():
         assert CudaBackend(model).kv_dtype == "float16"
-        needed = {kind: CudaBackend(model, kv_dtype=kind).plan(1, 2048).needed for kind in ("float16", "int8")}
+        needed = {kind: plan(model.config, model.quantization, 1, 2048, kind, CHUNKS[-1]).needed
+                  for kind in ("float16", "int8")}  # fmt: skip
     with driver.machine(total_bytes=needed["float16"] - 1):
         assert CudaBackend(model).kv_dtype == "int8"
         with pytest.raises(Pyllama2Error, match="float16 keys and values of 2048 tokens"):

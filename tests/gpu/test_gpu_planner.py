@@ -13,6 +13,7 @@ from pyllama2._gpu.cache import CudaKVCache
 from pyllama2._gpu.launchers.upload import Uploader
 from pyllama2._gpu.layout import DeviceMatrix
 from pyllama2._gpu.planner import (
+    CHUNKS,
     CONTEXT_BYTES,
     GRANULE,
     GRAPH_NODE_BYTES,
@@ -36,15 +37,16 @@ Q4 = Quantization.of("q4")
 
 
 def for_7b(
-    kv_dtype: str | None = None, free_bytes: int | None = None, max_seq_len: int = 4096, n_rows: int = 1
-) -> Plan:
-    return plan(LLAMA2_7B, Q4, n_rows, max_seq_len, kv_dtype, free_bytes=free_bytes)
+    kv_dtype: str | None = None, free_bytes: int | None = None, max_seq_len: int = 4096, n_rows: int = 1,
+    chunk: int | None = None,
+) -> Plan:  # fmt: skip
+    return plan(LLAMA2_7B, Q4, n_rows, max_seq_len, kv_dtype, chunk, free_bytes)
 
 
-@pytest.mark.parametrize(("kv_dtype", "most"), [("float16", 6.0), ("int8", 5.0)])
-def test_7b_fits_into_6_gb(kv_dtype: str, most: float) -> None:
-    found = for_7b(kv_dtype)
-    assert found.problem is None and found.total <= most * GIB
+@pytest.mark.parametrize(("kv_dtype", "memory", "chunk"), [("float16", 6, 512), ("int8", 5, 512), ("int8", 4.97, 256)])
+def test_7b_fits_into_6_gb(kv_dtype: str, memory: float, chunk: int) -> None:
+    found = for_7b(kv_dtype, int(memory * GIB) - CONTEXT_BYTES)
+    assert found.problem is None and found.total <= memory * GIB and found.chunk == chunk
     assert found.total == sum(array.nbytes for array in found.arrays) + CONTEXT_BYTES + found.driver_bytes
     # Code and stacks of the kernels; graphs of 5 kernels a layer, two more, and one that samples; what is left over.
     # In each layer these are 1 MiB of w13's codes, 0.5 of w2's, and 2.5 of the scales of wqkv, w13 and w2.
@@ -102,13 +104,28 @@ def test_the_plan_is_what_is_allocated(cupy: Any, name: str, type: str, kv_dtype
         assert cupy.device.exact_bytes == found.allocated
 
 
-def test_int8_is_picked_where_only_that_fits() -> None:
-    full, small = for_7b("float16"), for_7b("int8")
-    assert for_7b(None, full.needed).kv_dtype == "float16"
-    picked = for_7b(None, full.needed - 1)
-    assert picked.kv_dtype == "int8" and picked.problem is None
-    assert for_7b(None, small.needed).problem is None
-    assert for_7b(None, small.needed - 1).problem is not None
+def test_a_smaller_chunk_comes_before_int8() -> None:
+    """So what fitted with chunks of the smallest size fits with the same type."""
+    sizes = [(dtype, chunk) for dtype in ("float16", "int8") for chunk in CHUNKS]
+    needed = {size: for_7b(size[0], chunk=size[1]).needed for size in sizes}
+    assert sorted(needed.values(), reverse=True) == list(needed.values())
+    for (dtype, chunk), enough in needed.items():
+        picked = for_7b(None, enough)
+        assert (picked.kv_dtype, picked.chunk, picked.problem) == (dtype, chunk, None)
+        assert for_7b(dtype, enough).chunk == chunk
+    assert for_7b().chunk == CHUNKS[0]
+    refused = for_7b(None, needed["int8", CHUNKS[-1]] - 1)
+    assert refused.problem is not None
+    # Its numbers are those of the least that float16 needs.
+    assert (refused.kv_dtype, refused.needed) == ("float16", needed["float16", CHUNKS[-1]])
+    asked_for = for_7b("float16", needed["float16", CHUNKS[0]] - 1, chunk=CHUNKS[0])
+    assert asked_for.problem is not None and asked_for.chunk == CHUNKS[0]
+
+
+def test_a_chunk_of_512_takes_31_mib_more() -> None:
+    """By hand: float32 x, gate and up; codes, scales and offsets of inputs. q, k, v and attention lie in gate's."""
+    numbers = 4 * (4096 + 2 * 11008) + (2 * 4096 + 11008) + 8 * (2 * 4096 + 11008) // 64 + 4 * 6
+    assert for_7b(chunk=512).parts["workspace"] - for_7b(chunk=256).parts["workspace"] == 256 * numbers
 
 
 def test_the_sentence_names_numbers_and_what_would_fit() -> None:

@@ -13,10 +13,10 @@ from helpers.gpu_layout import device_vectors, random_vectors, random_weight
 
 from pyllama2._cpu.matrix import MatrixProduct
 from pyllama2._gpu import source
-from pyllama2._gpu.launchers.matmul import Matmul, part_of
+from pyllama2._gpu.launchers.matmul import Matmul
 from pyllama2._gpu.launchers.upload import Uploader
 from pyllama2._gpu.launchers.vectors import VectorKernels
-from pyllama2._gpu.layout import Vectors
+from pyllama2._gpu.layout import FLOAT_GROUP, Vectors
 
 FORMATS = [(type, group_size) for type in ("q4", "q8") for group_size in (32, 64, 128)]
 
@@ -57,20 +57,53 @@ def test_matrices_that_lie_together(cupy: Any, compute_capability: int) -> None:
     x, uploader = random_vectors(n, columns), Uploader(cupy)
     vectors = device_vectors(cupy, VectorKernels(cupy, 32, "float32"), x, "q4", 32)
     matmul = Matmul(cupy, "q4", 32, compute_capability)
-    weights = [random_weight("q4", 32, (rows, columns), i) for i, rows in enumerate((48, 24, 24))]
-    together = uploader.matrix(*weights)
-    for i, weight in enumerate(weights):
-        out = cupy.empty((n, weight.shape[0]), np.float32)
-        matmul(part_of(together, i), vectors, n, out)
-        assert out.get().tobytes() == MatrixProduct(weight, n)(x).tobytes()
-    with pytest.raises(ValueError, match="one matrix, or several of the same size"):
-        matmul(together, vectors, n, cupy.empty((n, 96), np.float32))
-
     gate, up = (random_weight("q4", 32, (100, columns), i) for i in (4, 5))
     out = cupy.empty((n, 2, 100), np.float32)
     matmul(uploader.matrix(gate, up, in_turns=True), vectors, n, out)
     assert out.get()[:, 0].tobytes() == MatrixProduct(gate, n)(x).tobytes()
     assert out.get()[:, 1].tobytes() == MatrixProduct(up, n)(x).tobytes()
+
+
+# Rows of wq, and of wk and wv: GQA and MHA; the last tile of each is full, or has few rows; a block has tiles of two.
+QKV_ROWS = [(48, 24), (32, 32), (160, 40), (70, 33), (24, 72)]
+
+
+@pytest.mark.parametrize("rows", QKV_ROWS, ids=str)
+@pytest.mark.parametrize(("type", "group_size", "compute_capability"), [
+    ("q4", 32, 70), ("q4", 64, 75), ("q4", 64, 80), ("q8", 32, 70), ("q8", 32, 80), ("float16", FLOAT_GROUP, 80),
+    ("float32", FLOAT_GROUP, 80),
+])  # fmt: skip
+def test_wq_wk_wv_in_one_launch(
+    cupy: Any, type: str, group_size: int, compute_capability: int, rows: tuple[int, int]
+) -> None:
+    columns, (q_dim, kv_dim), matmul = 172, rows, Matmul(cupy, type, group_size, compute_capability)
+    kernels = VectorKernels(cupy, group_size, "float32")
+    weights = [random_weight(type, group_size, (n, columns), i) for i, n in enumerate((q_dim, kv_dim, kv_dim))]
+    matrix = Uploader(cupy).matrix(*weights)
+    for n in (3, 131):
+        x, guard = random_vectors(n, columns), 5
+        q, kv = (np.full(size + guard, 7, np.float32) for size in (n * q_dim, 2 * n * kv_dim))
+        device_q, device_kv = cupy.asarray(q), cupy.asarray(kv)
+        matmul.qkv(matrix, device_vectors(cupy, kernels, x, type, group_size), n, device_q, device_kv)
+        expected_q, *expected_kv = (MatrixProduct(weight, n)(x) for weight in weights)
+        q[:-guard], kv[:-guard] = expected_q.reshape(-1), np.concatenate(expected_kv).reshape(-1)
+        assert device_q.get().tobytes() == q.tobytes() and device_kv.get().tobytes() == kv.tobytes()
+
+
+def test_matrices_that_a_product_does_not_take(cupy: Any) -> None:
+    matmul, uploader = Matmul(cupy, "q4", 32, 80), Uploader(cupy)
+    vectors, out = Vectors.empty(cupy, "q4", 4, 96, 32), cupy.empty((4, 96), np.float32)
+    one, two, three = (uploader.matrix(*(random_weight("q4", 32, (rows, 96)) for rows in parts))
+                       for parts in ((96,), (48, 24), (48, 24, 24)))  # fmt: skip
+    with pytest.raises(ValueError, match="one matrix, or several of the same size"):
+        matmul(three, vectors, 4, out)
+    for other in (one, two):
+        with pytest.raises(ValueError, match="the matrix must be wq, wk and wv"):
+            matmul.qkv(other, vectors, 4, out, out)
+    with pytest.raises(ValueError, match="q must be a contiguous float32 array of 192 numbers"):
+        matmul.qkv(three, vectors, 4, cupy.empty(191, np.float32), out)
+    with pytest.raises(ValueError, match="kv must be a contiguous float32 array of 192 numbers"):
+        matmul.qkv(three, vectors, 4, out, cupy.empty(191, np.float32))
 
 
 def test_room_for_the_vectors_is_checked(cupy: Any) -> None:

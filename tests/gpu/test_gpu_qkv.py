@@ -1,17 +1,21 @@
-"""wq wk wv -> biases -> rope -> kv append in one launch."""
+"""wq wk wv -> biases -> rope -> kv append: in one launch for few tokens, in two for prompts."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.gpu_attention import config_of
 from helpers.gpu_layout import Floats, device_vectors, random_vectors, random_weight, rms_norm
 from numpy.typing import NDArray
 
 from pyllama2._cpu.matrix import MatrixProduct
-from pyllama2._gpu.launchers.matmul import Matmul, Rope, part_of
+from pyllama2._gpu.cache import CudaKVCache, LayerCache
+from pyllama2._gpu.launchers.cache import FinishQkv
+from pyllama2._gpu.launchers.matmul import Matmul
 from pyllama2._gpu.launchers.matvec import QkvMatvec
 from pyllama2._gpu.launchers.upload import Uploader
 from pyllama2._gpu.launchers.vectors import Normed, VectorKernels
@@ -89,14 +93,19 @@ def test_queries_and_cache(
     int8 = kv_dtype == "int8"
     device_turns, device_positions = cupy.asarray(turns), cupy.asarray(positions)
     launch = QkvMatvec(cupy, type, group_size, n, head_dim, kv_dtype, norms=norms)
+    bias = None if n == 8 else random_vectors(1, q_dim + 2 * kv_dim, 3)[0]
+    device_bias = None if bias is None else cupy.asarray(bias)
     for _ in range(2):  # counters are ready for the next launch
         launch(
             matrix, given, device_turns, cupy.asarray(rows), device_positions, q, kv if int8 else None,
-            counters if int8 else None, N_POSITIONS, keys, values, *(scales if int8 else ()),
+            counters if int8 else None, N_POSITIONS, keys, values, *(scales if int8 else (None, None)), device_bias,
         )  # fmt: skip
         assert not counters.get().any()
 
-    products = [MatrixProduct(weight, n)(x).reshape(n, -1, head_dim) for weight in weights]
+    products = [MatrixProduct(weight, n)(x) for weight in weights]
+    if bias is not None:
+        products = [a + b for a, b in zip(products, np.split(bias, [q_dim, q_dim + kv_dim]), strict=True)]
+    products = [product.reshape(n, -1, head_dim) for product in products]
     expected_q, expected_k = (rotated(product, positions, turns) for product in products[:2])
     assert q.get().tobytes() == expected_q.tobytes()
     stored = [as_positions(keys.get(), head_dim), values.get().reshape(N_ROWS, n_kv_heads, N_POSITIONS, head_dim)]
@@ -112,8 +121,35 @@ def test_queries_and_cache(
         written[rows, positions] = True
         assert not stored[i].transpose(0, 2, 1, 3)[~written].any()
 
-    # The kernels of prompts give the same queries.
+    # The kernels of prompts give the same.
+    of_prompt = LayerCache(
+        *(cupy.zeros(N_ROWS * kv_dim * N_POSITIONS, kv_dtype) for _ in range(2)),
+        *(cupy.zeros((N_ROWS, n_kv_heads, N_POSITIONS), np.float32) if int8 else None for _ in range(2)), N_POSITIONS,
+    )  # fmt: skip
     apart = cupy.empty((n, q_dim), np.float32)
-    Matmul(cupy, type, group_size, 80)(part_of(matrix, 0), vectors, n, apart)
-    Rope(cupy)(apart, n, q_dim, head_dim, device_turns, device_positions)
+    Matmul(cupy, type, group_size, 80).qkv(matrix, vectors, n, apart, kv)
+    finish = FinishQkv(cupy, config_of(heads), kv_dtype)
+    finish(apart, kv, n, device_bias, device_turns, cupy.asarray(rows), device_positions, of_prompt)
     assert apart.get().tobytes() == expected_q.tobytes()
+    for ours, theirs in ((of_prompt.keys, keys), (of_prompt.values, values)):
+        assert ours.get().tobytes() == theirs.get().tobytes()
+    if int8:
+        for ours, theirs in zip((of_prompt.key_scales, of_prompt.value_scales), scales, strict=True):
+            assert ours.get().tobytes() == theirs.get().tobytes()
+
+
+@pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
+def test_what_finishes_a_prompts_queries_and_cache_is_checked(cupy: Any, kv_dtype: str) -> None:
+    config = config_of((4, 2, 8))
+    cache = CudaKVCache(cupy, config, 1, 32, kv_dtype).layers[0]
+    finish = FinishQkv(cupy, config, kv_dtype)
+    sizes = {"q": 3 * 32, "kv": 2 * 3 * 16, "bias": 32 + 2 * 16, "rope_table": 8, "rows": 3, "positions": 3}
+    for name in sizes:
+        arrays = {key: cupy.zeros(size - (key == name), np.int32 if key in ("rows", "positions") else np.float32)
+                  for key, size in sizes.items()}  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{name} must be a contiguous"):
+            finish(n=3, cache=cache, **arrays)
+    arrays = {key: cupy.zeros(size, np.int32 if key in ("rows", "positions") else np.float32)
+              for key, size in sizes.items()}  # fmt: skip
+    with pytest.raises(ValueError, match=r"^keys must be a contiguous"):
+        finish(n=3, cache=replace(cache, keys=cache.keys.view(np.uint8)), **arrays)

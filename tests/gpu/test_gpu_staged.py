@@ -22,7 +22,7 @@ from pretended_driver import Machine
 from pyllama2 import Llama
 from pyllama2._cpu import CpuBackend
 from pyllama2._gpu import CudaBackend
-from pyllama2._gpu.planner import plan
+from pyllama2._gpu.planner import CHUNKS, plan
 from pyllama2._staged import StagedBackend
 from pyllama2._staged import backend as staged_backend
 from pyllama2._staged.placement import place
@@ -204,7 +204,7 @@ class TestPlacement:
         """The least memory of a GPU that has the first layers of WIDE."""
         layers = Layers(0, n_layers, n_layers if outputs else n_layers + 1)
         part = replace(WIDE, n_layers=n_layers)
-        return plan(part, Quantization.of("q4", 32), 1, 2048, "float16", 256, None, layers).needed
+        return plan(part, Quantization.of("q4", 32), 1, 2048, "float16", CHUNKS[-1], layers=layers).needed
 
     def test_as_many_as_fit(self, machine: Machine) -> None:
         model = make_model(WIDE)
@@ -309,7 +309,7 @@ class TestMemory:
         cache = staged.new_cache(1, 2048)
         for i, stage in enumerate(staged.parts()[:2]):
             assert isinstance(stage, CudaBackend)
-            planned = plan(stage.config, stage.quantization, 1, 2048, "float16", 256, None, stage.layers)
+            planned = plan(stage.config, stage.quantization, 1, 2048, "float16", layers=stage.layers)
             assert planned.needed >= machine.used[i] >= planned.allocated
             assert (
                 stage.describe().weight_bytes + stage.describe().scratch_bytes + cache.caches[i].nbytes

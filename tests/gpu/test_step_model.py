@@ -13,6 +13,7 @@ import pytest
 from pyllama2._gpu.launchers import prefetch
 from pyllama2._gpu.launchers.attention import SPAN
 from pyllama2._gpu.launchers.vectors import THREADS
+from pyllama2._gpu.planner import CHUNKS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -150,26 +151,55 @@ def product(**changes: Any) -> prompt_model.Product:
 def test_a_block_waits_for_what_is_not_copied_ahead() -> None:
     card, late = of_4090(), product()
     late = replace(late, tiling=replace(late.tiling, ahead=0))
-    busy, group = late.busy_cycles(card), late.group_cycles(card)
+    busy, group = late.busy_cycles(card), late.group_cycles(card, 1)
     assert group > busy + card.dram_ns * card.clock_ghz
     early = replace(late, tiling=replace(late.tiling, ahead=1))
-    assert 0 < group - early.group_cycles(card) < card.dram_ns * card.clock_ghz
+    assert 0 < group - early.group_cycles(card, 1) < card.dram_ns * card.clock_ghz
     soon = replace(late, tiling=replace(late.tiling, ahead=100))
-    assert busy < soon.group_cycles(card) == pytest.approx(group - card.dram_ns * card.clock_ghz)
+    assert busy < soon.group_cycles(card, 1) == pytest.approx(group - card.dram_ns * card.clock_ghz)
 
 
 def test_blocks_of_a_multiprocessor_share_its_units() -> None:
     card = of_4090()
     many = product(rows=64 * 128 * 8, resident=8)
-    assert many.together(card) == 8 and many.group_cycles(card) == 8 * many.busy_cycles(card)
+    assert many.together(card) == 8 and many.group_cycles(card, 8) == 8 * many.busy_cycles(card)
     assert product(resident=8).together(card) == 1  # there are 128 blocks
+
+
+@pytest.mark.parametrize(("rows", "n_sms", "resident", "rounds"), [
+    (256, 4, 2, (1,)),  # 4 blocks of 64 rows: one for each
+    (320, 4, 2, (2,)),  # 5: one multiprocessor has two, at the same time
+    (576, 4, 2, (2, 1)),  # 9: one has three, two of them together
+    (768, 4, 2, (2, 1)),  # 12: they all have three
+    (832, 4, 2, (2, 2)),  # 13: one has four
+    (832, 4, 3, (3, 1)), (832, 4, 8, (4,)), (832, 4, 1, (1, 1, 1, 1)), (64, 4, 8, (1,)),
+])  # fmt: skip
+def test_the_last_round_has_the_blocks_that_are_left(
+    rows: int, n_sms: int, resident: int, rounds: tuple[int, ...]
+) -> None:
+    card = replace(of_4090(), n_sms=n_sms)
+    found = product(rows=rows, n=128, resident=resident)
+    assert found.together(card) == rounds[0]
+    assert found.rounds_cycles(card) == pytest.approx(sum(found.group_cycles(card, blocks) for blocks in rounds))
+    assert len({found.group_cycles(card, blocks) for blocks in range(1, 5)}) > 1
+
+
+def test_a_chunk_has_the_products_of_a_layer() -> None:
+    card = of_4090()
+    assert CHUNKS[0] == batches.CHUNK and batches.CHUNK % batches.CHUNK_BEFORE == 0
+    now, before = batches.chunk(card, COUNTED).products, batches.products_before(card)
+    multiplications = 32 * (4 * 4096**2 + 3 * 4096 * 11008) * CHUNKS[0]
+    assert sum(p.multiplications for p in now) == sum(p.multiplications for p in before) == multiplications
+    assert len(now) == 4 * 32 and len(before) == 2 * 6 * 32
 
 
 def test_no_product_is_faster_than_tensor_cores() -> None:
     for card in CARDS.values():
         chunk = batches.chunk(card, COUNTED)
         peak = card.int8_per_clock * card.n_sms * card.clock_ghz / 1000 / card.int8_tops
-        assert 0 < chunk.peak(card, chunk.us(card)) < chunk.peak(card, chunk.products_us(card)) < peak <= 1.05
+        times = chunk.us(card), batches.products_us(chunk.products, card)
+        whole, products = (batches.peak(chunk.products, card, us) for us in times)
+        assert 0 < whole < products < peak <= 1.05
 
 
 def test_tilings_have_the_numbers_of_the_source() -> None:

@@ -159,21 +159,3 @@ __device__ void store_value(signed char* values, float* scales, int head, int n_
 }
 
 }  // namespace
-
-// k and v (n, n_kv_heads, head_dim) -> the cache: one block per token and head, with a warp for the key and one for the
-// value. For prompts.
-template <int kHeadDim, class Code>
-__global__ void append(const float* __restrict__ k, const float* __restrict__ v, const int* __restrict__ rows,
-                       const int* __restrict__ positions, int n_kv_heads, int n_positions, Code* keys, Code* values,
-                       float* key_scales, float* value_scales) {
-  const int token = blockIdx.x, kv_head = blockIdx.y, lane = threadIdx.x % 32;
-  const int head = rows[token] * n_kv_heads + kv_head, position = positions[token];
-  const bool is_key = threadIdx.x < 32;
-  const float* source = (is_key ? k : v) + (static_cast<size_t>(token) * n_kv_heads + kv_head) * kHeadDim;
-  float x[kPerLane<kHeadDim>];
-  for (int i = 0; i < kPerLane<kHeadDim>; i++) x[i] = i * 32 + lane < kHeadDim ? source[i * 32 + lane] : 0.0f;
-  if (is_key)
-    store_key<kHeadDim>(keys, key_scales, head, n_positions, position, x);
-  else
-    store_value<kHeadDim>(values, value_scales, head, n_positions, position, x);
-}

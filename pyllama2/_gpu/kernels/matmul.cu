@@ -10,17 +10,38 @@ namespace {
 constexpr int kMatmulThreads = 256;
 constexpr int kBlockTiles = 2, kBlockRows = kBlockTiles * kTileRows;
 
-// Where the product of a row and a vector goes: out (n, parts, rows). Tiles of the parts (w1, w3) alternate.
-struct MatmulOutput {
-  float* out;
-  int rows, parts, n;
+// Where the products of one tile go.
+struct TileOutput {
+  float* out;  // of the first row and the first vector
+  int stride;  // from one vector to the next
+  int rows, n;  // that there are: rows from the tile's first one on, and vectors
   bool accumulate;  // add to what is there
 
-  __device__ __forceinline__ void put(int tile, int row_in_tile, int column, float value) const {
-    const int row = tile / parts * kTileRows + row_in_tile;
+  __device__ __forceinline__ void put(int row, int column, float value) const {
     if (row >= rows || column >= n) return;
-    float* at = out + (static_cast<size_t>(column) * parts + tile % parts) * rows + row;
+    float* at = out + static_cast<size_t>(column) * stride + row;
     *at = accumulate ? *at + value : value;
+  }
+};
+
+// Where the products of all tiles go. Those of one matrix, or of several of the same size whose tiles alternate (w1,
+// w3): to out (n, parts, rows). Two more matrices may lie behind them (wk and wv behind wq): to kv (2, n, kv_rows).
+struct MatmulOutput {
+  float* out;
+  int rows, parts;
+  float* kv;
+  int kv_rows, n;
+  bool accumulate;
+
+  __device__ __forceinline__ TileOutput of(int tile) const {
+    const int behind = tile - parts * ((rows + kTileRows - 1) / kTileRows);
+    if (behind < 0) {
+      const int first = tile / parts * kTileRows;
+      return {out + tile % parts * rows + first, parts * rows, rows - first, n, accumulate};
+    }
+    const int kv_tiles = (kv_rows + kTileRows - 1) / kTileRows, first = behind % kv_tiles * kTileRows;
+    float* at = kv + static_cast<size_t>(behind / kv_tiles) * n * kv_rows;
+    return {at + first, kv_rows, kv_rows - first, n, accumulate};
   }
 };
 
@@ -69,12 +90,13 @@ __device__ __forceinline__ void stage_group(StagedGroup<kBits, kGroup, kVectors>
 
 }  // namespace
 
-// Tiles of a matrix -> out (n, parts, rows) = the products with n vectors, or += them. Grid (tiles / 2, n / 64).
+// Tiles of a matrix -> out and kv (see MatmulOutput) = the products with n vectors, or += them. Grid (tiles / 2, n /
+// 64).
 template <int kBits, int kGroup>
 __global__ void __launch_bounds__(kMatmulThreads)
     matmul(const uint4* __restrict__ codes, const __half* __restrict__ scales, int tiles, int rows, int parts,
            int groups, const signed char* __restrict__ x_codes, const float* __restrict__ x_scales,
-           const int* __restrict__ x_offsets, int n, float* out, int accumulate) {
+           const int* __restrict__ x_offsets, int n, float* out, int accumulate, float* kv, int kv_rows) {
   constexpr int kVectors = 64, kEach = 4, kApart = 16;  // a thread's rows and vectors are 16 apart
   using S = StagedGroup<kBits, kGroup, kVectors>;
   __shared__ S staged;
@@ -117,12 +139,13 @@ __global__ void __launch_bounds__(kMatmulThreads)
         totals[r][c] = fmaf(static_cast<float>(sum), scale, totals[r][c]);
       }
   }
-  const MatmulOutput output = {out, rows, parts, n, accumulate != 0};
+  const MatmulOutput output = {out, rows, parts, kv, kv_rows, n, accumulate != 0};
 #pragma unroll
-  for (int r = 0; r < kEach; r++)
+  for (int r = 0; r < kEach; r++) {
+    const int row = own_row + r * kApart, tile = first_tile + row / kTileRows;
+    if (tile >= tiles) break;
+    const TileOutput to = output.of(tile);
 #pragma unroll
-    for (int c = 0; c < kEach; c++) {
-      const int row = own_row + r * kApart, tile = first_tile + row / kTileRows;
-      if (tile < tiles) output.put(tile, row % kTileRows, first_vector + own_vector + c * kApart, totals[r][c]);
-    }
+    for (int c = 0; c < kEach; c++) to.put(row % kTileRows, first_vector + own_vector + c * kApart, totals[r][c]);
+  }
 }

@@ -164,7 +164,7 @@ template <int kBits, int kGroup>
 __global__ void __launch_bounds__(kMatmulThreads, kBits == 4 ? 2 : 1)
     matmul_mma(const uint4* __restrict__ codes, const __half* __restrict__ scales, int tiles, int rows, int parts,
                int groups, const signed char* __restrict__ x_codes, const float* __restrict__ x_scales,
-               const int* __restrict__ x_offsets, int n, float* out, int accumulate) {
+               const int* __restrict__ x_offsets, int n, float* out, int accumulate, float* kv, int kv_rows) {
   using P = Part<kBits, kGroup>;
   __shared__ P staged[kStages];
   const Quantized x = {const_cast<signed char*>(x_codes), const_cast<float*>(x_scales), const_cast<int*>(x_offsets),
@@ -195,17 +195,16 @@ __global__ void __launch_bounds__(kMatmulThreads, kBits == 4 ? 2 : 1)
       if (i == P::kOfGroup - 1) add_group<kBits, kGroup>(staged[here], own_tile, own_vector, sums, totals);
       here = here == kStages - 1 ? 0 : here + 1;
     }
-  const MatmulOutput output = {out, rows, parts, n, accumulate != 0};
   const int lane_row = static_cast<int>(threadIdx.x) % 32 / 4, lane_column = static_cast<int>(threadIdx.x) % 4 * 2;
   if (first_tile + own_tile >= tiles) return;
+  const TileOutput to = MatmulOutput{out, rows, parts, kv, kv_rows, n, accumulate != 0}.of(first_tile + own_tile);
 #pragma unroll
   for (int m = 0; m < kMmaRows; m++)
 #pragma unroll
     for (int c = 0; c < kMmaColumns; c++)
 #pragma unroll
       for (int i = 0; i < 4; i++)
-        output.put(first_tile + own_tile, m * 16 + i / 2 * 8 + lane_row,
-                   first_vector + own_vector + c * 8 + lane_column + i % 2, totals[m][c][i]);
+        to.put(m * 16 + i / 2 * 8 + lane_row, first_vector + own_vector + c * 8 + lane_column + i % 2, totals[m][c][i]);
 }
 
 #endif

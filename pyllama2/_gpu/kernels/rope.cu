@@ -1,5 +1,5 @@
-// Biases, and the rotation of adjacent pairs of queries and keys by the angle of their position (RoFormer,
-// arXiv:2104.09864).
+// The rotation of adjacent pairs of queries and keys by the angle of their position (RoFormer, arXiv:2104.09864), and
+// biases.
 
 namespace {
 
@@ -11,18 +11,6 @@ __device__ __forceinline__ float rotated(float value, int i, float2 angle) {
 }
 
 }  // namespace
-
-// x (n, width), width a multiple of head_dim, in place; rope_table (positions, head_dim / 2, 2) cosines and sines.
-// Grid (n, blocks); any number of threads.
-extern "C" __global__ void rope(float* __restrict__ x, const float2* __restrict__ rope_table,
-                                const int* __restrict__ positions, int width, int head_dim) {
-  float2* pairs = reinterpret_cast<float2*>(x) + static_cast<size_t>(blockIdx.x) * (width / 2);
-  const float2* row = rope_table + static_cast<size_t>(positions[blockIdx.x]) * (head_dim / 2);
-  for (int i = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x); i < width / 2; i += gridDim.y * blockDim.x) {
-    const float2 pair = pairs[i], angle = row[i % (head_dim / 2)];
-    pairs[i] = {pair.x * angle.x - pair.y * angle.y, pair.x * angle.y + pair.y * angle.x};
-  }
-}
 
 // x (n, width) += bias (width). Grid (n, blocks); any number of threads.
 extern "C" __global__ void add_bias(float* __restrict__ x, const float* __restrict__ bias, int width) {

@@ -1,4 +1,4 @@
-"""Products of matrices with many vectors, biases, and rotation, for prompts."""
+"""Products of matrices with many vectors, for prompts, and biases."""
 
 from __future__ import annotations
 
@@ -6,24 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from ..layout import BITS, TILE_ROWS, DeviceMatrix, Vectors, is_float
+from ..layout import BITS, DeviceMatrix, Vectors, is_float
 from ..source import compile_module
-from .arguments import expect_at_least, integers
+from .arguments import NULL, expect_at_least, integers
 from .matvec import matrix_arguments
 
 _THREADS = 256
 _BLOCK_TILES = 2
 _FIRST_MMA = 75  # the first compute capability with such tensor cores
-
-
-def part_of(matrix: DeviceMatrix, i: int) -> DeviceMatrix:
-    """Return part i of a matrix whose parts lie one after the other, as wq, wk and wv do. It is not a copy."""
-    first = sum(-(-rows // TILE_ROWS) for rows in matrix.parts[:i])
-    tiles = slice(first, first + -(-matrix.parts[i] // TILE_ROWS))
-    return DeviceMatrix(
-        matrix.type, matrix.parts[i : i + 1], matrix.columns, matrix.group_size, matrix.codes[tiles],
-        None if matrix.scales is None else matrix.scales[tiles],
-    )  # fmt: skip
 
 
 class Matmul:
@@ -59,39 +49,41 @@ class Matmul:
         Raises:
             ValueError: matrix, x and out do not go together.
         """
-        weights, vectors = matrix_arguments(matrix, x, n)
-        parts = len(matrix.parts)
         if len(set(matrix.parts)) != 1:
             raise ValueError("a product takes one matrix, or several of the same size that lie in turns")
         expect_at_least("out", out, "float32", n * sum(matrix.parts))
+        self._launch(matrix, len(matrix.parts), x, n, out, accumulate, NULL, 0)
+
+    def qkv(self, matrix: DeviceMatrix, x: Vectors, n: int, q: Any, kv: Any) -> None:
+        """Launch the kernel for wq, wk and wv.
+
+        Args:
+            matrix: the three, one after the other.
+            x: the vectors.
+            n: number of vectors.
+            q: (n, q_dim) float32 for the products of wq.
+            kv: (2, n, kv_dim) float32 for those of wk and wv.
+
+        Raises:
+            ValueError: matrix, x, q and kv do not go together.
+        """
+        if len(matrix.parts) != 3 or matrix.parts[1] != matrix.parts[2]:
+            raise ValueError("the matrix must be wq, wk and wv")
+        expect_at_least("q", q, "float32", n * matrix.parts[0])
+        expect_at_least("kv", kv, "float32", 2 * n * matrix.parts[1])
+        self._launch(matrix, 1, x, n, q, False, kv, matrix.parts[1])
+
+    def _launch(
+        self, matrix: DeviceMatrix, parts: int, x: Vectors, n: int, out: Any, accumulate: bool, kv: Any, kv_rows: int
+    ) -> None:
+        """Launch the kernel; parts: how many matrices go to out."""
+        weights, vectors = matrix_arguments(matrix, x, n)
         grid = (-(-matrix.tiles // _BLOCK_TILES), -(-n // self._block_vectors))
         if self._is_float:
             grid = grid[::-1]
         sizes = integers(matrix.tiles, matrix.parts[0], parts, matrix.groups)
-        self._kernel(grid, (self._threads,), (*weights, *sizes, *vectors, np.int32(n), out, np.int32(accumulate)))
-
-
-class Rope:
-    """Rotation of queries and keys."""
-
-    def __init__(self, cupy: Any) -> None:
-        self._kernel = compile_module(cupy, ["rope"], []).get_function("rope")
-
-    def __call__(self, x: Any, n: int, width: int, head_dim: int, rope_table: Any, positions: Any) -> None:
-        """Rotate x in place.
-
-        Args:
-            x: (n, width) float32.
-            n: number of tokens.
-            width: n_heads * head_dim, or n_kv_heads * head_dim.
-            head_dim: of the heads.
-            rope_table: (max_seq_len, head_dim / 2, 2) float32.
-            positions: (n,) int32 of the tokens.
-        """
-        expect_at_least("x", x, "float32", n * width)
-        expect_at_least("positions", positions, "int32", n)
-        blocks = max(1, min(64, width // 512))
-        self._kernel((n, blocks), (_THREADS,), (x, rope_table, positions, *integers(width, head_dim)))
+        target = np.int32(n), out, np.int32(accumulate), kv, np.int32(kv_rows)
+        self._kernel(grid, (self._threads,), (*weights, *sizes, *vectors, *target))
 
 
 class Bias:
