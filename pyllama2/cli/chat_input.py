@@ -6,9 +6,12 @@ A message in triple quotes may have several lines. It is never a command.
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, Protocol
 
 from .saved_chats import private_folder
@@ -158,7 +161,8 @@ class EditedInput:
         """Ask for a message. Ctrl-C clears what is typed; Alt-Enter begins another line."""
         while True:
             try:
-                text = message_of(self._session.prompt(_PROMPT, default=draft))
+                with _signals_end_prompts():
+                    text = message_of(self._session.prompt(_PROMPT, default=draft))
             except KeyboardInterrupt:  # on an empty line
                 print(HINT, file=sys.stderr)
                 continue
@@ -172,9 +176,48 @@ class EditedInput:
         from prompt_toolkit.shortcuts import prompt
 
         try:
-            return prompt(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+            with _signals_end_prompts():
+                return prompt(f"{question} [y/N] ").strip().lower() in ("y", "yes")
         except (EOFError, KeyboardInterrupt):
             return True
+
+
+@contextmanager
+def _signals_end_prompts() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a prompt, as Ctrl-D does, and then do what they do otherwise.
+
+    What a handler raises in one of the tasks of a prompt would be shown as a mistake of that task, and the terminal
+    would stay as the prompt has set it.
+    """
+    from prompt_toolkit.application.current import get_app_or_none
+
+    caught: dict[int, Callable[[int, FrameType | None], Any]] = {}
+    arrived: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        app = get_app_or_none()
+        if app is None or app.loop is None or app.future is None:  # no prompt yet, or no more
+            caught[number](number, frame)
+            return
+        arrived.append(number)
+        app.loop.call_soon_threadsafe(leave, app.future)
+
+    def leave(ending: Any) -> None:
+        if not ending.done():
+            ending.set_exception(EOFError)
+
+    if threading.current_thread() is threading.main_thread():  # others cannot set handlers
+        for ends in (signal.SIGTERM, signal.SIGHUP):
+            if callable(handler := signal.getsignal(ends)):
+                caught[ends] = handler
+                signal.signal(ends, end)
+    try:
+        yield
+    finally:
+        for number, handler in caught.items():
+            signal.signal(number, handler)
+        if arrived:
+            caught[arrived[0]](arrived[0], None)
 
 
 def _keys() -> Any:

@@ -6,8 +6,14 @@ import errno
 import importlib.util
 import io
 import json
+import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.tiny_llama import CHATML, write_tiny
@@ -24,6 +30,34 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+@contextmanager
+def prompts_to(screen: io.StringIO) -> Iterator[Any]:
+    """Prompts of prompt_toolkit write to screen. Returns what keys are typed into."""
+    pytest.importorskip("prompt_toolkit")
+    from prompt_toolkit.application import create_app_session
+    from prompt_toolkit.data_structures import Size
+    from prompt_toolkit.input import create_pipe_input
+    from prompt_toolkit.output.vt100 import Vt100_Output
+
+    output = Vt100_Output(screen, lambda: Size(rows=24, columns=80), enable_cpr=False)
+    with create_pipe_input() as keys, create_app_session(input=keys, output=output):
+        yield keys
+
+
+@pytest.fixture
+def ends() -> Iterator[Callable[[int], None]]:
+    """SIGTERM and SIGHUP raise SystemExit, as in commands."""
+
+    def end(number: int, frame: object = None) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, end) for number in numbers]
+    yield end
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +110,47 @@ class TestInput:
         monkeypatch.setattr(sys, "stdout", Terminal())
         monkeypatch.setenv("TERM", "xterm")
         assert isinstance(open_input(commands=[], plain=False, keep=True), EditedInput) and made == [True]
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+    def test_a_signal_amid_a_task_of_a_prompt_ends_it(self, ends: Callable[[int], None], number: int) -> None:
+        """The terminal is as it was, and nothing is shown as a mistake of the task."""
+        screen, sent = io.StringIO(), []
+
+        async def send() -> None:
+            os.kill(os.getpid(), number)
+
+        def send_once(app: Any) -> None:
+            if not sent:
+                sent.append(app.create_background_task(send()))
+
+        with prompts_to(screen):
+            edited = EditedInput([], keep=False)
+            edited._session.app.before_render += send_once
+            with pytest.raises(SystemExit) as ended:
+                edited.read("unfinished")
+        assert ended.value.code == 128 + number and sent
+        assert screen.getvalue().endswith("\x1b[?2004l") and "ENTER" not in screen.getvalue()
+        assert signal.getsignal(number) is ends
+
+    def test_a_signal_ends_a_question(self, ends: Callable[[int], None]) -> None:
+        with prompts_to(io.StringIO()):
+            edited = EditedInput([], keep=False)
+            timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
+            timer.start()
+            with pytest.raises(SystemExit, match="143"):
+                edited.ask("Really?")
+            timer.join()
+
+    def test_signals_that_are_ignored_stay_so(self) -> None:
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with prompts_to(io.StringIO()) as keys:
+                os.kill(os.getpid(), signal.SIGHUP)
+                keys.send_text("text\r")
+                assert EditedInput([], keep=False).read() == "text"
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
     @pytest.mark.slow
     def test_a_single_turn_takes_all_of_a_pipe(
