@@ -33,6 +33,7 @@ from pyllama2.backend.base import Batch
 from pyllama2.cli.common import positive
 from pyllama2.cli.running import run_guarded
 from pyllama2.config import ModelConfig
+from pyllama2.errors import Pyllama2Error
 from pyllama2.loading import load_model
 
 LAYERS = 2
@@ -63,6 +64,9 @@ class Arithmetic:
         isa: the instruction set, whose vectors are used.
         n_threads: number of threads.
         folder: where to compile.
+
+    Raises:
+        Pyllama2Error: there is no C compiler, or it cannot compile the loop.
     """
 
     LOOPS = 40_000_000
@@ -70,13 +74,15 @@ class Arithmetic:
     def __init__(self, isa: str, n_threads: int, folder: Path) -> None:
         compiler = shutil.which("cc")
         if compiler is None:
-            raise FileNotFoundError("bench_attention.py needs a C compiler")
+            raise Pyllama2Error("there is no C compiler called cc, which the loop of multiply-adds needs")
         source, library = folder / "loop.c", folder / "loop.so"
         source.write_text(_LOOP)
         n_bytes, register = _VECTOR_BYTES.get(isa, 16), "+w" if isa.startswith("neon") else "+v"
         options = ["-march=native", "-ffp-contract=fast", f"-DBYTES={n_bytes}", f"-DCHAINS={CHAINS}",
                    f'-DREGISTER="{register}"']  # fmt: skip
-        subprocess.run([compiler, "-O2", "-shared", "-fPIC", *options, "-o", library, source], check=True)
+        command = [compiler, "-O2", "-shared", "-fPIC", *options, "-o", str(library), str(source)]
+        if subprocess.run(command).returncode:
+            raise Pyllama2Error(f"{compiler} cannot compile the loop of multiply-adds")
         self._loop = ctypes.CDLL(str(library)).multiply_add
         self._loop.argtypes, self._loop.restype = [ctypes.c_long], ctypes.c_float
         self._operations = 2 * n_bytes // 4 * CHAINS * self.LOOPS * n_threads
@@ -118,7 +124,7 @@ def main() -> int:
     parser.add_argument("--kv", nargs="+", default=["float16", "int8"], help="types of keys and values")
     parser.add_argument("--threads", type=positive, default=default_threads())
     parser.add_argument("--repeat", type=positive, default=5)
-    parser.add_argument("--models-dir", default=tempfile.gettempdir(), help="where the random models are, or are made")
+    parser.add_argument("--models-dir", default="random-models", metavar="DIR", help="of random models (%(default)s)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         arithmetic = None

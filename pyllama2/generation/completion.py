@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .chunk import FinishReason, Timings, TokenLogprob, Usage
+from .completion_html import completion_html
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,6 @@ class Completion:
         # A stop string cuts the text. In a stream that goes on, the text may be behind its tokens.
         is_cut = isinstance(self.stop_reason, str) or self.finish_reason == "cancelled"
         prompt, generated = self.text[: self.n_echoed], self.text[self.n_echoed :]
-        from .completion_html import completion_html  # only notebooks need it
-
         return completion_html(prompt, generated, self.logprobs, is_cut=is_cut, notes=notes)
 
 

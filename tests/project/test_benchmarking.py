@@ -175,6 +175,19 @@ def test_operations_of_attention_are_those_of_the_positions_that_are_seen(script
     assert scripts["bench_attention"].operations_of(config, 48) == by_token
 
 
+@pytest.mark.parametrize(("compiler", "message"), [(None, "there is no C compiler"), ("false", "false cannot compile")])
+def test_bench_attention_says_what_is_wrong_with_the_compiler(
+    scripts: dict[str, ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    compiler: str | None,
+    message: str,
+) -> None:
+    monkeypatch.setattr(scripts["bench_attention"].shutil, "which", lambda name: compiler)
+    with pytest.raises(Pyllama2Error, match=message):
+        scripts["bench_attention"].Arithmetic("avx2", 1, tmp_path)
+
+
 @pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
