@@ -159,12 +159,12 @@ def test_bench_attention_prints_a_line_for_each_type_of_keys(
     scripts: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = scripts["bench_attention"]
-    monkeypatch.setattr(script.Arithmetic, "LOOPS", 1000)
+    monkeypatch.setattr(script.Arithmetic, "LOOPS", 1_000_000)
     arguments = ["--shapes", "tiny", "--tokens", "48", "--repeat", "1", "--models-dir", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["bench_attention.py", *arguments])
     assert script.main() == 0
     lines = capsys.readouterr().out.splitlines()
-    found = [re.match(r"tiny: heads of 16, (\w+): \d+ GFLOP/s of [1-9]\d*, \d+%", line) for line in lines]
+    found = [re.match(r"tiny: heads of 16, (\w+): \d+ GFLOP/s of \d+, \d+%", line) for line in lines]
     assert [match and match[1] for match in found] == ["float16", "int8"]
 
 
