@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import NumericalError, Pyllama2Error
 from ..generation.prefix_cache import MAX_ROWS
 from ..llama import Llama
+from ..process.event_loop import run_async
 from .inputs import Item
 from .results import Results
 
@@ -135,7 +136,7 @@ def run_batch(
         CheckpointError: the results are not of this batch, or the model's file has changed.
         OSError: a file cannot be read or written.
     """
-    return asyncio.run(_run_batch(llm, items, results, name, told or (lambda tally: None)))
+    return run_async(_run_batch(llm, items, results, name, told or (lambda tally: None)))
 
 
 async def _run_batch(

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from ..errors import Pyllama2Error
+from ..process.signals import EndedBySignal, dropped_signals_return
 from ..shown import one_line, shown
 from .parser import CommandParser
 
@@ -57,7 +58,8 @@ def run_guarded(prog: str, work: Callable[[], int]) -> int:
     _use_streams()
     try:
         try:
-            code = work()
+            with dropped_signals_return():
+                code = work()
         except SystemExit as end:  # --help, wrong usage, or a signal
             code = end.code if isinstance(end.code, int) else 0
         sys.stdout.flush()  # while an error can still be reported
@@ -121,10 +123,10 @@ def _discard_output() -> None:
 
 @contextmanager
 def _signals_as_exceptions() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into SystemExit, so that temporary files are removed, as after Ctrl-C."""
+    """Turn SIGTERM and SIGHUP into EndedBySignal, so that temporary files are removed, as after Ctrl-C."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        raise EndedBySignal(number)
 
     caught = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
     previous = [signal.signal(number, end) for number in caught]
