@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from pyllama2._cpu import default_threads, quantize_matrix
+from pyllama2._cpu.few_columns import few_columns
 from pyllama2._cpu.matrix import MatrixProduct
 from pyllama2.analysis.bandwidth import ReadBandwidth
 from pyllama2.storage.weights import Weight
@@ -40,7 +41,8 @@ def make_weight(kind: str, rows: int, columns: int, group_size: int, seed: int) 
 
 def fastest(weights: list[Weight], count: int, isa: str, args: argparse.Namespace) -> float:
     """Return the seconds of a product with count columns. Raises ValueError if there is no such instruction set."""
-    products = [MatrixProduct(weight, count, args.threads, isa) for weight in weights]
+    few = few_columns(weights[0].type, isa) if args.few_columns is None else args.few_columns
+    products = [MatrixProduct(weight, count, args.threads, isa, few) for weight in weights]
     x = np.random.default_rng(1).standard_normal((count, args.columns), dtype=np.float32)
     best = float("inf")
     for _ in range(args.repeat + 1):
@@ -63,6 +65,7 @@ def main() -> int:
     parser.add_argument("--copies", type=int, default=8, help="matrices that are multiplied in turn")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--few-columns", type=int, metavar="N", help="by blocks up to N, then by panels (measured)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
     args = parser.parse_args()
     bandwidth = ReadBandwidth(args.threads)

@@ -195,7 +195,7 @@ cdef class Forward:
             together = 1 if kind == MANY else self.n_layers
             self.tokens[kind] += state.n
             self.passes[kind] += 1
-            self.workspace.planner.make_plan(state.n, state.rows, state.positions)
+            self.workspace.start_chunk()
             state.seconds, layer = &self.seconds[kind, 0], 0
             while layer < self.n_layers:
                 together = min(together, self.n_layers - layer)

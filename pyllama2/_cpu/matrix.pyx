@@ -307,17 +307,17 @@ cdef class Scratch:
 
 
 cdef class MatrixProduct:
-    """Products with a single weight, for tests and measurements.
-
-    MatrixProduct(...)(x) is x (n, weight's columns) times weight transposed: (n, weight's rows), both float32.
+    """MatrixProduct(...)(x) is x (n, weight's columns) times weight transposed, (n, weight's rows), both float32.
 
     Args:
         weight: a weights.Weight.
         columns: largest n.
         n_threads: threads of the team.
         isa: the instruction set. "": the best one.
+        few_columns: up to so many columns are multiplied by blocks of rows, more by panels.
     """
 
+    cdef Kernels kernels
     cdef Matrix matrix
     cdef Scratch scratch
     cdef Steps steps
@@ -326,11 +326,12 @@ cdef class MatrixProduct:
     cdef int n_threads
     cdef object weight
 
-    def __cinit__(self, weight, int columns, int n_threads=1, str isa=""):
+    def __cinit__(self, weight, int columns, int n_threads=1, str isa="", int few_columns=16):
         cdef int t
         self.weight, self.matrix, self.n_threads = weight, matrix_of(weight), n_threads
-        self.scratch = Scratch()
-        self.scratch.kernels = find_kernels(isa)
+        self.scratch, self.kernels = Scratch(), find_kernels(isa)[0]
+        self.kernels.products[<int> self.matrix.kind].few_columns = few_columns
+        self.scratch.kernels = &self.kernels
         self.threads = <Thread *> calloc(n_threads, sizeof(Thread))
         if self.threads is NULL:
             raise MemoryError("no memory for the threads' table")

@@ -34,7 +34,10 @@ cdef struct ChunkState:  # a chunk of n tokens on its way through the layers
 
 
 cdef class Workspace:
-    cdef const Kernels *kernels
+    cdef Kernels own_kernels
+    cdef const Kernels *kernels       # these
+    cdef dict unmeasured              # types of matrices whose few_columns are still to be measured, with their Kind
+    cdef int64_t n_weights            # in the matrices of the layers
     cdef readonly int chunk_size      # tokens that go through the layers together
     cdef int n_threads
     cdef Heads heads
@@ -46,3 +49,4 @@ cdef class Workspace:
     cdef list event_arrays            # of each thread, None without a trace
     cdef float *_floats(self, int64_t n) except? NULL
     cdef int _allocate(self, config, cpus) except -1
+    cdef int start_chunk(self) except -1

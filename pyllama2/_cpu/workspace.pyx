@@ -8,7 +8,8 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 
 from .attention cimport Planner, most_part_bytes
-from .kernels cimport Matrix
+from .few_columns import few_columns
+from .kernels cimport KINDS, Matrix
 from .matrix cimport Scratch, Thread, matrix_of_shape
 from .places cimport ANYWHERE
 from .dispatch cimport find_kernels
@@ -23,6 +24,9 @@ _EVENT = np.dtype({
 cdef enum:
     CHUNK = 512              # tokens that go through the layers together
     CHUNK_BYTES = 216 << 20  # fewer if their vectors take more than this; those of Llama-2-70B, quantized, do not
+    FEW_COLUMNS = 24         # until they are measured
+
+MEASURED_FROM = 2 << 30      # multiplications of a chunk: a hundred times what measuring takes
 
 
 cdef class Workspace:
@@ -39,7 +43,11 @@ cdef class Workspace:
 
     def __cinit__(self, config, quantization, int n_threads, str isa="", bint counts_only=False, cpus=()):
         cdef Matrix matrix
-        self.kernels, self.n_threads = find_kernels(isa), n_threads
+        cdef int i
+        self.own_kernels, self.n_threads = find_kernels(isa)[0], n_threads
+        self.kernels, self.unmeasured, self.n_weights = &self.own_kernels, {}, 0
+        for i in range(KINDS):
+            self.own_kernels.products[i].few_columns = FEW_COLUMNS
         self.heads.n_kv_heads, self.heads.head_dim = config.n_kv_heads, config.head_dim
         self.heads.queries_per_kv = config.n_heads // config.n_kv_heads
         self.scratch, self.planner = Scratch(counts_only), Planner()
@@ -50,6 +58,9 @@ cdef class Workspace:
                 for kind in quantization.kinds_of(name, config):
                     matrix = matrix_of_shape(kind.type, shape, kind.group_size)
                     self.scratch.cover(&matrix)
+                    self.unmeasured[kind.type] = <int> matrix.kind
+                if name.startswith("layers."):
+                    self.n_weights += config.n_layers * matrix.rows * matrix.columns
         self.chunk_size = CHUNK
         while self.chunk_size > 1 and self.chunk_size * self._token_bytes(config) > CHUNK_BYTES:
             self.chunk_size //= 2
@@ -91,6 +102,16 @@ cdef class Workspace:
             thread.normed = self._floats(config.dim)
         self.planner.allocate(self.scratch, &self.heads, self.n_threads, self.chunk_size)
         state.plan = &self.planner.plan
+        return 0
+
+    cdef int start_chunk(self) except -1:
+        """Decide how the threads compute the chunk whose tokens are in state."""
+        state = &self.state
+        if self.kernels.panel_rows and state.n * self.n_weights >= MEASURED_FROM:
+            while self.unmeasured:
+                kind, number = self.unmeasured.popitem()
+                self.own_kernels.products[<int> number].few_columns = few_columns(kind, self.kernels.name.decode())
+        self.planner.make_plan(state.n, state.rows, state.positions)
         return 0
 
     @property

@@ -75,15 +75,13 @@ TARGET static void narrow_f16_avx2(const float* x, uint16_t* y, int64_t n) {
   for (; i < n; i++) y[i] = float_to_half(x[i]);
 }
 
-#define PRODUCT(prepare_, block_, kind, few, panel_) \
-  {.prepare = prepare_, .block = NAME(block_), .few_columns = few, .pack = NAME(pack_##kind), .panel = NAME(panel_)}
-/* Up to so many columns of each kind are faster by blocks. */
-#define PRODUCTS(few_floats, few_q8, few_q4) WIDE_PRODUCTS(few_floats, few_q8, few_q4, block_f32, block_f16)
-#define WIDE_PRODUCTS(few_floats, few_q8, few_q4, f32_block, f16_block)                          \
-  .products = {[FLOAT32] = PRODUCT(prepare_float_avx2, f32_block, f32, few_floats, panel_float), \
-               [FLOAT16] = PRODUCT(prepare_float_avx2, f16_block, f16, few_floats, panel_float), \
-               [Q8] = PRODUCT(prepare_q8_avx2, block_q8, q8, few_q8, panel_quantized),           \
-               [Q4] = PRODUCT(prepare_q4_avx2, block_q4, q4, few_q4, panel_quantized)},          \
+#define PRODUCT(prepare_, block_, kind, panel_) \
+  {.prepare = prepare_, .block = NAME(block_), .pack = NAME(pack_##kind), .panel = NAME(panel_)}
+#define PRODUCTS(f32_block, f16_block)                                               \
+  .products = {[FLOAT32] = PRODUCT(prepare_float_avx2, f32_block, f32, panel_float), \
+               [FLOAT16] = PRODUCT(prepare_float_avx2, f16_block, f16, panel_float), \
+               [Q8] = PRODUCT(prepare_q8_avx2, block_q8, q8, panel_quantized),       \
+               [Q4] = PRODUCT(prepare_q4_avx2, block_q4, q4, panel_quantized)},      \
   .tile_columns = TILE_COLUMNS, .panel_rows = NAME(panel_rows), .panel_columns = PANEL_COLUMNS
 #define AVX2_STEPS                                                                       \
   .widen_f16 = widen_f16_avx2, .narrow_f16 = narrow_f16_avx2, .rms_norm = rms_norm_avx2, \
@@ -92,13 +90,19 @@ TARGET static void narrow_f16_avx2(const float* x, uint16_t* y, int64_t n) {
 #define WIDE_STEPS(isa) \
   .attend = attend_##isa, .merge_spans = merge_spans_##isa, .quantize_columns_q4 = quantize_columns_q4_##isa
 
-static const Kernels kernels_avx2 = {.name = "avx2", PRODUCTS(32, 24, 32), AVX2_STEPS, WIDE_STEPS(avx2)};
+static const Kernels kernels_avx2 = {.name = "avx2", PRODUCTS(block_f32, block_f16), AVX2_STEPS, WIDE_STEPS(avx2)};
 
 /* Some versions of GCC and Clang do not know the name f16c, so the CPU is asked. */
 static inline int cpu_has_avx2(void) {
   unsigned a, b, c, d;
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) &&
          (c & bit_F16C);
+}
+
+/* 0x19: Zen 3 and Zen 4; 0x1a: Zen 5; 0: not AMD's. */
+static inline int amd_family(void) {
+  unsigned a, b, c, d;
+  return __builtin_cpu_is("amd") && __get_cpuid(1, &a, &b, &c, &d) ? (int)((a >> 8 & 15) + (a >> 20 & 255)) : 0;
 }
 
 #include "undefine_isa.h"
@@ -116,7 +120,8 @@ static inline int cpu_has_avx2(void) {
 
 #include "panels.h"
 
-static const Kernels kernels_avx_vnni = {.name = "avx_vnni", PRODUCTS(24, 24, 24), AVX2_STEPS, WIDE_STEPS(avx2)};
+static const Kernels kernels_avx_vnni = {
+    .name = "avx_vnni", PRODUCTS(block_f32, block_f16), AVX2_STEPS, WIDE_STEPS(avx2)};
 
 static inline int cpu_has_avx_vnni(void) {
   unsigned a, b, c, d;

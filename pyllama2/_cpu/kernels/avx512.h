@@ -61,9 +61,10 @@
 #include "quantize.h"
 
 static const Kernels kernels_avx512 = {
-    .name = "avx512", WIDE_PRODUCTS(24, 32, 64, wide_block_f32, wide_block_f16), PAIRS, AVX2_STEPS, WIDE_STEPS(avx512)};
+    .name = "avx512", PRODUCTS(wide_block_f32, wide_block_f16), PAIRS, AVX2_STEPS, WIDE_STEPS(avx512)};
 /* For CPUs that compute a vector of 512 bits in two halves, so that panels gain little, and pairs of blocks nothing. */
-static const Kernels kernels_avx512_halves = {.name = "avx512", PRODUCTS(24, 64, 64), AVX2_STEPS, WIDE_STEPS(avx512)};
+static const Kernels kernels_avx512_halves = {
+    .name = "avx512", PRODUCTS(block_f32, block_f16), AVX2_STEPS, WIDE_STEPS(avx512)};
 
 static inline int cpu_has_avx512(void) {
   return cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -71,10 +72,7 @@ static inline int cpu_has_avx512(void) {
          __builtin_cpu_supports("avx512vnni");
 }
 
-static inline int cpu_halves_avx512(void) { /* Zen 4: AMD's family 19h */
-  unsigned a, b, c, d;
-  return __builtin_cpu_is("amd") && __get_cpuid(1, &a, &b, &c, &d) && (a >> 8 & 15) + (a >> 20 & 255) == 0x19;
-}
+static inline int cpu_halves_avx512(void) { return amd_family() == 0x19; } /* Zen 4 */
 
 #include "undefine.h"
 

@@ -30,8 +30,11 @@
 #if defined(__x86_64__)
 #include "avx2.h"
 #include "avx512.h"
-#elif defined(__aarch64__)
+#else
+static inline int amd_family(void) { return 0; }
+#if defined(__aarch64__)
 #include "neon.h"
+#endif
 #endif
 
 /* The table called name, or the best one when name is NULL or empty; NULL when this CPU cannot run it. */

@@ -65,7 +65,7 @@ typedef struct {
    * interleave, which is tile_width(). */
   void (*block)(const Matrix* w, int64_t block, const Activations* x, int n, float* out);
 
-  int few_columns; /* up to so many are faster by blocks, where there are panels */
+  int few_columns; /* up to so many are multiplied by blocks, where there are panels: few_columns.py measures it */
   /* Unpack groups g0 .. g1 (float kinds: everything) of a panel of Kernels.panel_rows rows: steps [step][row] of 4
    * bytes and scales [group][row]. Rows beyond the matrix are zeros. */
   void (*pack)(const Matrix* w, int64_t panel, int64_t g0, int64_t g1, void* steps, float* scales);
