@@ -11,9 +11,12 @@ import argparse
 import importlib
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
+from types import FrameType
 from typing import Any, cast
 
 from ..errors import Pyllama2Error
@@ -102,7 +105,32 @@ def make_parser(filled: bool = False) -> CommandParser:
 
 
 def _command(name: str) -> Any:
-    return importlib.import_module(f"pyllama2.{name}")
+    with _ctrl_c_in_imports():
+        return importlib.import_module(f"pyllama2.{name}")
+
+
+@contextmanager
+def _ctrl_c_in_imports() -> Iterator[None]:
+    """Raise KeyboardInterrupt after Ctrl-C, also where a package has made an ImportError of it, as numpy does."""
+    came = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    except ImportError:
+        if came:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, before)
 
 
 def _filled(command: str, **options: Any) -> CommandParser:

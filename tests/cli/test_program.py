@@ -195,10 +195,12 @@ class TestStart:
             _ = pyllama2.Lama  # type: ignore[attr-defined]
 
     @pytest.mark.subprocess
+    @pytest.mark.parametrize("ends", ["", "except KeyboardInterrupt: raise ImportError('numpy cannot be imported')"])
     @pytest.mark.parametrize("program", [["pyllama2", "generate"], ["pyllama2.generate"]])
-    def test_ctrl_c_while_it_imports(self, program: list[str], tmp_path: Path) -> None:
-        """A module that is imported early, and takes long, stands for a slow disk."""
-        (tmp_path / "numpy.py").write_text("print('importing', flush=True)\nimport time\ntime.sleep(30)\n")
+    def test_ctrl_c_while_it_imports(self, program: list[str], ends: str, tmp_path: Path) -> None:
+        """A module that is imported early, and takes long, stands for a slow disk. numpy makes another error of it."""
+        wait = "print('importing', flush=True)\n    import time\n    time.sleep(30)\n"
+        (tmp_path / "numpy.py").write_text(f"try:\n    {wait}{ends or 'finally: pass'}\n")
         process = subprocess.Popen(
             [sys.executable, "-m", *program, "Once"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
