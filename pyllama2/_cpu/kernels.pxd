@@ -91,7 +91,7 @@ cdef extern from "kernels/types.h" nogil:
         void (*quantize_columns_q4)(const float *x, const float *importance, int group_size, uint8_t *codes,
                                     float *scales) noexcept nogil
 
-    bint takes_pairs(const Kernels *kernels, const Matrix *w, int n) noexcept nogil
+    int blocks_together(const Kernels *kernels, const Matrix *w, int n) noexcept nogil
     void multiply_blocks(const Kernels *kernels, const Matrix *w, int64_t first, int64_t end, const Activations *x,
                          int n, int64_t floats, float *out) noexcept nogil
     int64_t block_bytes(const Matrix *w) noexcept nogil

@@ -14,8 +14,8 @@ from libc.string cimport memcpy, memset
 import numpy as np
 
 from .kernels cimport (
-    FLOAT16, FLOAT32, Q4, Q8, QUAD, ROW_BLOCK, Activations, Kernels, Matrix, Product, block_bytes, groups_of,
-    half_to_float, multiply_blocks, panel_bytes, steps_of, takes_pairs, tile_width,
+    FLOAT16, FLOAT32, Q4, Q8, QUAD, ROW_BLOCK, Activations, Kernels, Matrix, Product, block_bytes, blocks_together,
+    groups_of, half_to_float, multiply_blocks, panel_bytes, steps_of, tile_width,
 )
 from .openmp cimport end_idle_team, team_of
 from .dispatch cimport find_kernels
@@ -127,8 +127,8 @@ cdef void start_products(const Kernels *kernels, Products *products, const Activ
     else:
         unit_bytes = block_bytes(w) if w.group_size else ROW_BLOCK * w.columns * (2 if w.kind == FLOAT16 else 4)
         most = min(<int64_t> PIECE_BLOCKS, thread.tile_floats // (together * products.unit_floats))
-        most = max(<int64_t> 1, min(most, PIECE_BYTES // (together * unit_bytes)))
-        least = 2 if takes_pairs(kernels, w, n) else 1
+        least = blocks_together(kernels, w, n)
+        most = max(least, min(most, PIECE_BYTES // (together * unit_bytes)))
         grain = min(most, max(least, GRAIN_BYTES // (together * unit_bytes)))
     products.second = most * products.unit_floats
     start_step(&thread.member, kind, products.starts[products.count], grain, most, True)

@@ -57,6 +57,7 @@
 #define WIDE_DOT_S16 DOT_S16
 #include "portable.h"
 #include "tiles256.h"
+#include "streams256.h"
 
 #include "panels.h"
 #include "attention.h"
@@ -90,7 +91,11 @@ TARGET static void narrow_f16_avx2(const float* x, uint16_t* y, int64_t n) {
 #define WIDE_STEPS(isa) \
   .attend = attend_##isa, .merge_spans = merge_spans_##isa, .quantize_columns_q4 = quantize_columns_q4_##isa
 
-static const Kernels kernels_avx2 = {.name = "avx2", PRODUCTS(block_f32, block_f16), AVX2_STEPS, WIDE_STEPS(avx2)};
+static const Kernels kernels_avx2 = {.name = "avx2",
+                                     PRODUCTS(streams_f32, streams_f16),
+                                     .streams = {[Q8] = streams_q8_avx2, [Q4] = streams_q4_avx2},
+                                     AVX2_STEPS,
+                                     WIDE_STEPS(avx2)};
 
 /* Some versions of GCC and Clang do not know the name f16c, so the CPU is asked. */
 static inline int cpu_has_avx2(void) {

@@ -10,6 +10,7 @@
 
 enum {
   ROW_BLOCK = 8, /* rows of a matrix that are interleaved */
+  STREAMS = 4, /* blocks that are read side by side where that is faster */
   QUAD = 4, /* inputs of one row that lie together */
   LANES = 16, /* partial sums of a float32 product: inputs i, i + 16, i + 32, ... */
   LANE_GAP = 16, /* numbers between the lanes of a float panel */
@@ -112,6 +113,8 @@ typedef struct {
   /* The same as two calls of a product's block(), for block and block + 1. Results lie one after the other. */
   void (*pairs[KINDS])(const Matrix* w, int64_t block, const Activations* x, int n, float* out);
   int pair_columns[KINDS]; /* faster for at least so many columns; 0: never */
+  /* The same as STREAMS such calls, with a single column. NULL: not faster. */
+  void (*streams[KINDS])(const Matrix* w, int64_t block, const Activations* x, int n, float* out);
   int tile_columns; /* largest tile_width() of quantized kinds */
   int panel_rows, panel_columns; /* 0 where there are no panels */
 
@@ -165,17 +168,22 @@ INLINE int tile_width(const Kernels* kernels, const Matrix* w, int n) {
   return w->group_size ? equal_parts(n, kernels->tile_columns) : 1;
 }
 
-/* Whether blocks of w are multiplied two at a time, with n columns. */
-INLINE int takes_pairs(const Kernels* kernels, const Matrix* w, int n) {
+/* Blocks of w that are multiplied at a time, with n columns. */
+INLINE int blocks_together(const Kernels* kernels, const Matrix* w, int n) {
   const int least = kernels->pair_columns[w->kind];
-  return least > 0 && n >= least;
+  if (n == 1 && kernels->streams[w->kind]) return STREAMS;
+  return least > 0 && n >= least ? 2 : 1;
 }
 
 /* Multiply blocks first .. end of w with n columns. Each block's results lie so many floats after those of the block
  * before. */
 INLINE void multiply_blocks(const Kernels* kernels, const Matrix* w, int64_t first, int64_t end, const Activations* x,
                             int n, int64_t floats, float* out) {
-  if (takes_pairs(kernels, w, n))
+  const int together = blocks_together(kernels, w, n);
+  if (together == STREAMS)
+    for (; first + STREAMS <= end; first += STREAMS, out += STREAMS * floats)
+      kernels->streams[w->kind](w, first, x, n, out);
+  if (together == 2)
     for (; first + 1 < end; first += 2, out += 2 * floats) kernels->pairs[w->kind](w, first, x, n, out);
   for (; first < end; first++, out += floats) kernels->products[w->kind].block(w, first, x, n, out);
 }
