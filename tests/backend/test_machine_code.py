@@ -1,4 +1,4 @@
-"""The machine code of kernels with AVX-512, which valgrind cannot count (benchmarks/count_instructions.py)."""
+"""The machine code of kernels for x86: how many instructions a dot product takes, and that nothing is spilled."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ import pytest
 pytestmark = [
     pytest.mark.subprocess,
     pytest.mark.skipif(shutil.which("objdump") is None, reason="there is no objdump"),
-    pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX-512 is of x86-64"),
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="the kernels are for x86-64"),
 ]
 # Instructions for a dot product, of all numbers of columns together, with gcc 12: 4.1 and 3.0 of q4, 4.1 of q8.
 MOST_FOR_A_DOT = {"pair_q4_64": 5.0, "pair_q4_128": 4.0, "pair_q8_32": 5.0}
+
+# Of a single column that reads four streams, with all that is around the dot products.
+MOST_IN_STREAMS = {"columns_q4_32": 7.5, "columns_q4_64": 6.5, "columns_q4_128": 7.5, "columns_q8_64": 13.0}
 
 
 @cache
@@ -48,3 +51,12 @@ def test_no_vector_is_kept_on_the_stack(kernel: str) -> None:
     code = functions()[f"{kernel}_avx512"]
     assert any("%zmm" in line for line in code)
     assert not [line for line in code if "%zmm" in line and "(%rsp)" in line]
+
+
+@pytest.mark.parametrize("kernel", MOST_IN_STREAMS)
+def test_four_streams_take_few_instructions(kernel: str) -> None:
+    code = functions()[f"{kernel}_avx2"]
+    dots = [line for line in code if re.match(r"vpmadd(ubsw|wd) .*%ymm", line)]
+    assert len(dots) >= 16  # two for each register of codes
+    assert len(code) / len(dots) < MOST_IN_STREAMS[kernel]
+    assert sum("prefetch" in line for line in code) >= 4

@@ -87,17 +87,20 @@ TARGET_INLINE void NAME(columns_q8)(NAME(Blocks) w, const Activations* x, const 
     const int64_t ahead = NAME(stream_ahead)((g + 1) * GROUP * ROW_BLOCK, w.code_bytes, AHEAD);
     __m256i lower[STREAMS], upper[STREAMS];
     for (int s = 0; s < STREAMS; s++) lower[s] = upper[s] = _mm256_setzero_si256();
-#pragma GCC unroll 4
-    for (int j = 0; j < GROUP / QUAD; j++, w.codes += 32, inputs += QUAD) {
-      const __m256i input = _mm256_castpd_si256(_mm256_broadcast_sd((const double*)inputs));
+    for (int j = 0; j < GROUP / QUAD; j += 2, w.codes += 64, inputs += 2 * QUAD) {
+      const __m256i input[2] = {_mm256_castpd_si256(_mm256_broadcast_sd((const double*)inputs)),
+                                _mm256_castpd_si256(_mm256_broadcast_sd((const double*)(inputs + QUAD)))};
 #pragma GCC unroll 4
       for (int s = 0; s < STREAMS; s++) {
         const __m128i* codes = (const __m128i*)(w.codes + s * w.code_bytes);
-        if (j % 2 == 0) __builtin_prefetch((const char*)codes + ahead);
-        lower[s] = DOT_S16(lower[s], _mm256_cvtepi8_epi16(_mm_loadu_si128(codes)), input);
-        upper[s] = DOT_S16(upper[s], _mm256_cvtepi8_epi16(_mm_loadu_si128(codes + 1)), input);
-        KEEP(lower[s]);
-        KEEP(upper[s]);
+        __builtin_prefetch((const char*)codes + ahead);
+#pragma GCC unroll 2
+        for (int k = 0; k < 2; k++) {
+          lower[s] = DOT_S16(lower[s], _mm256_cvtepi8_epi16(_mm_loadu_si128(codes + 2 * k)), input[k]);
+          upper[s] = DOT_S16(upper[s], _mm256_cvtepi8_epi16(_mm_loadu_si128(codes + 2 * k + 1)), input[k]);
+          KEEP(lower[s]);
+          KEEP(upper[s]);
+        }
       }
     }
     for (int s = 0; s < STREAMS; s++) {
