@@ -8,8 +8,9 @@ import shutil
 import subprocess
 from functools import cache
 
-import pyllama2._cpu.dispatch
 import pytest
+
+import pyllama2._cpu.dispatch
 
 pytestmark = [
     pytest.mark.subprocess,
