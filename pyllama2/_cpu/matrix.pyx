@@ -26,6 +26,7 @@ cdef enum:
     GRAIN_BYTES = 16 * 1024    # of weights of the last pieces with few columns: less than a microsecond
     PIECE_BYTES = 128 * 1024   # and of the first ones: more is lost when a thread is stopped amid one
     PIECE_BLOCKS = 64          # of a piece with few columns, at most
+    STREAMED_BLOCKS = 128      # of a thread's share, at least: with many threads there are enough streams
     GRAIN_PRODUCTS = 8 << 20   # multiplications of the last pieces with many columns: some 100 microseconds
     PIECE_PRODUCTS = 16 << 20  # and of the first ones, unless a single panel has more
 
@@ -111,11 +112,10 @@ cdef void start_products(const Kernels *kernels, Products *products, const Activ
     """Begin the step of products with n columns. Unless it is over, x must be prepared before run_products()."""
     cdef const Matrix *w = products.w[0]
     cdef int i
-    cdef int64_t columns = (n + x.interleave - 1) // x.interleave * x.interleave, grain, most, together
-    cdef int64_t unit_bytes, unit_products, least
-    products.x, products.n = x, n
+    cdef int64_t columns = (n + x.interleave - 1) // x.interleave * x.interleave, unit_bytes, unit_products
+    cdef int64_t grain, most, together, least = 1
+    products.x, products.n, products.starts[0] = x, n, 0
     products.height = kernels.panel_rows if x.panels else ROW_BLOCK
-    products.starts[0] = 0
     for i in range(products.count):
         products.starts[i + 1] = products.starts[i] + (products.w[i].rows + products.height - 1) // products.height
     products.unit_floats = columns * products.height
@@ -127,7 +127,8 @@ cdef void start_products(const Kernels *kernels, Products *products, const Activ
     else:
         unit_bytes = block_bytes(w) if w.group_size else ROW_BLOCK * w.columns * (2 if w.kind == FLOAT16 else 4)
         most = min(<int64_t> PIECE_BLOCKS, thread.tile_floats // (together * products.unit_floats))
-        least = blocks_together(kernels, w, n)
+        if n > 1 or products.starts[products.count] >= STREAMED_BLOCKS * thread.member.size:
+            least = blocks_together(kernels, w, n)
         most = max(least, min(most, PIECE_BYTES // (together * unit_bytes)))
         grain = min(most, max(least, GRAIN_BYTES // (together * unit_bytes)))
     products.second = most * products.unit_floats
