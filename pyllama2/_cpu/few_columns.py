@@ -1,7 +1,7 @@
 """Up to how many columns a product is faster by blocks of rows than by unpacked panels (matrix.pyx).
 
 It depends on the processor, and not only on its instruction set: the table has those that were measured with whole
-matrices. Others are measured when a process first needs it. Blocks and panels give the same bits.
+matrices. Others are measured before the first chunk that is worth it. Blocks and panels give the same bits.
 """
 
 from __future__ import annotations
@@ -36,8 +36,14 @@ def few_columns(kind: WeightType, isa: str) -> int:
         kind: of the weights.
         isa: an instruction set that has panels.
     """
-    measured = _MEASURED.get((amd_family(), isa))
-    return measured[kind] if measured else measure(kind, isa)
+    known = known_few_columns(kind, isa)
+    return measure(kind, isa) if known is None else known
+
+
+def known_few_columns(kind: WeightType, isa: str) -> int | None:
+    """Return few_columns() if the table has this processor, else None."""
+    known = _MEASURED.get((amd_family(), isa))
+    return known[kind] if known else None
 
 
 @cache

@@ -49,4 +49,5 @@ cdef class Workspace:
     cdef list event_arrays            # of each thread, None without a trace
     cdef float *_floats(self, int64_t n) except? NULL
     cdef int _allocate(self, config, cpus) except -1
+    cdef int _set_few_columns(self, int kind, str type) except -1
     cdef int start_chunk(self) except -1

@@ -8,8 +8,8 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 
 from .attention cimport Planner, most_part_bytes
-from .few_columns import few_columns
-from .kernels cimport KINDS, Matrix
+from .few_columns import known_few_columns, measure
+from .kernels cimport Matrix
 from .matrix cimport Scratch, Thread, matrix_of_shape
 from .places cimport ANYWHERE
 from .dispatch cimport find_kernels
@@ -26,7 +26,7 @@ cdef enum:
     CHUNK_BYTES = 216 << 20  # fewer if their vectors take more than this; those of Llama-2-70B, quantized, do not
     FEW_COLUMNS = 24         # until they are measured
 
-MEASURED_FROM = 2 << 30      # multiplications of a chunk: a hundred times what measuring takes
+MEASURED_FROM = 32 << 30     # multiplications of a chunk that takes about ten times as long as measuring
 
 
 cdef class Workspace:
@@ -43,11 +43,8 @@ cdef class Workspace:
 
     def __cinit__(self, config, quantization, int n_threads, str isa="", bint counts_only=False, cpus=()):
         cdef Matrix matrix
-        cdef int i
         self.own_kernels, self.n_threads = find_kernels(isa)[0], n_threads
         self.kernels, self.unmeasured, self.n_weights = &self.own_kernels, {}, 0
-        for i in range(KINDS):
-            self.own_kernels.products[i].few_columns = FEW_COLUMNS
         self.heads.n_kv_heads, self.heads.head_dim = config.n_kv_heads, config.head_dim
         self.heads.queries_per_kv = config.n_heads // config.n_kv_heads
         self.scratch, self.planner = Scratch(counts_only), Planner()
@@ -58,7 +55,7 @@ cdef class Workspace:
                 for kind in quantization.kinds_of(name, config):
                     matrix = matrix_of_shape(kind.type, shape, kind.group_size)
                     self.scratch.cover(&matrix)
-                    self.unmeasured[kind.type] = <int> matrix.kind
+                    self._set_few_columns(matrix.kind, kind.type)
                 if name.startswith("layers."):
                     self.n_weights += config.n_layers * matrix.rows * matrix.columns
         self.chunk_size = CHUNK
@@ -71,6 +68,13 @@ cdef class Workspace:
 
     def __dealloc__(self):
         free(self.threads)
+
+    cdef int _set_few_columns(self, int kind, str type) except -1:
+        known = known_few_columns(type, self.kernels.name.decode())
+        self.own_kernels.products[kind].few_columns = FEW_COLUMNS if known is None else known
+        if known is None:
+            self.unmeasured[type] = kind
+        return 0
 
     def _token_bytes(self, config):
         """Bytes of the vectors of one token."""
@@ -110,7 +114,7 @@ cdef class Workspace:
         if self.kernels.panel_rows and state.n * self.n_weights >= MEASURED_FROM:
             while self.unmeasured:
                 kind, number = self.unmeasured.popitem()
-                self.own_kernels.products[<int> number].few_columns = few_columns(kind, self.kernels.name.decode())
+                self.own_kernels.products[<int> number].few_columns = measure(kind, self.kernels.name.decode())
         self.planner.make_plan(state.n, state.rows, state.positions)
         return 0
 

@@ -54,8 +54,10 @@ def test_processors_of_the_table_are_not_measured(monkeypatch: pytest.MonkeyPatc
         assert set(limits) == set(WEIGHT_TYPES)
         monkeypatch.setattr(few_columns, "amd_family", lambda family=family: family)
         assert all(few_columns.few_columns(kind, isa) == limits[kind] for kind in WEIGHT_TYPES)
+        assert all(few_columns.known_few_columns(kind, isa) == limits[kind] for kind in WEIGHT_TYPES)
     monkeypatch.setattr(few_columns, "amd_family", lambda: 0)
     assert few_columns.few_columns("q4", "avx2") == -1
+    assert few_columns.known_few_columns("q4", "avx2") is None
 
 
 @pytest.mark.skipif(not WITH_PANELS, reason="no instruction set with panels")
@@ -67,7 +69,8 @@ def test_a_model_asks_once_and_computes_the_same(monkeypatch: pytest.MonkeyPatch
     for few, measured_from in ((None, 1 << 60), (0, 1), (8, 1), (100, 1)):
         kinds: list[str] = []
         monkeypatch.setattr(workspace, "MEASURED_FROM", measured_from)
-        monkeypatch.setattr(workspace, "few_columns", lambda kind, isa, few=few, kinds=kinds: kinds.append(kind) or few)
+        monkeypatch.setattr(workspace, "known_few_columns", lambda kind, isa: None)
+        monkeypatch.setattr(workspace, "measure", lambda kind, isa, few=few, kinds=kinds: kinds.append(kind) or few)
         model = quantized_model(CONFIG, weights, type)
         backend = CpuBackend(model, n_threads=2)
         logits.append([backend.forward(batch, backend.new_cache(1, 128)).tobytes() for _ in range(2)])
@@ -79,6 +82,17 @@ def test_a_model_asks_once_and_computes_the_same(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.skipif(not WITH_PANELS, reason="no instruction set with panels")
 def test_a_few_tokens_of_a_small_model_measure_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace, "few_columns", lambda kind, isa: pytest.fail("measured"))
+    monkeypatch.setattr(workspace, "known_few_columns", lambda kind, isa: None)
+    monkeypatch.setattr(workspace, "measure", lambda kind, isa: pytest.fail("measured"))
+    backend = CpuBackend(quantized_model(CONFIG, random_weights(CONFIG), "q4"), n_threads=2)
+    backend.forward(Batch.of_sequence(list(range(100))), backend.new_cache(1, 128))
+
+
+@pytest.mark.skipif(not WITH_PANELS, reason="no instruction set with panels")
+@pytest.mark.parametrize("known", [8, 64])
+def test_what_is_known_is_not_measured(monkeypatch: pytest.MonkeyPatch, known: int) -> None:
+    monkeypatch.setattr(workspace, "MEASURED_FROM", 1)
+    monkeypatch.setattr(workspace, "known_few_columns", lambda kind, isa: known)
+    monkeypatch.setattr(workspace, "measure", lambda kind, isa: pytest.fail("measured"))
     backend = CpuBackend(quantized_model(CONFIG, random_weights(CONFIG), "q4"), n_threads=2)
     backend.forward(Batch.of_sequence(list(range(100))), backend.new_cache(1, 128))
