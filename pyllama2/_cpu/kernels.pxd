@@ -60,6 +60,7 @@ cdef extern from "kernels/types.h" nogil:
         const int32_t *offsets
         int64_t n_steps
         int64_t n_groups
+        int64_t n_offsets
         int interleave
         int panels
 
@@ -96,6 +97,7 @@ cdef extern from "kernels/types.h" nogil:
                          int n, int64_t floats, float *out) noexcept nogil
     int64_t block_bytes(const Matrix *w) noexcept nogil
     int64_t groups_of(const Matrix *w) noexcept nogil
+    int64_t offsets_of(const Kernels *kernels, const Matrix *w) noexcept nogil
     int tile_width(const Kernels *kernels, const Matrix *w, int n) noexcept nogil
     int64_t panel_bytes(const Matrix *w, int64_t groups, int height) noexcept nogil
     int64_t steps_of(const Matrix *w) noexcept nogil

@@ -55,7 +55,8 @@ cdef class Scratch:
     cdef readonly list arrays
     cdef readonly int64_t nbytes
     cdef bint counts_only
-    cdef int64_t n_steps, n_groups, panel_bytes, panel_scales, panel_rows  # largest that any matrix needs
+    # largest that any matrix needs
+    cdef int64_t n_steps, n_groups, n_offsets, panel_bytes, panel_scales, panel_rows
 
     cdef void cover(self, const Matrix *w) noexcept
     cdef void *allocate(self, int64_t n_bytes) except? NULL

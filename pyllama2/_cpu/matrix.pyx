@@ -15,7 +15,7 @@ import numpy as np
 
 from .kernels cimport (
     FLOAT16, FLOAT32, Q4, Q8, QUAD, ROW_BLOCK, Activations, Kernels, Matrix, Product, block_bytes, blocks_together,
-    groups_of, half_to_float, multiply_blocks, panel_bytes, steps_of, tile_width,
+    groups_of, half_to_float, multiply_blocks, offsets_of, panel_bytes, steps_of, tile_width,
 )
 from .openmp cimport end_idle_team, team_of
 from .dispatch cimport find_kernels
@@ -72,7 +72,8 @@ cdef Activations activations(const Kernels *kernels, const Matrix *w, const Step
     act.values, act.value_stride = values, w.columns
     act.steps, act.scales, act.offsets = steps.codes, steps.scales, steps.offsets
     act.n_steps = steps_of(w)
-    act.n_groups = groups_of(w) if w.group_size else 0
+    act.n_groups = groups_of(w)
+    act.n_offsets = offsets_of(kernels, w)
     act.panels = kernels.panel_rows and n > kernels.products[<int> w.kind].few_columns
     act.interleave = kernels.panel_columns if act.panels else tile_width(kernels, w, n)
     return act
@@ -81,10 +82,10 @@ cdef Activations activations(const Kernels *kernels, const Matrix *w, const Step
 cdef void prepare(const Kernels *kernels, const Matrix *w, const Activations *x, int column) noexcept nogil:
     """Write one column in the form that products with w want."""
     cdef int64_t first = column // x.interleave * x.interleave, lane = column % x.interleave
-    cdef int32_t *steps = <int32_t *> x.steps
-    cdef const Product *product = &kernels.products[<int> w.kind]
-    product.prepare(w, x.values + column * x.value_stride, x.interleave, steps + first * x.n_steps + lane,
-                    <float *> x.scales + first * x.n_groups + lane, <int32_t *> x.offsets + first * x.n_groups + lane)
+    cdef int32_t *steps = <int32_t *> x.steps + first * x.n_steps
+    kernels.products[<int> w.kind].prepare(
+        w, x.values + column * x.value_stride, x.interleave, steps + lane,
+        <float *> x.scales + first * x.n_groups + lane, <int32_t *> x.offsets + first * x.n_offsets + lane)
 
 
 cdef void start_columns(const Activations *x, int n, int kind, Thread *thread) noexcept nogil:
@@ -257,7 +258,8 @@ cdef class Scratch:
         """Make room for products with w."""
         cdef PanelPlan plan
         self.n_steps = max(self.n_steps, steps_of(w))
-        self.n_groups = max(self.n_groups, groups_of(w) if w.group_size else 0)
+        self.n_groups = max(self.n_groups, groups_of(w))
+        self.n_offsets = max(self.n_offsets, offsets_of(self.kernels, w))
         if self.kernels.panel_rows:
             plan = plan_panels(self.kernels, w)
             self.panel_bytes = max(self.panel_bytes, plan.bytes * plan.together)
@@ -270,20 +272,18 @@ cdef class Scratch:
 
         Pages that are never written to take no memory.
         """
-        cdef size_t address
         self.nbytes += n_bytes + 64
         if self.counts_only:
             return NULL
         array = np.zeros(n_bytes + 64, np.uint8)
         self.arrays.append(array)
-        address = array.ctypes.data
-        return <void *> ((address + 63) // 64 * 64)
+        return <void *> ((<size_t> array.ctypes.data + 63) // 64 * 64)
 
     cdef int allocate_steps(self, Steps *steps, int64_t columns) except -1:
         columns += max(self.kernels.panel_columns, self.kernels.tile_columns)
         steps.codes = self.allocate(columns * self.n_steps * 4)
         steps.scales = <float *> self.allocate(columns * self.n_groups * sizeof(float))
-        steps.offsets = <int32_t *> self.allocate(columns * self.n_groups * sizeof(int32_t))
+        steps.offsets = <int32_t *> self.allocate(columns * self.n_offsets * sizeof(int32_t))
         return 0
 
     cdef int allocate_thread(self, Thread *thread, int64_t columns) except -1:

@@ -79,7 +79,7 @@ cdef class Workspace:
     def _token_bytes(self, config):
         """Bytes of the vectors of one token."""
         vectors = config.head_dim + 2 * (config.dim + config.q_dim + config.kv_dim) + config.hidden_dim
-        return sizeof(float) * (vectors + self.scratch.n_steps + 2 * self.scratch.n_groups)
+        return sizeof(float) * (vectors + self.scratch.n_steps + self.scratch.n_groups + self.scratch.n_offsets)
 
     cdef float *_floats(self, int64_t n) except? NULL:
         return <float *> self.scratch.allocate(n * sizeof(float))

@@ -56,11 +56,11 @@ typedef struct {
 
 /* n columns values (n, w->columns), interleaved so many at a time, as matrix.pyx prepares them. */
 static Prepared prepare_columns(const Kernels* table, const Matrix* w, const float* values, int n, int interleave) {
-  const int64_t n_steps = steps_of(w), n_groups = w->group_size ? groups_of(w) : 0;
+  const int64_t n_steps = steps_of(w), n_groups = groups_of(w), n_offsets = offsets_of(table, w);
   const int64_t room = (n + interleave - 1) / interleave * interleave;
   Prepared p = {room_for((size_t)(room * n_steps) * 4),
                 room_for((size_t)(room * n_groups) * 4),
-                room_for((size_t)(room * n_groups) * 4),
+                room_for((size_t)(room * n_offsets) * 4),
                 {.values = values, .value_stride = w->columns}};
   /* Columns that fill up the last interleaved ones hold what they happen to. */
   if (interleave > 1) memset(p.steps.p, 0, (size_t)(room * n_steps) * 4);
@@ -68,10 +68,10 @@ static Prepared prepare_columns(const Kernels* table, const Matrix* w, const flo
     const int64_t first = c / interleave * interleave, lane = c % interleave;
     table->products[w->kind].prepare(
         w, values + c * w->columns, interleave, (int32_t*)p.steps.p + first * n_steps + lane,
-        (float*)p.scales.p + first * n_groups + lane, (int32_t*)p.offsets.p + first * n_groups + lane);
+        (float*)p.scales.p + first * n_groups + lane, (int32_t*)p.offsets.p + first * n_offsets + lane);
   }
   p.x.steps = p.steps.p, p.x.scales = p.scales.p, p.x.offsets = p.offsets.p;
-  p.x.n_steps = n_steps, p.x.n_groups = n_groups, p.x.interleave = interleave;
+  p.x.n_steps = n_steps, p.x.n_groups = n_groups, p.x.n_offsets = n_offsets, p.x.interleave = interleave;
   return p;
 }
 
@@ -79,6 +79,18 @@ static void leave_columns(Prepared p) {
   leave(p.steps);
   leave(p.scales);
   leave(p.offsets);
+}
+
+/* The offsets of some groups, whole or in halves, are those of the definition. */
+static void expect_offsets(const Kernels* table, const Matrix* w, const int32_t* found, const int32_t* right,
+                           int64_t n_groups) {
+  const int64_t parts = offsets_of(table, w) / groups_of(w);
+  for (int64_t g = 0; g < n_groups; g++) {
+    int32_t sum = 0;
+    for (int64_t i = g * parts; i < (g + 1) * parts; i++)
+      sum += table->offset_inputs ? (int16_t)(found[i] & 0xffff) + (int16_t)(found[i] >> 16) : found[i];
+    if (w->kind == Q4) expect_bytes("offsets", &sum, right + g, 4);
+  }
 }
 
 /* What tables with fused multiply-adds give for float kinds: y (n, 8), and how far plain ones may be from it. */
@@ -133,15 +145,20 @@ static void check_panels(const Kernels* table, const Matrix* w, const float* val
   leave_columns(p);
 }
 
-/* Two blocks at once give what each of them gives, y (blocks, n, 8). whole: n rounded up as for x. */
-static void check_pairs(const Kernels* table, const Matrix* w, const Activations* x, int n, int whole, const float* y) {
-  const int64_t blocks = (w->rows + ROW_BLOCK - 1) / ROW_BLOCK;
-  Room out = room_for((size_t)(2 * whole * ROW_BLOCK) * 4);
-  for (int64_t block = 0; table->pairs[w->kind] && block + 1 < blocks; block++) {
-    table->pairs[w->kind](w, block, x, n, out.p);
-    for (int k = 0; k < 2; k++)
-      expect_floats("pair of blocks", (float*)out.p + k * whole * ROW_BLOCK, y + (block + k) * n * ROW_BLOCK,
-                    n * ROW_BLOCK);
+/* Blocks that are multiplied together, from the first or from the second on, give what each of them gives, y
+ * (blocks, n, 8). whole: n rounded up as for x. */
+static void check_together(const Kernels* table, const Matrix* w, const Activations* x, int n, int whole,
+                           const float* y) {
+  const int64_t blocks = (w->rows + ROW_BLOCK - 1) / ROW_BLOCK, floats = whole * ROW_BLOCK;
+  Room out = room_for((size_t)(blocks * floats) * 4);
+  for (int64_t first = 0; first < 2; first++) {
+    multiply_blocks(table, w, first, blocks, x, n, floats, out.p);
+    for (int64_t block = first; block < blocks; block++)
+      for (int c = 0; c < n; c++) {
+        const int64_t rows = w->rows - block * ROW_BLOCK < ROW_BLOCK ? w->rows - block * ROW_BLOCK : ROW_BLOCK;
+        expect_floats("blocks together", (float*)out.p + (block - first) * floats + c * ROW_BLOCK,
+                      y + (block * n + c) * ROW_BLOCK, rows);
+      }
   }
   leave(out);
 }
@@ -155,7 +172,7 @@ static void products_of_blocks(const Kernels* table, const Matrix* w, const floa
     table->products[w->kind].block(w, block, &p.x, n, out.p);
     memcpy(y + block * n * ROW_BLOCK, out.p, (size_t)(n * ROW_BLOCK) * 4);
   }
-  check_pairs(table, w, &p.x, n, whole, y);
+  check_together(table, w, &p.x, n, whole, y);
   leave(out);
   leave_columns(p);
 }
@@ -170,7 +187,7 @@ static void check_blocks(const Kernels* table, const Matrix* w, const float* val
     Prepared p = prepare_columns(table, w, values, n, 1), q = prepare_columns(scalar, w, values, n, 1);
     expect_bytes("codes", p.steps.p, q.steps.p, (size_t)(n * q.x.n_steps) * 4);
     expect_floats("scales", p.scales.p, q.scales.p, n * q.x.n_groups);
-    expect_bytes("offsets", p.offsets.p, q.offsets.p, (size_t)(n * q.x.n_groups) * 4);
+    expect_offsets(table, w, p.offsets.p, q.offsets.p, n * q.x.n_groups);
     add_to_digest(p.steps.p, (size_t)(n * p.x.n_steps) * 4);
     add_floats_to_digest(p.scales.p, n * p.x.n_groups);
     leave_columns(p);

@@ -38,15 +38,16 @@
 #define NAME(f) f##_avx2
 #define MIN8(a, b) ((v8f)_mm256_min_ps((__m256)(a), (__m256)(b)))
 #define MAX8(a, b) ((v8f)_mm256_max_ps((__m256)(a), (__m256)(b)))
-/* Sums of products in 16 bits: after 8 steps at most 8 * 2 * 15 * 127 = 30480. */
+/* Sums of products in 16 bits, which wrap around. With its offset, a sum of two inputs of 16 steps is right in the end: the
+ * weights are then -8 to 7, and it is at most 16 * 2 * 8 * 127 = 32512. */
 #define DOT_U8(acc, u, s) _mm256_add_epi16(acc, _mm256_maddubs_epi16(u, s))
 #define SUM_U8(acc) _mm256_madd_epi16(acc, _mm256_set1_epi16(1))
-#define MOST_DOTS 8
+#define OFFSET_INPUTS 64
 #define DOT_S16(acc, a, b) _mm256_add_epi32(acc, _mm256_madd_epi16(a, b))
 /* acc with the products of the same four bytes, 8 times, which are at p */
 #define DOT_U8_AT(acc, u, p) acc = DOT_U8(acc, u, BROADCAST_STEP(p))
 #define DOT_S16_AT(acc, a, p) acc = DOT_S16(acc, a, BROADCAST_STEP(p))
-#define WIDE_FLUSH 8
+#define APART 0
 #define TILE_COLUMNS 4
 #define FLOAT_COLUMNS 3
 #define PANEL_COLUMNS 6
@@ -78,11 +79,11 @@ TARGET static void narrow_f16_avx2(const float* x, uint16_t* y, int64_t n) {
 
 #define PRODUCT(prepare_, block_, kind, panel_) \
   {.prepare = prepare_, .block = NAME(block_), .pack = NAME(pack_##kind), .panel = NAME(panel_)}
-#define PRODUCTS(f32_block, f16_block)                                               \
+#define PRODUCTS(f32_block, f16_block, q4_prepare)                                   \
   .products = {[FLOAT32] = PRODUCT(prepare_float_avx2, f32_block, f32, panel_float), \
                [FLOAT16] = PRODUCT(prepare_float_avx2, f16_block, f16, panel_float), \
                [Q8] = PRODUCT(prepare_q8_avx2, block_q8, q8, panel_quantized),       \
-               [Q4] = PRODUCT(prepare_q4_avx2, block_q4, q4, panel_quantized)},      \
+               [Q4] = PRODUCT(q4_prepare, block_q4, q4, panel_quantized)},           \
   .tile_columns = TILE_COLUMNS, .panel_rows = NAME(panel_rows), .panel_columns = PANEL_COLUMNS
 #define AVX2_STEPS                                                                       \
   .widen_f16 = widen_f16_avx2, .narrow_f16 = narrow_f16_avx2, .rms_norm = rms_norm_avx2, \
@@ -91,9 +92,28 @@ TARGET static void narrow_f16_avx2(const float* x, uint16_t* y, int64_t n) {
 #define WIDE_STEPS(isa) \
   .attend = attend_##isa, .merge_spans = merge_spans_##isa, .quantize_columns_q4 = quantize_columns_q4_##isa
 
+TARGET_INLINE int32_t offset_in_halves(const int8_t* codes, int n) {
+  __m256i sums = _mm256_setzero_si256(); /* of two codes each */
+  for (int i = 0; i < n; i += 32)
+    sums = _mm256_add_epi16(sums,
+                            _mm256_maddubs_epi16(_mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i*)(codes + i))));
+  __m128i sum = _mm_add_epi16(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, _MM_SHUFFLE(1, 0, 3, 2)));
+  sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, _MM_SHUFFLE(2, 3, 0, 1)));
+  return _mm_cvtsi128_si32(_mm_mullo_epi16(sum, _mm_set1_epi16(-8)));
+}
+
+TARGET static void prepare_q4_halves(const Matrix* w, const float* x, int interleave, void* steps, float* scales,
+                                     int32_t* offsets) {
+  prepare_q4_with_avx2(w, x, interleave, steps, scales, offsets, offset_in_halves, OFFSET_INPUTS);
+}
+
 static const Kernels kernels_avx2 = {.name = "avx2",
-                                     PRODUCTS(streams_f32, streams_f16),
+                                     PRODUCTS(streams_f32, streams_f16, prepare_q4_halves),
+                                     .offset_inputs = OFFSET_INPUTS,
                                      .streams = {[Q8] = streams_q8_avx2, [Q4] = streams_q4_avx2},
+                                     .pairs = {[Q8] = pairs_q8_avx2, [Q4] = pairs_q4_avx2},
+                                     .pair_columns = {[Q8] = 3, [Q4] = 4},
                                      AVX2_STEPS,
                                      WIDE_STEPS(avx2)};
 
@@ -116,17 +136,17 @@ static inline int amd_family(void) {
 #define TARGET_INLINE static inline __attribute__((always_inline, target("avx2,fma,f16c,avxvnni")))
 #define DOT_U8(acc, u, s) _mm256_dpbusd_avx_epi32(acc, u, s)
 #define SUM_U8(acc) (acc)
-#define MOST_DOTS 16
+#define OFFSET_INPUTS MAX_GROUP
+#define APART 1
 #define DOT_S16(acc, a, b) _mm256_dpwssd_avx_epi32(acc, a, b)
 #define DOT_U8_AT(acc, u, p) acc = DOT_U8(acc, u, BROADCAST_STEP(p))
 #define DOT_S16_AT(acc, a, p) acc = DOT_S16(acc, a, BROADCAST_STEP(p))
-#define WIDE_FLUSH 128
 #include "tiles256.h"
 
 #include "panels.h"
 
 static const Kernels kernels_avx_vnni = {
-    .name = "avx_vnni", PRODUCTS(block_f32, block_f16), AVX2_STEPS, WIDE_STEPS(avx2)};
+    .name = "avx_vnni", PRODUCTS(block_f32, block_f16, prepare_q4_avx2), AVX2_STEPS, WIDE_STEPS(avx2)};
 
 static inline int cpu_has_avx_vnni(void) {
   unsigned a, b, c, d;

@@ -12,7 +12,8 @@
 #define TILE_COLUMNS 8
 #define FLOAT_COLUMNS 6
 #define SUM_U8(acc) (acc)
-#define MOST_DOTS 16
+#define OFFSET_INPUTS MAX_GROUP
+#define APART 1
 #define DOT_S16(acc, a, b) _mm256_dpwssd_epi32(acc, a, b)
 /* With the broadcast inside of the instruction, which GCC does not do: a third fewer of them. */
 #define DOT_U8_AT(acc, u, p) __asm__("vpdpbusd %2%{1to8%}, %1, %0" : "+v"(acc) : "v"(u), "m"(*(const int32_t*)(p)))
@@ -52,7 +53,6 @@
 #define WIDE_DOT_U8(acc, u, s) _mm512_dpbusd_epi32(acc, u, s)
 #define WIDE_SUM_U8(acc) (acc)
 #define WIDE_DOT_S16(acc, a, b) _mm512_dpwssd_epi32(acc, a, b)
-#define WIDE_FLUSH 128
 #define PANEL_COLUMNS 12
 #define ATTEND_COLUMNS 8
 #define ATTEND_REGISTERS 16
@@ -61,10 +61,10 @@
 #include "quantize.h"
 
 static const Kernels kernels_avx512 = {
-    .name = "avx512", PRODUCTS(wide_block_f32, wide_block_f16), PAIRS, AVX2_STEPS, WIDE_STEPS(avx512)};
+    .name = "avx512", PRODUCTS(wide_block_f32, wide_block_f16, prepare_q4_avx2), PAIRS, AVX2_STEPS, WIDE_STEPS(avx512)};
 /* For CPUs that compute a vector of 512 bits in two halves, so that panels gain little, and pairs of blocks nothing. */
 static const Kernels kernels_avx512_halves = {
-    .name = "avx512", PRODUCTS(block_f32, block_f16), AVX2_STEPS, WIDE_STEPS(avx512)};
+    .name = "avx512", PRODUCTS(block_f32, block_f16, prepare_q4_avx2), AVX2_STEPS, WIDE_STEPS(avx512)};
 
 static inline int cpu_has_avx512(void) {
   return cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -4,7 +4,7 @@
  *   WIDE_INT, WIDE        vectors of WIDE_ROWS int32 or float32, one number per row
  *   wide_*(...)           operations on them, see avx2.h
  *   WIDE_DOT_U8, WIDE_SUM_U8, WIDE_DOT_S16      as for tiles256.h
- *   WIDE_FLUSH            most steps before WIDE_SUM_U8 must be called
+ *   OFFSET_INPUTS         as for tiles256.h
  *   PANEL_COLUMNS         columns of a tile
  *
  * A panel has 2 * WIDE_ROWS rows. It is unpacked once for all columns: step by step, 4 bytes of each row. A tile is a
@@ -18,17 +18,15 @@ TARGET_INLINE void NAME(panel_tile)(const char* w, const float* w_scales, int64_
                                     const float* x_scales, const int32_t* offsets, const int STEPS, const int Q4_CODES,
                                     float* totals, int64_t stride) {
   enum { C = PANEL_COLUMNS };
-  const int FLUSH = Q4_CODES && STEPS > WIDE_FLUSH ? WIDE_FLUSH : STEPS;
-  const int OFFSETS_LATE = Q4_CODES && WIDE_FLUSH <= STEPS; /* acc has 16 bits, too few for offsets: sum has them */
+  const int PARTS = Q4_CODES && STEPS * QUAD > OFFSET_INPUTS ? 2 : 1;
   for (int64_t g = 0; g < n_groups; g++) {
     WIDE_INT sum[2][C];
-    for (int c = 0; c < C; c++) sum[0][c] = sum[1][c] = OFFSETS_LATE ? wide_broadcast_int(offsets + c) : wide_zero();
-    for (int s0 = 0; s0 < STEPS; s0 += FLUSH) {
-      WIDE_INT acc[2][C];
-      for (int c = 0; c < C; c++)
-        acc[0][c] = acc[1][c] = Q4_CODES && !OFFSETS_LATE ? wide_broadcast_int(offsets + c) : wide_zero();
 #pragma GCC unroll 2
-      for (int s = 0; s < FLUSH; s++, w += 2 * WIDE_ROWS * 4, x += C * 4) {
+    for (int part = 0; part < PARTS; part++, offsets += C) {
+      WIDE_INT acc[2][C];
+      for (int c = 0; c < C; c++) acc[0][c] = acc[1][c] = Q4_CODES ? wide_broadcast_int(offsets + c) : wide_zero();
+#pragma GCC unroll 2
+      for (int s = 0; s < STEPS / PARTS; s++, w += 2 * WIDE_ROWS * 4, x += C * 4) {
         WIDE_INT rows0 = wide_load_int(w), rows1 = wide_load_int(w + WIDE_ROWS * 4);
 #pragma GCC unroll 16
         for (int c = 0; c < C; c++) {
@@ -40,7 +38,10 @@ TARGET_INLINE void NAME(panel_tile)(const char* w, const float* w_scales, int64_
         }
       }
       for (int v = 0; v < 2; v++)
-        for (int c = 0; c < C; c++) sum[v][c] = wide_add_int(sum[v][c], Q4_CODES ? WIDE_SUM_U8(acc[v][c]) : acc[v][c]);
+        for (int c = 0; c < C; c++) {
+          const WIDE_INT more = Q4_CODES ? WIDE_SUM_U8(acc[v][c]) : acc[v][c];
+          sum[v][c] = part ? wide_add_int(sum[v][c], more) : more;
+        }
     }
     WIDE scale0 = wide_load(w_scales), scale1 = wide_load(w_scales + WIDE_ROWS);
 #pragma GCC unroll 16
@@ -53,7 +54,6 @@ TARGET_INLINE void NAME(panel_tile)(const char* w, const float* w_scales, int64_
     }
     w_scales += 2 * WIDE_ROWS;
     x_scales += C;
-    offsets += C;
   }
 }
 
@@ -77,7 +77,7 @@ TARGET static void NAME(panel_quantized)(const Matrix* w, const void* steps, con
   const int64_t steps_per_group = x->n_steps / x->n_groups;
   const char* column = (const char*)x->steps + (c0 * x->n_steps + g0 * steps_per_group * PANEL_COLUMNS) * 4;
   const float* x_scales = x->scales + c0 * x->n_groups + g0 * PANEL_COLUMNS;
-  const int32_t* offsets = x->offsets + c0 * x->n_groups + g0 * PANEL_COLUMNS;
+  const int32_t* offsets = x->offsets + c0 * x->n_offsets + g0 * (x->n_offsets / x->n_groups) * PANEL_COLUMNS;
 #define CALL(f) NAME(f)(steps, scales, g1 - g0, column, x_scales, offsets, totals, total_stride)
   if (w->kind == Q8 && w->group_size == 32) CALL(panel_q8_32);
   if (w->kind == Q8 && w->group_size == 64) CALL(panel_q8_64);

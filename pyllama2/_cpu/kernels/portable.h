@@ -142,23 +142,30 @@ INLINE void NAME(scatter_steps)(const void* column, int64_t n, int interleave, c
   for (int64_t s = 0; s < n; s++) memcpy(steps + s * interleave * 4, (const char*)column + s * 4, 4);
 }
 
-TARGET static void NAME(prepare_q4)(const Matrix* w, const float* x, int interleave, void* steps, float* scales,
-                                    int32_t* offsets) {
-  const int size = w->group_size;
-  for (int64_t g = 0; g < groups_of(w); g++) {
+TARGET INLINE int32_t NAME(whole_offset)(const int8_t* codes, int n) {
+  int32_t sum = 0;
+  for (int i = 0; i < n; i++) sum += codes[i];
+  return -8 * sum;
+}
+
+/* offset(codes, n) is called for each group, or for each of its parts of so many inputs if they are fewer. */
+TARGET INLINE void NAME(prepare_q4_with)(const Matrix* w, const float* x, int interleave, int32_t* steps, float* scales,
+                                         int32_t* offsets, int32_t (*const offset)(const int8_t*, int),
+                                         const int MOST_INPUTS) {
+  const int size = w->group_size, part = size < MOST_INPUTS ? size : MOST_INPUTS;
+  for (int64_t g = 0; g < groups_of(w); g++, scales += interleave, steps += size / QUAD * interleave) {
     float rounded[MAX_GROUP];
     int8_t codes[MAX_GROUP];
-    int32_t sum = 0;
-    scales[g * interleave] =
-        NAME(quantize_activation_group)(x + g * size, w->columns - g * size, size, 127.0f, rounded);
-    for (int i = 0; i < size; i++) {
-      int32_t code = (int32_t)rounded[i];
-      codes[i] = (int8_t)code;
-      sum += code;
-    }
-    offsets[g * interleave] = -8 * sum;
-    NAME(scatter_steps)(codes, size / 4, interleave, (char*)steps + g * size * interleave);
+    *scales = NAME(quantize_activation_group)(x + g * size, w->columns - g * size, size, 127.0f, rounded);
+    for (int i = 0; i < size; i++) codes[i] = (int8_t)rounded[i];
+    for (int i = 0; i < size; i += part, offsets += interleave) *offsets = offset(codes + i, part);
+    NAME(scatter_steps)(codes, size / QUAD, interleave, (char*)steps);
   }
+}
+
+TARGET static void NAME(prepare_q4)(const Matrix* w, const float* x, int interleave, void* steps, float* scales,
+                                    int32_t* offsets) {
+  NAME(prepare_q4_with)(w, x, interleave, steps, scales, offsets, NAME(whole_offset), MAX_GROUP);
 }
 
 TARGET static void NAME(prepare_q8)(const Matrix* w, const float* x, int interleave, void* steps, float* scales,

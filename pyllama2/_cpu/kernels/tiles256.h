@@ -5,11 +5,13 @@
  *   TILE_COLUMNS          number of columns whose accumulators fit into the registers
  *   FLOAT_COLUMNS         the same for 2 rows of float32
  *   DOT_U8_AT(acc, u, p)  acc += products of unsigned bytes with the 4 signed bytes at p, repeated 8 times
- *   SUM_U8(acc)           8 int32 sums, of at most MOST_DOTS DOT_U8_AT of q4's codes with int8
+ *   OFFSET_INPUTS         inputs of a group of q4 that an accumulator of these can hold, together with their offset
+ *   SUM_U8(acc)           the 8 int32 sums in such an accumulator
  *   DOT_S16(acc, a, b)    acc (8 int32) += sums of two products of int16
  *   DOT_S16_AT(acc, a, p) the same with the 2 int16 at p, repeated 8 times
+ *   APART                 whether the halves of a register's inputs have accumulators of their own
  *
- * One register holds 8 rows x 4 inputs of a quantized matrix. Its columns are interleaved, so that all steps of a tile
+ * Several blocks are multiplied together where that is faster: streams256.h. One register holds 8 rows x 4 inputs of a quantized matrix. Its columns are interleaved, so that all steps of a tile
  * are at constant distances from one pointer. Tile functions are inlined, and their number of columns and group size
  * are constants, so that the accumulators are in registers. The result of a column does not depend on the number of
  * columns.
@@ -76,6 +78,21 @@ TARGET_INLINE void NAME(tile_float)(const void* const row[2], int64_t inputs, co
     for (int r = 0; r < ROWS; r++) out[c * ROW_BLOCK + r] = NAME(sum_lanes)(sum[r][c][0], sum[r][c][1]);
 }
 
+/* Some blocks, one after the other, and their results. */
+typedef struct {
+  const char* codes;
+  const uint16_t* scales;
+  int64_t code_bytes, n_scales, floats; /* of one block */
+  float* out;
+} NAME(Blocks);
+
+TARGET_INLINE void NAME(prefetch_codes)(const void* codes, int64_t ahead, const int BLOCKS) {
+  if (BLOCKS == 1)
+    ask_ahead(codes);
+  else
+    __builtin_prefetch((const char*)codes + ahead);
+}
+
 /* total[c] += sums[c] times the scales of rows and column, for the sums of a group. */
 TARGET_INLINE void NAME(add_group)(__m256* total, const __m256i* sums, const uint16_t* scales, const float* x_scales,
                                    const int COLUMNS) {
@@ -88,36 +105,75 @@ TARGET_INLINE void NAME(add_group)(__m256* total, const __m256i* sums, const uin
 
 /* A single column, whose four inputs lie together. Two registers of int16 hold 4 rows x 4 inputs each; adding neighbours
  * at the end of a group gives 8 sums. */
-TARGET_INLINE void NAME(column_q8)(const int8_t* w, const uint16_t* scales, const Activations* x, int c,
-                                   const int GROUP, float* out) {
+TARGET_INLINE void NAME(column_q8)(NAME(Blocks) w, const Activations* x, int c, const int GROUP, const int BLOCKS) {
   const int16_t* inputs = (const int16_t*)x->steps + c * x->n_steps * 2;
   const float* x_scales = x->scales + c * x->n_groups;
-  __m256 total = _mm256_setzero_ps();
-  for (int64_t g = 0; g < x->n_groups; g++, scales += ROW_BLOCK) {
-    __m256i lower = _mm256_setzero_si256(), upper = lower;
-#pragma GCC unroll 8
-    for (int j = 0; j < GROUP / QUAD; j++, w += 32, inputs += QUAD) {
-      if (j % 2 == 0) ask_ahead(w);
-      __m256i input = _mm256_castpd_si256(_mm256_broadcast_sd((const double*)inputs));
-      lower = DOT_S16(lower, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)w)), input);
-      upper = DOT_S16(upper, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(w + 16))), input);
-      KEEP(lower);
-      KEEP(upper);
+  __m256 total[STREAMS];
+  for (int b = 0; b < BLOCKS; b++) total[b] = _mm256_setzero_ps();
+  for (int64_t g = 0; g < x->n_groups; g++, w.scales += ROW_BLOCK) {
+    const int64_t ahead = stream_ahead((g + 1) * GROUP * ROW_BLOCK, w.code_bytes, BLOCKS, STREAM_AHEAD);
+    __m256i lower[STREAMS], upper[STREAMS];
+    for (int b = 0; b < BLOCKS; b++) lower[b] = upper[b] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (int j = 0; j < GROUP / QUAD; j += 2, w.codes += 64, inputs += 2 * QUAD) {
+      const __m256i input[2] = {_mm256_castpd_si256(_mm256_broadcast_sd((const double*)inputs)),
+                                _mm256_castpd_si256(_mm256_broadcast_sd((const double*)(inputs + QUAD)))};
+#pragma GCC unroll 4
+      for (int b = 0; b < BLOCKS; b++) {
+        const __m128i* codes = (const __m128i*)(w.codes + b * w.code_bytes);
+        NAME(prefetch_codes)(codes, ahead, BLOCKS);
+#pragma GCC unroll 2
+        for (int k = 0; k < 2; k++) {
+          lower[b] = DOT_S16(lower[b], _mm256_cvtepi8_epi16(_mm_loadu_si128(codes + 2 * k)), input[k]);
+          upper[b] = DOT_S16(upper[b], _mm256_cvtepi8_epi16(_mm_loadu_si128(codes + 2 * k + 1)), input[k]);
+          KEEP(lower[b]);
+          KEEP(upper[b]);
+        }
+      }
     }
-    /* hadd works within 128-bit halves: rows 0 1 4 5 | 2 3 6 7 */
-    __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(lower, upper), _MM_SHUFFLE(3, 1, 2, 0));
-    NAME(add_group)(&total, &sums, scales, x_scales + g, 1);
+    for (int b = 0; b < BLOCKS; b++) {
+      /* hadd works within 128-bit halves: rows 0 1 4 5 | 2 3 6 7 */
+      const __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(lower[b], upper[b]), _MM_SHUFFLE(3, 1, 2, 0));
+      NAME(add_group)(total + b, &sums, w.scales + b * w.n_scales, x_scales + g, 1);
+    }
   }
-  _mm256_storeu_ps(out + c * ROW_BLOCK, total);
+  for (int b = 0; b < BLOCKS; b++) _mm256_storeu_ps(w.out + b * w.floats + c * ROW_BLOCK, total[b]);
 }
 
-/* A register of codes becomes two of int16, with inputs 0 and 1, and 2 and 3 of each row. Each has accumulators of its
- * own, so that there are enough of them to be added to at the same time. The largest sum, 128 * 127 * 32767, fits 32
- * bits. */
-TARGET_INLINE void NAME(tile_q8)(const int8_t* w, const uint16_t* scales, const Activations* x, int c0, const int GROUP,
-                                 const int COLUMNS, float* out) {
+/* Accumulators of a tile. A table whose products have a long latency has twice as many, so that there are enough of them
+ * to be added to at the same time. */
+typedef __m256i NAME(Sums)[STREAMS][TILE_COLUMNS];
+
+/* sums += rows, of 2 inputs each, times a step of each column. */
+TARGET_INLINE void NAME(dot_s16)(NAME(Sums) sums, const __m256i* rows, const int32_t* steps, const int BLOCKS,
+                                 const int COLUMNS) {
+#pragma GCC unroll 8
+  for (int c = 0; c < COLUMNS; c++)
+#pragma GCC unroll 4
+    for (int b = 0; b < BLOCKS; b++) {
+      DOT_S16_AT(sums[b][c], rows[b], steps + c);
+      KEEP(sums[b][c]);
+    }
+}
+
+/* The same with codes of 4 inputs. */
+TARGET_INLINE void NAME(dot_u8)(NAME(Sums) sums, const __m256i* rows, const int32_t* steps, const int BLOCKS,
+                                const int COLUMNS) {
+#pragma GCC unroll 8
+  for (int c = 0; c < COLUMNS; c++)
+#pragma GCC unroll 4
+    for (int b = 0; b < BLOCKS; b++) {
+      DOT_U8_AT(sums[b][c], rows[b], steps + c);
+      KEEP(sums[b][c]);
+    }
+}
+
+/* A register of codes becomes two of int16, with inputs 0 and 1, and 2 and 3 of each row. The largest sum,
+ * 128 * 127 * 32767, fits 32 bits. */
+TARGET_INLINE void NAME(tiles_q8)(NAME(Blocks) w, const Activations* x, int c0, const int GROUP, const int BLOCKS,
+                                  const int COLUMNS) {
   if (COLUMNS == 1) {
-    NAME(column_q8)(w, scales, x, c0, GROUP, out);
+    NAME(column_q8)(w, x, c0, GROUP, BLOCKS);
     return;
   }
   enum { ZERO = -128 };
@@ -126,68 +182,99 @@ TARGET_INLINE void NAME(tile_q8)(const int8_t* w, const uint16_t* scales, const 
                 input2 = _mm256_add_epi8(input0, _mm256_set1_epi16(0x0200));
   const int32_t* steps = (const int32_t*)x->steps + c0 * x->n_steps;
   const float* x_scales = x->scales + c0 * x->n_groups;
-  __m256 total[TILE_COLUMNS];
-  for (int c = 0; c < COLUMNS; c++) total[c] = _mm256_setzero_ps();
-  for (int64_t g = 0; g < x->n_groups; g++, scales += ROW_BLOCK, x_scales += COLUMNS) {
-    __m256i sums[TILE_COLUMNS], more[TILE_COLUMNS];
-    for (int c = 0; c < COLUMNS; c++) sums[c] = more[c] = _mm256_setzero_si256();
-#pragma GCC unroll 8
-    for (int j = 0; j < GROUP / QUAD; j++, w += 32, steps += 2 * COLUMNS) {
-      if (j % 2 == 0) ask_ahead(w);
-      __m256i bytes = _mm256_loadu_si256((const __m256i*)w);
-      __m256i inputs0 = _mm256_srai_epi16(_mm256_shuffle_epi8(bytes, input0), 8);
-      __m256i inputs2 = _mm256_srai_epi16(_mm256_shuffle_epi8(bytes, input2), 8);
-#pragma GCC unroll 8
-      for (int c = 0; c < COLUMNS; c++) {
-        DOT_S16_AT(sums[c], inputs0, steps + c);
-        DOT_S16_AT(more[c], inputs2, steps + COLUMNS + c);
-        KEEP(sums[c]);
-        KEEP(more[c]);
+  __m256 total[STREAMS][TILE_COLUMNS];
+  for (int b = 0; b < BLOCKS; b++)
+    for (int c = 0; c < COLUMNS; c++) total[b][c] = _mm256_setzero_ps();
+  for (int64_t g = 0; g < x->n_groups; g++, w.scales += ROW_BLOCK, x_scales += COLUMNS) {
+    const int64_t ahead = stream_ahead((g + 1) * GROUP * ROW_BLOCK, w.code_bytes, BLOCKS, PREFETCH_L1);
+    NAME(Sums) sums, more;
+    for (int b = 0; b < BLOCKS; b++)
+      for (int c = 0; c < COLUMNS; c++) sums[b][c] = more[b][c] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (int j = 0; j < GROUP / QUAD; j += 2, w.codes += 64, steps += 4 * COLUMNS) {
+      for (int b = 0; b < BLOCKS; b++) NAME(prefetch_codes)(w.codes + b * w.code_bytes, ahead, BLOCKS);
+#pragma GCC unroll 2
+      for (int k = 0; k < 2; k++) {
+        __m256i inputs0[STREAMS], inputs2[STREAMS];
+#pragma GCC unroll 4
+        for (int b = 0; b < BLOCKS; b++) {
+          __m256i bytes = _mm256_loadu_si256((const __m256i*)(w.codes + b * w.code_bytes) + k);
+          inputs0[b] = _mm256_srai_epi16(_mm256_shuffle_epi8(bytes, input0), 8);
+          inputs2[b] = _mm256_srai_epi16(_mm256_shuffle_epi8(bytes, input2), 8);
+        }
+        NAME(dot_s16)(sums, inputs0, steps + 2 * k * COLUMNS, BLOCKS, COLUMNS);
+        NAME(dot_s16)(APART ? more : sums, inputs2, steps + (2 * k + 1) * COLUMNS, BLOCKS, COLUMNS);
       }
     }
-    for (int c = 0; c < COLUMNS; c++) sums[c] = _mm256_add_epi32(sums[c], more[c]);
-    NAME(add_group)(total, sums, scales, x_scales, COLUMNS);
+    for (int b = 0; b < BLOCKS; b++) {
+      for (int c = 0; APART && c < COLUMNS; c++) sums[b][c] = _mm256_add_epi32(sums[b][c], more[b][c]);
+      NAME(add_group)(total[b], sums[b], w.scales + b * w.n_scales, x_scales, COLUMNS);
+    }
   }
-  for (int c = 0; c < COLUMNS; c++) _mm256_storeu_ps(out + (c0 + c) * ROW_BLOCK, total[c]);
+  for (int b = 0; b < BLOCKS; b++)
+    for (int c = 0; c < COLUMNS; c++) _mm256_storeu_ps(w.out + b * w.floats + (c0 + c) * ROW_BLOCK, total[b][c]);
 }
 
-/* Low and high nibbles have accumulators of their own, too. */
-TARGET_INLINE void NAME(tile_q4)(const uint8_t* w, const uint16_t* scales, const Activations* x, int c0,
-                                 const int GROUP, const int COLUMNS, float* out) {
+/* Sums start with the columns' offsets. Where a group has more products than an accumulator holds, it has two offsets:
+ * its low nibbles, which are its first half, are added up before the high ones. */
+TARGET_INLINE void NAME(tiles_q4)(NAME(Blocks) w, const Activations* x, int c0, const int GROUP, const int BLOCKS,
+                                  const int COLUMNS) {
   const __m256i nibble = _mm256_set1_epi8(15);
-  const int REGISTERS = GROUP / 8, COUNT = REGISTERS < MOST_DOTS ? REGISTERS : MOST_DOTS;
+  const int REGISTERS = GROUP / 8, PARTS = GROUP > OFFSET_INPUTS ? 2 : 1;
   const int32_t* steps = (const int32_t*)x->steps + c0 * x->n_steps;
   const float* x_scales = x->scales + c0 * x->n_groups;
-  const int32_t* offsets = x->offsets + c0 * x->n_groups;
-  __m256 total[TILE_COLUMNS];
-  for (int c = 0; c < COLUMNS; c++) total[c] = _mm256_setzero_ps();
-  for (int64_t g = 0; g < x->n_groups; g++, scales += ROW_BLOCK, x_scales += COLUMNS, offsets += COLUMNS) {
-    __m256i sums[TILE_COLUMNS];
-    for (int c = 0; c < COLUMNS; c++) sums[c] = _mm256_set1_epi32(offsets[c]);
-    for (int j0 = 0; j0 < REGISTERS; j0 += COUNT) {
-      __m256i low[TILE_COLUMNS], high[TILE_COLUMNS];
-      for (int c = 0; c < COLUMNS; c++) low[c] = high[c] = _mm256_setzero_si256();
-#pragma GCC unroll 16
-      for (int j = 0; j < COUNT; j++, w += 32, steps += COLUMNS) {
-        if (j % 2 == 0) ask_ahead(w);
-        __m256i bytes = _mm256_loadu_si256((const __m256i*)w);
-        __m256i lows = _mm256_and_si256(bytes, nibble), highs = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
-#pragma GCC unroll 8
-        for (int c = 0; c < COLUMNS; c++) {
-          DOT_U8_AT(low[c], lows, steps + c);
-          DOT_U8_AT(high[c], highs, steps + REGISTERS * COLUMNS + c);
-          KEEP(low[c]);
-          KEEP(high[c]);
-        }
-      }
+  const int32_t* offsets = x->offsets + c0 * x->n_offsets;
+  __m256 total[STREAMS][TILE_COLUMNS];
+  for (int b = 0; b < BLOCKS; b++)
+    for (int c = 0; c < COLUMNS; c++) total[b][c] = _mm256_setzero_ps();
+  for (int64_t g = 0; g < x->n_groups; g++, w.scales += ROW_BLOCK, x_scales += COLUMNS) {
+    const int64_t ahead = stream_ahead((g + 1) * GROUP * ROW_BLOCK / 2, w.code_bytes, BLOCKS,
+                                       COLUMNS == 1 ? STREAM_AHEAD_Q4 : PREFETCH_L1);
+    NAME(Sums) sums;
+#pragma GCC unroll 2
+    for (int part = 0; part < PARTS; part++, offsets += COLUMNS) {
+      NAME(Sums) low, high;
       for (int c = 0; c < COLUMNS; c++)
-        sums[c] = _mm256_add_epi32(sums[c], _mm256_add_epi32(SUM_U8(low[c]), SUM_U8(high[c])));
+        for (int b = 0; b < BLOCKS; b++) low[b][c] = BROADCAST_STEP(offsets + c), high[b][c] = _mm256_setzero_si256();
+#pragma GCC unroll 16
+      for (int j = 0; j < REGISTERS; j++) {
+        __m256i lows[STREAMS], highs[STREAMS];
+#pragma GCC unroll 4
+        for (int b = 0; b < BLOCKS; b++) {
+          const char* codes = w.codes + b * w.code_bytes + j * 32;
+          if (j % 2 == 0 && part == 0) NAME(prefetch_codes)(codes, ahead, BLOCKS);
+          __m256i bytes = _mm256_loadu_si256((const __m256i*)codes);
+          lows[b] = _mm256_and_si256(bytes, nibble);
+          highs[b] = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+        }
+        if (part == 0) NAME(dot_u8)(low, lows, steps + j * COLUMNS, BLOCKS, COLUMNS);
+        if (part == PARTS - 1)
+          NAME(dot_u8)(APART ? high : low, highs, steps + (REGISTERS + j) * COLUMNS, BLOCKS, COLUMNS);
+      }
+      for (int b = 0; b < BLOCKS; b++)
+        for (int c = 0; c < COLUMNS; c++) {
+          __m256i sum = SUM_U8(low[b][c]);
+          if (APART) sum = _mm256_add_epi32(sum, SUM_U8(high[b][c]));
+          sums[b][c] = part ? _mm256_add_epi32(sums[b][c], sum) : sum;
+        }
     }
-    steps += REGISTERS * COLUMNS; /* those of the high nibbles */
-    NAME(add_group)(total, sums, scales, x_scales, COLUMNS);
+    w.codes += REGISTERS * 32;
+    steps += 2 * REGISTERS * COLUMNS;
+    for (int b = 0; b < BLOCKS; b++) NAME(add_group)(total[b], sums[b], w.scales + b * w.n_scales, x_scales, COLUMNS);
   }
-  for (int c = 0; c < COLUMNS; c++) _mm256_storeu_ps(out + (c0 + c) * ROW_BLOCK, total[c]);
+  for (int b = 0; b < BLOCKS; b++)
+    for (int c = 0; c < COLUMNS; c++) _mm256_storeu_ps(w.out + b * w.floats + (c0 + c) * ROW_BLOCK, total[b][c]);
 }
+
+#define TILE_OF_BLOCK(KIND)                                                                                    \
+  TARGET_INLINE void NAME(tile_##KIND)(const char* codes, const uint16_t* scales, const Activations* x, int c, \
+                                       const int GROUP, const int COLUMNS, float* out) {                       \
+    NAME(Blocks) block = {codes, scales, 0, 0, 0, out};                                                        \
+    NAME(tiles_##KIND)(block, x, c, GROUP, 1, COLUMNS);                                                        \
+  }
+TILE_OF_BLOCK(q8)
+TILE_OF_BLOCK(q4)
+#undef TILE_OF_BLOCK
 
 #define INTERLEAVED 1
 #include "blocks.h"

@@ -21,6 +21,8 @@ enum {
    * both. A loop that only reads has 16.8. */
   PREFETCH_L2 = 6144,
   PREFETCH_L1 = 2048,
+  STREAM_AHEAD = 512, /* with STREAMS at a time into the L1 cache only; twice as many inputs of q4 are in a byte */
+  STREAM_AHEAD_Q4 = 256,
 };
 
 typedef enum { FLOAT32, FLOAT16, Q8, Q4, KINDS } Kind;
@@ -51,8 +53,8 @@ typedef struct {
   int64_t value_stride;
   const void* steps;
   const float* scales;
-  const int32_t* offsets; /* q4: -8 * the sum of a group's codes, which removes the zero point of the weights */
-  int64_t n_steps, n_groups; /* of one column */
+  const int32_t* offsets; /* q4: what removes the zero point of the weights, see offsets_of() */
+  int64_t n_steps, n_groups, n_offsets; /* of one column */
   int interleave;
   int panels; /* whether they are for panel() rather than block() */
 } Activations;
@@ -115,6 +117,7 @@ typedef struct {
   int pair_columns[KINDS]; /* faster for at least so many columns; 0: never */
   /* The same as STREAMS such calls, with a single column. NULL: not faster. */
   void (*streams[KINDS])(const Matrix* w, int64_t block, const Activations* x, int n, float* out);
+  int offset_inputs; /* q4: most inputs that have an offset in two halves; 0: an offset is a group's, and whole */
   int tile_columns; /* largest tile_width() of quantized kinds */
   int panel_rows, panel_columns; /* 0 where there are no panels */
 
@@ -142,8 +145,10 @@ typedef struct {
 
 #include "vector.h"
 
-/* Groups of one row of a quantized matrix. */
-INLINE int64_t groups_of(const Matrix* w) { return (w->columns + w->group_size - 1) / w->group_size; }
+/* Groups of one row of a quantized matrix; of others 0. */
+INLINE int64_t groups_of(const Matrix* w) {
+  return w->group_size ? (w->columns + w->group_size - 1) / w->group_size : 0;
+}
 
 /* Bytes of codes of one block of 8 rows. */
 INLINE int64_t block_bytes(const Matrix* w) {
@@ -155,6 +160,12 @@ INLINE int64_t steps_of(const Matrix* w) {
   if (w->kind == Q4) return groups_of(w) * w->group_size / 4;
   if (w->kind == Q8) return groups_of(w) * w->group_size / 2;
   return (w->columns + LANES - 1) / LANES * LANES;
+}
+
+/* Offsets of one column. Those of a group are each -8 * the sum of its codes. A table whose sums have 16 bits, which wrap
+ * around, has two numbers of 16 bits in an offset: for inputs 0 and 1 of its steps, and for inputs 2 and 3. */
+INLINE int64_t offsets_of(const Kernels* kernels, const Matrix* w) {
+  return groups_of(w) * (kernels->offset_inputs && w->group_size > kernels->offset_inputs ? 2 : 1);
 }
 
 /* The size of the fewest parts of n that are at most so large, and as equal as can be. */

@@ -4,11 +4,11 @@
 #undef TARGET_INLINE
 #undef DOT_U8
 #undef SUM_U8
-#undef MOST_DOTS
+#undef OFFSET_INPUTS
+#undef APART
 #undef DOT_U8_AT
 #undef DOT_S16_AT
 #undef DOT_S16
-#undef WIDE_FLUSH
 #undef Q4Sums
 #undef ZERO_Q4
 #undef UNPACK_Q4

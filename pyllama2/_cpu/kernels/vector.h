@@ -32,6 +32,12 @@ INLINE void ask_ahead(const void* p) {
   __builtin_prefetch((const char*)p + PREFETCH_L1, 0, 3);
 }
 
+/* How far ahead to prefetch at the bytes before end of some streams of so many bytes each, which lie one after the other:
+ * beyond its own end, each goes on after the others. */
+INLINE int64_t stream_ahead(int64_t end, int64_t bytes, int streams, int64_t distance) {
+  return end + distance <= bytes ? distance : distance + (streams - 1) * bytes;
+}
+
 INLINE v4f max4(v4f a, v4f b) { /* b where one is NaN */
   v4i first = a > b;
   return (v4f)((first & (v4i)a) | (~first & (v4i)b));
