@@ -20,7 +20,7 @@ from .matrix import MatrixProduct
 COUNTS = (8, 12, 16, 24, 32, 48, 64)
 # By AMD's family and the instruction set. bench_kernels.py --few-columns tells.
 _MEASURED: dict[tuple[int, str], dict[WeightType, int]] = {
-    (0x19, "avx2"): {"float32": 24, "float16": 24, "q8": 16, "q4": 64},  # Zen 3
+    (0x19, "avx2"): {"float32": 24, "float16": 24, "q8": 64, "q4": 64},  # Zen 3
     (0x19, "avx512"): {"float32": 24, "float16": 24, "q8": 64, "q4": 64},  # Zen 4
     (0x1A, "avx512"): {"float32": 24, "float16": 24, "q8": 32, "q4": 64},  # Zen 5
 }
