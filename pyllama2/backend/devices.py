@@ -21,6 +21,7 @@ _REGISTRY = {
     "cpu": "pyllama2._cpu:CpuBackend",
 }
 _STAGED = "pyllama2._staged:StagedBackend"
+_NO_CUDA = "pyllama2._gpu.availability:unavailable_reason"  # quick where there is no GPU
 _GPU = re.compile("cuda:(0|[1-9][0-9]{0,2})")  # one name for each GPU
 
 # Makes a backend, as the class does: MakeBackend(model, n_threads=..., kv_dtype=...).
@@ -116,10 +117,10 @@ def _on_gpus(
     device: str, model: StoredModel | None, kv_dtype: str | None, n_gpu_layers: int | None, cpus: Sequence[int]
 ) -> tuple[str, tuple[MakeBackend, str] | None]:
     """What to take for one GPU or several. If there is nothing, why not."""
-    cuda, gpus = _loaded(_REGISTRY["cuda"]), gpu_numbers(device)
-    if reason := next(filter(None, map(cuda.unavailable_reason, gpus)), None):
+    gpus = gpu_numbers(device)
+    if reason := next(filter(None, map(_loaded(_NO_CUDA), gpus)), None):
         return f"no {device}: {reason}", None
-    staged = _loaded(_STAGED)
+    cuda, staged = _loaded(_REGISTRY["cuda"]), _loaded(_STAGED)
     whole = cuda if gpus == [None] else partial(cuda, device=gpus[0])
     parts = partial(staged, gpus=gpus, n_gpu_layers=n_gpu_layers, cpus=cpus)
     is_whole = len(gpus) == 1 and n_gpu_layers is None  # if it fits
