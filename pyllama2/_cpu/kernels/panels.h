@@ -25,16 +25,19 @@ TARGET_INLINE void NAME(panel_tile)(const char* w, const float* w_scales, int64_
     for (int part = 0; part < PARTS; part++, offsets += C) {
       WIDE_INT acc[2][C];
       for (int c = 0; c < C; c++) acc[0][c] = acc[1][c] = Q4_CODES ? wide_broadcast_int(offsets + c) : wide_zero();
+      for (int s = 0; s < STEPS / PARTS; s += 2, w += 4 * WIDE_ROWS * 4, x += 2 * C * 4) {
 #pragma GCC unroll 2
-      for (int s = 0; s < STEPS / PARTS; s++, w += 2 * WIDE_ROWS * 4, x += C * 4) {
-        WIDE_INT rows0 = wide_load_int(w), rows1 = wide_load_int(w + WIDE_ROWS * 4);
+        for (int k = 0; k < 2; k++) {
+          const char* step = w + k * 2 * WIDE_ROWS * 4;
+          WIDE_INT rows0 = wide_load_int(step), rows1 = wide_load_int(step + WIDE_ROWS * 4);
 #pragma GCC unroll 16
-        for (int c = 0; c < C; c++) {
-          WIDE_INT input = wide_broadcast_int(x + c * 4);
-          acc[0][c] = Q4_CODES ? WIDE_DOT_U8(acc[0][c], rows0, input) : WIDE_DOT_S16(acc[0][c], rows0, input);
-          acc[1][c] = Q4_CODES ? WIDE_DOT_U8(acc[1][c], rows1, input) : WIDE_DOT_S16(acc[1][c], rows1, input);
-          KEEP(acc[0][c]);
-          KEEP(acc[1][c]);
+          for (int c = 0; c < C; c++) {
+            WIDE_INT input = wide_broadcast_int(x + (k * C + c) * 4);
+            acc[0][c] = Q4_CODES ? WIDE_DOT_U8(acc[0][c], rows0, input) : WIDE_DOT_S16(acc[0][c], rows0, input);
+            acc[1][c] = Q4_CODES ? WIDE_DOT_U8(acc[1][c], rows1, input) : WIDE_DOT_S16(acc[1][c], rows1, input);
+            KEEP(acc[0][c]);
+            KEEP(acc[1][c]);
+          }
         }
       }
       for (int v = 0; v < 2; v++)
