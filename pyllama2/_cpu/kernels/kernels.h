@@ -6,7 +6,7 @@
  * scalar.h      the table for any machine, and the definition of what each product computes
  * tiles256.h    products with 256-bit integer vectors: included by the x86 tables, each with its dot product
  * tiles512.h    the same with 512-bit vectors: included by the table with AVX-512
- * streams256.h  products of a single column that read four streams: included by the table with AVX2
+ * streams256.h  products that read several streams: included by the table with AVX2
  * tiles128.h    products with 128-bit vectors: included by the ARM tables
  * blocks.h      products of any number of columns, made of those tiles
  * panels.h      products of packed panels, with vectors of 256 or 512 bits: included by the x86 tables

@@ -11,10 +11,10 @@
  *   DOT_S16_AT(acc, a, p) the same with the 2 int16 at p, repeated 8 times
  *   APART                 whether the halves of a register's inputs have accumulators of their own
  *
- * Several blocks are multiplied together where that is faster: streams256.h. One register holds 8 rows x 4 inputs of a quantized matrix. Its columns are interleaved, so that all steps of a tile
+ * One register holds 8 rows x 4 inputs of a quantized matrix. Its columns are interleaved, so that all steps of a tile
  * are at constant distances from one pointer. Tile functions are inlined, and their number of columns and group size
- * are constants, so that the accumulators are in registers. The result of a column does not depend on the number of
- * columns.
+ * are constants, so that the accumulators are in registers. So is their number of blocks, of which streams256.h takes
+ * several. The result of a column does not depend on the number of columns, or of blocks.
  */
 
 TARGET_INLINE float NAME(sum_lanes)(__m256 low, __m256 high) { /* in the order of SUM16 */
@@ -144,26 +144,17 @@ TARGET_INLINE void NAME(column_q8)(NAME(Blocks) w, const Activations* x, int c, 
  * to be added to at the same time. */
 typedef __m256i NAME(Sums)[STREAMS][TILE_COLUMNS];
 
-/* sums += rows, of 2 inputs each, times a step of each column. */
-TARGET_INLINE void NAME(dot_s16)(NAME(Sums) sums, const __m256i* rows, const int32_t* steps, const int BLOCKS,
-                                 const int COLUMNS) {
+/* sums += rows times a step of each column: of 4 inputs in bytes, or of 2 in int16. */
+TARGET_INLINE void NAME(add_products)(NAME(Sums) sums, const __m256i* rows, const int32_t* steps, const int BYTES,
+                                      const int BLOCKS, const int COLUMNS) {
 #pragma GCC unroll 8
   for (int c = 0; c < COLUMNS; c++)
 #pragma GCC unroll 4
     for (int b = 0; b < BLOCKS; b++) {
-      DOT_S16_AT(sums[b][c], rows[b], steps + c);
-      KEEP(sums[b][c]);
-    }
-}
-
-/* The same with codes of 4 inputs. */
-TARGET_INLINE void NAME(dot_u8)(NAME(Sums) sums, const __m256i* rows, const int32_t* steps, const int BLOCKS,
-                                const int COLUMNS) {
-#pragma GCC unroll 8
-  for (int c = 0; c < COLUMNS; c++)
-#pragma GCC unroll 4
-    for (int b = 0; b < BLOCKS; b++) {
-      DOT_U8_AT(sums[b][c], rows[b], steps + c);
+      if (BYTES)
+        DOT_U8_AT(sums[b][c], rows[b], steps + c);
+      else
+        DOT_S16_AT(sums[b][c], rows[b], steps + c);
       KEEP(sums[b][c]);
     }
 }
@@ -202,8 +193,8 @@ TARGET_INLINE void NAME(tiles_q8)(NAME(Blocks) w, const Activations* x, int c0, 
           inputs0[b] = _mm256_srai_epi16(_mm256_shuffle_epi8(bytes, input0), 8);
           inputs2[b] = _mm256_srai_epi16(_mm256_shuffle_epi8(bytes, input2), 8);
         }
-        NAME(dot_s16)(sums, inputs0, steps + 2 * k * COLUMNS, BLOCKS, COLUMNS);
-        NAME(dot_s16)(APART ? more : sums, inputs2, steps + (2 * k + 1) * COLUMNS, BLOCKS, COLUMNS);
+        NAME(add_products)(sums, inputs0, steps + 2 * k * COLUMNS, 0, BLOCKS, COLUMNS);
+        NAME(add_products)(APART ? more : sums, inputs2, steps + (2 * k + 1) * COLUMNS, 0, BLOCKS, COLUMNS);
       }
     }
     for (int b = 0; b < BLOCKS; b++) {
@@ -247,9 +238,9 @@ TARGET_INLINE void NAME(tiles_q4)(NAME(Blocks) w, const Activations* x, int c0, 
           lows[b] = _mm256_and_si256(bytes, nibble);
           highs[b] = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
         }
-        if (part == 0) NAME(dot_u8)(low, lows, steps + j * COLUMNS, BLOCKS, COLUMNS);
+        if (part == 0) NAME(add_products)(low, lows, steps + j * COLUMNS, 1, BLOCKS, COLUMNS);
         if (part == PARTS - 1)
-          NAME(dot_u8)(APART ? high : low, highs, steps + (REGISTERS + j) * COLUMNS, BLOCKS, COLUMNS);
+          NAME(add_products)(APART ? high : low, highs, steps + (REGISTERS + j) * COLUMNS, 1, BLOCKS, COLUMNS);
       }
       for (int b = 0; b < BLOCKS; b++)
         for (int c = 0; c < COLUMNS; c++) {
